@@ -1,0 +1,159 @@
+//! Byte-order newtypes: a value in network order cannot be mixed up with one in host order.
+
+/// A 16-bit value in network byte order, as it stands in the packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Be16 {
+    raw: u16,
+}
+
+impl Be16 {
+    /// Zero, the same in either order.
+    pub const ZERO: Self = Self { raw: 0 };
+
+    /// From a value in host byte order.
+    #[inline(always)]
+    pub const fn new(host: u16) -> Self {
+        Self { raw: host.to_be() }
+    }
+
+    /// From the bits as they were loaded from the packet.
+    #[inline(always)]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self { raw }
+    }
+
+    /// The bits as they are to be stored in the packet.
+    #[inline(always)]
+    pub const fn raw(self) -> u16 {
+        self.raw
+    }
+
+    /// The value in host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.raw)
+    }
+}
+
+/// A 32-bit value in network byte order, as it stands in the packet: an IPv4 address mostly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Be32 {
+    raw: u32,
+}
+
+impl Be32 {
+    /// Zero, the same in either order.
+    pub const ZERO: Self = Self { raw: 0 };
+
+    /// From a value in host byte order.
+    #[inline(always)]
+    pub const fn new(host: u32) -> Self {
+        Self { raw: host.to_be() }
+    }
+
+    /// From the bits as they were loaded from the packet.
+    #[inline(always)]
+    pub const fn from_raw(raw: u32) -> Self {
+        Self { raw }
+    }
+
+    /// The bits as they are to be stored in the packet.
+    #[inline(always)]
+    pub const fn raw(self) -> u32 {
+        self.raw
+    }
+
+    /// The value in host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u32 {
+        u32::from_be(self.raw)
+    }
+
+    /// The four bytes in the order they have on the wire.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 4] {
+        self.raw.to_ne_bytes()
+    }
+
+    /// From four bytes in the order they have on the wire.
+    #[inline(always)]
+    pub const fn from_octets(octets: [u8; 4]) -> Self {
+        Self { raw: u32::from_ne_bytes(octets) }
+    }
+}
+
+impl From<core::net::Ipv4Addr> for Be32 {
+    fn from(addr: core::net::Ipv4Addr) -> Self {
+        Self::from_octets(addr.octets())
+    }
+}
+
+impl From<Be32> for core::net::Ipv4Addr {
+    fn from(addr: Be32) -> Self {
+        Self::from(addr.octets())
+    }
+}
+
+/// An Ethernet address, bytes in wire order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Mac {
+    bytes: [u8; 6],
+}
+
+impl Mac {
+    /// From the six bytes in wire order.
+    #[inline(always)]
+    pub const fn new(bytes: [u8; 6]) -> Self {
+        Self { bytes }
+    }
+
+    /// The six bytes in wire order.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; 6] {
+        self.bytes
+    }
+
+    /// The address Docker gives an interface that has `ip`: 02:42 and the four address bytes.
+    #[inline(always)]
+    pub const fn of_ip(ip: Be32) -> Self {
+        let [a, b, c, d] = ip.octets();
+        Self { bytes: [0x02, 0x42, a, b, c, d] }
+    }
+
+    /// True for broadcast and multicast: the group bit of the first byte (IEEE 802, I/G).
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.bytes[0] & 1 != 0
+    }
+}
+
+impl core::fmt::Display for Mac {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let [a, b, c, d, e, g] = self.bytes;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_order_is_the_order_of_the_bytes_on_the_wire() {
+        assert_eq!(Be16::new(0x1234).raw().to_ne_bytes(), [0x12, 0x34]);
+        assert_eq!(Be32::new(0x0a00_0102).octets(), [10, 0, 1, 2]);
+        assert_eq!(Be32::from_octets([10, 0, 1, 2]).get(), 0x0a00_0102);
+        assert_eq!(Be16::from_raw(Be16::new(80).raw()).get(), 80);
+    }
+
+    #[test]
+    fn the_mac_of_an_address_is_dockers() {
+        let mac = Mac::of_ip(core::net::Ipv4Addr::new(10, 255, 0, 5).into());
+        assert_eq!(mac.to_string(), "02:42:0a:ff:00:05");
+        assert!(!mac.is_group());
+        assert!(Mac::new([0xff; 6]).is_group());
+    }
+}

@@ -1,0 +1,52 @@
+//! Flow hashing.
+
+/// First UDP source port of tunnel packets (RFC 7348, section 5: the dynamic range).
+pub const SOURCE_PORT_MIN: u16 = 49152;
+/// Last UDP source port of tunnel packets.
+pub const SOURCE_PORT_MAX: u16 = 65535;
+
+/// Spreads a flow hash over the tunnel's source ports, evenly and without a division, as the
+/// kernel's `udp_flow_src_port` does. The result is in host byte order.
+#[inline(always)]
+pub const fn source_port(hash: u32) -> u16 {
+    let range = (SOURCE_PORT_MAX - SOURCE_PORT_MIN) as u64 + 1;
+    (((hash as u64 * range) >> 32) as u16) + SOURCE_PORT_MIN
+}
+
+/// A hash of two words, for programs that have no flow hash from the kernel (XDP): a
+/// multiply-and-rotate mix with the finalizer of MurmurHash3.
+#[inline(always)]
+pub const fn mix(a: u32, b: u32) -> u32 {
+    let mut h = a.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    h ^= b.wrapping_mul(0x85eb_ca6b).rotate_left(13);
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_ports_cover_the_dynamic_range_and_nothing_else() {
+        assert_eq!(source_port(0), SOURCE_PORT_MIN);
+        assert_eq!(source_port(u32::MAX), SOURCE_PORT_MAX);
+        for hash in (0..=u32::MAX).step_by(65_537) {
+            assert!(source_port(hash) >= SOURCE_PORT_MIN);
+        }
+    }
+
+    #[test]
+    fn one_bit_of_input_changes_about_half_of_the_output() {
+        let mut flipped = 0;
+        for bit in 0..32 {
+            flipped += (mix(0x0a00_0001, 80) ^ mix(0x0a00_0001 ^ (1 << bit), 80)).count_ones();
+            flipped += (mix(0x0a00_0001, 80) ^ mix(0x0a00_0001, 80 ^ (1 << bit))).count_ones();
+        }
+        let mean = flipped / 64;
+        assert!((12..=20).contains(&mean), "mean of flipped bits is {mean}");
+    }
+}

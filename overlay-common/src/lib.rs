@@ -1,0 +1,38 @@
+//! What the kernel side and the user side of the datapath agree on: the layout of every map's
+//! keys and values, the wire formats, the named reasons and the arithmetic both sides use.
+//!
+//! Everything here is `no_std`, allocation-free and unit-tested on the host.
+#![cfg_attr(not(test), no_std)]
+
+mod addr;
+pub mod checksum;
+pub mod hash;
+pub mod maps;
+mod pod;
+mod reason;
+pub mod wire;
+
+pub use addr::{Be16, Be32, Mac};
+pub use pod::Plain;
+pub use reason::{COUNTERS, Direction, Reason};
+
+/// Version of the map layouts. It names the pin directory (`.../v1/`), so that an upgrade that
+/// changes a layout never reads another version's bytes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Bytes that VXLAN adds in front of an inner Ethernet frame on an IPv4 underlay: Ethernet 14,
+/// IPv4 20, UDP 8, VXLAN 8 (RFC 7348, section 5).
+pub const VXLAN_OVERHEAD: u32 = 50;
+
+/// The UDP port IANA assigned to VXLAN (RFC 7348, section 5).
+pub const DEFAULT_DATA_PATH_PORT: u16 = 4789;
+
+/// VNI of the `ingress` network: Docker's overlay driver starts counting here.
+pub const INGRESS_VNI: u32 = 4096;
+
+/// VNI of the node-local `bridge` network. VNIs below [`INGRESS_VNI`] are never allocated to
+/// overlay networks and this one is never accepted from or sent to the wire.
+pub const BRIDGE_VNI: u32 = 1;
+
+/// Pseudo VNI of the underlay in conntrack keys and the peer table (0 is never a network's VNI).
+pub const UNDERLAY_VNI: u32 = 0;

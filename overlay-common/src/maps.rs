@@ -1,0 +1,459 @@
+//! Keys and values of the BPF maps: one struct per map side, with its writer and its readers.
+//!
+//! Unless a field says otherwise, integers are in host byte order and addresses and ports are in
+//! network byte order ([`Be32`], [`Be16`]). All types are `repr(C)` without hidden padding; the
+//! layout tests at the end of the file hold them to that.
+//!
+//! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
+
+use crate::{Be16, Be32, Mac, pod::plain};
+
+/// Most entries of the maps that the agent fills (`endpoints`, `backends`, `slots`, ...). They are
+/// allocated without preallocation, so an empty map costs nothing.
+pub const MAX_ENTRIES: usize = 1 << 20;
+
+/// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
+pub const CONNTRACK_ENTRIES: usize = 1 << 18;
+
+/// Map `config`, array of one: what the programs must know about the node itself. Written by the
+/// agent at load; read by every program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// This node's data-path address on the underlay (its VTEP); zero while the node has none.
+    pub vtep: Be32,
+    /// Address of the `ingress` network's gateway, where sockets of the host reach published
+    /// ports ([`Config::host_ip`] is where they come from).
+    pub ingress_gateway: Be32,
+    /// This node's own address on the `ingress` network (the `ingress-sbox` endpoint).
+    pub host_ip: Be32,
+    /// Interface index of the underlay NIC.
+    pub underlay_ifindex: u32,
+    /// Index of the program side of the host link; next hops are looked up as if packets came
+    /// in there, because that device is ours and has forwarding on.
+    pub host_link_ifindex: u32,
+    /// Index of the kernel's vxlan device on the VXLAN port.
+    pub vxlan_ifindex: u32,
+    /// Cookie of the host's network namespace (`bpf_get_netns_cookie`): the socket programs act
+    /// for sockets of this namespace only.
+    pub netns_cookie: u64,
+    /// MTU of the underlay in bytes, without the Ethernet header.
+    pub underlay_mtu: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: Be16,
+    /// MAC address of the underlay NIC.
+    pub underlay_mac: Mac,
+    /// Spare, zero.
+    pub reserved: u32,
+}
+
+/// Map `networks`, hash by VNI (`u32`): written by the agent for each network with endpoints or
+/// backends of interest here; read by `from_container` and `from_underlay`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Network {
+    /// The subnet's address.
+    pub subnet: Be32,
+    /// The subnet's mask.
+    pub mask: Be32,
+    /// The gateway's address.
+    pub gateway: Be32,
+    /// MTU of the containers' interfaces in bytes.
+    pub mtu: u32,
+    /// Bits of `NETWORK_*`.
+    pub flags: u32,
+}
+
+/// The network has no way out and none in (`--internal`).
+pub const NETWORK_INTERNAL: u32 = 1 << 0;
+/// The network exists on one node only: nothing of it is ever encapsulated.
+pub const NETWORK_LOCAL: u32 = 1 << 1;
+
+impl Network {
+    /// Whether `ip` is an address of the subnet.
+    #[inline(always)]
+    pub const fn contains(&self, ip: Be32) -> bool {
+        ip.raw() & self.mask.raw() == self.subnet.raw()
+    }
+}
+
+/// Key of map `endpoints`: an address of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct EndpointKey {
+    /// The network.
+    pub vni: u32,
+    /// The address.
+    pub ip: Be32,
+}
+
+/// Map `endpoints`, hash: what an address of a network is. Written by the agent; read for every
+/// packet by `from_container` and `from_underlay`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// One of `ENDPOINT_*` kinds.
+    pub kind: u8,
+    /// Bits of `ENDPOINT_FLAG_*`.
+    pub flags: u8,
+    /// The address's MAC.
+    pub mac: Mac,
+    /// `LOCAL`: index of the host-side interface. Otherwise 0.
+    pub ifindex: u32,
+    /// `REMOTE`: VTEP of the node it is on. Otherwise zero.
+    pub node: Be32,
+    /// `SERVICE`: number of the service whose VIP this is. Otherwise 0.
+    pub service: u32,
+}
+
+/// An endpoint on this node.
+pub const ENDPOINT_LOCAL: u8 = 1;
+/// An endpoint on another node.
+pub const ENDPOINT_REMOTE: u8 = 2;
+/// The network's gateway: the same address on every node.
+pub const ENDPOINT_GATEWAY: u8 = 3;
+/// A service's VIP.
+pub const ENDPOINT_SERVICE: u8 = 4;
+
+/// The endpoint serves a service: replies from it may belong to a translated flow.
+pub const ENDPOINT_FLAG_BACKEND: u8 = 1 << 0;
+/// The endpoint is the node itself (the host link): delivery goes up the host's stack.
+pub const ENDPOINT_FLAG_HOST: u8 = 1 << 1;
+/// The endpoint serves a published port: it may be spoken to from outside its network.
+pub const ENDPOINT_FLAG_PUBLISHED: u8 = 1 << 2;
+
+/// Map `links`, hash by interface index (`u32`): who may send what from an interface. Written by
+/// the agent before the program is attached there; read by `from_container`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Link {
+    /// The network the interface is on.
+    pub vni: u32,
+    /// The only source address it may use.
+    pub ip: Be32,
+    /// The only source MAC it may use.
+    pub mac: Mac,
+    /// Bits of `ENDPOINT_FLAG_*`.
+    pub flags: u16,
+}
+
+/// Key of map `peers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PeerKey {
+    /// The network shared with the node, or [`crate::UNDERLAY_VNI`] for membership of the cluster.
+    pub vni: u32,
+    /// The node's VTEP.
+    pub node: Be32,
+}
+
+/// Map `peers`, hash: nodes that may send us VXLAN, by network; an entry under
+/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read by
+/// `from_underlay` and `xdp_underlay`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Peer {
+    /// Spare, zero.
+    pub flags: u32,
+}
+
+/// Map `services`, hash by service number (`u32`): written by the agent; read where a flow is new.
+/// A number stands for one service on one network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// The network of the backends.
+    pub vni: u32,
+    /// The VIP on that network; zero when the service has none (dnsrr, or ports only).
+    pub vip: Be32,
+    /// How many entries of `slots` the service has: 0 means no backend takes new flows.
+    pub slots: u32,
+    /// Spare, zero.
+    pub flags: u32,
+}
+
+/// Map `rr_cursor`, hash by service number (`u32`) of `u32`: how many picks were made. Created and
+/// removed by the agent, advanced by the programs, and so kept apart from [`Service`].
+pub type Cursor = u32;
+
+/// Key of map `slots`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct SlotKey {
+    /// The service's number.
+    pub service: u32,
+    /// 0 to [`Service::slots`] - 1.
+    pub index: u32,
+}
+
+/// Map `slots`, hash of backend numbers (`u32`): the backends that take new flows.
+pub type Slot = u32;
+
+/// Map `backends`, hash by backend number (`u32`): every backend that may have flows, draining
+/// ones included. A number is never given twice in the life of a cluster. Written by the agent;
+/// read on every packet of a translated flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend {
+    /// Its network.
+    pub vni: u32,
+    /// Its address.
+    pub ip: Be32,
+    /// VTEP of its node; zero when it is on this one.
+    pub node: Be32,
+    /// Index of its host-side interface when it is on this node, otherwise 0.
+    pub ifindex: u32,
+    /// Its MAC.
+    pub mac: Mac,
+    /// One of `BACKEND_*`.
+    pub state: u16,
+}
+
+/// The backend takes new flows.
+pub const BACKEND_ACTIVE: u16 = 1;
+/// The backend keeps its flows and takes no new ones.
+pub const BACKEND_DRAINING: u16 = 2;
+
+/// Key of map `published`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PublishedKey {
+    /// The published port.
+    pub port: Be16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Padding, zero.
+    pub pad: u8,
+}
+
+/// Map `published`, hash: ports of the host that a service answers. Written by the agent; read by
+/// `from_underlay`, `xdp_underlay`, `from_container` (host link) and the socket programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Published {
+    /// The service's number.
+    pub service: u32,
+    /// The backends' port.
+    pub target: Be16,
+    /// Padding, zero.
+    pub pad: u16,
+}
+
+/// Map `local_addrs`, hash by address ([`Be32`]) of `u32`: addresses of the host on which
+/// published ports answer. Written by the agent.
+pub type LocalAddr = u32;
+
+/// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ConntrackKey {
+    /// Source address.
+    pub saddr: Be32,
+    /// Destination address.
+    pub daddr: Be32,
+    /// Source port; for ICMP echo the identifier.
+    pub sport: Be16,
+    /// Destination port; for ICMP echo zero.
+    pub dport: Be16,
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
+    pub vni: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Padding, zero.
+    pub pad: [u8; 3],
+}
+
+/// Map `conntrack`, LRU hash: translated flows, one entry per direction. Written and read by the
+/// programs; listed by the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Conntrack {
+    /// Source address after translation.
+    pub saddr: Be32,
+    /// Destination address after translation.
+    pub daddr: Be32,
+    /// Source port after translation.
+    pub sport: Be16,
+    /// Destination port after translation.
+    pub dport: Be16,
+    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay.
+    pub vni: u32,
+    /// Number of the service.
+    pub service: u32,
+    /// Number of the backend; 0 on the backend's node for flows that came through another node.
+    pub backend: u32,
+    /// `RETURN`: VTEP of the node the flow came through. Otherwise zero.
+    pub node: Be32,
+    /// One of `CONNTRACK_*`.
+    pub action: u8,
+    /// Bits of `TCP_SEEN_*` of this direction.
+    pub state: u8,
+    /// Padding, zero.
+    pub pad: u16,
+    /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the last packet in this direction.
+    pub last_seen: u64,
+}
+
+/// Client to backend: rewrite to the backend.
+pub const CONNTRACK_FORWARD: u8 = 1;
+/// Backend to client, on the node that translated: rewrite to the address the client asked.
+pub const CONNTRACK_REPLY: u8 = 2;
+/// Backend to client, on the backend's node: send through the tunnel, untranslated, to the node
+/// the flow came through.
+pub const CONNTRACK_RETURN: u8 = 3;
+
+/// A SYN was seen.
+pub const TCP_SEEN_SYN: u8 = 1 << 0;
+/// A segment with ACK was seen: in the reply direction this means established.
+pub const TCP_SEEN_ACK: u8 = 1 << 1;
+/// A FIN was seen.
+pub const TCP_SEEN_FIN: u8 = 1 << 2;
+/// A RST was seen.
+pub const TCP_SEEN_RST: u8 = 1 << 3;
+
+/// Key of map `sock_origin`: a socket of the host and where its datagrams really come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SockOriginKey {
+    /// `bpf_get_socket_cookie`.
+    pub cookie: u64,
+    /// Address the socket was sent to instead.
+    pub addr: Be32,
+    /// Port the socket was sent to.
+    pub port: Be16,
+    /// Padding, zero.
+    pub pad: u16,
+}
+
+/// Map `sock_origin`, LRU hash: what the application asked for, so that getpeername and recvmsg
+/// answer with it. Written by `connect4` and `sendmsg4`, read by `recvmsg4` and `getpeername4`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SockOrigin {
+    /// Address the application asked for.
+    pub addr: Be32,
+    /// Port the application asked for.
+    pub port: Be16,
+    /// Padding, zero.
+    pub pad: u16,
+}
+
+/// Value of map `counters`, per-CPU array indexed by [`crate::Reason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+
+plain!(
+    Config,
+    Network,
+    EndpointKey,
+    Endpoint,
+    Link,
+    PeerKey,
+    Peer,
+    Service,
+    SlotKey,
+    Backend,
+    PublishedKey,
+    Published,
+    ConntrackKey,
+    Conntrack,
+    SockOriginKey,
+    SockOrigin,
+    Counter,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    /// The fields' sizes must add up to the struct's: no hidden padding.
+    macro_rules! packed {
+        ($type:ident { $($field:ident),+ $(,)? }) => {{
+            let value = <$type>::default();
+            let sum = 0 $( + size_of_val(&value.$field) )+;
+            assert_eq!(sum, size_of::<$type>(), concat!(stringify!($type), " has hidden padding"));
+        }};
+    }
+
+    #[test]
+    fn no_type_has_hidden_padding() {
+        packed!(Config {
+            vtep,
+            ingress_gateway,
+            host_ip,
+            underlay_ifindex,
+            host_link_ifindex,
+            vxlan_ifindex,
+            netns_cookie,
+            underlay_mtu,
+            vxlan_port,
+            underlay_mac,
+            reserved,
+        });
+        packed!(Network { subnet, mask, gateway, mtu, flags });
+        packed!(EndpointKey { vni, ip });
+        packed!(Endpoint { kind, flags, mac, ifindex, node, service });
+        packed!(Link { vni, ip, mac, flags });
+        packed!(PeerKey { vni, node });
+        packed!(Peer { flags });
+        packed!(Service { vni, vip, slots, flags });
+        packed!(SlotKey { service, index });
+        packed!(Backend { vni, ip, node, ifindex, mac, state });
+        packed!(PublishedKey { port, proto, pad });
+        packed!(Published { service, target, pad });
+        packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, pad });
+        packed!(Conntrack {
+            saddr,
+            daddr,
+            sport,
+            dport,
+            vni,
+            service,
+            backend,
+            node,
+            action,
+            state,
+            pad,
+            last_seen,
+        });
+        packed!(SockOriginKey { cookie, addr, port, pad });
+        packed!(SockOrigin { addr, port, pad });
+        packed!(Counter { packets, bytes });
+    }
+
+    #[test]
+    fn layouts_are_those_of_version_1() {
+        assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
+        assert_eq!(size_of::<Config>(), 48);
+        assert_eq!(offset_of!(Config, netns_cookie), 24);
+        assert_eq!(size_of::<Network>(), 20);
+        assert_eq!(size_of::<EndpointKey>(), 8);
+        assert_eq!(size_of::<Endpoint>(), 20);
+        assert_eq!(offset_of!(Endpoint, mac), 2);
+        assert_eq!(size_of::<Link>(), 16);
+        assert_eq!(size_of::<Backend>(), 24);
+        assert_eq!(size_of::<ConntrackKey>(), 20);
+        assert_eq!(size_of::<Conntrack>(), 40);
+        assert_eq!(offset_of!(Conntrack, last_seen), 32);
+        assert_eq!(size_of::<SockOriginKey>(), 16);
+    }
+
+    #[test]
+    fn a_network_contains_the_addresses_of_its_subnet_only() {
+        let network = Network {
+            subnet: Be32::from_octets([10, 0, 1, 0]),
+            mask: Be32::from_octets([255, 255, 255, 0]),
+            ..Network::default()
+        };
+        assert!(network.contains(Be32::from_octets([10, 0, 1, 0])));
+        assert!(network.contains(Be32::from_octets([10, 0, 1, 255])));
+        assert!(!network.contains(Be32::from_octets([10, 0, 2, 1])));
+    }
+}

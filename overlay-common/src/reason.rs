@@ -1,0 +1,150 @@
+//! Why a packet went where it went: the index of map `counters`.
+
+/// Whether packets counted under a reason went on or were dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The packet was delivered, answered, tunnelled or handed to the host.
+    Forward,
+    /// The packet was dropped.
+    Drop,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $direction:ident, $name:literal;)+) => {
+        /// A named reason, counted in packets and bytes. The numbers are part of the map layout:
+        /// new reasons go to the end.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant = $index,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the indexes.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Stable name in snake case, as listings and metrics show it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// One sentence for people.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+
+            /// Whether it counts drops.
+            pub const fn direction(self) -> Direction {
+                match self {
+                    $(Self::$variant => Direction::$direction,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Delivered to an endpoint on this node.
+    DeliveredLocal = 0, Forward, "delivered_local";
+    /// Encapsulated and sent to another node.
+    Encapsulated = 1, Forward, "encapsulated";
+    /// Decapsulated from another node and delivered.
+    Decapsulated = 2, Forward, "decapsulated";
+    /// A reply of a published port sent out to a client.
+    SentToClient = 3, Forward, "sent_to_client";
+    /// Delivered to a socket of the host.
+    DeliveredHost = 4, Forward, "delivered_host";
+    /// An ARP request answered.
+    ArpAnswered = 5, Forward, "arp_answered";
+    /// An ICMP echo request to a gateway or VIP answered.
+    EchoAnswered = 6, Forward, "echo_answered";
+    /// Encapsulated and sent to another node by XDP.
+    XdpEncapsulated = 7, Forward, "xdp_encapsulated";
+    /// A reply of a published port sent out to a client by XDP.
+    XdpSentToClient = 8, Forward, "xdp_sent_to_client";
+    /// A new flow was given a backend.
+    FlowCreated = 9, Forward, "flow_created";
+    /// A flow whose backend is gone was given another.
+    FlowRepicked = 10, Forward, "flow_repicked";
+    /// The packet is shorter than its headers say.
+    Truncated = 11, Drop, "truncated";
+    /// A header has a value that no sender may use.
+    Malformed = 12, Drop, "malformed";
+    /// The interface is not known to the datapath.
+    UnknownLink = 13, Drop, "unknown_link";
+    /// The source MAC address is not the endpoint's.
+    SpoofedMac = 14, Drop, "spoofed_mac";
+    /// The source IP address is not the endpoint's.
+    SpoofedSource = 15, Drop, "spoofed_source";
+    /// A protocol other than IPv4 and ARP.
+    UnsupportedProtocol = 16, Drop, "unsupported_protocol";
+    /// Multicast or broadcast.
+    Multicast = 17, Drop, "multicast";
+    /// An ARP request for an address nobody has.
+    ArpUnknown = 18, Drop, "arp_unknown";
+    /// No endpoint has the destination address.
+    NoEndpoint = 19, Drop, "no_endpoint";
+    /// The destination is outside and the network has no way out.
+    NoWayOut = 20, Drop, "no_way_out";
+    /// The service has no backend that takes new flows.
+    NoBackend = 21, Drop, "no_backend";
+    /// A fragment of a flow that would have to be translated.
+    Fragment = 22, Drop, "fragment";
+    /// VXLAN from an address that is no node of the cluster, or shares no such network with us.
+    NotPeer = 23, Drop, "not_peer";
+    /// VXLAN without a valid VNI.
+    InvalidVni = 24, Drop, "invalid_vni";
+    /// The inner source address is not on the node that the packet came from.
+    SpoofedInnerSource = 25, Drop, "spoofed_inner_source";
+    /// No route or next hop to the destination on the underlay.
+    NoRoute = 26, Drop, "no_route";
+    /// The packet does not fit the MTU.
+    TooBig = 27, Drop, "too_big";
+    /// The kernel refused to push or pop the tunnel headers.
+    TunnelRefused = 28, Drop, "tunnel_refused";
+    /// The kernel refused to change the packet.
+    RewriteRefused = 29, Drop, "rewrite_refused";
+    /// No free source port for a flow whose tuple is taken.
+    TupleTaken = 30, Drop, "tuple_taken";
+    /// The conntrack table refused an entry.
+    ConntrackFull = 31, Drop, "conntrack_full";
+    /// The flow's backend is gone.
+    BackendGone = 32, Drop, "backend_gone";
+    /// A port of the gateway that nothing answers.
+    GatewayPort = 33, Drop, "gateway_port";
+    /// A protocol that services do not carry.
+    ServiceProtocol = 34, Drop, "service_protocol";
+    /// The datapath has no configuration yet.
+    NotConfigured = 35, Drop, "not_configured";
+    /// From outside to an endpoint that publishes nothing.
+    NotPublished = 36, Drop, "not_published";
+}
+
+/// Size of map `counters`: room for reasons to come without a change of layout.
+pub const COUNTERS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_without_gaps_and_fit_the_map() {
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+        assert!(Reason::ALL.len() <= COUNTERS);
+    }
+
+    #[test]
+    fn names_are_unique_snake_case() {
+        let mut names: Vec<_> = Reason::ALL.iter().map(|r| r.name()).collect();
+        assert!(names.iter().all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,223 @@
+//! Headers as they stand on the wire. Ethernet, IPv4, TCP, UDP and ICMP headers come from
+//! `network-types`; here is what it lacks or what we write as a whole.
+
+use crate::{Be16, Be32, Mac, pod::plain};
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// IP protocol number of ICMP.
+pub const PROTO_ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const PROTO_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTO_UDP: u8 = 17;
+
+/// An Ethernet header (14 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: Mac,
+    /// Source.
+    pub src: Mac,
+    /// EtherType.
+    pub ethertype: Be16,
+}
+
+/// An IPv4 header without options (RFC 791, 20 bytes). The fields have an alignment of 2 on the
+/// wire because Ethernet's header is 14 bytes long, hence the arrays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ipv4 {
+    /// Version (4) and header length in words.
+    pub version_ihl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Length of the packet, header included.
+    pub total_length: Be16,
+    /// Identification.
+    pub id: Be16,
+    /// Flags and fragment offset.
+    pub fragment: Be16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol.
+    pub protocol: u8,
+    /// Header checksum.
+    pub checksum: Be16,
+    /// Source, wire order.
+    pub src: [u8; 4],
+    /// Destination, wire order.
+    pub dst: [u8; 4],
+}
+
+/// The "don't fragment" bit of [`Ipv4::fragment`].
+pub const IPV4_DF: u16 = 0x4000;
+/// The "more fragments" bit of [`Ipv4::fragment`].
+pub const IPV4_MF: u16 = 0x2000;
+/// The offset in [`Ipv4::fragment`], in units of eight bytes.
+pub const IPV4_OFFSET: u16 = 0x1fff;
+
+impl Ipv4 {
+    /// Source address.
+    #[inline(always)]
+    pub const fn saddr(&self) -> Be32 {
+        Be32::from_octets(self.src)
+    }
+
+    /// Destination address.
+    #[inline(always)]
+    pub const fn daddr(&self) -> Be32 {
+        Be32::from_octets(self.dst)
+    }
+
+    /// Whether this is a fragment, first ones included.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        self.fragment.get() & (IPV4_MF | IPV4_OFFSET) != 0
+    }
+
+    /// Whether it is a fragment that does not start with the transport header.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment.get() & IPV4_OFFSET != 0
+    }
+}
+
+/// An ARP packet for IPv4 over Ethernet (RFC 826, 28 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Arp {
+    /// Hardware type, 1.
+    pub hardware: Be16,
+    /// Protocol type, 0x0800.
+    pub protocol: Be16,
+    /// Hardware address length, 6.
+    pub hardware_len: u8,
+    /// Protocol address length, 4.
+    pub protocol_len: u8,
+    /// 1 request, 2 reply.
+    pub operation: Be16,
+    /// Sender's MAC.
+    pub sender_mac: Mac,
+    /// Sender's address, wire order.
+    pub sender_ip: [u8; 4],
+    /// Target's MAC.
+    pub target_mac: Mac,
+    /// Target's address, wire order.
+    pub target_ip: [u8; 4],
+}
+
+/// ARP operation: request.
+pub const ARP_REQUEST: u16 = 1;
+/// ARP operation: reply.
+pub const ARP_REPLY: u16 = 2;
+
+/// A UDP header (RFC 768, 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Udp {
+    /// Source port.
+    pub source: Be16,
+    /// Destination port.
+    pub dest: Be16,
+    /// Length, header included.
+    pub length: Be16,
+    /// Checksum, 0 for none.
+    pub checksum: Be16,
+}
+
+/// A VXLAN header (RFC 7348, section 5, 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Vxlan {
+    /// Flags; [`VXLAN_FLAG_VNI`] must be set, the others are ignored on receipt.
+    pub flags: u8,
+    /// Reserved: zero when sent, ignored on receipt.
+    pub reserved1: [u8; 3],
+    /// The VNI, 24 bits, wire order.
+    pub vni: [u8; 3],
+    /// Reserved: zero when sent, ignored on receipt.
+    pub reserved2: u8,
+}
+
+/// The I flag: the VNI is valid.
+pub const VXLAN_FLAG_VNI: u8 = 0x08;
+
+impl Vxlan {
+    /// A header for `vni` (24 bits).
+    #[inline(always)]
+    pub const fn new(vni: u32) -> Self {
+        let [_, a, b, c] = vni.to_be_bytes();
+        Self { flags: VXLAN_FLAG_VNI, reserved1: [0; 3], vni: [a, b, c], reserved2: 0 }
+    }
+
+    /// The VNI in host order, if the I flag says that there is one.
+    #[inline(always)]
+    pub const fn vni(&self) -> Option<u32> {
+        if self.flags & VXLAN_FLAG_VNI == 0 {
+            return None;
+        }
+        let [a, b, c] = self.vni;
+        Some(u32::from_be_bytes([0, a, b, c]))
+    }
+}
+
+/// Everything that encapsulation puts in front of the inner frame's payload: the four outer
+/// headers and the inner Ethernet header, written to the packet in one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Encapsulation {
+    /// Outer Ethernet.
+    pub ethernet: Ethernet,
+    /// Outer IPv4.
+    pub ipv4: Ipv4,
+    /// Outer UDP.
+    pub udp: Udp,
+    /// VXLAN.
+    pub vxlan: Vxlan,
+    /// Inner Ethernet.
+    pub inner: Ethernet,
+}
+
+plain!(Ethernet, Ipv4, Arp, Udp, Vxlan, Encapsulation);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn headers_have_their_sizes_on_the_wire() {
+        assert_eq!(size_of::<Ethernet>(), 14);
+        assert_eq!(size_of::<Ipv4>(), 20);
+        assert_eq!(size_of::<Arp>(), 28);
+        assert_eq!(size_of::<Udp>(), 8);
+        assert_eq!(size_of::<Vxlan>(), 8);
+        assert_eq!(size_of::<Encapsulation>(), 64);
+        assert_eq!(offset_of!(Encapsulation, inner), crate::VXLAN_OVERHEAD as usize);
+    }
+
+    #[test]
+    fn a_vni_is_written_in_24_bits_of_network_order() {
+        let header = Vxlan::new(0x12_3456);
+        assert_eq!(header.vni, [0x12, 0x34, 0x56]);
+        assert_eq!(header.vni(), Some(0x12_3456));
+        assert_eq!(Vxlan { flags: 0, ..header }.vni(), None);
+        // Other flags are reserved and ignored (RFC 7348, section 5).
+        assert_eq!(Vxlan { flags: 0xff, ..header }.vni(), Some(0x12_3456));
+    }
+
+    #[test]
+    fn fragments_are_told_from_whole_packets() {
+        let whole = Ipv4 { fragment: Be16::new(IPV4_DF), ..Ipv4::default() };
+        let first = Ipv4 { fragment: Be16::new(IPV4_MF), ..Ipv4::default() };
+        let last = Ipv4 { fragment: Be16::new(185), ..Ipv4::default() };
+        assert!(!whole.is_fragment());
+        assert!(first.is_fragment() && !first.is_later_fragment());
+        assert!(last.is_fragment() && last.is_later_fragment());
+    }
+}

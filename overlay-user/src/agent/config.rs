@@ -1,0 +1,245 @@
+//! Where a host keeps things, and what `init` and `join` decided for it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    datapath::XdpMode,
+    model::{Id, Role},
+};
+
+/// The directories of one host's daemon. All are settable, so that several hosts can live on one
+/// machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// State that survives reboots, default `/var/lib/overlay`.
+    pub state_dir: PathBuf,
+    /// Socket, lock and namespaces, default `/run/overlay`.
+    pub run_dir: PathBuf,
+    /// Pins, in a bpffs, default `/sys/fs/bpf/overlay`.
+    pub pin_dir: PathBuf,
+}
+
+impl Paths {
+    /// The API's unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("overlay.sock")
+    }
+
+    /// Locked by the running daemon.
+    pub fn lock(&self) -> PathBuf {
+        self.run_dir.join("overlay.lock")
+    }
+
+    /// [`AgentConfig`] as JSON.
+    pub fn config(&self) -> PathBuf {
+        self.state_dir.join("agent.json")
+    }
+
+    /// The manager's store.
+    pub fn store(&self) -> PathBuf {
+        self.state_dir.join("cluster.redb")
+    }
+
+    /// Last state heard of, so that a host without managers keeps forwarding.
+    pub fn cached_state(&self) -> PathBuf {
+        self.state_dir.join("last-state.json")
+    }
+
+    /// Containers attached on this host.
+    pub fn containers(&self) -> PathBuf {
+        self.state_dir.join("containers.json")
+    }
+
+    /// The node's key (mode 0600), certificate and the CA's certificate.
+    pub fn pki_dir(&self) -> PathBuf {
+        self.state_dir.join("pki")
+    }
+
+    /// What a detached daemon prints.
+    pub fn log(&self) -> PathBuf {
+        self.state_dir.join("agent.log")
+    }
+
+    /// Namespaces that `overlay run` made.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.run_dir.join("netns")
+    }
+}
+
+/// What `overlay init` or `overlay join` decided for this host; `agent.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Version of this file.
+    pub format: u32,
+    /// The cluster.
+    pub cluster: Id,
+    /// This node.
+    pub node: Id,
+    /// Its name.
+    pub name: String,
+    /// Manager or agent.
+    pub role: Role,
+    /// Its VTEP.
+    pub data_path_addr: Ipv4Addr,
+    /// Underlay interface.
+    pub iface: String,
+    /// UDP port of VXLAN.
+    pub data_path_port: u16,
+    /// Where the manager on this host listens (managers only).
+    pub listen: Option<SocketAddr>,
+    /// The managers to follow.
+    pub managers: Vec<SocketAddr>,
+    /// XDP on the underlay.
+    pub xdp: XdpMode,
+    /// Size of the conntrack table.
+    pub conntrack_size: u32,
+    /// cgroup v2 directory for the socket programs; `None` looks for the mount.
+    pub cgroup: Option<PathBuf>,
+    /// Where names outside the cluster are asked; empty reads /etc/resolv.conf.
+    pub dns_upstreams: Vec<SocketAddr>,
+}
+
+/// Current version of `agent.json`.
+pub const CONFIG_FORMAT: u32 = 1;
+
+/// Why `agent.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is none.
+    #[error(
+        "this host is in no cluster ({0} does not exist); run `overlay init` for a new cluster or \
+         `overlay join` for an existing one"
+    )]
+    Missing(PathBuf),
+    /// It cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is damaged.
+    #[error("{path} is damaged: {reason}; restore it, or move it away and join again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It was written by a newer version.
+    #[error(
+        "{path} has format {found}, this version reads {CONFIG_FORMAT}; install the newer version"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+}
+
+impl AgentConfig {
+    /// Reads `agent.json`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what to do.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ConfigError::Missing(path.to_owned()));
+            }
+            Err(source) => return Err(ConfigError::Io { path: path.to_owned(), source }),
+        };
+        let damaged = |reason: String| ConfigError::Damaged { path: path.to_owned(), reason };
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format == u64::from(CONFIG_FORMAT) => {}
+            Some(format) => {
+                let found = u32::try_from(format).unwrap_or(u32::MAX);
+                return Err(ConfigError::Format { path: path.to_owned(), found });
+            }
+            None => return Err(damaged("no \"format\"".to_owned())),
+        }
+        serde_json::from_value(value).map_err(|e| damaged(e.to_string()))
+    }
+
+    /// Writes `agent.json` in one step: a crash leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Io`] names the file.
+    pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
+        write_atomically(path, &serde_json::to_vec_pretty(self).unwrap_or_default())
+            .map_err(|source| ConfigError::Io { path: path.to_owned(), source })
+    }
+}
+
+/// Writes a file in one step with mode 0600: to a temporary neighbour, synced, then renamed.
+///
+/// # Errors
+/// What the system said.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> AgentConfig {
+        AgentConfig {
+            format: CONFIG_FORMAT,
+            cluster: Id::random(),
+            node: Id::random(),
+            name: "h1".to_owned(),
+            role: Role::Manager,
+            data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+            iface: "eth0".to_owned(),
+            data_path_port: 4789,
+            listen: None,
+            managers: vec![],
+            xdp: XdpMode::Auto,
+            conntrack_size: 1024,
+            cgroup: None,
+            dns_upstreams: vec![],
+        }
+    }
+
+    #[test]
+    fn a_saved_configuration_reads_back_the_same() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("agent.json");
+        let config = config();
+        config.save(&path).expect("saved");
+        assert_eq!(AgentConfig::load(&path).expect("loaded"), config);
+    }
+
+    #[test]
+    fn what_is_missing_damaged_or_newer_is_said_apart() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("agent.json");
+        assert!(matches!(AgentConfig::load(&path), Err(ConfigError::Missing(_))));
+        std::fs::write(&path, "{\"format\": 1, \"nod").expect("written");
+        assert!(matches!(AgentConfig::load(&path), Err(ConfigError::Damaged { .. })));
+        std::fs::write(&path, "{\"format\": 2}").expect("written");
+        assert!(matches!(AgentConfig::load(&path), Err(ConfigError::Format { found: 2, .. })));
+    }
+}

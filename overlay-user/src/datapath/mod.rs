@@ -1,0 +1,190 @@
+//! The kernel's half as the controller sees it: a set of tables and the places where programs are
+//! attached. The real one speaks to BPF through aya, the other one is a few maps in memory.
+
+mod state;
+
+use std::path::Path;
+
+use overlay_common::maps;
+pub use state::{DatapathState, MapOp, diff};
+
+/// XDP mode of the underlay interface.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native on physical NICs, off on veth (where it would turn off the peer's TSO).
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the stack, on any interface; slower than TC.
+    Generic,
+    /// TC does everything.
+    Off,
+}
+
+/// Why the datapath refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The host lacks something.
+    #[error("{what}; {remedy}")]
+    Unsupported {
+        /// What is missing.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Loading, pinning or attaching failed.
+    #[error("{action}: {reason}")]
+    Kernel {
+        /// What was tried.
+        action: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A pin holds something of another layout.
+    #[error(
+        "the pin {path} is not of this version: {reason}; run `overlay datapath unload` and try \
+             again"
+    )]
+    Pin {
+        /// Which pin.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// One table row of the live tables.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Tables {
+    /// The tables that the agent fills.
+    pub state: Vec<TableDump>,
+    /// Conntrack entries, newest first, at most 10,000.
+    pub conntrack: Vec<ConntrackRow>,
+    /// Counters.
+    pub counters: Vec<crate::api::CounterRow>,
+}
+
+/// One table in words.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TableDump {
+    /// Name of the map.
+    pub name: String,
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// Rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// One conntrack entry in words.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ConntrackRow {
+    /// tcp, udp or icmp.
+    pub protocol: String,
+    /// VNI the packet is seen on, 0 for the underlay.
+    pub vni: u32,
+    /// Source as seen.
+    pub source: std::net::SocketAddrV4,
+    /// Destination as seen.
+    pub destination: std::net::SocketAddrV4,
+    /// forward, reply or return.
+    pub action: String,
+    /// Source after translation.
+    pub new_source: std::net::SocketAddrV4,
+    /// Destination after translation.
+    pub new_destination: std::net::SocketAddrV4,
+    /// VNI after translation.
+    pub new_vni: u32,
+    /// Service number.
+    pub service: u32,
+    /// Backend number.
+    pub backend: u32,
+    /// Node the flow came through.
+    pub node: Option<std::net::Ipv4Addr>,
+    /// TCP flags seen: S, A, F, R.
+    pub state: String,
+    /// Milliseconds since the last packet in this direction.
+    pub idle_ms: u64,
+}
+
+/// The datapath of one host. Every method is an idempotent *set*: calling it again changes
+/// nothing, and a new process adopts what an earlier one left pinned.
+pub trait Datapath: Send + Sync + 'static {
+    /// Sets what the programs know about the node.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn set_config(&self, config: &maps::Config) -> Result<(), DatapathError>;
+
+    /// What the agent's maps hold.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be read.
+    fn read(&self) -> Result<DatapathState, DatapathError>;
+
+    /// Applies operations in their order. Stops at the first that fails.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the operation that failed.
+    fn apply(&self, ops: &[MapOp]) -> Result<(), DatapathError>;
+
+    /// Attaches `from_container` to the ingress of a host-side interface.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the interface.
+    fn attach_container(&self, iface: &str) -> Result<(), DatapathError>;
+
+    /// Attaches `from_underlay`, and `xdp_underlay` as `xdp` says, to the underlay. Returns the XDP
+    /// mode in force.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the interface and, for XDP, the mode.
+    fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError>;
+
+    /// Attaches the socket programs to a cgroup v2 directory.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the directory.
+    fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError>;
+
+    /// Forgets the attachment to an interface that is gone or goes.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the pin cannot be removed.
+    fn detach(&self, iface: &str) -> Result<(), DatapathError>;
+
+    /// Interfaces with a pinned attachment.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the pins cannot be listed.
+    fn attachments(&self) -> Result<Vec<String>, DatapathError>;
+
+    /// Sums of the counters, by [`overlay_common::Reason`].
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn counters(&self) -> Result<Vec<(overlay_common::Reason, maps::Counter)>, DatapathError>;
+
+    /// Up to `limit` conntrack entries in no order.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn conntrack(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<(maps::ConntrackKey, maps::Conntrack)>, DatapathError>;
+
+    /// How TC programs are attached: `tcx` or `clsact`.
+    fn tc_flavour(&self) -> &'static str;
+}

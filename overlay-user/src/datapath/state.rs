@@ -1,0 +1,111 @@
+//! What the maps should hold or do hold, and the operations that lead from one to the other.
+
+use std::collections::BTreeMap;
+
+use overlay_common::{
+    Be32,
+    maps::{
+        Backend, Endpoint, EndpointKey, Link, LocalAddr, Network, Peer, PeerKey, Published,
+        PublishedKey, Service, Slot, SlotKey,
+    },
+};
+
+/// The contents of the agent's maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatapathState {
+    /// Map `networks`, by VNI.
+    pub networks: BTreeMap<u32, Network>,
+    /// Map `endpoints`.
+    pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Map `links`, by interface index.
+    pub links: BTreeMap<u32, Link>,
+    /// Map `peers`.
+    pub peers: BTreeMap<PeerKey, Peer>,
+    /// Map `services`, by number. Map `rr_cursor` has the same keys.
+    pub services: BTreeMap<u32, Service>,
+    /// Map `slots`.
+    pub slots: BTreeMap<SlotKey, Slot>,
+    /// Map `backends`, by number.
+    pub backends: BTreeMap<u32, Backend>,
+    /// Map `published`.
+    pub published: BTreeMap<PublishedKey, Published>,
+    /// Map `local_addrs`.
+    pub local_addrs: BTreeMap<Be32, LocalAddr>,
+}
+
+/// One write to one map. `None` as a value removes the key; removing what is not there is no error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapOp {
+    /// `networks`
+    Network(u32, Option<Network>),
+    /// `endpoints`
+    Endpoint(EndpointKey, Option<Endpoint>),
+    /// `links`
+    Link(u32, Option<Link>),
+    /// `peers`
+    Peer(PeerKey, Option<Peer>),
+    /// `services`, and `rr_cursor` with it: a new service's cursor starts at 0, an existing one's
+    /// is left alone.
+    Service(u32, Option<Service>),
+    /// `slots`
+    Slot(SlotKey, Option<Slot>),
+    /// `backends`
+    Backend(u32, Option<Backend>),
+    /// `published`
+    Published(PublishedKey, Option<Published>),
+    /// `local_addrs`
+    LocalAddr(Be32, Option<LocalAddr>),
+}
+
+fn puts<K: Ord + Copy, V: PartialEq + Copy>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    ops: &mut Vec<MapOp>,
+    op: impl Fn(K, Option<V>) -> MapOp,
+) {
+    for (key, value) in new {
+        if old.get(key) != Some(value) {
+            ops.push(op(*key, Some(*value)));
+        }
+    }
+}
+
+fn removes<K: Ord + Copy, V>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    ops: &mut Vec<MapOp>,
+    op: impl Fn(K, Option<V>) -> MapOp,
+) {
+    for key in old.keys() {
+        if !new.contains_key(key) {
+            ops.push(op(*key, None));
+        }
+    }
+}
+
+/// The operations that turn `old` into `new`, in an order in which no packet in between meets a
+/// reference to something missing: what is pointed to is written before what points to it, and
+/// removed after it.
+pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
+    let mut ops = Vec::new();
+    puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
+    puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
+    puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
+    puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
+    puts(&old.services, &new.services, &mut ops, MapOp::Service);
+    puts(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
+    puts(&old.links, &new.links, &mut ops, MapOp::Link);
+    puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
+    puts(&old.published, &new.published, &mut ops, MapOp::Published);
+
+    removes(&old.published, &new.published, &mut ops, MapOp::Published);
+    removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
+    removes(&old.links, &new.links, &mut ops, MapOp::Link);
+    removes(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
+    removes(&old.services, &new.services, &mut ops, MapOp::Service);
+    removes(&old.slots, &new.slots, &mut ops, MapOp::Slot);
+    removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
+    removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
+    removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
+    ops
+}

@@ -1,0 +1,147 @@
+//! Interfaces and network namespaces, behind one trait: the real one speaks netlink, the other one
+//! is a table in memory.
+
+use std::{future::Future, net::Ipv4Addr, path::Path};
+
+use ipnet::Ipv4Net;
+use overlay_common::Mac;
+
+/// Why a link could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The interface does not exist.
+    #[error("there is no interface {0:?} on this host; `ip link` lists them")]
+    NoInterface(String),
+    /// The namespace does not exist.
+    #[error("there is no network namespace at {0}")]
+    NoNamespace(String),
+    /// The container has an interface of that name.
+    #[error("the namespace {netns} already has an interface {name:?}; choose another name")]
+    InterfaceExists {
+        /// The namespace.
+        netns: String,
+        /// The interface.
+        name: String,
+    },
+    /// The VXLAN port is in use by somebody else.
+    #[error(
+        "UDP port {port} is taken by another vxlan device or socket on this host; stop what uses \
+         it (`ss -ulpn`, `ip -d link show type vxlan`) or make the cluster with another \
+         --data-path-port"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The kernel refused.
+    #[error("{action}: {reason}")]
+    Kernel {
+        /// What was tried.
+        action: String,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// What must be known about the underlay interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnderlayFacts {
+    /// Interface index.
+    pub ifindex: u32,
+    /// MAC.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The host link: a veth pair with both ends in the host's namespace. Packets that the host routes
+/// to the first end come out of the second, where `from_container` is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostLink {
+    /// Name of the host's end, which has the ingress address.
+    pub name: String,
+    /// Name of the program's end.
+    pub program_side: String,
+    /// Address of the node on the ingress network, with the subnet's prefix length.
+    pub address: Ipv4Net,
+    /// MAC of the host's end.
+    pub mac: Mac,
+    /// MTU of both.
+    pub mtu: u32,
+}
+
+/// An endpoint's veth pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointLink {
+    /// Name of the host-side end.
+    pub host_name: String,
+    /// Path of the container's namespace.
+    pub netns: String,
+    /// Name of the end inside.
+    pub name: String,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its address and prefix length.
+    pub address: Ipv4Net,
+    /// Default route; `None` for internal networks and for all but a container's first network.
+    pub gateway: Option<Ipv4Addr>,
+    /// MTU of both ends.
+    pub mtu: u32,
+}
+
+/// Links of one host. Every `ensure_*` may be called again and repairs what is missing.
+pub trait Links: Send + Sync + 'static {
+    /// Facts about an interface of the host.
+    fn underlay(
+        &self,
+        iface: &str,
+    ) -> impl Future<Output = Result<UnderlayFacts, LinkError>> + Send;
+
+    /// The interface that has `address`.
+    fn interface_with(
+        &self,
+        address: Ipv4Addr,
+    ) -> impl Future<Output = Result<Option<String>, LinkError>> + Send;
+
+    /// All IPv4 addresses of the host except those of `not_on` interfaces.
+    fn addresses(
+        &self,
+        not_on: &[&str],
+    ) -> impl Future<Output = Result<Vec<Ipv4Addr>, LinkError>> + Send;
+
+    /// The kernel's vxlan device in collect-metadata mode, up, on `port`. Returns its index.
+    fn ensure_vxlan(
+        &self,
+        name: &str,
+        port: u16,
+    ) -> impl Future<Output = Result<u32, LinkError>> + Send;
+
+    /// The host link, up, with its address, forwarding on at the program's end (next hops are
+    /// looked up there). Returns the index of the program's end.
+    fn ensure_host_link(
+        &self,
+        link: &HostLink,
+    ) -> impl Future<Output = Result<u32, LinkError>> + Send;
+
+    /// An endpoint's veth pair with the end inside named, addressed, up, `lo` up, and the host-side
+    /// end up. Returns the index of the host-side end.
+    ///
+    /// When it fails nothing is left behind.
+    fn ensure_endpoint_link(
+        &self,
+        link: &EndpointLink,
+    ) -> impl Future<Output = Result<u32, LinkError>> + Send;
+
+    /// Removes an interface of the host; a missing one is no error.
+    fn remove(&self, name: &str) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Names and indexes of the host's interfaces whose name starts with `prefix`.
+    fn list(
+        &self,
+        prefix: &str,
+    ) -> impl Future<Output = Result<Vec<(String, u32)>, LinkError>> + Send;
+
+    /// Whether a TCP or UDP socket inside the namespace is bound to (UDP) or listens on (TCP) any
+    /// of `ports` (protocol number, port).
+    fn listens(&self, netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkError>;
+}

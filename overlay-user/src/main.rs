@@ -1,0 +1,5 @@
+//! The `overlay` binary.
+
+fn main() -> std::process::ExitCode {
+    overlay::cli::main()
+}
