@@ -110,7 +110,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn conclude_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
     match outcome {
-        Ok(Verdict::Pass) => TC_ACT_OK as i32,
+        Ok(Verdict::Pass) => TC_ACT_OK,
         Ok(Verdict::Done(action, reason)) => {
             observe::count(reason, ctx.len());
             action
@@ -118,7 +118,7 @@ fn conclude_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
         Err(reason) => {
             observe::count(reason, ctx.len());
             observe::log_drop(ctx, reason);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }
