@@ -22,7 +22,7 @@ use std::{
 };
 
 use attach::Attacher;
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
 use overlay_common::{
     Reason,
     maps::{Config, Conntrack, ConntrackKey, Counter},
@@ -122,6 +122,21 @@ impl BpfDatapath {
     /// [`DatapathError::Kernel`] names the first thing that could not be removed; the others are.
     pub fn unload(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
         pins::remove_all(pin_dir)
+    }
+
+    /// The config pinned in a pin directory; `None` when nothing is loaded there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pin`] when the pin holds something else.
+    pub fn pinned_config(pin_dir: &Path) -> Result<Option<Config>, DatapathError> {
+        let path = Pins::new(pin_dir).map("config");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let map = MapData::from_pin(&path).map_err(|e| bad_pin(&path, &e))?;
+        let config = Array::<_, Config>::try_from(Map::Array(map));
+        let config = config.map_err(|e| bad_pin(&path, &e))?;
+        config.get(&0, 0).map(Some).map_err(|e| bad_pin(&path, &e))
     }
 
     fn attacher(&self) -> MutexGuard<'_, Attacher> {

@@ -205,9 +205,7 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
         errors.extend(remove_dir(&pins.root).err());
     }
     // The mount itself, or a directory that holds something of others, stays.
-    if !removed.is_empty() || names(pin_dir)?.is_empty() {
-        let _ = std::fs::remove_dir(pin_dir);
-    }
+    let _ = std::fs::remove_dir(pin_dir);
     match errors.into_iter().next() {
         None => Ok(removed),
         Some(first) => Err(first),
