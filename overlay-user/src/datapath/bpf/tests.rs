@@ -399,3 +399,75 @@ fn bpftool_shows_the_fields_of_a_pinned_map() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"mtu\": 1450") && text.contains("4097"), "{text}");
 }
+
+/// A packet's whole way on one host, with the agent's part played by the test.
+#[test]
+fn endpoints_reach_each_other_and_a_restart_loses_no_packet() {
+    use crate::link::{EndpointLink, Links as _, NetlinkLinks};
+    use overlay_common::{
+        Mac,
+        maps::{ENDPOINT_GATEWAY, ENDPOINT_LOCAL, Endpoint, Link},
+    };
+    let Some(host) = Host::new() else { return };
+    let (one, two) = (TestNetns::new(), TestNetns::new());
+    let ip = |last: u8| Be32::from_octets([10, 0, 1, last]);
+    let gateway =
+        Endpoint { kind: ENDPOINT_GATEWAY, mac: Mac::of_ip(ip(1)), ..Endpoint::default() };
+    let mask = Be32::from_octets([255, 255, 255, 0]);
+    let network = Network { subnet: ip(0), mask, gateway: ip(1), mtu: 1450, flags: 0 };
+    let mut state = DatapathState::default();
+    state.networks.insert(4097, network);
+    state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(1) }, gateway);
+    let datapath = host.load(TcFlavour::detect());
+    for (container, last) in [(&one, 2), (&two, 3)] {
+        let link = EndpointLink {
+            host_name: format!("ov-{last}"),
+            netns: container.name(),
+            name: "eth0".to_owned(),
+            mac: Mac::of_ip(ip(last)),
+            address: format!("10.0.1.{last}/24").parse().expect("an address"),
+            gateway: Some([10, 0, 1, 1].into()),
+            mtu: 1450,
+        };
+        let ifindex = host.netns.block_on(async {
+            NetlinkLinks::new().expect("links").ensure_endpoint_link(&link).await.expect("made")
+        });
+        let endpoint = Endpoint { kind: ENDPOINT_LOCAL, mac: link.mac, ifindex, ..gateway };
+        state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(last) }, endpoint);
+        state.links.insert(ifindex, Link { vni: 4097, ip: ip(last), mac: link.mac, flags: 0 });
+        host.netns.run(|| datapath.attach_container(&link.host_name).expect("attached"));
+    }
+    datapath.apply(&diff(&DatapathState::default(), &state)).expect("applied");
+    drop(datapath);
+    let bind = || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:7000").expect("a socket");
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("set");
+        socket
+    };
+    let (client, server) = (one.run(bind), two.run(bind));
+    client.connect("10.0.1.3:7000").expect("connected");
+    server.connect("10.0.1.2:7000").expect("connected");
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| {
+            for _ in 0..3 {
+                let datapath = host.load(TcFlavour::detect());
+                for name in ["ov-2", "ov-3"] {
+                    host.netns.run(|| datapath.attach_container(name).expect("replaced"));
+                }
+            }
+        });
+        let mut sent = 0_u32;
+        while sent < 100 || !reload.is_finished() {
+            let mut answer = [0; 4];
+            client.send(&sent.to_be_bytes()).expect("sent");
+            server.recv(&mut answer).expect("there");
+            server.send(&answer).expect("answered");
+            client.recv(&mut answer).expect("and back");
+            assert_eq!(u32::from_be_bytes(answer), sent);
+            sent += 1;
+        }
+    });
+    let counters = host.load(TcFlavour::detect()).counters().expect("read");
+    let delivered = counters.iter().find(|(r, _)| *r == Reason::DeliveredLocal).expect("counted");
+    assert!(delivered.1.packets >= 200, "both directions: {delivered:?}");
+}
