@@ -127,9 +127,23 @@ impl Pins {
         }
     }
 
-    /// Removes a pinned link, which detaches it; a missing one is no error.
+    /// Detaches a pinned link and removes its pin; a missing one is no error.
     pub(super) fn remove_link(&self, kind: LinkKind, name: &str) -> Result<(), DatapathError> {
-        remove_file(&self.link(kind, name))
+        let path = self.link(kind, name);
+        // The pin of a clsact attachment holds a program, not a link.
+        if kind != LinkKind::Clsact
+            && let Some((link, info)) = self.open_link(kind, name)?
+            && info.target != sys::Target::Gone
+        {
+            match sys::detach_link(link.as_fd()) {
+                // It went in between.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENOLINK) => {}
+                outcome => {
+                    outcome.map_err(|e| kernel(format!("detach the link {}", path.display()), e))?
+                }
+            }
+        }
+        remove_file(&path)
     }
 }
 
@@ -186,17 +200,21 @@ pub(super) fn remove_all(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
     for root in versions(pin_dir)? {
         let pins = Pins { root };
         for (kind, name) in pins.list_links()? {
-            // Filters have no link that ends with its pin.
-            if kind == LinkKind::Clsact {
-                errors.extend(clsact::detach(&pins, &name).err());
-                removed.push(format!("filter on {name}"));
+            let outcome = match kind {
+                LinkKind::Clsact => clsact::detach(&pins, &name),
+                _ => pins.remove_link(kind, &name),
+            };
+            match outcome {
+                Ok(()) => removed.push(format!("link {}{name}", kind.prefix())),
+                Err(e) => errors.push(e),
             }
         }
+        // Among the links only those of kinds that another version had are left now.
         let parts = [("link", pins.links()), ("program", pins.programs()), ("map", pins.maps())];
         for (what, dir) in parts {
             for name in names(&dir)? {
                 match remove_file(&dir.join(&name)) {
-                    Ok(()) => removed.push(format!("{what} {}", decode(&name))),
+                    Ok(()) => removed.push(format!("{what} {name}")),
                     Err(e) => errors.push(e),
                 }
             }
