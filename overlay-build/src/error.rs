@@ -40,6 +40,12 @@ pub enum Error {
         /// The folders that were searched.
         searched: Vec<PathBuf>,
     },
+    /// The variable for a prebuilt object does not name one.
+    #[error("{OBJECT_VARIABLE} must be the absolute path of an eBPF object: {reason}")]
+    Prebuilt {
+        /// What it names instead.
+        reason: String,
+    },
     /// A file is not an object for the kernel.
     #[error("{} is not an eBPF object: {found}", .path.display())]
     NotAnObject {

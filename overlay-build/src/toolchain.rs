@@ -48,7 +48,7 @@ pub struct Compiler {
 ///
 /// # Errors
 /// [`Error::NoCompiler`] with what was looked at and the commands that install one;
-/// [`Error::NotAnObject`] or [`Error::File`] for a bad [`OBJECT_VARIABLE`].
+/// [`Error::Prebuilt`] for a bad [`OBJECT_VARIABLE`].
 pub fn choose() -> Result<Toolchain, Error> {
     Surroundings::of_process().choose(&probe)
 }
@@ -93,8 +93,7 @@ impl Surroundings {
 
     fn choose(&self, probe: &dyn Fn(&Path) -> Option<Facts>) -> Result<Toolchain, Error> {
         if let Some(object) = &self.object {
-            crate::check_object(object)?;
-            return Ok(Toolchain::Prebuilt(object.clone()));
+            return prebuilt(object);
         }
         let mut looked_at = Vec::new();
         let mut with_source = None;
@@ -121,6 +120,19 @@ impl Surroundings {
             }
         }
         with_source.map(Toolchain::BuildStd).ok_or(Error::NoCompiler { looked_at })
+    }
+}
+
+/// Relative paths are refused: a build script runs in its package's folder, not where the user is.
+fn prebuilt(object: &Path) -> Result<Toolchain, Error> {
+    let checked = if object.is_absolute() {
+        crate::check_object(object).map_err(|error| error.to_string())
+    } else {
+        Err(format!("{} is relative", object.display()))
+    };
+    match checked {
+        Ok(()) => Ok(Toolchain::Prebuilt(object.into())),
+        Err(reason) => Err(Error::Prebuilt { reason }),
     }
 }
 
@@ -315,10 +327,21 @@ mod tests {
     #[test]
     fn a_prebuilt_object_that_is_none_is_refused_before_any_compiler_is_looked_for() {
         let machine = Machine::new();
-        let object = machine.file("object");
-        let surroundings = Surroundings { object: Some(object), ..Surroundings::default() };
-        let chosen = surroundings.choose(&|_| panic!("a compiler was looked for"));
-        assert!(matches!(chosen, Err(Error::NotAnObject { .. })), "{chosen:?}");
+        let missing = machine.0.path().join("missing");
+        for (object, reason) in [
+            (machine.file("object"), "no ELF header"),
+            (missing, "No such file"),
+            ("Cargo.toml".into(), "is relative"),
+        ] {
+            let surroundings = Surroundings {
+                object: Some(object),
+                rustcs: vec![machine.rustc("stable")],
+                ..Surroundings::default()
+            };
+            let chosen = surroundings.choose(&|_| panic!("a compiler was looked for"));
+            let error = chosen.unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains("OVERLAY_BPF_OBJ"), "{error}");
+        }
     }
 
     #[test]
