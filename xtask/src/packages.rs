@@ -131,7 +131,9 @@ for package in "$@"; do
         if [ -d /run/systemd/system ]; then
             systemctl disable --now --quiet etcd.service
         else
-            deb-systemd-helper disable etcd.service && update-rc.d etcd disable
+            # The helper works for nobody but a package's own scripts.
+            DPKG_MAINTSCRIPT_PACKAGE=etcd-server deb-systemd-helper disable etcd.service &&
+                update-rc.d etcd disable
         fi >/dev/null 2>&1 || echo 'setup: etcd.service could not be disabled' >&2
     fi
 done
