@@ -139,7 +139,10 @@ impl RedbStore {
         }
     }
 
-    fn revision(&self, meta: &impl redb::ReadableTable<&'static str, u64>) -> Result<u64, StoreError> {
+    fn revision(
+        &self,
+        meta: &impl redb::ReadableTable<&'static str, u64>,
+    ) -> Result<u64, StoreError> {
         match meta.get(REVISION_KEY).map_err(|e| storage(&self.path, e))? {
             Some(revision) => Ok(revision.value()),
             None => Err(corrupt(&self.path, "it does not say its revision")),
