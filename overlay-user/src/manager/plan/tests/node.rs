@@ -115,7 +115,7 @@ fn a_node_may_leave_although_ready_but_the_last_manager_only_by_force() {
 
 #[test]
 fn marking_skips_nodes_that_are_gone_or_marked_already() {
-    let mut world = world();
+    let world = world();
     let ids = [world.node("h1"), world.node("h2"), crate::model::Id::random()];
     let (plan, ()) =
         node::mark(&world.state, &ids, NodeState::Ready, Timestamp::now()).expect("planned");
