@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde::Serialize;
 use tokio::{
@@ -38,8 +39,15 @@ enum Line<'a> {
 }
 
 impl Followed {
-    /// As one JSON line.
-    pub fn to_line(&self) -> Result<Vec<u8>, serde_json::Error> {
+    /// As one JSON line; snapshots of one revision share it.
+    pub fn to_line(&self, shared: &Shared) -> Result<Bytes, serde_json::Error> {
+        match self {
+            Self::Snapshot(state) => shared.snapshot(state, || self.write_line()),
+            Self::Changes(_) | Self::Alive(_) => self.write_line().map(Bytes::from),
+        }
+    }
+
+    fn write_line(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut line = serde_json::to_vec(&match self {
             Self::Snapshot(state) => Line::Snapshot(state),
             Self::Changes(commit) => {
@@ -127,7 +135,7 @@ mod tests {
             Followed::Changes(Commit { revision: 8, changes: Arc::new(changes) }),
             Followed::Alive(9),
         ] {
-            let line = followed.to_line().expect("JSON");
+            let line = followed.write_line().expect("JSON");
             assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
             let read: WatchEvent = serde_json::from_slice(&line).expect("a watch event");
             assert_eq!(read, followed.into_event());

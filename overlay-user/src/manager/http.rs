@@ -235,10 +235,11 @@ async fn watch(
         let identity = identity.clone();
         async move {
             let event = events.next().await?;
+            let manager = shared.upgrade()?;
             // A node that was removed meanwhile hears no more.
-            may_watch(&shared.upgrade()?.state(), &identity).ok()?;
-            let line = event.to_line().ok()?;
-            Some((Ok::<Bytes, Infallible>(line.into()), (events, shared)))
+            may_watch(&manager.state(), &identity).ok()?;
+            let line = event.to_line(&manager).ok()?;
+            Some((Ok::<Bytes, Infallible>(line), (events, shared)))
         }
     });
     let mut response = Response::new(Body::from_stream(lines));

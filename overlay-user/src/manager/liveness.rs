@@ -99,3 +99,66 @@ pub(super) fn spawn_watchdog(shared: &Arc<Shared>) {
 fn timeout(state: &ClusterState) -> Duration {
     Duration::from_millis(state.cluster.as_ref().map_or(u64::MAX, |c| c.node_timeout_ms))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Availability, Role};
+
+    fn state(nodes: &[(&str, NodeState)]) -> ClusterState {
+        let mut cluster = ClusterState::default();
+        for (name, state) in nodes {
+            let id = Id::from_text(*name);
+            let node = Node {
+                id: id.clone(),
+                name: (*name).to_owned(),
+                role: Role::Agent,
+                created: jiff::Timestamp::UNIX_EPOCH,
+                data_path_addr: [172, 16, 1, 10].into(),
+                api_addr: None,
+                ingress_ip: [10, 255, 0, 2].into(),
+                state: *state,
+                availability: Availability::Active,
+            };
+            cluster.nodes.insert(id, node);
+        }
+        cluster
+    }
+
+    fn heard(liveness: &Liveness, name: &str, applied: u64) {
+        liveness.heard(&Heartbeat { node: Id::from_text(name), applied });
+    }
+
+    #[test]
+    fn nodes_not_heard_of_yet_are_silent_since_the_start_and_not_for_ever() {
+        let liveness = Liveness::new();
+        let state = state(&[("a", NodeState::Ready), ("b", NodeState::Down)]);
+        assert!(liveness.silent(&state, Duration::from_secs(3600)).is_empty());
+        assert_eq!(liveness.silent(&state, Duration::ZERO), [Id::from_text("a")]);
+    }
+
+    #[test]
+    fn what_was_heard_of_nodes_that_are_gone_is_forgotten() {
+        let liveness = Liveness::new();
+        heard(&liveness, "a", 1);
+        heard(&liveness, "gone", 1);
+        liveness.silent(&state(&[("a", NodeState::Ready)]), Duration::ZERO);
+        assert_eq!(liveness.map().keys().collect::<Vec<_>>(), [&Id::from_text("a")]);
+    }
+
+    #[test]
+    fn ready_nodes_lag_until_they_say_that_they_applied_the_revision() {
+        let liveness = Liveness::new();
+        let nodes = [("a", NodeState::Ready), ("b", NodeState::Ready), ("c", NodeState::Down)];
+        let state = state(&nodes);
+        heard(&liveness, "a", 7);
+        assert_eq!(liveness.lagging(&state, 7), ["b"]);
+        heard(&liveness, "b", 6);
+        assert_eq!(liveness.lagging(&state, 7), ["b"]);
+        heard(&liveness, "b", 8);
+        assert!(liveness.lagging(&state, 7).is_empty());
+        // An agent that starts anew shows nothing until it has reconciled.
+        heard(&liveness, "a", 0);
+        assert_eq!(liveness.lagging(&state, 7), ["a"]);
+    }
+}

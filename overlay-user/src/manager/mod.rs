@@ -5,7 +5,7 @@
 //! ([`liveness`]) stays in memory; the store sees only nodes that change between ready and down.
 
 mod authorize;
-mod client;
+pub mod client;
 mod error;
 mod follow;
 mod http;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::broadcast::{self, error::TryRecvError};
 
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     commits: Mutex<broadcast::Receiver<Commit>>,
     /// What the state shows, for watchers.
     applied: broadcast::Sender<Applied>,
+    /// The last snapshot on the wire with its revision: after a restart all nodes ask for the same.
+    snapshot: Mutex<Option<(u64, Bytes)>>,
     /// Held while a mutation is decided and committed, so that this manager's own mutations do
     /// not make each other start again.
     writing: Mutex<()>,
@@ -61,6 +64,7 @@ impl Shared {
             state: RwLock::new(Arc::new(state)),
             commits: Mutex::new(commits),
             applied: broadcast::channel(BACKLOG).0,
+            snapshot: Mutex::default(),
             writing: Mutex::new(()),
         })
     }
@@ -72,6 +76,23 @@ impl Shared {
     /// Commits from now on, each sent when the state shows it.
     pub fn subscribe(&self) -> broadcast::Receiver<Applied> {
         self.applied.subscribe()
+    }
+
+    /// What `make` writes of a state, made once per revision.
+    pub fn snapshot<E>(
+        &self,
+        state: &ClusterState,
+        make: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Bytes, E> {
+        let mut snapshot = lock(&self.snapshot);
+        if let Some((revision, bytes)) = &*snapshot
+            && *revision == state.revision
+        {
+            return Ok(bytes.clone());
+        }
+        let bytes = Bytes::from(make()?);
+        *snapshot = Some((state.revision, bytes.clone()));
+        Ok(bytes)
     }
 
     /// Decides and commits, again and again while somebody else writes first. The state shows the

@@ -1,7 +1,7 @@
 //! Where managers keep the cluster's state.
 
-mod memory;
-mod redb;
+pub mod memory;
+pub mod redb;
 #[cfg(test)]
 mod suite;
 

@@ -96,7 +96,8 @@ impl RemoteManager {
         // call was heard: only what may be said twice goes over one.
         while let Some(mut connection) = self.take_idle().filter(|_| repeatable) {
             match connection.post(&method, params.clone(), wait).await {
-                Err(e) if e.code == ErrorCode::Unavailable => {}
+                // The others are no better; a manager that hangs is waited for only once.
+                Err(e) if e.code == ErrorCode::Unavailable => lock(&self.inner.idle).clear(),
                 answer => {
                     self.keep(connection);
                     return answer;

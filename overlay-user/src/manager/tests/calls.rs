@@ -2,9 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures_util::{Stream, StreamExt as _};
 use serde_json::Value;
 
-use super::{Cluster, endpoint, heartbeat, network, refused};
+use super::{Cluster, endpoint, heartbeat, init, network, refused};
 use crate::{
     api::{
         ContainerRef, EndpointCreate, EndpointUpdate, ErrorCode, HeartbeatAnswer, Identity, Join,
@@ -12,9 +13,12 @@ use crate::{
         SyncAnswer, TokenCreate, TokenInfo,
     },
     manager::Manager,
-    model::{Availability, ClusterState, EndpointState, Id, Network, Node, NodeState},
+    model::{
+        Availability, Change, ClusterState, EndpointState, Id, Network, Node, NodeState, Object,
+        WatchEvent,
+    },
     pki::{JoinToken, NodeKey},
-    store::MemoryStore,
+    store::{MemoryStore, RedbStore, StoreError},
 };
 
 fn reference(text: &str) -> Reference {
@@ -229,9 +233,16 @@ async fn heartbeats_make_a_node_ready_and_are_not_written_down() {
     assert_eq!(cluster.store.load().expect("loaded").revision, first.revision);
 }
 
-async fn wait_for(cluster: &Cluster, node: &Id, state: NodeState) {
-    while cluster.manager.state().nodes[node].state != state {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+/// The next change of a node between ready and down.
+async fn next_state(watch: &mut (impl Stream<Item = WatchEvent> + Unpin)) -> NodeState {
+    loop {
+        if let Some(WatchEvent::Changes { changes, .. }) = watch.next().await {
+            for change in changes {
+                if let Change::Put(Object::Node(node)) = change {
+                    return node.state;
+                }
+            }
+        }
     }
 }
 
@@ -239,15 +250,43 @@ async fn wait_for(cluster: &Cluster, node: &Id, state: NodeState) {
 async fn a_silent_node_goes_down_and_comes_back_when_it_is_heard() {
     let cluster = Cluster::with_timeout(100);
     let who = Identity::Node(cluster.node.clone());
-    let beat = || cluster.manager.call(&who, heartbeat(&cluster.node, 0));
-    beat().await.expect("an answer");
-    wait_for(&cluster, &cluster.node, NodeState::Down).await;
-    beat().await.expect("an answer");
-    assert_eq!(cluster.manager.state().nodes[&cluster.node].state, NodeState::Ready);
-    // A manager that starts anew has heard nobody, and calls nobody down at once.
-    let again = Manager::open(Arc::clone(&cluster.store)).expect("a manager");
-    drop(again);
-    wait_for(&cluster, &cluster.node, NodeState::Down).await;
+    let mut watch = Box::pin(cluster.manager.watch());
+    assert!(matches!(watch.next().await, Some(WatchEvent::Snapshot(_))));
+    for _ in 0..2 {
+        cluster.manager.call(&who, heartbeat(&cluster.node, 0)).await.expect("an answer");
+        assert_eq!(next_state(&mut watch).await, NodeState::Ready);
+        assert_eq!(next_state(&mut watch).await, NodeState::Down);
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_in_a_file_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("cluster.redb");
+    let store = RedbStore::create(&path).expect("created");
+    let node = Manager::init(&store, init(60_000)).expect("a cluster").node.id;
+    let who = Identity::Node(node.clone());
+    let manager = Manager::open(Arc::new(store)).expect("a manager");
+    manager.call(&who, heartbeat(&node, 0)).await.expect("an answer");
+    let request = Request::TokenCreate(TokenCreate { ttl_secs: 60 });
+    manager.call(&Identity::Administrator, request).await.expect("a token");
+    manager.call(&Identity::Administrator, network("mynet")).await.expect("made");
+    let before = manager.state();
+    drop(manager);
+    // The background duties let go of the file at their next turn.
+    let store = loop {
+        match RedbStore::open(&path) {
+            Ok(store) => break store,
+            Err(StoreError::Locked(_)) => tokio::task::yield_now().await,
+            Err(e) => panic!("{e}"),
+        }
+    };
+    let manager = Manager::open(Arc::new(store)).expect("a manager");
+    assert_eq!(manager.state(), before);
+    let tokens = manager.call(&Identity::Administrator, Request::TokenList {}).await;
+    assert_eq!(tokens.expect("a list").as_array().map(Vec::len), Some(1));
+    let again = manager.call(&Identity::Administrator, network("mynet")).await;
+    refused(again, ErrorCode::Conflict, &["mynet"]);
 }
 
 fn sync(revision: Option<u64>, timeout_ms: u64) -> Request {

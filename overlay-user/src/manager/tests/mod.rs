@@ -24,6 +24,20 @@ use crate::{
 
 pub(super) const DAY: u64 = 24 * 3600;
 
+pub(super) fn init(node_timeout_ms: u64) -> InitCluster {
+    InitCluster {
+        name: "h1".to_owned(),
+        data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+        api_addr: "172.16.1.10:2377".parse().expect("an address"),
+        default_pool: "10.0.0.0/8".parse().expect("a subnet"),
+        pool_prefix: 24,
+        data_path_port: 4789,
+        ingress_subnet: None,
+        bridge_subnet: "172.17.0.0/16".parse().expect("a subnet"),
+        node_timeout_ms,
+    }
+}
+
 /// A manager over a store in memory.
 pub(super) struct Cluster {
     pub store: Arc<dyn Store>,
@@ -40,18 +54,7 @@ impl Cluster {
 
     pub fn with_timeout(node_timeout_ms: u64) -> Self {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let init = InitCluster {
-            name: "h1".to_owned(),
-            data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
-            api_addr: "172.16.1.10:2377".parse().expect("an address"),
-            default_pool: "10.0.0.0/8".parse().expect("a subnet"),
-            pool_prefix: 24,
-            data_path_port: 4789,
-            ingress_subnet: None,
-            bridge_subnet: "172.17.0.0/16".parse().expect("a subnet"),
-            node_timeout_ms,
-        };
-        let initialized = Manager::init(&*store, init).expect("a cluster");
+        let initialized = Manager::init(&*store, init(node_timeout_ms)).expect("a cluster");
         let manager = Manager::open(Arc::clone(&store)).expect("a manager");
         Self { store, manager, node: initialized.node.id, pki: initialized.pki }
     }
