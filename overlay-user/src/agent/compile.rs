@@ -1,0 +1,379 @@
+//! From the cluster's state to the map entries of one node: a pure function.
+//!
+//! A node holds a network's state only while it has an endpoint on it (lazy peers), except for
+//! `ingress`, and for services with ports that every node answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use overlay_common::{
+    Be16, Be32, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    maps::{
+        self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
+        ENDPOINT_SERVICE, EndpointKey, NETWORK_INTERNAL, NETWORK_LOCAL, PeerKey, PublishedKey,
+        SlotKey,
+    },
+};
+
+use crate::{
+    datapath::DatapathState,
+    model::{
+        Availability, ClusterState, Endpoint, EndpointState, Id, Network, Node, NodeState, Port,
+        PublishMode, Service, ServiceNetwork,
+    },
+};
+
+/// Set in a service's number when its backends are this node's own only: what the ports of mode
+/// host refer to. Numbers of the cluster stay below.
+pub const HOST_MODE: u32 = 1 << 31;
+
+/// What the node knows about itself and the cluster's state does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalFacts {
+    /// Index of the host-side interface of each wired endpoint.
+    pub links: BTreeMap<Id, u32>,
+    /// Index of the program's end of the host link and MAC of the host's end.
+    pub host_link: Option<(u32, Mac)>,
+    /// Addresses of the host on which published ports answer.
+    pub addresses: Vec<Ipv4Addr>,
+    /// MTU of the underlay in bytes, without the Ethernet header.
+    pub underlay_mtu: u32,
+}
+
+/// MTU of a network's interfaces in bytes, on a node whose underlay has `underlay_mtu`.
+pub fn network_mtu(network: &Network, underlay_mtu: u32) -> u32 {
+    let follows =
+        if network.is_local() { underlay_mtu } else { underlay_mtu.saturating_sub(VXLAN_OVERHEAD) };
+    network.mtu.unwrap_or(follows)
+}
+
+/// What the maps of `node` should hold for the cluster to be as `state` says. A node that is not
+/// part of the state gets empty maps.
+pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathState {
+    let mut out = DatapathState::default();
+    let Some(me) = state.nodes.get(node) else { return out };
+    let view = View::new(state, me, facts);
+    for network in view.relevant() {
+        out.networks.insert(network.vni, view.network(network));
+        view.add_endpoints(network, &mut out);
+        view.add_peers(network, &mut out);
+    }
+    view.add_ingress(&mut out);
+    view.add_cluster_peers(&mut out);
+    for service in state.services.values() {
+        for (position, on) in service.networks.iter().enumerate() {
+            view.add_service(service, position, on, &mut out);
+        }
+        view.add_published(service, &mut out);
+    }
+    let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
+    out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
+    out
+}
+
+fn mac_of(ip: Ipv4Addr) -> Mac {
+    Mac::of_ip(ip.into())
+}
+
+fn key(network: &Network, ip: Ipv4Addr) -> EndpointKey {
+    EndpointKey { vni: network.vni, ip: ip.into() }
+}
+
+/// The state as one node sees it, indexed once: services and endpoints are many.
+struct View<'a> {
+    state: &'a ClusterState,
+    me: &'a Node,
+    facts: &'a LocalFacts,
+    relevant: BTreeSet<&'a Id>,
+    by_network: BTreeMap<&'a Id, Vec<&'a Endpoint>>,
+    /// By service and network, in the order of the backend numbers.
+    backends: BTreeMap<(&'a Id, &'a Id), Vec<&'a Endpoint>>,
+}
+
+impl<'a> View<'a> {
+    fn new(state: &'a ClusterState, me: &'a Node, facts: &'a LocalFacts) -> Self {
+        let mut view = Self {
+            state,
+            me,
+            facts,
+            relevant: state.ingress().map(|n| &n.id).into_iter().collect(),
+            by_network: BTreeMap::new(),
+            backends: BTreeMap::new(),
+        };
+        for endpoint in state.endpoints.values() {
+            view.index(endpoint);
+        }
+        for backends in view.backends.values_mut() {
+            backends.sort_unstable_by_key(|endpoint| endpoint.number);
+        }
+        view
+    }
+
+    fn index(&mut self, endpoint: &'a Endpoint) {
+        let Some(network) = self.state.networks.get(&endpoint.network) else { return };
+        if !self.state.nodes.contains_key(&endpoint.node) {
+            return;
+        }
+        let mine = endpoint.node == self.me.id;
+        let wired = self.facts.links.contains_key(&endpoint.id);
+        // An own endpoint without a link cannot be reached yet; one of another node's bridge never.
+        if if mine { !wired } else { network.is_local() } {
+            return;
+        }
+        if mine {
+            self.relevant.insert(&network.id);
+        }
+        self.by_network.entry(&network.id).or_default().push(endpoint);
+        if let Some(service) = &endpoint.service {
+            self.backends.entry((service, &network.id)).or_default().push(endpoint);
+        }
+    }
+
+    fn relevant(&self) -> impl Iterator<Item = &'a Network> + '_ {
+        self.relevant.iter().filter_map(|id| self.state.networks.get(*id))
+    }
+
+    fn endpoints_on(&self, network: &Network) -> &[&'a Endpoint] {
+        self.by_network.get(&network.id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Index of the interface of an own endpoint.
+    fn ifindex(&self, endpoint: &Endpoint) -> Option<u32> {
+        self.facts.links.get(&endpoint.id).copied().filter(|_| endpoint.node == self.me.id)
+    }
+
+    /// VTEP of another node; zero for this one.
+    fn vtep(&self, node: &Id) -> Be32 {
+        let others = self.state.nodes.get(node).filter(|n| n.id != self.me.id);
+        others.map_or(Be32::ZERO, |n| n.data_path_addr.into())
+    }
+
+    fn other_nodes(&self) -> impl Iterator<Item = &'a Node> + '_ {
+        self.state.nodes.values().filter(|n| n.id != self.me.id)
+    }
+
+    fn network(&self, network: &Network) -> maps::Network {
+        let mut flags = 0;
+        if network.internal {
+            flags |= NETWORK_INTERNAL;
+        }
+        if network.is_local() {
+            flags |= NETWORK_LOCAL;
+        }
+        maps::Network {
+            subnet: network.subnet.network().into(),
+            mask: network.subnet.netmask().into(),
+            gateway: network.gateway.into(),
+            mtu: network_mtu(network, self.facts.underlay_mtu),
+            flags,
+        }
+    }
+
+    fn add_endpoints(&self, network: &Network, out: &mut DatapathState) {
+        for endpoint in self.endpoints_on(network) {
+            let flags = self.flags(endpoint, network);
+            let mac = mac_of(endpoint.ip);
+            let entry = maps::Endpoint { flags, mac, ..maps::Endpoint::default() };
+            let entry = if let Some(ifindex) = self.ifindex(endpoint) {
+                let (vni, ip) = (network.vni, endpoint.ip.into());
+                out.links.insert(ifindex, maps::Link { vni, ip, mac, flags: u16::from(flags) });
+                maps::Endpoint { kind: ENDPOINT_LOCAL, ifindex, ..entry }
+            } else {
+                let node = self.vtep(&endpoint.node);
+                maps::Endpoint { kind: ENDPOINT_REMOTE, node, ..entry }
+            };
+            out.endpoints.insert(key(network, endpoint.ip), entry);
+        }
+        let gateway = maps::Endpoint {
+            kind: ENDPOINT_GATEWAY,
+            mac: mac_of(network.gateway),
+            ..maps::Endpoint::default()
+        };
+        out.endpoints.insert(key(network, network.gateway), gateway);
+    }
+
+    fn flags(&self, endpoint: &Endpoint, network: &Network) -> u8 {
+        let Some(service) = endpoint.service.as_ref().and_then(|id| self.state.services.get(id))
+        else {
+            return 0;
+        };
+        match service.networks.iter().position(|on| on.network == network.id) {
+            Some(0) if !service.ports.is_empty() && !network.internal => {
+                ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED
+            }
+            Some(_) => ENDPOINT_FLAG_BACKEND,
+            None => 0,
+        }
+    }
+
+    fn add_peers(&self, network: &Network, out: &mut DatapathState) {
+        if network.is_local() {
+            return;
+        }
+        let nodes: BTreeSet<&Id> = if network.ingress {
+            self.other_nodes().map(|n| &n.id).collect()
+        } else {
+            self.endpoints_on(network).iter().map(|e| &e.node).collect()
+        };
+        for node in nodes.into_iter().filter(|id| **id != self.me.id) {
+            let key = PeerKey { vni: network.vni, node: self.vtep(node) };
+            out.peers.insert(key, maps::Peer::default());
+        }
+    }
+
+    fn add_cluster_peers(&self, out: &mut DatapathState) {
+        for node in self.other_nodes() {
+            let key = PeerKey { vni: UNDERLAY_VNI, node: node.data_path_addr.into() };
+            out.peers.insert(key, maps::Peer::default());
+        }
+    }
+
+    /// The nodes' own addresses on the ingress network, and the host link's.
+    fn add_ingress(&self, out: &mut DatapathState) {
+        let Some(ingress) = self.state.ingress() else { return };
+        for node in self.other_nodes() {
+            let entry = maps::Endpoint {
+                kind: ENDPOINT_REMOTE,
+                mac: mac_of(node.ingress_ip),
+                node: node.data_path_addr.into(),
+                ..maps::Endpoint::default()
+            };
+            out.endpoints.insert(key(ingress, node.ingress_ip), entry);
+        }
+        let Some((ifindex, mac)) = self.facts.host_link else { return };
+        let flags = ENDPOINT_FLAG_HOST;
+        let entry = maps::Endpoint {
+            kind: ENDPOINT_LOCAL,
+            flags,
+            mac,
+            ifindex,
+            ..maps::Endpoint::default()
+        };
+        out.endpoints.insert(key(ingress, self.me.ingress_ip), entry);
+        let (vni, ip) = (ingress.vni, self.me.ingress_ip.into());
+        out.links.insert(ifindex, maps::Link { vni, ip, mac, flags: u16::from(flags) });
+    }
+
+    fn add_service(
+        &self,
+        service: &'a Service,
+        position: usize,
+        on: &'a ServiceNetwork,
+        out: &mut DatapathState,
+    ) {
+        let Some(network) = self.state.networks.get(&on.network) else { return };
+        let here = self.relevant.contains(&network.id);
+        let answers_everywhere =
+            position == 0 && service.ports.iter().any(|port| everywhere(port, network));
+        if !here && !answers_everywhere {
+            return;
+        }
+        let backends = self.backends_of(service, on);
+        let vip = on.vip.map_or(Be32::ZERO, Be32::from);
+        self.add_slots(on.number, network, vip, backends, out);
+        for endpoint in backends {
+            if let Some(entry) = self.backend(endpoint, network) {
+                out.backends.insert(endpoint.number, entry);
+            }
+        }
+        if let (true, Some(vip)) = (here, on.vip) {
+            let entry = maps::Endpoint {
+                kind: ENDPOINT_SERVICE,
+                mac: mac_of(vip),
+                service: on.number,
+                ..maps::Endpoint::default()
+            };
+            out.endpoints.insert(key(network, vip), entry);
+        }
+    }
+
+    fn backends_of(&self, service: &'a Service, on: &'a ServiceNetwork) -> &[&'a Endpoint] {
+        self.backends.get(&(&service.id, &on.network)).map_or(&[], Vec::as_slice)
+    }
+
+    fn add_slots<'b>(
+        &self,
+        number: u32,
+        network: &Network,
+        vip: Be32,
+        backends: impl IntoIterator<Item = &'b &'a Endpoint>,
+        out: &mut DatapathState,
+    ) where
+        'a: 'b,
+    {
+        let mut slots = 0;
+        for endpoint in backends.into_iter().filter(|endpoint| self.takes_flows(endpoint)) {
+            out.slots.insert(SlotKey { service: number, index: slots }, endpoint.number);
+            slots += 1;
+        }
+        out.services.insert(number, maps::Service { vni: network.vni, vip, slots, flags: 0 });
+    }
+
+    /// Whether new flows may go to the endpoint. This node does not ask the cluster whether it is
+    /// alive itself.
+    fn takes_flows(&self, endpoint: &Endpoint) -> bool {
+        let Some(node) = self.state.nodes.get(&endpoint.node) else { return false };
+        let alive = node.id == self.me.id || node.state == NodeState::Ready;
+        alive
+            && node.availability == Availability::Active
+            && endpoint.state == EndpointState::Running
+    }
+
+    fn backend(&self, endpoint: &Endpoint, network: &Network) -> Option<maps::Backend> {
+        if endpoint.state == EndpointState::Starting {
+            return None;
+        }
+        let active = self.takes_flows(endpoint);
+        Some(maps::Backend {
+            vni: network.vni,
+            ip: endpoint.ip.into(),
+            node: self.vtep(&endpoint.node),
+            ifindex: self.ifindex(endpoint).unwrap_or(0),
+            mac: mac_of(endpoint.ip),
+            state: if active { BACKEND_ACTIVE } else { BACKEND_DRAINING },
+        })
+    }
+
+    fn add_published(&self, service: &'a Service, out: &mut DatapathState) {
+        let Some(first) = service.networks.first() else { return };
+        let Some(network) = self.state.networks.get(&first.network) else { return };
+        if network.internal {
+            return;
+        }
+        let mine: Vec<&Endpoint> = self
+            .backends_of(service, first)
+            .iter()
+            .copied()
+            .filter(|e| e.node == self.me.id && e.state != EndpointState::Starting)
+            .collect();
+        for port in &service.ports {
+            let Some(published) = port.published else { continue };
+            let number = if everywhere(port, network) {
+                first.number
+            } else if mine.is_empty() {
+                continue;
+            } else {
+                self.add_slots(first.number | HOST_MODE, network, Be32::ZERO, &mine, out);
+                first.number | HOST_MODE
+            };
+            let proto = port.protocol.number();
+            let key = PublishedKey { port: Be16::new(published), proto, pad: 0 };
+            let target = Be16::new(port.target);
+            // The manager refuses a port that is taken; should two ever meet, the older id wins
+            // on every node alike.
+            out.published.entry(key).or_insert(maps::Published { service: number, target, pad: 0 });
+        }
+    }
+}
+
+/// Whether every node answers the port: ports of node-local networks never leave their host.
+fn everywhere(port: &Port, network: &Network) -> bool {
+    port.mode == PublishMode::Ingress && !network.is_local() && !network.internal
+}
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

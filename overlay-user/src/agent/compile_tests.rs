@@ -1,0 +1,366 @@
+use overlay_common::{INGRESS_VNI, maps::Service as ServiceEntry};
+
+use super::*;
+use crate::agent::testing::{TestCluster, id, port};
+
+/// `h1` and `h2` with an endpoint each on `mynet` (10.0.1.0/24, VNI 4098), `h3` with none.
+fn cluster() -> TestCluster {
+    let mut cluster = TestCluster::with_nodes(3);
+    cluster.network("mynet", "10.0.1.0/24", |n| n.vni = 4098);
+    cluster.endpoint("a", "mynet", "h1", 11);
+    cluster.endpoint("b", "mynet", "h2", 12);
+    cluster
+}
+
+fn compiled(cluster: &TestCluster, node: &str) -> DatapathState {
+    compile(&cluster.state, &id(node), &cluster.facts(node))
+}
+
+fn at(vni: u32, ip: [u8; 4]) -> EndpointKey {
+    EndpointKey { vni, ip: Be32::from_octets(ip) }
+}
+
+fn published_key(port: u16, proto: u8) -> PublishedKey {
+    PublishedKey { port: Be16::new(port), proto, pad: 0 }
+}
+
+fn slots_of(state: &DatapathState, service: u32) -> Vec<u32> {
+    let count = state.services[&service].slots;
+    (0..count).map(|index| state.slots[&SlotKey { service, index }]).collect()
+}
+
+fn host(octets: [u8; 4]) -> Be32 {
+    Be32::from_octets(octets)
+}
+
+#[test]
+fn an_own_endpoint_is_local_and_may_send_from_its_link_only() {
+    let state = compiled(&cluster(), "h1");
+    let a = state.endpoints[&at(4098, [10, 0, 1, 11])];
+    assert_eq!(a.kind, ENDPOINT_LOCAL);
+    assert_eq!(a.ifindex, 1001);
+    assert_eq!(a.mac.to_string(), "02:42:0a:00:01:0b");
+    let link = state.links[&1001];
+    assert_eq!((link.vni, link.ip, link.mac), (4098, host([10, 0, 1, 11]), a.mac));
+}
+
+#[test]
+fn an_endpoint_of_another_node_is_remote_behind_that_nodes_vtep() {
+    let state = compiled(&cluster(), "h1");
+    let b = state.endpoints[&at(4098, [10, 0, 1, 12])];
+    assert_eq!((b.kind, b.node, b.ifindex), (ENDPOINT_REMOTE, host([172, 16, 1, 11]), 0));
+}
+
+#[test]
+fn the_gateway_answers_on_every_node_that_holds_the_network() {
+    for node in ["h1", "h2"] {
+        let gateway = compiled(&cluster(), node).endpoints[&at(4098, [10, 0, 1, 1])];
+        assert_eq!(gateway.kind, ENDPOINT_GATEWAY);
+        assert_eq!(gateway.mac.to_string(), "02:42:0a:00:01:01");
+    }
+}
+
+#[test]
+fn a_node_without_endpoints_on_a_network_holds_nothing_of_it() {
+    let state = compiled(&cluster(), "h3");
+    assert!(state.endpoints.keys().all(|k| k.vni == INGRESS_VNI), "{:?}", state.endpoints);
+    assert_eq!(state.networks.keys().copied().collect::<Vec<_>>(), [INGRESS_VNI]);
+    assert!(state.peers.keys().all(|k| k.vni != 4098));
+}
+
+#[test]
+fn an_endpoint_that_is_not_wired_yet_does_not_make_its_network_relevant() {
+    let cluster = cluster();
+    let facts = LocalFacts { links: BTreeMap::new(), ..cluster.facts("h1") };
+    let state = compile(&cluster.state, &id("h1"), &facts);
+    assert!(!state.networks.contains_key(&4098));
+}
+
+#[test]
+fn peers_of_a_network_are_the_other_nodes_with_endpoints_on_it() {
+    let state = compiled(&cluster(), "h1");
+    let peers_on = |vni| {
+        let keys = state.peers.keys().filter(move |k| k.vni == vni);
+        keys.map(|k| k.node.octets()[3]).collect::<Vec<_>>()
+    };
+    assert_eq!(peers_on(4098), [11]);
+    assert_eq!(peers_on(INGRESS_VNI), [11, 12]);
+    assert_eq!(peers_on(UNDERLAY_VNI), [11, 12]);
+}
+
+#[test]
+fn the_host_itself_is_an_endpoint_of_ingress_through_the_host_link() {
+    let state = compiled(&cluster(), "h1");
+    let own = state.endpoints[&at(INGRESS_VNI, [10, 255, 0, 2])];
+    assert_eq!((own.kind, own.flags, own.ifindex), (ENDPOINT_LOCAL, ENDPOINT_FLAG_HOST, 7));
+    let link = state.links[&7];
+    assert_eq!((link.vni, link.ip), (INGRESS_VNI, host([10, 255, 0, 2])));
+    assert_eq!(link.flags, u16::from(ENDPOINT_FLAG_HOST));
+    let other = state.endpoints[&at(INGRESS_VNI, [10, 255, 0, 3])];
+    assert_eq!((other.kind, other.node), (ENDPOINT_REMOTE, host([172, 16, 1, 11])));
+}
+
+#[test]
+fn mtu_follows_the_underlay_unless_the_network_sets_it() {
+    let mut cluster = cluster();
+    cluster.endpoint("c", "bridge", "h1", 2);
+    let state = compiled(&cluster, "h1");
+    assert_eq!(state.networks[&4098].mtu, 1450);
+    assert_eq!(state.networks[&overlay_common::BRIDGE_VNI].mtu, 1500);
+    cluster.state.networks.get_mut(&id("mynet")).expect("mynet").mtu = Some(1400);
+    assert_eq!(compiled(&cluster, "h1").networks[&4098].mtu, 1400);
+}
+
+#[test]
+fn a_network_tells_whether_it_is_internal_and_whether_it_is_node_local() {
+    let mut cluster = cluster();
+    cluster.network("closed", "10.0.9.0/24", |n| n.internal = true);
+    cluster.endpoint("c", "closed", "h1", 2);
+    cluster.endpoint("d", "bridge", "h1", 2);
+    let state = compiled(&cluster, "h1");
+    let flags = |name: &str| state.networks[&cluster.state.networks[&id(name)].vni].flags;
+    assert_eq!(flags("closed"), NETWORK_INTERNAL);
+    assert_eq!(flags("bridge"), NETWORK_LOCAL);
+    assert_eq!(flags("mynet"), 0);
+}
+
+#[test]
+fn what_other_nodes_have_on_bridge_does_not_exist_here() {
+    let mut cluster = cluster();
+    cluster.endpoint("c1", "bridge", "h1", 2);
+    cluster.endpoint("c2", "bridge", "h2", 2);
+    let state = compiled(&cluster, "h1");
+    let here = state.endpoints[&at(overlay_common::BRIDGE_VNI, [172, 17, 0, 2])];
+    assert_eq!(here.kind, ENDPOINT_LOCAL);
+    assert!(state.peers.keys().all(|k| k.vni != overlay_common::BRIDGE_VNI));
+}
+
+#[test]
+fn a_service_has_a_vip_and_a_slot_for_each_running_backend_in_order() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[]);
+    let first = cluster.backend("w1", "web", "h2", 21);
+    let second = cluster.backend("w2", "web", "h1", 22);
+    let state = compiled(&cluster, "h1");
+    let number = cluster.number_of("web");
+    assert_eq!(slots_of(&state, number), [first, second]);
+    let vip = state.endpoints[&at(4098, [10, 0, 1, 200])];
+    assert_eq!((vip.kind, vip.service), (ENDPOINT_SERVICE, number));
+    assert_eq!(state.backends[&first].node, host([172, 16, 1, 11]));
+    assert_eq!(state.backends[&first].ifindex, 0);
+    assert_eq!(state.backends[&second].node, Be32::ZERO);
+    assert_eq!(state.backends[&second].ifindex, 1000 + second);
+    assert!(state.backends.values().all(|b| b.vni == 4098 && b.state == BACKEND_ACTIVE));
+}
+
+#[test]
+fn a_dnsrr_service_has_no_vip_entry() {
+    let mut cluster = cluster();
+    cluster.service("rr", &["mynet"], &[]);
+    cluster.service_mut("rr").networks[0].vip = None;
+    let state = compiled(&cluster, "h1");
+    assert_eq!(state.services[&cluster.number_of("rr")].vip, Be32::ZERO);
+    assert!(state.endpoints.values().all(|e| e.kind != ENDPOINT_SERVICE));
+}
+
+#[test]
+fn draining_backends_keep_their_flows_and_take_no_new_ones() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[]);
+    let stays = cluster.backend("w1", "web", "h2", 21);
+    let drains = cluster.backend("w2", "web", "h2", 22);
+    cluster.endpoint_mut("w2").state = EndpointState::Draining;
+    let state = compiled(&cluster, "h1");
+    assert_eq!(slots_of(&state, cluster.number_of("web")), [stays]);
+    assert_eq!(state.backends[&drains].state, BACKEND_DRAINING);
+}
+
+#[test]
+fn a_starting_backend_has_an_address_and_takes_no_flows() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[port(80, 80)]);
+    let number = cluster.backend("w1", "web", "h1", 21);
+    cluster.endpoint_mut("w1").state = EndpointState::Starting;
+    let state = compiled(&cluster, "h1");
+    assert_eq!(state.services[&cluster.number_of("web")].slots, 0);
+    assert!(!state.backends.contains_key(&number));
+    assert!(state.endpoints.contains_key(&at(4098, [10, 0, 1, 21])));
+}
+
+#[test]
+fn backends_of_a_down_or_drained_node_take_no_new_flows() {
+    for change in [(|n: &mut Node| n.state = NodeState::Down) as fn(&mut Node), |n: &mut Node| {
+        n.availability = Availability::Drain
+    }] {
+        let mut cluster = cluster();
+        cluster.service("web", &["mynet"], &[]);
+        let gone = cluster.backend("w1", "web", "h2", 21);
+        let stays = cluster.backend("w2", "web", "h1", 22);
+        change(cluster.node_mut("h2"));
+        let state = compiled(&cluster, "h1");
+        assert_eq!(slots_of(&state, cluster.number_of("web")), [stays]);
+        assert_eq!(state.backends[&gone].state, BACKEND_DRAINING);
+    }
+}
+
+#[test]
+fn a_node_that_the_managers_call_down_still_serves_its_own_backends() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[]);
+    let own = cluster.backend("w1", "web", "h1", 21);
+    cluster.node_mut("h1").state = NodeState::Down;
+    assert_eq!(slots_of(&compiled(&cluster, "h1"), cluster.number_of("web")), [own]);
+}
+
+#[test]
+fn a_port_is_published_on_every_node_wherever_the_backends_are() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[port(8080, 80)]);
+    let backend = cluster.backend("w1", "web", "h2", 21);
+    for node in ["h1", "h2", "h3"] {
+        let state = compiled(&cluster, node);
+        let entry = state.published[&published_key(8080, 6)];
+        assert_eq!((entry.service, entry.target.get()), (cluster.number_of("web"), 80));
+        assert_eq!(slots_of(&state, entry.service), [backend]);
+        assert!(state.backends.contains_key(&backend));
+    }
+    let elsewhere = compiled(&cluster, "h3");
+    assert!(!elsewhere.networks.contains_key(&4098), "the network itself stays away");
+    assert!(!elsewhere.endpoints.contains_key(&at(4098, [10, 0, 1, 200])));
+}
+
+#[test]
+fn only_the_first_network_of_a_service_carries_its_ports() {
+    let mut cluster = cluster();
+    cluster.network("other", "10.0.2.0/24", |n| n.vni = 4099);
+    cluster.service("web", &["mynet", "other"], &[port(8080, 80)]);
+    let on_other = cluster.endpoint("o1", "other", "h3", 31);
+    cluster.endpoint_mut("o1").service = Some(id("web"));
+    cluster.backend("w1", "web", "h3", 21);
+    let state = compiled(&cluster, "h3");
+    let flags = |vni, ip| state.endpoints[&at(vni, ip)].flags;
+    let both = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
+    assert_eq!(flags(4098, [10, 0, 1, 21]), both);
+    assert_eq!(flags(4099, [10, 0, 2, 31]), ENDPOINT_FLAG_BACKEND);
+    assert_eq!(state.links[&(1000 + on_other)].flags, u16::from(ENDPOINT_FLAG_BACKEND));
+    let second = cluster.state.services[&id("web")].networks[1].number;
+    assert_eq!(slots_of(&state, second), [on_other]);
+    assert!(!compiled(&cluster, "h1").services.contains_key(&second));
+}
+
+#[test]
+fn a_host_mode_port_answers_only_where_a_backend_is_and_for_that_one() {
+    let mut cluster = cluster();
+    let host_mode = Port { mode: PublishMode::Host, ..port(8080, 80) };
+    cluster.service("web", &["mynet"], &[host_mode]);
+    let own = cluster.backend("w1", "web", "h1", 21);
+    cluster.backend("w2", "web", "h2", 22);
+    let state = compiled(&cluster, "h1");
+    let number = cluster.number_of("web") | HOST_MODE;
+    assert_eq!(state.published[&published_key(8080, 6)].service, number);
+    assert_eq!(slots_of(&state, number), [own]);
+    assert_eq!(
+        state.services[&number],
+        ServiceEntry { vni: 4098, vip: Be32::ZERO, slots: 1, flags: 0 }
+    );
+    let elsewhere = compiled(&cluster, "h3");
+    assert!(elsewhere.published.is_empty() && elsewhere.services.is_empty());
+}
+
+#[test]
+fn a_host_mode_port_stays_while_its_last_backend_drains() {
+    let mut cluster = cluster();
+    let host_mode = Port { mode: PublishMode::Host, ..port(8080, 80) };
+    cluster.service("web", &["mynet"], &[host_mode]);
+    let own = cluster.backend("w1", "web", "h1", 21);
+    cluster.endpoint_mut("w1").state = EndpointState::Draining;
+    let state = compiled(&cluster, "h1");
+    assert_eq!(slots_of(&state, cluster.number_of("web") | HOST_MODE), Vec::<u32>::new());
+    assert!(state.published.contains_key(&published_key(8080, 6)));
+    assert_eq!(state.backends[&own].state, BACKEND_DRAINING);
+}
+
+#[test]
+fn a_port_on_bridge_answers_on_its_own_host_only() {
+    let mut cluster = cluster();
+    cluster.service("web", &["bridge"], &[port(8080, 80)]);
+    let own = cluster.backend("w1", "web", "h1", 21);
+    let state = compiled(&cluster, "h1");
+    let entry = state.published[&published_key(8080, 6)];
+    assert_eq!(slots_of(&state, entry.service), [own]);
+    let elsewhere = compiled(&cluster, "h2");
+    assert!(elsewhere.published.is_empty() && elsewhere.services.is_empty());
+}
+
+#[test]
+fn an_internal_network_publishes_nothing() {
+    let mut cluster = cluster();
+    cluster.network("closed", "10.0.9.0/24", |n| n.internal = true);
+    cluster.service("web", &["closed"], &[port(8080, 80)]);
+    cluster.backend("w1", "web", "h1", 21);
+    let state = compiled(&cluster, "h1");
+    assert!(state.published.is_empty());
+    assert!(state.endpoints.values().all(|e| e.flags & ENDPOINT_FLAG_PUBLISHED == 0));
+}
+
+#[test]
+fn udp_and_tcp_may_share_a_published_port() {
+    let mut cluster = cluster();
+    let udp = Port { protocol: crate::model::Protocol::Udp, ..port(53, 5353) };
+    cluster.service("dns", &["mynet"], &[port(53, 53), udp]);
+    let state = compiled(&cluster, "h1");
+    assert_eq!(state.published[&published_key(53, 6)].target.get(), 53);
+    assert_eq!(state.published[&published_key(53, 17)].target.get(), 5353);
+}
+
+#[test]
+fn the_owned_service_of_a_plain_container_needs_no_vip() {
+    let mut cluster = cluster();
+    cluster.service("a-ports", &["mynet"], &[port(8080, 80)]);
+    let service = cluster.service_mut("a-ports");
+    service.networks[0].vip = None;
+    service.owner = Some(id("a"));
+    cluster.endpoint_mut("a").service = Some(id("a-ports"));
+    let state = compiled(&cluster, "h3");
+    let entry = state.published[&published_key(8080, 6)];
+    assert_eq!(slots_of(&state, entry.service), [cluster.state.endpoints[&id("a")].number]);
+}
+
+#[test]
+fn loopback_addresses_never_take_published_ports_from_the_wire() {
+    let cluster = cluster();
+    let addresses = vec![Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 1)];
+    let facts = LocalFacts { addresses, ..cluster.facts("h1") };
+    let state = compile(&cluster.state, &id("h1"), &facts);
+    assert_eq!(state.local_addrs.keys().copied().collect::<Vec<_>>(), [host([192, 0, 2, 1])]);
+}
+
+#[test]
+fn a_cluster_without_an_ingress_network_still_compiles() {
+    let mut cluster = cluster();
+    cluster.state.networks.remove(&id("ingress"));
+    let state = compiled(&cluster, "h1");
+    assert_eq!(state.networks.keys().copied().collect::<Vec<_>>(), [4098]);
+    assert!(!state.links.contains_key(&7));
+}
+
+#[test]
+fn references_to_what_is_gone_are_left_out() {
+    let mut cluster = cluster();
+    cluster.service("web", &["mynet"], &[port(80, 80)]);
+    cluster.backend("w1", "web", "h2", 21);
+    cluster.state.nodes.remove(&id("h2"));
+    let state = compiled(&cluster, "h1");
+    assert!(state.backends.is_empty());
+    assert!(!state.endpoints.contains_key(&at(4098, [10, 0, 1, 12])));
+    cluster.state.networks.remove(&id("mynet"));
+    let state = compiled(&cluster, "h1");
+    assert!(state.services.is_empty() && state.published.is_empty());
+}
+
+#[test]
+fn a_node_that_is_not_of_the_cluster_gets_empty_maps() {
+    let cluster = cluster();
+    let state = compile(&cluster.state, &id("stranger"), &cluster.facts("h1"));
+    assert_eq!(state, DatapathState::default());
+}
