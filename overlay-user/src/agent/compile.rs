@@ -234,7 +234,7 @@ impl<'a> View<'a> {
     /// The nodes' own addresses on the ingress network, and the host link's.
     fn add_ingress(&self, out: &mut DatapathState) {
         let Some(ingress) = self.state.ingress() else { return };
-        for node in self.other_nodes() {
+        for node in self.other_nodes().filter(|n| !n.ingress_ip.is_unspecified()) {
             let entry = maps::Endpoint {
                 kind: ENDPOINT_REMOTE,
                 mac: mac_of(node.ingress_ip),

@@ -1,0 +1,143 @@
+//! Speaks to the daemon of this host through its unix socket.
+
+use std::{io, path::PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use super::Paths;
+use crate::api::{ApiError, ErrorCode, LocalRequest, Request};
+
+/// A client of the daemon of this host. Every call is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct LocalClient {
+    socket: PathBuf,
+}
+
+impl LocalClient {
+    /// A client of the daemon with these directories.
+    pub fn new(paths: &Paths) -> Self {
+        Self { socket: paths.socket() }
+    }
+
+    /// A call to the agent.
+    ///
+    /// # Errors
+    /// The agent's, or [`ErrorCode::Unavailable`] when no daemon runs.
+    pub async fn local<R: DeserializeOwned>(&self, request: LocalRequest) -> Result<R, ApiError> {
+        self.send("/v1/local/", &request).await
+    }
+
+    /// A call to the managers.
+    ///
+    /// # Errors
+    /// The manager's, or [`ErrorCode::Unavailable`] when no daemon runs.
+    pub async fn call<R: DeserializeOwned>(&self, request: Request) -> Result<R, ApiError> {
+        self.send("/v1/", &request).await
+    }
+
+    async fn send<R: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        request: &impl Serialize,
+    ) -> Result<R, ApiError> {
+        let (method, params) = split(request)?;
+        let (status, body) = self.post(&format!("{prefix}{method}"), params).await?;
+        if status == StatusCode::OK {
+            return serde_json::from_slice(&body).map_err(|e| strange(&method, &e.to_string()));
+        }
+        Err(serde_json::from_slice(&body)
+            .unwrap_or_else(|_| strange(&method, &format!("status {status}"))))
+    }
+
+    async fn post(&self, path: &str, params: Vec<u8>) -> Result<(StatusCode, Bytes), ApiError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.refused(&e))?;
+        let ended = |e: hyper::Error| {
+            ApiError::new(ErrorCode::Unavailable, format!("the daemon did not answer: {e}"))
+                .hint("it may have ended meanwhile; see its log and `overlay status`")
+        };
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(ended)?;
+        let connection = tokio::spawn(connection);
+        let request = hyper::Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(params)))
+            .map_err(|e| strange(path, &e.to_string()))?;
+        let response = sender.send_request(request).await.map_err(ended)?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(ended)?.to_bytes();
+        connection.abort();
+        Ok((status, body))
+    }
+
+    fn refused(&self, error: &io::Error) -> ApiError {
+        let socket = self.socket.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ApiError::new(ErrorCode::Unavailable, "the daemon is not running on this host")
+                    .hint(format!(
+                        "start it with `overlay agent` or `systemctl start overlay` (nothing \
+                         answers at {socket})"
+                    ))
+            }
+            io::ErrorKind::PermissionDenied => {
+                ApiError::new(ErrorCode::Forbidden, format!("{socket} is not open to this user"))
+                    .hint("run the command as root")
+            }
+            _ => ApiError::new(ErrorCode::Unavailable, format!("{socket}: {error}")),
+        }
+    }
+}
+
+/// The method's name and the parameters' JSON of a request.
+fn split(request: &impl Serialize) -> Result<(String, Vec<u8>), ApiError> {
+    let invalid = |e: String| ApiError::new(ErrorCode::Invalid, e);
+    let mut value = serde_json::to_value(request).map_err(|e| invalid(e.to_string()))?;
+    let params = value.get_mut("params").map(Value::take).unwrap_or_default();
+    let method = value.get("method").and_then(Value::as_str);
+    let method = method.ok_or_else(|| invalid("a request without a method".to_owned()))?;
+    Ok((method.to_owned(), params.to_string().into_bytes()))
+}
+
+fn strange(method: &str, what: &str) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("{method}: the answer is not understood: {what}"))
+        .hint("command and daemon may be of different versions; restart the daemon")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Status;
+
+    #[tokio::test]
+    async fn without_a_daemon_the_error_says_how_to_start_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let client = LocalClient { socket: dir.path().join("overlay.sock") };
+        let error = client.local::<Status>(LocalRequest::Status {}).await.expect_err("no daemon");
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert!(error.to_string().contains("overlay agent"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_a_killed_daemon_left_means_the_same() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let client = LocalClient { socket: dir.path().join("overlay.sock") };
+        drop(std::os::unix::net::UnixListener::bind(&client.socket).expect("bound"));
+        let error = client.local::<Status>(LocalRequest::Status {}).await.expect_err("no daemon");
+        assert!(error.message.contains("not running"), "{error}");
+    }
+
+    #[test]
+    fn a_request_is_split_into_its_path_and_its_parameters() {
+        let (method, params) = split(&LocalRequest::Status {}).expect("split");
+        assert_eq!((method.as_str(), params.as_slice()), ("status", &b"{}"[..]));
+    }
+}

@@ -1,0 +1,176 @@
+//! Takes this host out of the cluster and everything of ours out of its kernel.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    Agent, AgentError,
+    containers::Phase,
+    control::call,
+    host::{OWN_PREFIX, VXLAN},
+};
+use crate::{
+    api::{ApiError, ErrorCode, Leave, Left, NodeRemove, Request},
+    datapath::Datapath,
+    link::Links,
+    model::{Node, Role},
+};
+
+impl<D: Datapath, L: Links> Agent<D, L> {
+    /// Detaches all containers, removes the node from the cluster, then links, programs, pins and
+    /// files. What cannot be removed is an error, after everything else was tried; nothing of the
+    /// state directory is touched in that case, so that the call can be repeated.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Conflict`] without `force` while containers are attached or on the last
+    /// manager; otherwise what could not be removed.
+    pub async fn leave(self: &Arc<Self>, request: Leave) -> Result<Left, ApiError> {
+        if !request.force {
+            self.may_leave()?;
+        }
+        let (mut removed, mut failures) = self.detach_all().await;
+        match self.leave_cluster(request.force).await {
+            Ok(what) => removed.extend(what),
+            Err(error) if request.force => tracing::warn!("leaving without the managers: {error}"),
+            Err(error) => return Err(error),
+        }
+        self.setup.lock().await.over = true;
+        let (gone, more) = self.remove_from_kernel().await;
+        removed.extend(gone);
+        failures.extend(more);
+        if !failures.is_empty() {
+            let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
+            return Err(ApiError::new(
+                ErrorCode::Internal,
+                format!("not everything could be removed: {}", failures.join("; ")),
+            )
+            .hint("put that right and run `overlay leave --force` again"));
+        }
+        removed.extend(self.remove_files().await?);
+        Ok(Left { removed })
+    }
+
+    fn may_leave(&self) -> Result<(), ApiError> {
+        let containers = self.containers.all();
+        let mut names: Vec<_> = containers.iter().map(|c| c.record().name).collect();
+        if !names.is_empty() {
+            names.sort();
+            let message = format!("containers are attached on this host: {}", names.join(", "));
+            return Err(ApiError::new(ErrorCode::Conflict, message)
+                .hint("detach them first, or leave with --force"));
+        }
+        if self.is_last_manager() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "this node is the last manager: the cluster ends with it",
+            )
+            .hint("leave with --force to end the cluster"));
+        }
+        Ok(())
+    }
+
+    fn is_last_manager(&self) -> bool {
+        let state = self.state();
+        let others = |n: &Node| n.role == Role::Manager && n.id != *self.node();
+        self.config.role == Role::Manager && !state.nodes.values().any(others)
+    }
+
+    async fn detach_all(self: &Arc<Self>) -> (Vec<String>, Vec<AgentError>) {
+        let (mut removed, mut failures) = (Vec::new(), Vec::new());
+        for container in self.containers.all() {
+            let _busy = container.busy.lock().await;
+            if container.phase() == Phase::Gone {
+                continue;
+            }
+            match self.unwire(&container).await {
+                Ok(_) => removed.push(format!("container {}", container.record().name)),
+                Err(error) => failures.push(error),
+            }
+        }
+        (removed, failures)
+    }
+
+    async fn leave_cluster(&self, force: bool) -> Result<Vec<String>, ApiError> {
+        if self.is_last_manager() {
+            return Ok(vec!["the cluster, with its last manager".to_owned()]);
+        }
+        let remove = NodeRemove { reference: self.node().as_str().to_owned(), force: true };
+        match call::<Node>(&*self.control, Request::NodeRemove(remove)).await {
+            Ok(node) => Ok(vec![format!("node {} of the cluster", node.name)]),
+            Err(error) if error.code == ErrorCode::NotFound => Ok(Vec::new()),
+            Err(error) if force => Err(error),
+            Err(error) => Err(ApiError {
+                hint: Some(
+                    "leave with --force to leave without telling the managers; then remove the \
+                     node there with `overlay node rm --force`"
+                        .to_owned(),
+                ),
+                ..error
+            }),
+        }
+    }
+
+    /// Removes programs, pins and interfaces. Goes on after failures.
+    pub(super) async fn remove_from_kernel(&self) -> (Vec<String>, Vec<AgentError>) {
+        let (mut removed, mut failures) = (Vec::new(), Vec::new());
+        match self.host.unload() {
+            Ok(pins) => removed.extend(pins),
+            Err(error) => failures.push(error.into()),
+        }
+        let mut links = match self.links.list(OWN_PREFIX).await {
+            Ok(links) => links,
+            Err(error) => {
+                failures.push(error.into());
+                Vec::new()
+            }
+        };
+        // Both ends of the host link go with the first one.
+        links.sort_by_key(|(name, _)| name == VXLAN);
+        for (name, _) in links {
+            match self.links.remove(&name).await {
+                Ok(()) => removed.push(format!("interface {name}")),
+                Err(error) => failures.push(error.into()),
+            }
+        }
+        (removed, failures)
+    }
+
+    async fn remove_files(&self) -> Result<Vec<String>, AgentError> {
+        let mut left = self.left.lock().await;
+        *left = true;
+        let paths = &self.paths;
+        let files = [
+            paths.store(),
+            paths.cached_state(),
+            paths.containers(),
+            paths.log(),
+            // Last: as long as it exists the call can be repeated after a restart.
+            paths.config(),
+        ];
+        let mut removed = Vec::new();
+        if remove(&paths.pki_dir(), |path| std::fs::remove_dir_all(path))? {
+            removed.push(paths.pki_dir().display().to_string());
+        }
+        for file in files {
+            if remove(&file, |path| std::fs::remove_file(path))? {
+                removed.push(file.display().to_string());
+            }
+        }
+        // Not ours when something else is in it.
+        if std::fs::remove_dir(&paths.state_dir).is_ok() {
+            removed.push(paths.state_dir.display().to_string());
+        }
+        Ok(removed)
+    }
+}
+
+/// Returns whether there was something to remove.
+fn remove(
+    path: &Path,
+    remove: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> Result<bool, AgentError> {
+    match remove(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(AgentError::io(path, e)),
+    }
+}

@@ -1,0 +1,391 @@
+//! The live tables in words: what the maps hold, with names beside the numbers.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use overlay_common::{
+    Be16, Be32, UNDERLAY_VNI,
+    maps::{
+        BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN,
+        Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
+        ENDPOINT_SERVICE, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        TCP_SEEN_RST, TCP_SEEN_SYN,
+    },
+    wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+};
+
+use super::{Agent, AgentError, HOST_MODE, host::PROGRAM_END, lock};
+use crate::{
+    datapath::{ConntrackRow, Datapath, DatapathState, TableDump, Tables},
+    link::Links,
+    model::ClusterState,
+};
+
+/// Most conntrack entries shown.
+const CONNTRACK_ROWS: usize = 10_000;
+
+impl<D: Datapath, L: Links> Agent<D, L> {
+    /// What the maps hold at the moment, read from the maps themselves.
+    ///
+    /// # Errors
+    /// [`AgentError::Datapath`] when a map cannot be read.
+    pub fn tables(&self) -> Result<Tables, AgentError> {
+        let mut names = Names::new(&self.state());
+        for container in self.containers.all() {
+            let facts = lock(&self.facts);
+            for wire in container.record().wires {
+                if let Some(ifindex) = facts.links.get(&wire.endpoint) {
+                    names.interfaces.insert(*ifindex, wire.host_name);
+                }
+            }
+        }
+        if let Some((ifindex, _)) = lock(&self.facts).host_link {
+            names.interfaces.insert(ifindex, PROGRAM_END.to_owned());
+        }
+        let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
+        let now = monotonic_ns();
+        Ok(Tables {
+            state: dump(&self.datapath.read()?, &names),
+            conntrack: conntrack(self.datapath.conntrack(limit)?, now),
+            counters: self.counters()?,
+        })
+    }
+}
+
+/// The clock of [`Conntrack::last_seen`].
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |t| {
+        let (seconds, nanos) = (t.tv_sec().unsigned_abs(), t.tv_nsec().unsigned_abs());
+        seconds * 1_000_000_000 + nanos
+    })
+}
+
+/// What the numbers of the maps are called.
+#[derive(Default)]
+struct Names {
+    networks: HashMap<u32, String>,
+    nodes: HashMap<Be32, String>,
+    services: HashMap<u32, String>,
+    backends: HashMap<u32, String>,
+    endpoints: HashMap<(u32, Be32), String>,
+    interfaces: HashMap<u32, String>,
+}
+
+impl Names {
+    fn new(state: &ClusterState) -> Self {
+        let mut names = Self::default();
+        for network in state.networks.values() {
+            names.networks.insert(network.vni, network.name.clone());
+        }
+        let ingress = state.ingress().map_or(UNDERLAY_VNI, |n| n.vni);
+        for node in state.nodes.values() {
+            names.nodes.insert(node.data_path_addr.into(), node.name.clone());
+            names.endpoints.insert((ingress, node.ingress_ip.into()), node.name.clone());
+        }
+        for service in state.services.values() {
+            for on in &service.networks {
+                names.services.insert(on.number, service.name.clone());
+                names.services.insert(on.number | HOST_MODE, service.name.clone());
+            }
+        }
+        for endpoint in state.endpoints.values() {
+            names.backends.insert(endpoint.number, endpoint.name.clone());
+            if let Some(network) = state.networks.get(&endpoint.network) {
+                names.endpoints.insert((network.vni, endpoint.ip.into()), endpoint.name.clone());
+            }
+        }
+        names
+    }
+}
+
+fn named<K: std::hash::Hash + Eq>(names: &HashMap<K, String>, key: &K) -> String {
+    names.get(key).cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+fn ip(address: Be32) -> String {
+    if address == Be32::ZERO { "-".to_owned() } else { Ipv4Addr::from(address).to_string() }
+}
+
+fn flags(value: u32, words: &[(u32, &str)]) -> String {
+    let set: Vec<&str> =
+        words.iter().filter(|(bit, _)| value & bit != 0).map(|(_, word)| *word).collect();
+    if set.is_empty() { "-".to_owned() } else { set.join(",") }
+}
+
+const ENDPOINT_WORDS: [(u32, &str); 3] = [
+    (ENDPOINT_FLAG_BACKEND as u32, "backend"),
+    (ENDPOINT_FLAG_HOST as u32, "host"),
+    (ENDPOINT_FLAG_PUBLISHED as u32, "published"),
+];
+const NETWORK_WORDS: [(u32, &str); 2] = [(NETWORK_INTERNAL, "internal"), (NETWORK_LOCAL, "local")];
+
+fn protocol(number: u8) -> String {
+    match number {
+        PROTO_ICMP => "icmp".to_owned(),
+        PROTO_TCP => "tcp".to_owned(),
+        PROTO_UDP => "udp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn table<K, V>(
+    name: &str,
+    columns: &[&str],
+    map: &BTreeMap<K, V>,
+    row: impl Fn(&K, &V) -> Vec<String>,
+) -> TableDump {
+    TableDump {
+        name: name.to_owned(),
+        columns: columns.iter().map(|&c| c.to_owned()).collect(),
+        rows: map.iter().map(|(key, value)| row(key, value)).collect(),
+    }
+}
+
+fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
+    vec![
+        networks(state, names),
+        endpoints(state, names),
+        links(state, names),
+        peers(state, names),
+        services(state, names),
+        slots(state, names),
+        backends(state, names),
+        published(state, names),
+        table("local_addrs", &["address"], &state.local_addrs, |address, _| vec![ip(*address)]),
+    ]
+}
+
+fn networks(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["vni", "network", "subnet", "gateway", "mtu", "flags"];
+    table("networks", &columns, &state.networks, |vni, network| {
+        let prefix = network.mask.get().count_ones();
+        vec![
+            vni.to_string(),
+            named(&names.networks, vni),
+            format!("{}/{prefix}", ip(network.subnet)),
+            ip(network.gateway),
+            network.mtu.to_string(),
+            flags(network.flags, &NETWORK_WORDS),
+        ]
+    })
+}
+
+fn endpoints(state: &DatapathState, names: &Names) -> TableDump {
+    let columns =
+        ["vni", "network", "ip", "kind", "name", "mac", "interface", "node", "vtep", "flags"];
+    table("endpoints", &columns, &state.endpoints, |key, endpoint| {
+        let (kind, name) = match endpoint.kind {
+            ENDPOINT_LOCAL => ("local", named(&names.endpoints, &(key.vni, key.ip))),
+            ENDPOINT_REMOTE => ("remote", named(&names.endpoints, &(key.vni, key.ip))),
+            ENDPOINT_GATEWAY => ("gateway", "-".to_owned()),
+            ENDPOINT_SERVICE => ("service", named(&names.services, &endpoint.service)),
+            _ => ("unknown", "-".to_owned()),
+        };
+        vec![
+            key.vni.to_string(),
+            named(&names.networks, &key.vni),
+            ip(key.ip),
+            kind.to_owned(),
+            name,
+            endpoint.mac.to_string(),
+            named(&names.interfaces, &endpoint.ifindex),
+            named(&names.nodes, &endpoint.node),
+            ip(endpoint.node),
+            flags(endpoint.flags.into(), &ENDPOINT_WORDS),
+        ]
+    })
+}
+
+fn links(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["ifindex", "interface", "vni", "network", "ip", "mac", "flags"];
+    table("links", &columns, &state.links, |ifindex, link| {
+        vec![
+            ifindex.to_string(),
+            named(&names.interfaces, ifindex),
+            link.vni.to_string(),
+            named(&names.networks, &link.vni),
+            ip(link.ip),
+            link.mac.to_string(),
+            flags(link.flags.into(), &ENDPOINT_WORDS),
+        ]
+    })
+}
+
+fn peers(state: &DatapathState, names: &Names) -> TableDump {
+    table("peers", &["vni", "network", "vtep", "node"], &state.peers, |key, _| {
+        let network = match key.vni {
+            UNDERLAY_VNI => "(cluster)".to_owned(),
+            vni => named(&names.networks, &vni),
+        };
+        vec![key.vni.to_string(), network, ip(key.node), named(&names.nodes, &key.node)]
+    })
+}
+
+fn services(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["number", "service", "vni", "network", "vip", "backends"];
+    table("services", &columns, &state.services, |number, service| {
+        vec![
+            number.to_string(),
+            named(&names.services, number),
+            service.vni.to_string(),
+            named(&names.networks, &service.vni),
+            ip(service.vip),
+            service.slots.to_string(),
+        ]
+    })
+}
+
+fn slots(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["number", "service", "slot", "backend", "name"];
+    table("slots", &columns, &state.slots, |key, backend| {
+        vec![
+            key.service.to_string(),
+            named(&names.services, &key.service),
+            key.index.to_string(),
+            backend.to_string(),
+            named(&names.backends, backend),
+        ]
+    })
+}
+
+fn backends(state: &DatapathState, names: &Names) -> TableDump {
+    let columns =
+        ["number", "name", "vni", "network", "ip", "mac", "interface", "node", "vtep", "state"];
+    table("backends", &columns, &state.backends, |number, backend| {
+        let word = match backend.state {
+            BACKEND_ACTIVE => "active",
+            BACKEND_DRAINING => "draining",
+            _ => "unknown",
+        };
+        vec![
+            number.to_string(),
+            named(&names.backends, number),
+            backend.vni.to_string(),
+            named(&names.networks, &backend.vni),
+            ip(backend.ip),
+            backend.mac.to_string(),
+            named(&names.interfaces, &backend.ifindex),
+            named(&names.nodes, &backend.node),
+            ip(backend.node),
+            word.to_owned(),
+        ]
+    })
+}
+
+fn published(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["port", "protocol", "target", "number", "service", "mode"];
+    table("published", &columns, &state.published, |key, published| {
+        let mode = if published.service & HOST_MODE == 0 { "ingress" } else { "host" };
+        vec![
+            key.port.get().to_string(),
+            protocol(key.proto),
+            published.target.get().to_string(),
+            published.service.to_string(),
+            named(&names.services, &published.service),
+            mode.to_owned(),
+        ]
+    })
+}
+
+fn socket(address: Be32, port: Be16) -> SocketAddrV4 {
+    SocketAddrV4::new(address.into(), port.get())
+}
+
+/// Newest first, at most [`CONNTRACK_ROWS`].
+fn conntrack(mut entries: Vec<(ConntrackKey, Conntrack)>, now: u64) -> Vec<ConntrackRow> {
+    entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.last_seen));
+    entries.truncate(CONNTRACK_ROWS);
+    entries.iter().map(|(key, entry)| conntrack_row(key, entry, now)).collect()
+}
+
+fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, now: u64) -> ConntrackRow {
+    let action = match entry.action {
+        CONNTRACK_FORWARD => "forward",
+        CONNTRACK_REPLY => "reply",
+        CONNTRACK_RETURN => "return",
+        _ => "unknown",
+    };
+    let seen = [(TCP_SEEN_SYN, 'S'), (TCP_SEEN_ACK, 'A'), (TCP_SEEN_FIN, 'F'), (TCP_SEEN_RST, 'R')];
+    ConntrackRow {
+        protocol: protocol(key.proto),
+        vni: key.vni,
+        source: socket(key.saddr, key.sport),
+        destination: socket(key.daddr, key.dport),
+        action: action.to_owned(),
+        new_source: socket(entry.saddr, entry.sport),
+        new_destination: socket(entry.daddr, entry.dport),
+        new_vni: entry.vni,
+        service: entry.service,
+        backend: entry.backend,
+        node: (entry.node != Be32::ZERO).then(|| entry.node.into()),
+        state: seen.iter().filter(|(bit, _)| entry.state & bit != 0).map(|(_, c)| c).collect(),
+        idle_ms: now.saturating_sub(entry.last_seen) / 1_000_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::{
+        compile,
+        testing::{TestCluster, id, port},
+    };
+
+    fn rows<'a>(tables: &'a [TableDump], name: &str) -> &'a TableDump {
+        tables.iter().find(|t| t.name == name).expect("a table")
+    }
+
+    fn cell<'a>(table: &'a TableDump, row: usize, column: &str) -> &'a str {
+        let index = table.columns.iter().position(|c| c == column).expect("a column");
+        &table.rows[row][index]
+    }
+
+    #[test]
+    fn tables_show_names_beside_the_numbers() {
+        let mut cluster = TestCluster::with_nodes(2);
+        cluster.network("mynet", "10.0.1.0/24", |n| n.internal = false);
+        cluster.service("web", &["mynet"], &[port(8080, 80)]);
+        cluster.backend("w1", "web", "h2", 21);
+        cluster.endpoint("a", "mynet", "h1", 11);
+        let state = compile(&cluster.state, &id("h1"), &cluster.facts("h1"));
+        let tables = dump(&state, &Names::new(&cluster.state));
+        for table in &tables {
+            assert!(!table.rows.is_empty(), "{} is shown", table.name);
+            assert!(table.rows.iter().all(|r| r.len() == table.columns.len()), "{}", table.name);
+        }
+        let published = rows(&tables, "published");
+        assert_eq!(cell(published, 0, "port"), "8080");
+        assert_eq!(cell(published, 0, "service"), "web");
+        assert_eq!(cell(published, 0, "mode"), "ingress");
+        let backends = rows(&tables, "backends");
+        assert_eq!(cell(backends, 0, "name"), "w1");
+        assert_eq!(cell(backends, 0, "node"), "h2");
+        assert_eq!(cell(backends, 0, "state"), "active");
+        let vip = rows(&tables, "endpoints").rows.iter().find(|r| r[3] == "service");
+        assert_eq!(vip.expect("the VIP")[4], "web");
+        assert_eq!(cell(rows(&tables, "peers"), 0, "network"), "(cluster)");
+    }
+
+    #[test]
+    fn conntrack_is_shown_newest_first_with_its_flags() {
+        let entry = |seen, state| Conntrack {
+            action: CONNTRACK_FORWARD,
+            last_seen: seen,
+            state,
+            ..Conntrack::default()
+        };
+        let key = ConntrackKey { proto: PROTO_TCP, ..ConntrackKey::default() };
+        let entries = vec![
+            (key, entry(1_000_000, TCP_SEEN_SYN)),
+            (key, entry(5_000_000, TCP_SEEN_SYN | TCP_SEEN_ACK)),
+        ];
+        let rows = conntrack(entries, 7_000_000);
+        assert_eq!(rows[0].state, "SA");
+        assert_eq!((rows[0].idle_ms, rows[1].idle_ms), (2, 6));
+        assert_eq!((rows[0].protocol.as_str(), rows[0].action.as_str()), ("tcp", "forward"));
+    }
+}

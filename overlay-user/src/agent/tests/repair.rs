@@ -1,0 +1,154 @@
+//! What the world does to a host, put right.
+
+use super::*;
+use crate::{
+    agent::testing::port,
+    datapath::{DatapathCall, DatapathState},
+    model::{EndpointState, Kind},
+};
+
+#[tokio::test]
+async fn maps_that_somebody_emptied_are_filled_again() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    attach(&agent, test.attach("a", "mynet")).await;
+    let before = test.datapath.state();
+    test.datapath.set_state(DatapathState::default());
+    agent.repair().await.expect("repaired");
+    assert_eq!(test.datapath.state(), before);
+}
+
+#[tokio::test]
+async fn a_write_that_fails_is_repeated_until_the_maps_show_the_state() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    test.datapath.fail(DatapathCall::Apply, 0, 1);
+    let service = world.service("web", "mynet", &[port(8080, 80)], 0).await;
+    eventually("the failure shows", || {
+        agent.status().is_ok_and(|s| s.last_error.is_some())
+            || !test.datapath.state().published.is_empty()
+    })
+    .await;
+    eventually("the maps show the service", || {
+        test.datapath.state().services.contains_key(&service.networks[0].number)
+    })
+    .await;
+    eventually("the error is overcome", || agent.status().is_ok_and(|s| s.last_error.is_none()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_link_that_somebody_removed_is_made_anew() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    attach(&agent, test.attach("a", "mynet")).await;
+    let name = endpoint_links(&test).1.remove(0);
+    test.links.remove(&name).await.expect("removed");
+    agent.repair().await.expect("repaired");
+    let (attached, links) = endpoint_links(&test);
+    assert_eq!((attached, links.clone()), (links, vec![name.clone()]));
+    let index = test.links.list("ov").await.expect("listed");
+    let index = index.iter().find(|(n, _)| *n == name).expect("the link").1;
+    assert!(test.datapath.state().links.contains_key(&index));
+}
+
+#[tokio::test]
+async fn new_addresses_of_the_host_answer_published_ports() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let facts = test.links.underlay("eth0").await.expect("facts");
+    let second = Ipv4Addr::new(192, 0, 2, 7);
+    test.links.add_underlay("eth0", facts, &[test.node.data_path_addr, second]);
+    agent.look_around().await.expect("looked");
+    eventually("the address is in the maps", || {
+        test.datapath.state().local_addrs.contains_key(&second.into())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_mtu_of_the_underlay_reaches_the_configuration() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let facts = test.links.underlay("eth0").await.expect("facts");
+    let facts = UnderlayFacts { mtu: 9000, ..facts };
+    test.links.add_underlay("eth0", facts, &[test.node.data_path_addr]);
+    agent.look_around().await.expect("looked");
+    eventually("the MTU is configured", || test.datapath.config().underlay_mtu == 9000).await;
+    eventually("the host link has it", || test.links.host_link().is_some_and(|l| l.mtu == 8950))
+        .await;
+}
+
+#[tokio::test]
+async fn endpoints_that_the_manager_lost_are_registered_again() {
+    let world = World::new();
+    world.network("mynet").await;
+    let service = world.service("web", "mynet", &[port(8080, 80)], 0).await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let attached = attach(&agent, test.backend("w1", "web")).await;
+    eventually("it takes flows", || slots(&test.datapath, &service) == 1).await;
+    let lost = attached.interfaces[0].endpoint.clone();
+    world.commit(vec![Change::Delete { kind: Kind::Endpoint, id: lost.clone() }]);
+    eventually("it runs again", || {
+        let state = world.manager.state();
+        let mut endpoints = state.endpoints.values();
+        endpoints.next().is_some_and(|e| e.id != lost && e.state == EndpointState::Running)
+    })
+    .await;
+    eventually("it takes flows again", || slots(&test.datapath, &service) == 1).await;
+    let interface = &agent.local_containers()[0].interfaces[0];
+    assert_eq!(interface.address, attached.interfaces[0].address, "with the address it had");
+    assert_ne!(interface.endpoint, lost);
+}
+
+#[tokio::test]
+async fn endpoints_of_ours_that_belong_to_no_container_are_removed() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (_agent, _tasks) = test.start().await;
+    let create = crate::api::EndpointCreate {
+        node: test.node.id.clone(),
+        container: Id::random(),
+        name: "stray".to_owned(),
+        networks: vec!["mynet".to_owned()],
+        ..Default::default()
+    };
+    let who = Identity::Node(test.node.id.clone());
+    world.manager.call(&who, Request::EndpointCreate(create)).await.expect("made");
+    eventually("it is removed", || world.manager.state().endpoints.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_empties_its_maps_and_says_so() {
+    let world = World::new();
+    world.network("mynet").await;
+    let second = world.add_node(11);
+    let test = TestHost::new(&world, &second);
+    let (agent, _tasks) = test.start().await;
+    attach(&agent, test.attach("a", "mynet")).await;
+    let me = second.id.clone();
+    let endpoints = world.manager.state().endpoints.keys().cloned().collect::<Vec<_>>();
+    let mut changes: Vec<_> =
+        endpoints.into_iter().map(|id| Change::Delete { kind: Kind::Endpoint, id }).collect();
+    changes.push(Change::Delete { kind: Kind::Node, id: me });
+    world.commit(changes);
+    eventually("nothing of the cluster is reachable", || {
+        test.datapath.state().endpoints.is_empty()
+    })
+    .await;
+    eventually("the status says why", || {
+        let error = agent.status().ok().and_then(|s| s.last_error);
+        error.is_some_and(|e| e.contains("overlay leave --force"))
+    })
+    .await;
+}
