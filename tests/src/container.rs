@@ -155,7 +155,7 @@ impl<'a> ContainerBuilder<'a> {
 fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
     let overlay = binaries::overlay()?.canonicalize()?;
     let root = Pid::from_raw(i32::try_from(run.pid())?);
-    let found = eventually("the command runs", Duration::from_secs(20), || {
+    eventually("the command runs", Duration::from_secs(20), || {
         // One that has ended will not: stop waiting.
         if let Err(ended) = run.check_running() {
             return Ok(Err(ended));
@@ -164,8 +164,7 @@ fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
             Some(pid) => Ok(Ok(pid)),
             None => bail!("it printed: {}", run.output().trim_end()),
         }
-    })?;
-    found
+    })?
 }
 
 fn descendant(parent: Pid, overlay: &Path) -> Option<Pid> {

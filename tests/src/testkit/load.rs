@@ -94,7 +94,7 @@ impl Load<'_> {
     }
 
     fn work(&self, worker: usize) {
-        let requests = if worker % 2 == 0 { 1 } else { self.args.requests.max(1) };
+        let requests = if worker.is_multiple_of(2) { 1 } else { self.args.requests.max(1) };
         for target in self.args.targets.iter().cycle().skip(worker) {
             if self.ends() {
                 return;
