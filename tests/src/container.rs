@@ -151,7 +151,7 @@ impl<'a> ContainerBuilder<'a> {
     }
 }
 
-/// The process that `overlay run` started: the first descendant that is another program.
+/// The process that runs the command: the first below `overlay run` that is another program.
 fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
     let overlay = binaries::overlay()?.canonicalize()?;
     let root = Pid::from_raw(i32::try_from(run.pid())?);
@@ -160,18 +160,24 @@ fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
         if let Err(ended) = run.check_running() {
             return Ok(Err(ended));
         }
-        match descendant(root, &overlay) {
+        match command_of(root, &overlay) {
             Some(pid) => Ok(Ok(pid)),
             None => bail!("it printed: {}", run.output().trim_end()),
         }
     })?
 }
 
-fn descendant(parent: Pid, overlay: &Path) -> Option<Pid> {
-    children(parent).into_iter().find_map(|child| {
-        let executable = std::fs::read_link(format!("/proc/{child}/exe")).ok()?;
-        if executable == overlay { descendant(child, overlay) } else { Some(child) }
-    })
+/// The command itself or what is below: with `--network host`, `overlay run` becomes the command.
+fn command_of(pid: Pid, overlay: &Path) -> Option<Pid> {
+    let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    if executable.ends_with("nsenter") {
+        // On its way to become `overlay`.
+        return None;
+    }
+    if executable != overlay {
+        return Some(pid);
+    }
+    children(pid).into_iter().find_map(|child| command_of(child, overlay))
 }
 
 fn children(parent: Pid) -> Vec<Pid> {

@@ -99,6 +99,17 @@ impl Host {
         self.try_overlay(args)?.success()
     }
 
+    /// Runs `overlay`, which must refuse: exit status 1 or 2, nothing on standard output, and an
+    /// error on standard error with all of `words` in it.
+    ///
+    /// # Errors
+    /// What it did instead.
+    pub fn refuses<A: AsRef<str>>(&self, args: &[A], words: &[&str]) -> anyhow::Result<String> {
+        let output = self.try_overlay(args)?;
+        refusal(&output, words)?;
+        Ok(output.stderr)
+    }
+
     pub(crate) fn overlay_command<A: AsRef<str>>(
         &self,
         args: &[A],
@@ -158,6 +169,16 @@ impl Host {
     /// A container to be run here.
     pub fn container(&self, name: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, name)
+    }
+
+    /// Starts `overlay run OPTIONS -- overlay-testkit pause` without waiting for anything.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_run(&self, options: &[&str]) -> anyhow::Result<Process> {
+        let testkit = binaries::testkit()?.to_string_lossy().into_owned();
+        let args = [&["run"], options, &["--", &testkit, "pause"]].concat();
+        Process::spawn(self.overlay_command(&args)?, &log_file(&self.logs, "run"))
     }
 
     /// A call to a manager through the daemon here.
@@ -334,4 +355,22 @@ impl Host {
         self.sync()?;
         Ok(container)
     }
+}
+
+/// Checks that `overlay` refused as it should: exit status 1 or 2, nothing on standard output, and
+/// `overlay: …` with all of `words` on standard error.
+///
+/// # Errors
+/// What is different.
+pub fn refusal(output: &Output, words: &[&str]) -> anyhow::Result<()> {
+    let described = output.describe();
+    let status = output.status.code();
+    ensure!(matches!(status, Some(1 | 2)), "expected exit status 1 or 2: {described}");
+    ensure!(output.stdout.trim().is_empty(), "expected nothing on stdout: {described}");
+    ensure!(output.stderr.starts_with("overlay: "), "expected `overlay: …`: {described}");
+    for word in words {
+        let found = output.stderr.to_lowercase().contains(&word.to_lowercase());
+        ensure!(found, "expected {word:?} in the error: {described}");
+    }
+    Ok(())
 }

@@ -39,7 +39,7 @@ mod wait;
 
 pub use cluster::{Client, Cluster, Options};
 pub use container::{Container, ContainerBuilder};
-pub use host::Host;
+pub use host::{Host, refusal};
 pub use place::{Place, Running};
 pub use shared::Shared;
 pub use wait::{check_interrupted, eventually, on_interrupt};
