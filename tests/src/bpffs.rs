@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context as _, ensure};
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
     libc,
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -62,14 +61,14 @@ fn bpf(command: libc::c_long, attr: Attr) -> Result<OwnedFd, Errno> {
 /// If the kernel refuses.
 pub fn ensure_mounted() -> anyhow::Result<()> {
     let is_bpffs = || statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
-    // Two that mount at once would hide each other's pins.
-    let parent = Path::new(ROOT).parent().unwrap_or(Path::new("/"));
-    let parent = std::fs::File::open(parent).context("the parent of the bpffs")?;
-    let _lock = Flock::lock(parent, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    // Two that mount at once would hide each other's pins; the daemon takes this lock too.
+    let directory = std::fs::File::open(ROOT).context(ROOT)?;
+    directory.lock().context(ROOT)?;
     if is_bpffs() {
         return Ok(());
     }
-    let mounted = mount(Some("bpf"), ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some("bpf"), ROOT, Some("bpf"), flags, Some("mode=0700"));
     ensure!(mounted.is_ok() || is_bpffs(), "bpffs cannot be mounted at {ROOT}: {mounted:?}");
     Ok(())
 }
