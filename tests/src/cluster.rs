@@ -101,6 +101,19 @@ const FIRST_HOST: u8 = 10;
 /// Address of the client.
 const CLIENT: u8 = 100;
 
+/// Namespaces and BPF need root.
+///
+/// # Errors
+/// Says which commands ask for it.
+pub fn require_root() -> anyhow::Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "the cluster-in-a-box needs root, for network namespaces and BPF: run `cargo xtask test` \
+         or `cargo xtask demo`, which ask for it"
+    );
+    Ok(())
+}
+
 fn underlay(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 16, 1, last)
 }
@@ -111,11 +124,7 @@ impl Cluster {
     /// # Errors
     /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
     pub fn new(hosts: usize, options: Options) -> anyhow::Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "the cluster-in-a-box needs root, for network namespaces and BPF: run `cargo xtask \
-             test` or `cargo xtask demo`, which ask for it"
-        );
+        require_root()?;
         ensure!((1..=80).contains(&hosts), "{hosts} hosts were asked for, 1 to 80 are possible");
         bpffs::ensure_mounted()?;
         let instance = Instance::random();

@@ -19,7 +19,7 @@ use services::Services;
 use crate::{
     binaries,
     cleanup::Instance,
-    cluster::{Cluster, Options},
+    cluster::{Cluster, Options, require_root},
     on_interrupt,
 };
 
@@ -66,6 +66,7 @@ fn clean(prefix: &str) -> anyhow::Result<()> {
 
 /// True if every check passed.
 fn walk(args: &Args) -> anyhow::Result<bool> {
+    require_root()?;
     binaries::overlay()?;
     for (program, package) in [
         ("etcd", "etcd-server"),
