@@ -18,6 +18,9 @@ use crate::{
     wait::eventually,
 };
 
+/// Exit status of `overlay run` when SIGTERM ended the command.
+const ENDED_BY_SIGTERM: i32 = 128 + Signal::SIGTERM as i32;
+
 /// A container to be run: `overlay run` with these options.
 #[derive(Debug)]
 pub struct ContainerBuilder<'a> {
@@ -277,7 +280,12 @@ impl Container {
     /// # Errors
     /// If it does not end, or ends with an error.
     pub fn stop(mut self) -> anyhow::Result<Output> {
-        self.process.stop()?.success()
+        let output = self.process.stop()?;
+        // Some programs, etcd among them, end themselves by the signal once they are done.
+        match output.status.code() {
+            Some(ENDED_BY_SIGTERM) => Ok(output),
+            _ => output.success(),
+        }
     }
 
     /// SIGKILL to `overlay run`.
