@@ -50,9 +50,8 @@ pub(super) fn aux_address(text: &str) -> Result<(String, Ipv4Addr), String> {
 
 /// A subnet in CIDR notation without host bits.
 pub(super) fn subnet(text: &str) -> Result<Ipv4Net, String> {
-    let net: Ipv4Net = text
-        .parse()
-        .map_err(|_| format!("{text:?} is no IPv4 subnet; write it as 10.1.0.0/24"))?;
+    let net: Ipv4Net =
+        text.parse().map_err(|_| format!("{text:?} is no IPv4 subnet; write it as 10.1.0.0/24"))?;
     if net.addr() != net.network() {
         return Err(format!("{text} has host bits set; the subnet would be {}", net.trunc()));
     }

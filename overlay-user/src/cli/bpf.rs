@@ -82,12 +82,13 @@ pub(super) async fn run(context: &Context, args: &BpfArgs) -> anyhow::Result<()>
         TableName::Conntrack => print_conntrack(format, &tables.conntrack),
         TableName::Counters => print_counters(format, &tables.counters),
         name => {
-            let dump = tables.state.iter().find(|dump| dump.name == name.map()).ok_or_else(|| {
-                refuse(
-                    format!("the daemon shows no table {:?}", name.map()),
-                    "it is of another version than this command; restart it",
-                )
-            })?;
+            let dump =
+                tables.state.iter().find(|dump| dump.name == name.map()).ok_or_else(|| {
+                    refuse(
+                        format!("the daemon shows no table {:?}", name.map()),
+                        "it is of another version than this command; restart it",
+                    )
+                })?;
             print_dump(format, dump)
         }
     }

@@ -104,15 +104,7 @@ impl AttachOptions {
             // Node-local: there is nothing of it on other hosts that could answer there.
             ports.iter_mut().for_each(|port| port.mode = PublishMode::Host);
         }
-        Ok(Attach {
-            name,
-            networks,
-            ip,
-            aliases: alias,
-            service,
-            ports,
-            ..Attach::default()
-        })
+        Ok(Attach { name, networks, ip, aliases: alias, service, ports, ..Attach::default() })
     }
 }
 
@@ -130,8 +122,11 @@ pub(super) struct DetachArgs {
 
 /// List the endpoints of the cluster
 #[derive(Debug, Args)]
-#[command(visible_alias = "list", after_help = "Example:
-  overlay endpoint ls --network mynet")]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay endpoint ls --network mynet"
+)]
 pub(super) struct LsArgs {
     /// Only those on this network
     #[arg(long)]
@@ -206,18 +201,14 @@ fn attached_words(attached: &Attached) -> String {
             i.mtu.to_string(),
         ]
     });
-    let ports = if ports.is_empty() {
-        String::new()
-    } else {
-        format!("published {}\n", list(ports))
-    };
+    let ports =
+        if ports.is_empty() { String::new() } else { format!("published {}\n", list(ports)) };
     format!("{name} ({})\n{}{ports}", container.short(), table(&header, rows))
 }
 
 async fn detach(context: &Context, args: DetachArgs) -> anyhow::Result<()> {
     let name = args.container.clone();
-    let request =
-        LocalRequest::Detach(Detach { container: args.container, force: args.force });
+    let request = LocalRequest::Detach(Detach { container: args.container, force: args.force });
     let client = context.client();
     let work = client.local(request);
     let removed: Vec<Endpoint> = wait_for("waiting for flows to end", work).await?;
@@ -284,9 +275,8 @@ async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
             .ok_or_else(|| super::error::not_found("network", reference))?;
         rows.retain(|row| row.network == network.name);
     }
-    let header = [
-        "id", "name", "network", "node", "address", "service", "state", "ports", "created",
-    ];
+    let header =
+        ["id", "name", "network", "node", "address", "service", "state", "ports", "created"];
     print_rows(args.format.format, &rows, &header, |row| {
         vec![
             row.id.short().to_owned(),
@@ -323,7 +313,15 @@ mod tests {
     #[test]
     fn every_option_of_attach_reaches_the_request() {
         let request = parse(&[
-            "--network", "mynet", "--name", "web", "--ip", "10.0.0.9", "--alias", "www", "-p",
+            "--network",
+            "mynet",
+            "--name",
+            "web",
+            "--ip",
+            "10.0.0.9",
+            "--alias",
+            "www",
+            "-p",
             "80:80",
         ])
         .expect("a request");

@@ -37,7 +37,6 @@ enum JsonOnly {
 pub(super) struct JsonArg {
     /// How to print it
     #[arg(long, value_enum, default_value = "json", hide_default_value = true)]
-    #[expect(dead_code, reason = "there is one format only")]
     format: JsonOnly,
 }
 

@@ -83,8 +83,11 @@ enum DriverArg {
 
 /// List the networks
 #[derive(Debug, Args)]
-#[command(visible_alias = "list", after_help = "Example:
-  overlay network ls --format json")]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay network ls --format json"
+)]
 pub(super) struct LsArgs {
     #[command(flatten)]
     format: FormatArg,
@@ -107,8 +110,11 @@ pub(super) struct InspectArgs {
 
 /// Remove networks that nothing uses any more
 #[derive(Debug, Args)]
-#[command(visible_alias = "remove", after_help = "Example:
-  overlay network rm mynet")]
+#[command(
+    visible_alias = "remove",
+    after_help = "Example:
+  overlay network rm mynet"
+)]
 pub(super) struct RmArgs {
     /// Names, ids or beginnings of ids
     #[arg(required = true, value_name = "NETWORK")]

@@ -27,8 +27,11 @@ pub(super) enum NodeCommand {
 
 /// List the hosts; the one asked has a star
 #[derive(Debug, Args)]
-#[command(visible_alias = "list", after_help = "Example:
-  overlay node ls")]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay node ls"
+)]
 pub(super) struct LsArgs {
     #[command(flatten)]
     format: FormatArg,
@@ -66,11 +69,14 @@ pub(super) struct ActivateArgs {
 
 /// Remove a host that is down, with its endpoints
 #[derive(Debug, Args)]
-#[command(visible_alias = "remove", after_help = "A host that is up leaves by itself: \
+#[command(
+    visible_alias = "remove",
+    after_help = "A host that is up leaves by itself: \
 `overlay leave`, run there.
 
 Example:
-  overlay node rm h3")]
+  overlay node rm h3"
+)]
 pub(super) struct RmArgs {
     /// Name, id or beginning of an id
     node: String,

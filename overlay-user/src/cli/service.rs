@@ -76,8 +76,11 @@ enum ModeArg {
 
 /// List the services
 #[derive(Debug, Args)]
-#[command(visible_alias = "list", after_help = "Example:
-  overlay service ls")]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay service ls"
+)]
 pub(super) struct LsArgs {
     #[command(flatten)]
     format: FormatArg,
@@ -121,8 +124,11 @@ pub(super) struct UpdateArgs {
 
 /// Remove services; their backends stay as plain containers
 #[derive(Debug, Args)]
-#[command(visible_alias = "remove", after_help = "Example:
-  overlay service rm hello")]
+#[command(
+    visible_alias = "remove",
+    after_help = "Example:
+  overlay service rm hello"
+)]
 pub(super) struct RmArgs {
     /// Names, ids or beginnings of ids
     #[arg(required = true, value_name = "SERVICE")]
@@ -255,8 +261,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             ports: service.ports.clone(),
         }
     };
-    let mut rows: Vec<_> =
-        state.services.values().filter(|s| s.owner.is_none()).map(row).collect();
+    let mut rows: Vec<_> = state.services.values().filter(|s| s.owner.is_none()).map(row).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
 }
@@ -370,8 +375,22 @@ mod tests {
     #[test]
     fn every_option_of_create_reaches_the_request() {
         let args = [
-            "create", "hello", "--network", "a", "--network", "b", "-p", "8080:80", "--publish",
-            "90-91:90-91/udp", "--endpoint-mode", "dnsrr", "--label", "x=y", "--drain", "2s",
+            "create",
+            "hello",
+            "--network",
+            "a",
+            "--network",
+            "b",
+            "-p",
+            "8080:80",
+            "--publish",
+            "90-91:90-91/udp",
+            "--endpoint-mode",
+            "dnsrr",
+            "--label",
+            "x=y",
+            "--drain",
+            "2s",
         ];
         let ServiceCommand::Create(args) = parse(&args).expect("parsed") else {
             panic!("not create");
@@ -406,8 +425,18 @@ mod tests {
     #[test]
     fn every_option_of_update_reaches_the_request() {
         let args = [
-            "update", "hello", "--publish-add", "90:90", "--publish-rm", "80:80", "--label-add",
-            "a=b", "--label-rm", "c", "--drain", "0s",
+            "update",
+            "hello",
+            "--publish-add",
+            "90:90",
+            "--publish-rm",
+            "80:80",
+            "--label-add",
+            "a=b",
+            "--label-rm",
+            "c",
+            "--drain",
+            "0s",
         ];
         let ServiceCommand::Update(args) = parse(&args).expect("parsed") else {
             panic!("not update");

@@ -43,9 +43,9 @@ fn words(status: &Status) -> String {
     let drops: Vec<_> = status.counters.iter().filter(|row| row.direction == "drop").collect();
     if !drops.is_empty() {
         text.push('\n');
-        let rows = drops.into_iter().map(|row| {
-            vec![row.reason.clone(), row.packets.to_string(), row.description.clone()]
-        });
+        let rows = drops
+            .into_iter()
+            .map(|row| vec![row.reason.clone(), row.packets.to_string(), row.description.clone()]);
         text.push_str(&table(&["dropped for", "packets", "meaning"], rows));
     }
     text
@@ -129,7 +129,22 @@ mod tests {
 
     #[test]
     fn a_healthy_node_is_told_in_a_screen() {
-        insta::assert_snapshot!(words(&status()), @"");
+        insta::assert_snapshot!(words(&status()), @r#"
+    node:           h2 (0123456789ab), agent
+    daemon:         version 0.1.0, process 4711
+    manager:        172.16.1.10:2377 (connected)
+    state:          revision 12, all applied
+    underlay:       172.16.1.11 on eth0, MTU 1500, VXLAN port 4789
+    programs:       TC by tcx, XDP off
+    sockets:        published ports answer on localhost
+    pins:           /sys/fs/bpf/overlay/v1
+
+    MAP         ENTRIES
+    endpoints   5
+
+    DROPPED FOR   PACKETS   MEANING
+    not_peer      3         What it means.
+    "#);
     }
 
     #[test]

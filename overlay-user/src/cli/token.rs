@@ -35,8 +35,11 @@ pub(super) struct CreateArgs {
 
 /// List the join tokens, without their secrets
 #[derive(Debug, Args)]
-#[command(visible_alias = "list", after_help = "Example:
-  overlay token ls")]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay token ls"
+)]
 pub(super) struct LsArgs {
     #[command(flatten)]
     format: FormatArg,
@@ -44,8 +47,11 @@ pub(super) struct LsArgs {
 
 /// Remove join tokens: hosts that joined with them stay
 #[derive(Debug, Args)]
-#[command(visible_alias = "remove", after_help = "Example:
-  overlay token rm 4f1c0x9k")]
+#[command(
+    visible_alias = "remove",
+    after_help = "Example:
+  overlay token rm 4f1c0x9k"
+)]
 pub(super) struct RmArgs {
     /// Ids or beginnings of ids
     #[arg(required = true, value_name = "ID")]
@@ -92,12 +98,7 @@ async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
             Role::Manager => "manager",
             Role::Agent => "agent",
         };
-        vec![
-            token.id.short().to_owned(),
-            role.to_owned(),
-            ago(token.created),
-            ago(token.expires),
-        ]
+        vec![token.id.short().to_owned(), role.to_owned(), ago(token.created), ago(token.expires)]
     })
 }
 

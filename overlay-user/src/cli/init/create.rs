@@ -167,7 +167,10 @@ fn refuse_taken(manager: SocketAddr) -> anyhow::Result<()> {
         Ok(_) => Ok(()),
         Err(e) => Err(refuse(
             format!("the manager cannot listen on {manager}: {e}"),
-            format!("`ss -ltnp 'sport = :{}'` shows who does; or give --listen-port", manager.port()),
+            format!(
+                "`ss -ltnp 'sport = :{}'` shows who does; or give --listen-port",
+                manager.port()
+            ),
         )),
     }
 }

@@ -18,8 +18,8 @@ use crate::{
         progress::wait_for,
     },
     link::NetlinkLinks,
-    manager::client,
-    model::{Id, Node, Role},
+    manager::{JoinRequest, RemoteManager, join as join_cluster},
+    model::{ClusterState, Id, Node, Role},
     pki::NodePki,
 };
 
@@ -158,19 +158,20 @@ struct Member {
 }
 
 impl Member {
+    /// The managers as this node reaches them.
+    fn manager(&self) -> anyhow::Result<RemoteManager> {
+        Ok(RemoteManager::new(vec![self.manager], &self.pki)?)
+    }
+
     /// Takes the node out of the cluster again. If that fails an administrator has to.
     async fn resign(self) {
-        let Self { manager, node, pki } = self;
-        let request = Request::NodeRemove(NodeRemove { reference: node.to_string(), force: true });
-        let removed = match client::RemoteManager::connect(&[manager], &pki) {
-            Ok(remote) => remote.call::<Node>(request).await.map(drop),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
+        let node = self.node.to_string();
+        let request = Request::NodeRemove(NodeRemove { reference: node.clone(), force: true });
+        let removed = async { Ok(self.manager()?.call::<Node>(request).await?) };
+        if let Err(error) = removed.await as anyhow::Result<Node> {
             eprintln!(
-                "overlay: warning: the cluster still has this host as {}: {error}\nRun `overlay \
-                 node rm --force {node}` on a manager.",
-                node.short()
+                "overlay: warning: the cluster still has this host as node {node}: {error}\nRun \
+                 `overlay node rm --force {node}` on a manager."
             );
         }
     }
@@ -184,18 +185,21 @@ async fn join(
 ) -> anyhow::Result<Node> {
     let paths = &context.paths;
     let Plan { manager, underlay, config } = plan;
-    let request = client::JoinRequest { name: config.name.clone(), data_path_addr: underlay.addr };
-    let joining = client::join(manager, &args.token, request);
+    let request = JoinRequest { name: config.name.clone(), data_path_addr: underlay.addr };
+    let joining = join_cluster(manager, &args.token, request);
     let (joined, pki) = wait_for("asking the manager", joining).await?;
     pki.save(&paths.pki_dir())?;
+    let member = member.insert(Member { manager, node: joined.node.id.clone(), pki });
+    // The first call with the new certificate.
+    let state: ClusterState = member.manager()?.call(Request::State {}).await?;
     let config = AgentConfig {
-        cluster: joined.cluster,
+        cluster: state.cluster.map(|cluster| cluster.id).unwrap_or_default(),
         node: joined.node.id.clone(),
         data_path_port: joined.data_path_port,
         ..config
     };
+    // Last, because it is what makes this host a member.
     config.save(&paths.config())?;
-    *member = Some(Member { manager, node: joined.node.id.clone(), pki });
     if !args.host.no_start {
         let daemon = undo.daemon.insert(Daemon::start(context)?);
         wait_for("starting the daemon", daemon.ready(context)).await?;
@@ -221,7 +225,9 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_quoted() {
-        for text in ["", "172.16.1", "172.16.1.10:0", "172.16.1.10:x", "h1:99999", "a b", "300.1.1.1"] {
+        for text in
+            ["", "172.16.1", "172.16.1.10:0", "172.16.1.10:x", "h1:99999", "a b", "300.1.1.1"]
+        {
             let error = manager_address(text).expect_err(text).to_string();
             assert!(error.contains(&format!("{text:?} is no address")), "{text}: {error}");
         }

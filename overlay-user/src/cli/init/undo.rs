@@ -60,25 +60,39 @@ impl Undo {
 /// Removes pins and interfaces of a daemon that is gone. Goes on where something fails, and says
 /// so. Returns what was removed.
 pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
-    let mut removed = BpfDatapath::unload(&paths.pin_dir);
+    let warn = |what: &str, error: &dyn std::fmt::Display| {
+        eprintln!("overlay: warning: {what} left: {error}");
+    };
+    let mut removed = BpfDatapath::unload(&paths.pin_dir).unwrap_or_else(|error| {
+        warn("pins are", &error);
+        Vec::new()
+    });
     let links = match NetlinkLinks::new() {
         Ok(links) => links,
         Err(error) => {
-            eprintln!("overlay: warning: interfaces are left: {error}");
+            warn("interfaces are", &error);
             return removed;
         }
     };
-    // Removing one end of the host link removes the other: list again each time.
-    while let Ok(found) = links.list("ovl-").await
-        && let Some((name, _)) = found.first()
-    {
-        if let Err(error) = links.remove(name).await {
-            eprintln!("overlay: warning: {name} is left: {error}");
-            break;
+    let found = links.list("ov").await.unwrap_or_else(|error| {
+        warn("interfaces are", &error);
+        Vec::new()
+    });
+    for (name, _) in found.into_iter().filter(|(name, _)| is_ours(name)) {
+        // The other end of one removed before is gone already, which is no error.
+        match links.remove(&name).await {
+            Ok(()) => removed.push(format!("interface {name}")),
+            Err(error) => warn(&format!("interface {name} is"), &error),
         }
-        removed.push(format!("interface {name}"));
     }
     removed
+}
+
+/// Whether an interface has a name that the daemon gives: `ovl-` and what it is for, or `ov` and
+/// the first twelve characters of an endpoint's id.
+fn is_ours(name: &str) -> bool {
+    let is_id = |id: &str| id.len() == 12 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+    name.starts_with("ovl-") || name.strip_prefix("ov").is_some_and(is_id)
 }
 
 /// Removes the files of a daemon that is gone. Returns what was removed.
@@ -103,4 +117,19 @@ pub(super) fn remove_state(paths: &Paths) -> Vec<String> {
     }
     note(&paths.pki_dir(), std::fs::remove_dir_all(paths.pki_dir()));
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_of_others_are_told_from_ours() {
+        for name in ["ovl-host", "ovl-prog", "ovl-vxlan", "ov0123456789ab"] {
+            assert!(is_ours(name), "{name}");
+        }
+        for name in ["ovs-system", "ovs0", "ov", "ov0123456789abc", "ov-123456789ab", "eth0"] {
+            assert!(!is_ours(name), "{name}");
+        }
+    }
 }

@@ -109,10 +109,8 @@ pub(in crate::cli) fn three_nodes() -> ClusterState {
         network("mynet", 4097, "10.0.0.0/24"),
     ];
     let hello = service("hello", 7, Some("10.0.0.2"), 8080);
-    let carrier = Service {
-        owner: Some(id("endpoint-web")),
-        ..service("web-ports", 9, None, 9090)
-    };
+    let carrier =
+        Service { owner: Some(id("endpoint-web")), ..service("web-ports", 9, None, 9090) };
     let backend = |number, name, node, ip, service: &Service| Endpoint {
         service: Some(service.id.clone()),
         ..endpoint(number, name, "mynet", node, ip)

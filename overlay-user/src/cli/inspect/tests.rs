@@ -16,7 +16,69 @@ fn ingress_is_shown_as_docker_shows_it_in_dockers_order() {
     let state = three_nodes();
     let ingress = state.ingress().expect("ingress");
     let shown = vec![network(&state, ingress, &Id::from_text("node1"), false)];
-    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @"");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @r#"
+    [
+      {
+        "Name": "ingress",
+        "Id": "net-ingress",
+        "Created": "2025-03-01T12:00:00.5Z",
+        "Scope": "swarm",
+        "Driver": "overlay",
+        "EnableIPv6": false,
+        "IPAM": {
+          "Driver": "default",
+          "Options": null,
+          "Config": [
+            {
+              "Subnet": "10.255.0.0/16",
+              "Gateway": "10.255.0.1"
+            }
+          ]
+        },
+        "Internal": false,
+        "Attachable": true,
+        "Ingress": true,
+        "ConfigFrom": {
+          "Network": ""
+        },
+        "ConfigOnly": false,
+        "Containers": {
+          "container-edge": {
+            "Name": "edge",
+            "EndpointID": "endpoint-edge",
+            "MacAddress": "02:42:0a:ff:00:05",
+            "IPv4Address": "10.255.0.5/16",
+            "IPv6Address": ""
+          },
+          "ingress-sbox": {
+            "Name": "ingress-endpoint",
+            "EndpointID": "node1",
+            "MacAddress": "02:42:0a:ff:00:02",
+            "IPv4Address": "10.255.0.2/16",
+            "IPv6Address": ""
+          }
+        },
+        "Options": {
+          "com.docker.network.driver.overlay.vxlanid_list": "4096"
+        },
+        "Labels": {},
+        "Peers": [
+          {
+            "Name": "h1",
+            "IP": "172.16.1.10"
+          },
+          {
+            "Name": "h2",
+            "IP": "172.16.1.11"
+          },
+          {
+            "Name": "h3",
+            "IP": "172.16.1.12"
+          }
+        ]
+      }
+    ]
+    "#);
 }
 
 #[test]
@@ -118,12 +180,102 @@ fn the_modes_of_run_have_no_addresses() {
 fn a_service_is_shown_with_its_addresses_ports_and_backends() {
     let state = three_nodes();
     let shown = service(&state, state.service("hello").expect("hello"));
-    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @"");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @r#"
+    {
+      "ID": "service-hello",
+      "CreatedAt": "2025-03-01T12:00:00.5Z",
+      "Spec": {
+        "Name": "hello",
+        "Labels": {},
+        "Networks": [
+          {
+            "Target": "net-mynet"
+          }
+        ],
+        "EndpointSpec": {
+          "Mode": "vip",
+          "Ports": [
+            {
+              "Protocol": "tcp",
+              "TargetPort": 80,
+              "PublishedPort": 8080,
+              "PublishMode": "ingress"
+            }
+          ]
+        },
+        "DrainMilliseconds": 5000
+      },
+      "Endpoint": {
+        "VirtualIPs": [
+          {
+            "NetworkID": "net-mynet",
+            "Addr": "10.0.0.2/24"
+          }
+        ]
+      },
+      "Tasks": [
+        {
+          "Name": "hello.1",
+          "EndpointID": "endpoint-hello.1",
+          "NetworkID": "net-mynet",
+          "EndpointIP": "10.0.0.3",
+          "Node": "h1",
+          "State": "running"
+        },
+        {
+          "Name": "hello.2",
+          "EndpointID": "endpoint-hello.2",
+          "NetworkID": "net-mynet",
+          "EndpointIP": "10.0.0.4",
+          "Node": "h2",
+          "State": "running"
+        }
+      ]
+    }
+    "#);
 }
 
 #[test]
 fn a_node_is_shown_with_its_role_and_addresses() {
     let state = three_nodes();
     let shown = [node(state.node("h1").expect("h1")), node(state.node("h2").expect("h2"))];
-    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @"");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @r#"
+    [
+      {
+        "ID": "node1",
+        "CreatedAt": "2025-03-01T12:00:00.5Z",
+        "Spec": {
+          "Role": "manager",
+          "Availability": "active"
+        },
+        "Description": {
+          "Hostname": "h1"
+        },
+        "Status": {
+          "State": "ready",
+          "Addr": "172.16.1.10"
+        },
+        "ManagerStatus": {
+          "Addr": "172.16.1.10:2377"
+        },
+        "IngressAddress": "10.255.0.2"
+      },
+      {
+        "ID": "node2",
+        "CreatedAt": "2025-03-01T12:00:00.5Z",
+        "Spec": {
+          "Role": "agent",
+          "Availability": "active"
+        },
+        "Description": {
+          "Hostname": "h2"
+        },
+        "Status": {
+          "State": "ready",
+          "Addr": "172.16.1.11"
+        },
+        "IngressAddress": "10.255.0.3"
+      }
+    ]
+    "#);
 }

@@ -111,8 +111,7 @@ fn enter_namespaces(netns: Option<&Path>) -> anyhow::Result<()> {
 
 /// Brings up `lo` of this namespace (SIOCSIFFLAGS, netdevice(7)).
 fn loopback_up() -> std::io::Result<()> {
-    let socket =
-        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all fields of ifreq are integers, arrays of them and pointers, for which zero is
     // valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -37,12 +37,7 @@ use self::{
     mode::{Mode, NetworkArg},
     supervise::{Namespace, Supervised},
 };
-use super::{
-    Context, args,
-    endpoint::AttachOptions,
-    error::refuse,
-    progress::wait_for,
-};
+use super::{Context, args, endpoint::AttachOptions, error::refuse, progress::wait_for};
 use crate::{
     api::{Attach, Attached, LocalContainer, LocalRequest},
     model::Port,
@@ -94,7 +89,9 @@ pub(super) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
         Mode::None => {
             let etc = Etc {
                 hostname: args.hostname.clone().or_else(|| args.options.name.clone()),
-                files: files::without_network(args.hostname.as_ref().or(args.options.name.as_ref())),
+                files: files::without_network(
+                    args.hostname.as_ref().or(args.options.name.as_ref()),
+                ),
             };
             let child = Supervised::spawn(&Namespace::Fresh, &args.command, false).await?;
             child.start(&etc).await?.run(args.stop_timeout).await
@@ -165,7 +162,7 @@ async fn run_attached(
             (attached?, Some(signal?))
         }
     };
-    let container = stop::Container::new(client, &attached);
+    let container = stop::Container::new(context.client(), &attached);
     if let Some(signal) = stop {
         drop(child);
         container.detach().await;

@@ -124,9 +124,8 @@ mod tests {
 
     #[test]
     fn each_mode_is_told_by_its_name() {
-        let networks = |names: &[&str]| {
-            Mode::Networks(names.iter().map(|name| (*name).to_owned()).collect())
-        };
+        let networks =
+            |names: &[&str]| Mode::Networks(names.iter().map(|name| (*name).to_owned()).collect());
         for (args, expected) in [
             (&["--", "true"][..], networks(&["bridge"])),
             (&["--service", "hello", "--", "true"], networks(&[])),
@@ -137,7 +136,11 @@ mod tests {
             (&["--service", "hello", "--network", "a", "--", "true"], networks(&["a"])),
             (&["--network", "none", "--hostname", "h", "--", "true"], Mode::None),
         ] {
-            assert_eq!(mode(args).unwrap_or_else(|e| panic!("{args:?}: {e}")), expected, "{args:?}");
+            assert_eq!(
+                mode(args).unwrap_or_else(|e| panic!("{args:?}: {e}")),
+                expected,
+                "{args:?}"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
     },
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Signals that `overlay run` takes: those it acts on or passes on, and the children's.
 const TAKEN: [Signal; 7] = [
@@ -45,7 +45,10 @@ impl Signals {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&taken), Some(&mut before))?;
         let descriptor =
             SignalFd::with_flags(&taken, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { descriptor: AsyncFd::new(descriptor)?, before })
+        // SAFETY: a SignalFd owns its descriptor and keeps it open and the same until it is dropped.
+        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+            .map_err(io::Error::from)?;
+        Ok(Self { descriptor, before })
     }
 
     /// The mask from before, for the command to start with.

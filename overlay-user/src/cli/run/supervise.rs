@@ -126,10 +126,8 @@ impl Supervised {
     pub(super) async fn stop_signal(&mut self) -> io::Result<Signal> {
         loop {
             let Received { signal, .. } = self.signals.next().await?;
-            if matches!(
-                signal,
-                Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT
-            ) {
+            if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT)
+            {
                 return Ok(signal);
             }
         }
