@@ -23,6 +23,15 @@ macro_rules! reasons {
             /// Every reason, in the order of the indexes.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// The reason with this index.
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index {
+                    $($index => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// Stable name in snake case, as listings and metrics show it.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -135,6 +144,7 @@ mod tests {
     fn reasons_are_numbered_without_gaps_and_fit_the_map() {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+            assert_eq!(Reason::from_index(i as u32), Some(*reason));
         }
         assert!(Reason::ALL.len() <= COUNTERS);
     }

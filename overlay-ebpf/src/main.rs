@@ -1,2 +1,140 @@
-//! x
+//! The kernel side of overlay. This file holds the entry points only: each one hands the packet to
+//! its concern and turns the outcome into the kernel's verdict in one exhaustive match.
+//!
+//! The crate also compiles for the host, where the parts without kernel calls are tested.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(missing_docs, reason = "the entry points' macros make undocumented functions")]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    allow(dead_code, reason = "on the host only the parts without kernel calls are exercised")
+)]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a map key passed by value is copied to the stack once more"
+)]
+
+mod arp;
+mod conntrack;
+mod container;
+mod echo;
+mod fallible;
+mod forward;
+mod maps;
+mod nat;
+mod observe;
+mod packet;
+mod published;
+mod service;
+mod socket;
+mod underlay;
+mod vxlan;
+mod xdp;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
+};
+use overlay_common::Reason;
+
+/// What to do with a packet that is not dropped.
+#[derive(Clone, Copy)]
+pub enum Verdict {
+    /// It is not ours: the host's stack goes on with it.
+    Pass,
+    /// We dealt with it, for a reason that is counted. The number is the program type's action.
+    Done(i32, Reason),
+}
+
+/// The way of a packet: on, or dropped for a reason.
+pub type Outcome = Result<Verdict, Reason>;
+
+/// TC ingress of every endpoint's host-side interface: what a container sends.
+#[classifier]
+pub fn from_container(ctx: TcContext) -> i32 {
+    conclude_tc(&ctx, container::receive(&ctx))
+}
+
+/// TC ingress of the underlay interface: tunnel packets and published ports.
+#[classifier]
+pub fn from_underlay(ctx: TcContext) -> i32 {
+    conclude_tc(&ctx, underlay::receive(&ctx))
+}
+
+/// XDP on the underlay interface: peer check, published ports whose backend is remote, and their
+/// replies. Everything else passes to `from_underlay`.
+#[xdp]
+pub fn xdp_underlay(ctx: XdpContext) -> u32 {
+    let length = (ctx.data_end() - ctx.data()) as u32;
+    match xdp::receive(&ctx) {
+        Ok(Verdict::Pass) => xdp_action::XDP_PASS,
+        Ok(Verdict::Done(action, reason)) => {
+            observe::count(reason, length);
+            action as u32
+        }
+        Err(reason) => {
+            observe::count(reason, length);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// A socket of the host connects.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::to_published(&ctx);
+    socket::ALLOW
+}
+
+/// An unconnected UDP socket of the host sends.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::to_published(&ctx);
+    socket::ALLOW
+}
+
+/// A UDP socket of the host learns where a datagram came from.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::to_asked(&ctx);
+    socket::ALLOW
+}
+
+/// A socket of the host asks for its peer.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::to_asked(&ctx);
+    socket::ALLOW
+}
+
+#[inline(always)]
+fn conclude_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
+    match outcome {
+        Ok(Verdict::Pass) => TC_ACT_OK,
+        Ok(Verdict::Done(action, reason)) => {
+            observe::count(reason, ctx.len());
+            action
+        }
+        Err(reason) => {
+            observe::count(reason, ctx.len());
+            observe::log_drop(ctx, reason);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers that the kernel offers to GPL-compatible programs only are used.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The host build is for its tests: it does nothing.
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -17,6 +17,7 @@ use std::{future::Future, net::Ipv4Addr, path::Path};
 use ipnet::Ipv4Net;
 use overlay_common::Mac;
 
+pub(crate) use device::is_physical;
 pub use memory::{LinkCall, MemoryLinks};
 pub use netlink::NetlinkLinks;
 

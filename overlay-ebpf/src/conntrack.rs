@@ -1,0 +1,364 @@
+//! Translated flows: one entry per direction in one LRU map, timeouts checked on use.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_ktime_get_coarse_ns,
+};
+use overlay_common::{
+    Be16, Be32, Reason, hash,
+    maps::{
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+    },
+    wire::PROTO_TCP,
+};
+
+use crate::{maps::CONNTRACK, packet::Flow};
+
+const SECOND: u64 = 1_000_000_000;
+/// An idle established TCP connection is kept for longer than the two hours after which hosts send
+/// keep-alives (RFC 9293, section 3.8.4).
+const TCP_ESTABLISHED: u64 = 7_500 * SECOND;
+/// A connection that is being opened.
+const TCP_OPENING: u64 = 60 * SECOND;
+/// A connection after a FIN or RST of this direction.
+const TCP_CLOSING: u64 = 30 * SECOND;
+/// A UDP flow.
+const UDP: u64 = 60 * SECOND;
+/// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
+/// every packet.
+const RESOLUTION: u64 = SECOND;
+/// How many source ports are tried when a tuple is taken.
+const PORT_TRIES: u32 = 8;
+/// Translated source ports start here: the dynamic range of RFC 6335.
+const PORT_MIN: u32 = 49152;
+
+/// How long an entry may be idle, in ns.
+#[inline(always)]
+fn timeout(proto: u8, state: u8) -> u64 {
+    if proto != PROTO_TCP {
+        UDP
+    } else if state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+        TCP_CLOSING
+    } else if state & TCP_SEEN_ACK != 0 {
+        TCP_ESTABLISHED
+    } else {
+        TCP_OPENING
+    }
+}
+
+/// Whether the flow's entry has been idle for too long at time `now`.
+#[inline(always)]
+fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
+    now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry.state) && now > entry.last_seen
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Copies the live entry of a flow to `out`, its time and TCP state brought up to date, and
+/// returns its action; 0 when there is none.
+#[inline(never)]
+pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
+    let now = now();
+    let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) else {
+        return 0;
+    };
+    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
+    // slot that is reused in this moment gives a wrong time to another flow at worst.
+    unsafe {
+        *out = *entry;
+        if is_expired(&flow.key, out, now) {
+            return 0;
+        }
+        // A new connection on the tuple of one that has ended is not that one.
+        if flow.is_syn() && out.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+            return 0;
+        }
+        if now.wrapping_sub(out.last_seen) > RESOLUTION {
+            (*entry).last_seen = now;
+        }
+        let state = out.state | flow.flags;
+        if state != out.state {
+            (*entry).state = state;
+        }
+        out.action
+    }
+}
+
+/// Where a new flow goes.
+pub struct Target {
+    /// Number of the service.
+    pub service: u32,
+    /// Number of the backend.
+    pub backend: u32,
+    /// Network of the backend.
+    pub vni: u32,
+    /// Address of the backend.
+    pub ip: Be32,
+    /// Port of the backend.
+    pub port: Be16,
+}
+
+/// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
+/// the VIP gets the VIP as the source: an address of its own would be taken for its own packet.
+#[inline(always)]
+fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
+    let key = &flow.key;
+    let hairpin = key.vni == target.vni && key.saddr == target.ip;
+    *out = Conntrack {
+        saddr: if hairpin { key.daddr } else { key.saddr },
+        daddr: target.ip,
+        sport: key.sport,
+        dport: target.port,
+        vni: target.vni,
+        service: target.service,
+        backend: target.backend,
+        node: Be32::ZERO,
+        action: CONNTRACK_FORWARD,
+        state: flow.flags,
+        pad: 0,
+        last_seen: now,
+    };
+}
+
+/// The tuple that the backend's replies to `forward` have.
+#[inline(always)]
+fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
+    ConntrackKey {
+        saddr: forward.daddr,
+        daddr: forward.saddr,
+        sport: forward.dport,
+        dport: forward.sport,
+        vni: forward.vni,
+        proto: key.proto,
+        pad: [0; 3],
+    }
+}
+
+/// The entry that undoes `forward` for replies: the client must see the address it asked.
+#[inline(always)]
+fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
+    Conntrack {
+        saddr: key.daddr,
+        daddr: key.saddr,
+        sport: key.dport,
+        dport: key.sport,
+        vni: key.vni,
+        service: forward.service,
+        backend: forward.backend,
+        node: Be32::ZERO,
+        action: CONNTRACK_REPLY,
+        state: 0,
+        pad: 0,
+        last_seen: now,
+    }
+}
+
+/// Whether two reply entries lead to the same client.
+#[inline(always)]
+fn same_client(a: &Conntrack, b: &Conntrack) -> bool {
+    a.saddr == b.saddr
+        && a.daddr == b.daddr
+        && a.sport == b.sport
+        && a.dport == b.dport
+        && a.vni == b.vni
+}
+
+/// Creates both entries of a flow to `target` and copies that of the client's direction to `forward`. When
+/// another live flow has the tuple already (two clients behind one address, or one client on two
+/// ways), the source port is translated as well.
+///
+/// # Errors
+/// [`Reason::TupleTaken`] when no port is free, [`Reason::ConntrackFull`] when the map refuses.
+#[inline(always)]
+pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(), Reason> {
+    let now = now();
+    forward_entry(flow, target, now, forward);
+    let reply = reply_entry(&flow.key, forward, now);
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        let key = reply_key(&flow.key, forward);
+        if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+            || take_over(&key, &reply, now)
+        {
+            return CONNTRACK
+                .insert(&flow.key, &*forward, u64::from(BPF_ANY))
+                .map_err(|_| Reason::ConntrackFull);
+        }
+        attempt += 1;
+        let port = hash::mix(flow.key.saddr.raw() ^ attempt, u32::from(flow.key.sport.raw()));
+        forward.sport = Be16::new((PORT_MIN + (port & 0x3fff)) as u16);
+    }
+    Err(Reason::TupleTaken)
+}
+
+/// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
+#[inline(always)]
+fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
+    let Some(entry) = CONNTRACK.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: as in `find`.
+    unsafe {
+        let old = &*entry;
+        let ours = old.action == CONNTRACK_REPLY && same_client(old, reply);
+        let ended = old.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0;
+        if ours || ended || is_expired(key, old, now) {
+            *entry = *reply;
+            return true;
+        }
+    }
+    false
+}
+
+/// Notes on the backend's node that replies to `flow` go through `node`, which translated it.
+///
+/// # Errors
+/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] for a packet in the
+/// middle of a flow whose tuple another node's flow has.
+#[inline(always)]
+pub fn note_return(flow: &Flow, node: Be32) -> Result<(), Reason> {
+    let now = now();
+    let key = ConntrackKey {
+        saddr: flow.key.daddr,
+        daddr: flow.key.saddr,
+        sport: flow.key.dport,
+        dport: flow.key.sport,
+        ..flow.key
+    };
+    if let Some(entry) = CONNTRACK.get_ptr_mut(&key) {
+        // SAFETY: as in `find`.
+        unsafe {
+            if (*entry).action == CONNTRACK_RETURN && (*entry).node == node {
+                let state = if flow.is_syn() { flow.flags } else { (*entry).state | flow.flags };
+                if state != (*entry).state {
+                    (*entry).state = state;
+                }
+                if now.wrapping_sub((*entry).last_seen) > RESOLUTION {
+                    (*entry).last_seen = now;
+                }
+                return Ok(());
+            }
+            // The client came through another node before. As long as that flow lives, taking
+            // its way back away would cut it.
+            if (*entry).action == CONNTRACK_RETURN
+                && !flow.may_be_repicked()
+                && !is_expired(&key, &*entry, now)
+            {
+                return Err(Reason::TupleTaken);
+            }
+        }
+    }
+    let entry = Conntrack {
+        saddr: key.saddr,
+        daddr: key.daddr,
+        sport: key.sport,
+        dport: key.dport,
+        vni: key.vni,
+        service: 0,
+        backend: 0,
+        node,
+        action: CONNTRACK_RETURN,
+        state: flow.flags,
+        pad: 0,
+        last_seen: now,
+    };
+    CONNTRACK.insert(&key, &entry, u64::from(BPF_ANY)).map_err(|_| Reason::ConntrackFull)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_common::{maps::TCP_SEEN_SYN, wire::PROTO_UDP};
+
+    fn flow() -> Flow {
+        Flow {
+            key: ConntrackKey {
+                saddr: Be32::from_octets([10, 0, 1, 2]),
+                daddr: Be32::from_octets([10, 0, 1, 9]),
+                sport: Be16::new(40000),
+                dport: Be16::new(80),
+                vni: 4097,
+                proto: PROTO_TCP,
+                pad: [0; 3],
+            },
+            transport: 34,
+            flags: TCP_SEEN_SYN,
+            pad: 0,
+        }
+    }
+
+    fn target(ip: [u8; 4]) -> Target {
+        Target {
+            service: 7,
+            backend: 8,
+            vni: 4097,
+            ip: Be32::from_octets(ip),
+            port: Be16::new(8080),
+        }
+    }
+
+    fn forward_to(ip: [u8; 4], flow: &Flow) -> Conntrack {
+        let mut entry = Conntrack::default();
+        forward_entry(flow, &target(ip), 5, &mut entry);
+        entry
+    }
+
+    #[test]
+    fn a_reply_is_translated_back_to_what_the_client_asked() {
+        let flow = flow();
+        let forward = forward_to([10, 0, 1, 3], &flow);
+        assert_eq!((forward.daddr.octets(), forward.dport.get()), ([10, 0, 1, 3], 8080));
+        assert_eq!((forward.saddr, forward.sport), (flow.key.saddr, flow.key.sport));
+
+        let key = reply_key(&flow.key, &forward);
+        assert_eq!((key.saddr.octets(), key.sport.get()), ([10, 0, 1, 3], 8080));
+        assert_eq!((key.daddr, key.dport), (flow.key.saddr, flow.key.sport));
+
+        let reply = reply_entry(&flow.key, &forward, 5);
+        assert_eq!((reply.saddr, reply.sport), (flow.key.daddr, flow.key.dport));
+        assert_eq!((reply.daddr, reply.dport), (flow.key.saddr, flow.key.sport));
+    }
+
+    #[test]
+    fn a_backend_that_reaches_itself_sees_the_vip_as_the_client() {
+        let flow = flow();
+        let forward = forward_to([10, 0, 1, 2], &flow);
+        assert_eq!(forward.saddr, flow.key.daddr);
+        let key = reply_key(&flow.key, &forward);
+        assert_eq!((key.saddr, key.daddr), (flow.key.saddr, flow.key.daddr));
+        let reply = reply_entry(&flow.key, &forward, 5);
+        assert_eq!((reply.saddr, reply.daddr), (flow.key.daddr, flow.key.saddr));
+    }
+
+    #[test]
+    fn the_same_address_on_another_network_is_no_hairpin() {
+        let mut flow = flow();
+        flow.key.vni = 0;
+        let forward = forward_to([10, 0, 1, 2], &flow);
+        assert_eq!(forward.saddr, flow.key.saddr);
+    }
+
+    #[test]
+    fn timeouts_follow_the_state_of_the_flow() {
+        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN), TCP_OPENING);
+        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
+        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_UDP, 0), UDP);
+        const { assert!(TCP_ESTABLISHED > 7200 * SECOND, "longer than a host's keep-alive") };
+    }
+
+    #[test]
+    fn an_entry_expires_after_its_timeout_and_not_before() {
+        let flow = flow();
+        let entry = Conntrack { last_seen: 1_000, ..forward_to([10, 0, 1, 3], &flow) };
+        assert!(!is_expired(&flow.key, &entry, 1_000 + TCP_OPENING));
+        assert!(is_expired(&flow.key, &entry, 1_001 + TCP_OPENING));
+        assert!(!is_expired(&flow.key, &entry, 999), "clocks of two CPUs may differ a little");
+    }
+}

@@ -1,0 +1,207 @@
+//! `from_container`: what an endpoint sends. Checked against what it may send, then delivered here,
+//! tunnelled, translated or answered.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Be32, Mac, Reason, UNDERLAY_VNI,
+    maps::{
+        CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey,
+        Link,
+    },
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4},
+};
+
+use crate::{
+    Outcome, Verdict, arp, conntrack, echo,
+    forward::{deliver, deliver_backend, route_out},
+    maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
+    nat,
+    packet::{
+        ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
+        pull,
+    },
+    published, service, vxlan,
+};
+
+/// Headers that are read directly: Ethernet, IPv4 and TCP without options.
+const HEADERS: u32 = 54;
+
+/// A packet from an endpoint, after the checks that hold for all of them.
+struct Packet<'a> {
+    ctx: &'a TcContext,
+    link: Link,
+    ethernet: Ethernet,
+    ip: Ipv4,
+}
+
+impl Packet<'_> {
+    /// Whether the endpoint has any of `flags` (`ENDPOINT_FLAG_*`).
+    #[inline(always)]
+    fn is_from(&self, flags: u8) -> bool {
+        self.link.flags & u16::from(flags) != 0
+    }
+
+    /// Fills `work.flow`.
+    #[inline(always)]
+    fn flow(&self, work: &mut Work) -> Result<(), Reason> {
+        flow(self.ctx, &self.ip, ETH_LEN, self.link.vni, &mut work.flow)
+    }
+
+    /// The action of the flow's entry, which is in `work.entry` then; 0 without one.
+    #[inline(always)]
+    fn tracked(&self, work: &mut Work) -> u8 {
+        conntrack::find(&work.flow, &mut work.entry)
+    }
+}
+
+/// What an endpoint sends.
+#[inline(always)]
+pub fn receive(ctx: &TcContext) -> Outcome {
+    pull(ctx, HEADERS);
+    let link = lookup(&LINKS, &ifindex(ctx)).ok_or(Reason::UnknownLink)?;
+    let ethernet: Ethernet = load(ctx, 0)?;
+    if ethernet.src != link.mac {
+        return Err(Reason::SpoofedMac);
+    }
+    if has_vlan_tag(ctx) {
+        return Err(Reason::UnsupportedProtocol);
+    }
+    match ethernet.ethertype.get() {
+        ETHERTYPE_IPV4 => ipv4(ctx, link, ethernet),
+        ETHERTYPE_ARP => arp::answer(ctx, &link),
+        _ => Err(Reason::UnsupportedProtocol),
+    }
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
+    let ip: Ipv4 = load(ctx, ETH_LEN)?;
+    check_ipv4(&ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
+    if ip.saddr() != link.ip {
+        return Err(Reason::SpoofedSource);
+    }
+    if is_group_address(&ip) || ethernet.dst.is_group() {
+        return Err(Reason::Multicast);
+    }
+    let packet = Packet { ctx, link, ethernet, ip };
+    let key = EndpointKey { vni: link.vni, ip: ip.daddr() };
+    match lookup(&ENDPOINTS, &key) {
+        Some(endpoint) => match endpoint.kind {
+            ENDPOINT_LOCAL | ENDPOINT_REMOTE => to_endpoint(&packet, &endpoint),
+            ENDPOINT_SERVICE => to_service(&packet, endpoint.service),
+            ENDPOINT_GATEWAY => to_gateway(&packet),
+            _ => Err(Reason::NoEndpoint),
+        },
+        None => to_outside(&packet),
+    }
+}
+
+/// To another endpoint of the network. If the sender serves a service, this may be the reply of a
+/// flow that was translated on this node.
+#[inline(always)]
+fn to_endpoint(packet: &Packet<'_>, endpoint: &Endpoint) -> Outcome {
+    if packet.is_from(ENDPOINT_FLAG_BACKEND) {
+        let work = work()?;
+        if packet.flow(work).is_ok() && packet.tracked(work) == CONNTRACK_REPLY {
+            return reply(packet, work);
+        }
+    }
+    let Packet { ctx, link, ethernet, .. } = packet;
+    if endpoint.kind == ENDPOINT_LOCAL {
+        return deliver(ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
+    }
+    let inner = Ethernet { dst: endpoint.mac, ..*ethernet };
+    let action = vxlan::encapsulate(ctx, link.vni, endpoint.node, &inner)?;
+    Ok(Verdict::Done(action, Reason::Encapsulated))
+}
+
+/// To a VIP.
+#[inline(always)]
+fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
+    if is_icmp(&packet.ip) {
+        return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
+    }
+    let work = work()?;
+    packet.flow(work)?;
+    // The reply of a backend that reached itself through the VIP.
+    if packet.is_from(ENDPOINT_FLAG_BACKEND) && packet.tracked(work) == CONNTRACK_REPLY {
+        return reply(packet, work);
+    }
+    service::route(work, number, work.flow.key.dport, packet.ctx.len())?;
+    to_backend(packet, work)
+}
+
+/// To the gateway: ping for everybody, published ports for the host itself.
+#[inline(always)]
+fn to_gateway(packet: &Packet<'_>) -> Outcome {
+    if is_icmp(&packet.ip) {
+        return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
+    }
+    if !packet.is_from(ENDPOINT_FLAG_HOST) {
+        return Err(Reason::GatewayPort);
+    }
+    let work = work()?;
+    packet.flow(work)?;
+    let published =
+        published::find(work.flow.key.proto, work.flow.key.dport).ok_or(Reason::GatewayPort)?;
+    service::route(work, published.service, published.target, packet.ctx.len())?;
+    to_backend(packet, work)
+}
+
+/// Translates a client's packet and sends it to its backend.
+#[inline(always)]
+fn to_backend(packet: &Packet<'_>, work: &Work) -> Outcome {
+    let Packet { ctx, ethernet, ip, .. } = packet;
+    nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
+    let backend = &work.backend;
+    if backend.node == Be32::ZERO {
+        return deliver_backend(ctx, backend, ethernet.src);
+    }
+    let inner = Ethernet { dst: backend.mac, ..*ethernet };
+    let action = vxlan::encapsulate(ctx, backend.vni, backend.node, &inner)?;
+    Ok(Verdict::Done(action, Reason::Encapsulated))
+}
+
+/// To an address that is nobody's on the network: on the ways that flows from outside came in, and
+/// on no other.
+#[inline(always)]
+fn to_outside(packet: &Packet<'_>) -> Outcome {
+    let Packet { ctx, link, ethernet, ip } = packet;
+    let network = lookup(&NETWORKS, &link.vni).ok_or(Reason::NoEndpoint)?;
+    if network.contains(ip.daddr()) {
+        return Err(Reason::NoEndpoint);
+    }
+    if is_icmp(ip) {
+        return Err(Reason::NoWayOut);
+    }
+    let work = work()?;
+    packet.flow(work)?;
+    match packet.tracked(work) {
+        CONNTRACK_REPLY => reply(packet, work),
+        CONNTRACK_RETURN => {
+            let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
+            let action = vxlan::encapsulate(ctx, link.vni, work.entry.node, &inner)?;
+            Ok(Verdict::Done(action, Reason::Encapsulated))
+        }
+        _ => Err(Reason::NoWayOut),
+    }
+}
+
+/// Translates a backend's reply back and sends it to the client: outside, or an endpoint of this
+/// node.
+#[inline(always)]
+fn reply(packet: &Packet<'_>, work: &Work) -> Outcome {
+    let Packet { ctx, ip, .. } = packet;
+    nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
+    let entry = &work.entry;
+    if entry.vni == UNDERLAY_VNI {
+        return route_out(ctx, entry.saddr, entry.daddr);
+    }
+    let key = EndpointKey { vni: entry.vni, ip: entry.daddr };
+    let client = lookup(&ENDPOINTS, &key).ok_or(Reason::NoEndpoint)?;
+    if client.kind != ENDPOINT_LOCAL {
+        return Err(Reason::NoEndpoint);
+    }
+    deliver(ctx, &client, Mac::of_ip(entry.saddr), Reason::DeliveredLocal)
+}

@@ -1,0 +1,37 @@
+//! Results across function calls: BPF functions return one register, so a `Result` that is not
+//! inlined away travels as one number.
+
+use overlay_common::Reason;
+
+/// A result as a number: what is not negative is a value, the rest a reason.
+#[inline(always)]
+pub fn pack(result: Result<u32, Reason>) -> i64 {
+    match result {
+        Ok(value) => i64::from(value),
+        Err(reason) => -1 - i64::from(reason as u32),
+    }
+}
+
+/// The result again.
+#[inline(always)]
+pub fn unpack(packed: i64) -> Result<u32, Reason> {
+    if packed >= 0 {
+        return Ok(packed as u32);
+    }
+    Err(Reason::from_index((-1 - packed) as u32).unwrap_or(Reason::Malformed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_result_survives_the_way_through_a_register() {
+        for value in [0, 1, 7, u32::MAX] {
+            assert_eq!(unpack(pack(Ok(value))), Ok(value));
+        }
+        for reason in Reason::ALL {
+            assert_eq!(unpack(pack(Err(*reason))), Err(*reason));
+        }
+    }
+}

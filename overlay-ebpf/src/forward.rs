@@ -1,0 +1,197 @@
+//! Where packets go: into a container, up the host's stack, into the tunnel, out to a client.
+
+use core::mem::size_of;
+
+use aya_ebpf::cty::c_void;
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    },
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Mac, Reason,
+    maps::{Backend, Config, ENDPOINT_FLAG_HOST, ENDPOINT_LOCAL, Endpoint},
+    wire::{ETHERTYPE_IPV4, Ethernet},
+};
+
+use crate::{
+    Outcome, Verdict, fallible,
+    maps::config,
+    packet::{ifindex, is_gso, mark_for_host, store},
+};
+
+/// Address family of IPv4 in `bpf_fib_lookup`.
+const AF_INET: u8 = 2;
+
+/// Where a packet leaves the host.
+pub struct NextHop {
+    ifindex: u32,
+    source: Mac,
+    destination: Mac,
+    resolved: bool,
+}
+
+impl NextHop {
+    /// MAC of the interface it leaves by.
+    #[inline(always)]
+    pub fn source(&self) -> Mac {
+        self.source
+    }
+
+    /// MAC of the neighbour; zero when the kernel has yet to resolve it.
+    #[inline(always)]
+    pub fn destination(&self) -> Mac {
+        self.destination
+    }
+
+    /// Index of the interface it leaves by.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Whether the MACs are known.
+    #[inline(always)]
+    pub fn is_resolved(&self) -> bool {
+        self.resolved
+    }
+
+    /// Sends the packet; the kernel resolves and fills in the MACs where we could not.
+    #[inline(always)]
+    pub fn send(&self) -> i32 {
+        // SAFETY: helpers without preconditions; a null parameter makes the kernel route by the
+        // packet's own addresses.
+        unsafe {
+            if self.resolved {
+                bpf_redirect(self.ifindex, 0) as i32
+            } else {
+                bpf_redirect_neigh(self.ifindex, core::ptr::null_mut(), 0, 0) as i32
+            }
+        }
+    }
+}
+
+/// The next hop from `addresses.0` to `addresses.1` by the host's routing table. `total` is the
+/// length of the IPv4 packet for the check against the route's MTU, or 0 for aggregates.
+///
+/// The look-up is made as for a packet that came in by the host link: that device is ours and has
+/// forwarding on, whatever the host's own interfaces have.
+///
+/// # Errors
+/// [`Reason::TooBig`] and [`Reason::NoRoute`].
+#[inline(always)]
+pub fn next_hop(
+    ctx: *mut c_void,
+    config: &Config,
+    addresses: (Be32, Be32),
+    total: u32,
+) -> Result<NextHop, Reason> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.ifindex = if config.host_link_ifindex != 0 {
+        config.host_link_ifindex
+    } else {
+        config.underlay_ifindex
+    };
+    params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
+    params.__bindgen_anon_3.ipv4_src = addresses.0.raw();
+    params.__bindgen_anon_4.ipv4_dst = addresses.1.raw();
+    // SAFETY: the context is the program's own and `params` lives on the stack.
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    match result as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop {
+            ifindex: params.ifindex,
+            source: Mac::new(params.smac),
+            destination: Mac::new(params.dmac),
+            resolved: true,
+        }),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Ok(unresolved(params.ifindex)),
+        // Only when the host link does not exist (a datapath loaded without a controller).
+        BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(unresolved(config.underlay_ifindex)),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Reason::TooBig),
+        _ => Err(Reason::NoRoute),
+    }
+}
+
+#[inline(always)]
+fn unresolved(ifindex: u32) -> NextHop {
+    NextHop { ifindex, source: Mac::default(), destination: Mac::default(), resolved: false }
+}
+
+/// Puts the packet into a local endpoint, with `source` as the Ethernet source.
+///
+/// # Errors
+/// [`Reason::RewriteRefused`].
+#[inline(always)]
+pub fn deliver(ctx: &TcContext, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
+    let ethernet =
+        Ethernet { dst: endpoint.mac, src: source, ethertype: Be16::new(ETHERTYPE_IPV4) };
+    store(ctx, 0, &ethernet)?;
+    if endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
+        // Both ends of the host link are in this namespace, where redirect_peer refuses.
+        // SAFETY: a helper without preconditions.
+        let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
+        return Ok(Verdict::Done(action as i32, Reason::DeliveredHost));
+    }
+    mark_for_host(ctx);
+    // SAFETY: a helper without preconditions.
+    let action = unsafe { bpf_redirect_peer(endpoint.ifindex, 0) };
+    Ok(Verdict::Done(action as i32, reason))
+}
+
+/// As [`deliver`], into a backend on this node.
+///
+/// # Errors
+/// Those of [`deliver`].
+#[inline(always)]
+pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outcome {
+    let endpoint = Endpoint {
+        kind: ENDPOINT_LOCAL,
+        mac: backend.mac,
+        ifindex: backend.ifindex,
+        ..Endpoint::default()
+    };
+    deliver(ctx, &endpoint, source, Reason::DeliveredLocal)
+}
+
+/// Sends a packet back out of the interface it came in by.
+#[inline(always)]
+pub fn back_out(ctx: &TcContext, reason: Reason) -> Verdict {
+    // SAFETY: a helper without preconditions.
+    let action = unsafe { bpf_redirect(ifindex(ctx), 0) };
+    Verdict::Done(action as i32, reason)
+}
+
+/// Routes a packet with addresses of the underlay (an un-NATed reply) out of the host.
+///
+/// # Errors
+/// Those of [`next_hop`].
+#[inline(always)]
+pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
+    let action = fallible::unpack(route_out_packed(ctx.skb.skb, from, to))?;
+    Ok(Verdict::Done(action as i32, Reason::SentToClient))
+}
+
+#[inline(never)]
+fn route_out_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(route(&ctx, from, to).map(|action| action as u32))
+}
+
+#[inline(always)]
+fn route(ctx: &TcContext, from: Be32, to: Be32) -> Result<i32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    let total = if is_gso(ctx) { 0 } else { ctx.len() - size_of::<Ethernet>() as u32 };
+    let hop = next_hop(ctx.skb.skb.cast(), config, (from, to), total)?;
+    let ethernet = Ethernet {
+        dst: hop.destination(),
+        src: hop.source(),
+        ethertype: Be16::new(ETHERTYPE_IPV4),
+    };
+    store(ctx, 0, &ethernet)?;
+    Ok(hop.send())
+}

@@ -1,0 +1,104 @@
+//! The maps. Keys, values, writers and readers are described beside the types in
+//! `overlay_common::maps`.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use overlay_common::{
+    Be32, COUNTERS, Plain, Reason,
+    maps::{
+        Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint,
+        EndpointKey, Link, LocalAddr, MAX_ENTRIES, Network, Peer, PeerKey, Published, PublishedKey,
+        Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+    },
+};
+
+use crate::packet::Flow;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
+const SOCK_ORIGINS: usize = 1 << 16;
+
+type Table<K, V> = HashMap<K, V, MAX_ENTRIES, NO_PREALLOC>;
+
+#[btf_map(name = "config")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "networks")]
+pub static NETWORKS: Table<u32, Network> = Table::new();
+
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: Table<EndpointKey, Endpoint> = Table::new();
+
+#[btf_map(name = "links")]
+pub static LINKS: Table<u32, Link> = Table::new();
+
+#[btf_map(name = "peers")]
+pub static PEERS: Table<PeerKey, Peer> = Table::new();
+
+#[btf_map(name = "services")]
+pub static SERVICES: Table<u32, Service> = Table::new();
+
+#[btf_map(name = "rr_cursor")]
+pub static RR_CURSOR: Table<u32, Cursor> = Table::new();
+
+#[btf_map(name = "slots")]
+pub static SLOTS: Table<SlotKey, Slot> = Table::new();
+
+#[btf_map(name = "backends")]
+pub static BACKENDS: Table<u32, Backend> = Table::new();
+
+#[btf_map(name = "published")]
+pub static PUBLISHED: Table<PublishedKey, Published> = Table::new();
+
+#[btf_map(name = "local_addrs")]
+pub static LOCAL_ADDRS: Table<Be32, LocalAddr> = Table::new();
+
+#[btf_map(name = "conntrack")]
+pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+
+#[btf_map(name = "sock_origin")]
+pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
+
+#[btf_map(name = "work")]
+pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+#[btf_map(name = "counters")]
+pub static COUNTER: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+
+/// What a program remembers of the packet it works on. It lives in a per-CPU map, because a
+/// program's stack is 512 bytes for all its functions together; programs of one CPU never nest.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Work {
+    /// The packet's tuple before translation.
+    pub flow: Flow,
+    /// The entry of its flow.
+    pub entry: Conntrack,
+    /// The backend of its flow, in the client's direction.
+    pub backend: Backend,
+}
+
+/// The work area of this CPU.
+#[inline(always)]
+pub fn work() -> Result<&'static mut Work, Reason> {
+    // SAFETY: the slot exists as long as the program and no other run on this CPU overlaps.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }).ok_or(Reason::NotConfigured)
+}
+
+/// A copy of the value under `key`. The kernel may reuse the slot of a removed value, so a
+/// reference must not outlive the look-up; a torn copy of a value that is being replaced is
+/// harmless here, because every combination of old and new fields names things that existed.
+#[inline(always)]
+pub fn lookup<K: Plain, V: Plain>(table: &Table<K, V>, key: &K) -> Option<V> {
+    // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
+    table.get_ptr(key).map(|value| unsafe { *value })
+}
+
+/// The node's configuration.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}

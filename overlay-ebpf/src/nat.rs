@@ -1,0 +1,90 @@
+//! Rewriting addresses and ports of a TC packet, checksums included.
+//!
+//! The kernel's checksum helpers are used, because a container's packet mostly has no checksum yet
+//! (CHECKSUM_PARTIAL): then only the pseudo-header's part may be updated, and the helpers know.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    programs::TcContext,
+};
+use network_types::{tcp::TcpHdr, udp::UdpHdr};
+use overlay_common::{
+    Be16, Reason, checksum,
+    maps::Conntrack,
+    wire::{Ipv4, PROTO_TCP},
+};
+
+use crate::{
+    fallible,
+    maps::Work,
+    packet::{ETH_LEN, store, store_rehash},
+};
+
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
+/// Offset of the checksum in a UDP header.
+pub const UDP_CHECKSUM: usize = offset_of!(UdpHdr, check);
+/// Offset of the checksum in an IPv4 header; the two addresses follow it.
+const IPV4_CHECKSUM: usize = offset_of!(Ipv4, checksum);
+
+/// Checksum, source and destination as they stand together in an IPv4 header.
+type Addresses = [u8; 10];
+
+/// Rewrites the packet, whose IPv4 header `ip` is right behind the Ethernet header and whose
+/// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`.
+///
+/// # Errors
+/// [`Reason::RewriteRefused`] when the packet ends before its checksum, or the kernel refuses.
+#[inline(always)]
+pub fn translate(ctx: &TcContext, ip: &Ipv4, transport: usize, work: &Work) -> Result<(), Reason> {
+    let packed = translate_packed(ctx.skb.skb, ip.checksum, transport, work);
+    fallible::unpack(packed).map(|_| ())
+}
+
+#[inline(never)]
+fn translate_packed(skb: *mut __sk_buff, header: Be16, transport: usize, work: &Work) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(rewrite(&ctx, header, transport, work).map(|()| 0))
+}
+
+#[inline(always)]
+fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Result<(), Reason> {
+    let Work { flow, entry, .. } = work;
+    let key = &flow.key;
+    let addresses = checksum::diff32(key.saddr.raw(), entry.saddr.raw())
+        + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
+    let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
+        + checksum::diff16(key.dport.raw(), entry.dport.raw());
+    let (offset, flags) = if key.proto == PROTO_TCP {
+        (transport + TCP_CHECKSUM, 0)
+    } else {
+        (transport + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
+    };
+    // A size of 0 in the flags: the third argument is a difference, not a new value.
+    let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
+    let refused = |_| Reason::RewriteRefused;
+    ctx.skb
+        .l4_csum_replace(offset, 0, u64::from(checksum::fold(addresses)), pseudo)
+        .map_err(refused)?;
+    ctx.skb.l4_csum_replace(offset, 0, u64::from(checksum::fold(ports)), flags).map_err(refused)?;
+    store(ctx, transport, &port_bytes(entry.sport, entry.dport))?;
+    let header = checksum::apply(header.raw(), addresses);
+    store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry))
+}
+
+#[inline(always)]
+fn port_bytes(sport: Be16, dport: Be16) -> [u8; 4] {
+    let [a, b] = sport.raw().to_ne_bytes();
+    let [c, d] = dport.raw().to_ne_bytes();
+    [a, b, c, d]
+}
+
+#[inline(always)]
+fn address_bytes(checksum: u16, entry: &Conntrack) -> Addresses {
+    let [a, b] = checksum.to_ne_bytes();
+    let [c, d, e, f] = entry.saddr.octets();
+    let [g, h, i, j] = entry.daddr.octets();
+    [a, b, c, d, e, f, g, h, i, j]
+}

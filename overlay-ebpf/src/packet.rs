@@ -1,0 +1,275 @@
+//! Reading and writing packets, and what a translated flow needs to know of one.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{bindings::BPF_F_INVALIDATE_HASH, programs::TcContext};
+use network_types::tcp::TcpHdr;
+use overlay_common::{
+    Be16, Plain, Reason,
+    maps::{ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN},
+    wire::{Ethernet, Ipv4, PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+};
+
+/// Length of an Ethernet header.
+pub const ETH_LEN: usize = size_of::<Ethernet>();
+/// Length of an IPv4 header without options.
+pub const IPV4_LEN: usize = size_of::<Ipv4>();
+/// Offset of the flags byte in a TCP header (RFC 9293, section 3.1).
+pub const TCP_FLAGS: usize = offset_of!(TcpHdr, window) - 1;
+
+/// `__sk_buff::pkt_type`: for this host.
+const PACKET_HOST: u32 = 0;
+
+/// Sees to it that the first `length` bytes can be read directly, as far as the packet has them.
+#[inline(always)]
+pub fn pull(ctx: &TcContext, length: u32) {
+    if ctx.data() + length as usize > ctx.data_end() {
+        // A packet shorter than `length` is left as it is: `load` finds out.
+        let _ = ctx.pull_data(if ctx.len() < length { ctx.len() } else { length });
+    }
+}
+
+/// Reads a header at `offset` bytes from the start of the Ethernet header.
+#[inline(always)]
+pub fn load<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return Err(Reason::Truncated);
+    }
+    // SAFETY: the bounds were checked and any bit pattern is a valid `T`.
+    Ok(unsafe { (start as *const T).read_unaligned() })
+}
+
+/// As [`load`] for an offset that is not a constant: by copy, without direct access.
+#[inline(always)]
+pub fn load_at<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+    ctx.load(offset).map_err(|_| Reason::Truncated)
+}
+
+/// Writes a header, leaving checksums to the caller.
+#[inline(always)]
+pub fn store<T: Plain>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), Reason> {
+    ctx.skb.store(offset, value, 0).map_err(|_| Reason::RewriteRefused)
+}
+
+/// As [`store`], and forgets the flow hash of the old headers.
+#[inline(always)]
+pub fn store_rehash<T: Plain>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), Reason> {
+    let flags = u64::from(BPF_F_INVALIDATE_HASH);
+    ctx.skb.store(offset, value, flags).map_err(|_| Reason::RewriteRefused)
+}
+
+/// Index of the interface the packet came in by.
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Whether a VLAN tag waits outside the packet data.
+#[inline(always)]
+pub fn has_vlan_tag(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// Whether the packet is an aggregate of segments.
+#[inline(always)]
+pub fn is_gso(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
+}
+
+/// Marks the packet as one for the host that receives it: a container's frame carries the MAC of
+/// another container, so the kernel took it for somebody else's.
+#[inline(always)]
+pub fn mark_for_host(ctx: &TcContext) {
+    // SAFETY: as above.
+    if unsafe { (*ctx.skb.skb).pkt_type } != PACKET_HOST {
+        let _ = ctx.change_type(PACKET_HOST);
+    }
+}
+
+/// Checks what every IPv4 header must satisfy. `available` is the length of the packet from this
+/// header on; aggregates over 64 KiB have a total length of 0 (BIG TCP, Linux 6.3).
+#[inline(always)]
+pub fn check_ipv4(ip: &Ipv4, available: u32, gso: bool) -> Result<(), Reason> {
+    let header = u32::from(ip.version_ihl & 0xf) * 4;
+    if ip.version_ihl >> 4 != 4 || header < IPV4_LEN as u32 {
+        return Err(Reason::Malformed);
+    }
+    let total = u32::from(ip.total_length.get());
+    if total == 0 && gso {
+        return Ok(());
+    }
+    if total < header {
+        return Err(Reason::Malformed);
+    }
+    if total > available && !gso {
+        return Err(Reason::Truncated);
+    }
+    Ok(())
+}
+
+/// Whether a destination is multicast, broadcast or a class E address.
+#[inline(always)]
+pub fn is_group_address(ip: &Ipv4) -> bool {
+    ip.dst[0] >= 224
+}
+
+/// A packet's tuple and the TCP flags it carries as `TCP_SEEN_*`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Flow {
+    /// The tuple.
+    pub key: ConntrackKey,
+    /// Offset of the transport header from the start of the Ethernet header.
+    pub transport: u16,
+    /// Bits of `TCP_SEEN_*`; 0 for other protocols.
+    pub flags: u8,
+    /// Padding, zero.
+    pub pad: u8,
+}
+
+impl Flow {
+    /// Whether it opens a TCP connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.flags & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN
+    }
+
+    /// Whether nothing can be lost by giving it another backend: UDP, or a new connection.
+    #[inline(always)]
+    pub fn may_be_repicked(&self) -> bool {
+        self.key.proto == PROTO_UDP || self.is_syn()
+    }
+}
+
+/// The flags byte of a TCP header as `TCP_SEEN_*`.
+#[inline(always)]
+pub fn tcp_flags(byte: u8) -> u8 {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+    let mut flags = 0;
+    if byte & SYN != 0 {
+        flags |= TCP_SEEN_SYN;
+    }
+    if byte & ACK != 0 {
+        flags |= TCP_SEEN_ACK;
+    }
+    if byte & FIN != 0 {
+        flags |= TCP_SEEN_FIN;
+    }
+    if byte & RST != 0 {
+        flags |= TCP_SEEN_RST;
+    }
+    flags
+}
+
+/// Fills `out` with the flow of a packet whose IPv4 header is at `offset`, on network `vni`.
+///
+/// # Errors
+/// [`Reason::ServiceProtocol`] when it is neither TCP nor UDP, [`Reason::Fragment`] when it is a
+/// fragment, [`Reason::Truncated`] when it ends too early.
+#[inline(always)]
+pub fn flow(
+    ctx: &TcContext,
+    ip: &Ipv4,
+    offset: usize,
+    vni: u32,
+    out: &mut Flow,
+) -> Result<(), Reason> {
+    if ip.protocol != PROTO_TCP && ip.protocol != PROTO_UDP {
+        return Err(Reason::ServiceProtocol);
+    }
+    if ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    let transport = offset + usize::from(ip.version_ihl & 0xf) * 4;
+    let ports: [Be16; 2] = load_ports(ctx, ip, offset, transport)?;
+    let flags = if ip.protocol == PROTO_TCP {
+        let byte: u8 = if transport == offset + IPV4_LEN {
+            load(ctx, offset + IPV4_LEN + TCP_FLAGS)?
+        } else {
+            load_at(ctx, transport + TCP_FLAGS)?
+        };
+        tcp_flags(byte)
+    } else {
+        0
+    };
+    out.key = ConntrackKey {
+        saddr: ip.saddr(),
+        daddr: ip.daddr(),
+        sport: ports[0],
+        dport: ports[1],
+        vni,
+        proto: ip.protocol,
+        pad: [0; 3],
+    };
+    out.transport = transport as u16;
+    out.flags = flags;
+    out.pad = 0;
+    Ok(())
+}
+
+#[inline(always)]
+fn load_ports(
+    ctx: &TcContext,
+    ip: &Ipv4,
+    offset: usize,
+    transport: usize,
+) -> Result<[Be16; 2], Reason> {
+    let ports: [u8; 4] = if ip.version_ihl == 0x45 {
+        load(ctx, offset + IPV4_LEN)?
+    } else {
+        load_at(ctx, transport)?
+    };
+    let [a, b, c, d] = ports;
+    Ok([Be16::from_raw(u16::from_ne_bytes([a, b])), Be16::from_raw(u16::from_ne_bytes([c, d]))])
+}
+
+/// Whether the protocol is one that an echo can be asked with.
+#[inline(always)]
+pub fn is_icmp(ip: &Ipv4) -> bool {
+    ip.protocol == PROTO_ICMP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(total: u16) -> Ipv4 {
+        Ipv4 { version_ihl: 0x45, total_length: Be16::new(total), ..Ipv4::default() }
+    }
+
+    #[test]
+    fn an_ipv4_header_is_checked_against_the_packet() {
+        assert_eq!(check_ipv4(&header(40), 40, false), Ok(()));
+        assert_eq!(check_ipv4(&header(40), 60, false), Ok(()), "Ethernet pads short packets");
+        assert_eq!(check_ipv4(&header(41), 40, false), Err(Reason::Truncated));
+        assert_eq!(check_ipv4(&header(19), 40, false), Err(Reason::Malformed));
+        let version_6 = Ipv4 { version_ihl: 0x65, ..header(40) };
+        assert_eq!(check_ipv4(&version_6, 40, false), Err(Reason::Malformed));
+        let short_header = Ipv4 { version_ihl: 0x44, ..header(40) };
+        assert_eq!(check_ipv4(&short_header, 40, false), Err(Reason::Malformed));
+        let options = Ipv4 { version_ihl: 0x4f, ..header(59) };
+        assert_eq!(check_ipv4(&options, 100, false), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn aggregates_may_have_a_total_length_of_zero() {
+        assert_eq!(check_ipv4(&header(0), 80_000, true), Ok(()));
+        assert_eq!(check_ipv4(&header(0), 80_000, false), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn tcp_flags_are_those_of_rfc_9293() {
+        assert_eq!(tcp_flags(0x02), TCP_SEEN_SYN);
+        assert_eq!(tcp_flags(0x12), TCP_SEEN_SYN | TCP_SEEN_ACK);
+        assert_eq!(tcp_flags(0x11), TCP_SEEN_FIN | TCP_SEEN_ACK);
+        assert_eq!(tcp_flags(0x04), TCP_SEEN_RST);
+        assert_eq!(tcp_flags(0xe8), 0, "PSH, URG, ECE and CWR say nothing of the state");
+    }
+}

@@ -1,0 +1,222 @@
+//! `from_underlay`: what the host's NIC receives. Tunnel packets are checked, popped and delivered;
+//! published ports are balanced; the rest is the host's.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    maps::{
+        CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
+        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey, Published,
+    },
+    wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, PROTO_UDP, Udp, Vxlan},
+};
+
+use crate::{
+    Outcome, Verdict, conntrack,
+    forward::{deliver, deliver_backend, route_out},
+    maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
+    nat,
+    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, is_gso, load, pull},
+    published, service, vxlan,
+};
+
+/// Offset of the inner Ethernet header.
+const INNER: usize = VXLAN_OVERHEAD as usize;
+/// Headers that are read directly: the tunnel's, and Ethernet, IPv4 and TCP inside.
+const HEADERS: u32 = VXLAN_OVERHEAD + 54;
+
+/// A checked tunnel packet.
+struct Inner<'a> {
+    ctx: &'a TcContext,
+    vni: u32,
+    /// VTEP of the node it came from.
+    sender: Be32,
+    ip: Ipv4,
+}
+
+impl Inner<'_> {
+    /// Fills `work.flow`.
+    #[inline(always)]
+    fn flow(&self, work: &mut Work) -> Result<(), Reason> {
+        flow(self.ctx, &self.ip, INNER + ETH_LEN, self.vni, &mut work.flow)
+    }
+}
+
+/// What the NIC receives.
+#[inline(always)]
+pub fn receive(ctx: &TcContext) -> Outcome {
+    pull(ctx, HEADERS);
+    let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
+        return Ok(Verdict::Pass);
+    };
+    if is_tunnel(config, &ip, &udp) {
+        return from_tunnel(ctx, ip.saddr());
+    }
+    // TCP and UDP both start with the two ports.
+    match published::find_on_host(&ip, udp.dest) {
+        Some(published) => to_published(ctx, &ip, &published),
+        None => Ok(Verdict::Pass),
+    }
+}
+
+/// IPv4 without options and the first eight bytes behind it; what is anything else is the host's.
+#[inline(always)]
+fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
+    let ethernet: Ethernet = load(ctx, 0).ok()?;
+    if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let ip: Ipv4 = load(ctx, ETH_LEN).ok()?;
+    if ip.version_ihl != 0x45 || ip.is_later_fragment() {
+        return None;
+    }
+    Some((ip, load(ctx, ETH_LEN + IPV4_LEN).ok()?))
+}
+
+/// Whether the packet is VXLAN to this node. The kernel reassembles fragments and has its own
+/// vxlan device on the port, where nothing listens: fragments of the tunnel end there.
+#[inline(always)]
+pub fn is_tunnel(config: &Config, ip: &Ipv4, udp: &Udp) -> bool {
+    ip.protocol == PROTO_UDP
+        && udp.dest == config.vxlan_port
+        && ip.daddr() == config.vtep
+        && !ip.is_fragment()
+}
+
+/// A client outside asked a port of the host.
+#[inline(always)]
+fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
+    check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
+    let work = work()?;
+    flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
+    service::route(work, published.service, published.target, ctx.len())?;
+    nat::translate(ctx, ip, ETH_LEN + IPV4_LEN, work)?;
+    let backend = &work.backend;
+    let gateway = gateway_mac(backend.vni);
+    if backend.node == Be32::ZERO {
+        return deliver_backend(ctx, backend, gateway);
+    }
+    let inner = Ethernet { dst: backend.mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV4) };
+    let action = vxlan::encapsulate(ctx, backend.vni, backend.node, &inner)?;
+    Ok(Verdict::Done(action, Reason::Encapsulated))
+}
+
+/// The MAC that routed packets come from: the gateway's, where the network is known here.
+#[inline(always)]
+fn gateway_mac(vni: u32) -> Mac {
+    Mac::of_ip(lookup(&NETWORKS, &vni).map_or(Be32::ZERO, |network| network.gateway))
+}
+
+/// The VNI of a tunnel packet from `sender`, if both are ones we accept.
+///
+/// # Errors
+/// [`Reason::NotPeer`] and [`Reason::InvalidVni`].
+#[inline(always)]
+pub fn check_tunnel(vxlan: &Vxlan, sender: Be32) -> Result<u32, Reason> {
+    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender };
+    lookup(&PEERS, &peer).ok_or(Reason::NotPeer)?;
+    match vxlan.vni() {
+        None | Some(UNDERLAY_VNI | BRIDGE_VNI) => Err(Reason::InvalidVni),
+        Some(vni) => Ok(vni),
+    }
+}
+
+#[inline(always)]
+fn from_tunnel(ctx: &TcContext, sender: Be32) -> Outcome {
+    let vxlan: Vxlan = load(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>())?;
+    let vni = check_tunnel(&vxlan, sender)?;
+    let ethernet: Ethernet = load(ctx, INNER)?;
+    if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
+        return Err(Reason::UnsupportedProtocol);
+    }
+    let ip: Ipv4 = load(ctx, INNER + ETH_LEN)?;
+    check_ipv4(&ip, ctx.len() - (INNER + ETH_LEN) as u32, is_gso(ctx))?;
+    let inner = Inner { ctx, vni, sender, ip };
+    match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => to_local(&inner, &endpoint),
+        _ => to_client(&inner),
+    }
+}
+
+/// To an endpoint of this node: from another endpoint of the network, or from a client outside
+/// whose flow another node has translated.
+#[inline(always)]
+fn to_local(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
+    let Inner { ctx, vni, sender, ip } = inner;
+    let source = match lookup(&ENDPOINTS, &EndpointKey { vni: *vni, ip: ip.saddr() }) {
+        Some(from) => {
+            if from.kind != ENDPOINT_REMOTE || from.node != *sender {
+                return Err(Reason::SpoofedInnerSource);
+            }
+            if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
+                let work = work()?;
+                if inner.flow(work).is_ok()
+                    && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
+                {
+                    return reply(inner, work);
+                }
+            }
+            from.mac
+        }
+        None => from_outside(inner, endpoint)?,
+    };
+    vxlan::decapsulate(ctx)?;
+    deliver(ctx, endpoint, source, Reason::Decapsulated)
+}
+
+/// Checks a packet from a client outside and notes the way back. Returns the MAC it is delivered
+/// with: the gateway's.
+#[inline(always)]
+fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Result<Mac, Reason> {
+    let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
+    if network.contains(inner.ip.saddr()) {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    if endpoint.flags & ENDPOINT_FLAG_PUBLISHED == 0 {
+        return Err(Reason::NotPublished);
+    }
+    let work = work()?;
+    inner.flow(work)?;
+    conntrack::note_return(&work.flow, inner.sender)?;
+    Ok(Mac::of_ip(network.gateway))
+}
+
+/// A backend's reply for a flow that was translated here: to a client outside or to the host.
+#[inline(always)]
+fn to_client(inner: &Inner<'_>) -> Outcome {
+    let work = work()?;
+    if inner.flow(work).is_err() || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
+    {
+        return Err(Reason::NoEndpoint);
+    }
+    check_backend(&work.entry, inner.sender)?;
+    reply(inner, work)
+}
+
+/// Whether a reply comes from the node that its backend is on.
+///
+/// # Errors
+/// [`Reason::BackendGone`] and [`Reason::SpoofedInnerSource`].
+#[inline(always)]
+pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
+    let backend = lookup(&BACKENDS, &entry.backend).ok_or(Reason::BackendGone)?;
+    if backend.node == sender { Ok(()) } else { Err(Reason::SpoofedInnerSource) }
+}
+
+/// Pops the tunnel headers of a reply, translates it back and sends it to the client.
+#[inline(always)]
+fn reply(inner: &Inner<'_>, work: &Work) -> Outcome {
+    let Inner { ctx, ip, .. } = inner;
+    vxlan::decapsulate(ctx)?;
+    nat::translate(ctx, ip, usize::from(work.flow.transport) - INNER, work)?;
+    let entry = &work.entry;
+    if entry.vni == UNDERLAY_VNI {
+        return route_out(ctx, entry.saddr, entry.daddr);
+    }
+    let client = lookup(&ENDPOINTS, &EndpointKey { vni: entry.vni, ip: entry.daddr })
+        .ok_or(Reason::NoEndpoint)?;
+    if client.kind != ENDPOINT_LOCAL {
+        return Err(Reason::NoEndpoint);
+    }
+    deliver(ctx, &client, Mac::of_ip(entry.saddr), Reason::Decapsulated)
+}

@@ -1,0 +1,244 @@
+//! `xdp_underlay`: the way of published-port traffic through a node that has no backend itself,
+//! before the kernel makes an skb of it. What it does not handle passes to `from_underlay`; both
+//! share one conntrack table.
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::{bpf_redirect, bpf_xdp_adjust_head},
+    programs::XdpContext,
+};
+use overlay_common::{
+    Be16, Be32, Mac, Plain, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, checksum, hash,
+    maps::{CONNTRACK_REPLY, Config, ConntrackKey, EndpointKey, Published},
+    wire::{ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
+};
+
+use crate::{
+    Outcome, Verdict, conntrack,
+    forward::{NextHop, next_hop},
+    maps::{ENDPOINTS, Work, config, lookup, work},
+    nat::{TCP_CHECKSUM, UDP_CHECKSUM},
+    packet::{ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, tcp_flags},
+    published, service,
+    underlay::{check_backend, check_tunnel, is_tunnel},
+    vxlan,
+};
+
+/// Offset of the inner Ethernet header.
+const INNER: usize = VXLAN_OVERHEAD as usize;
+
+/// A pointer to a header in the packet, valid until the packet is changed in size.
+#[inline(always)]
+fn at<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() { None } else { Some(start as *mut T) }
+}
+
+#[inline(always)]
+fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
+    // SAFETY: `at` checked the bounds and any bit pattern is a valid `T`.
+    at::<T>(ctx, offset).map(|header| unsafe { header.read_unaligned() })
+}
+
+#[inline(always)]
+fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
+    let header = at::<T>(ctx, offset).ok_or(Reason::RewriteRefused)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { header.write_unaligned(value) };
+    Ok(())
+}
+
+/// What the NIC receives.
+#[inline(always)]
+pub fn receive(ctx: &XdpContext) -> Outcome {
+    let Some((ip, udp)) = outer_headers(ctx) else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(config) = config() else {
+        return Ok(Verdict::Pass);
+    };
+    if is_tunnel(config, &ip, &udp) {
+        return from_tunnel(ctx, config, ip.saddr());
+    }
+    match published::find_on_host(&ip, udp.dest) {
+        Some(published) => to_published(ctx, config, &ip, &published),
+        None => Ok(Verdict::Pass),
+    }
+}
+
+/// IPv4 without options and the first eight bytes behind it; fragments and headers with options are
+/// for TC or for the host.
+#[inline(always)]
+fn outer_headers(ctx: &XdpContext) -> Option<(Ipv4, Udp)> {
+    // One bound for all three, because each by itself lets LLVM look at headers that are not there.
+    let _: *mut [u8; ETH_LEN + IPV4_LEN + size_of::<Udp>()] = at(ctx, 0)?;
+    let ethernet: Ethernet = read(ctx, 0)?;
+    let ip: Ipv4 = read(ctx, ETH_LEN)?;
+    if ethernet.ethertype.get() != ETHERTYPE_IPV4 || ip.version_ihl != 0x45 || ip.is_fragment() {
+        return None;
+    }
+    Some((ip, read(ctx, ETH_LEN + IPV4_LEN)?))
+}
+
+/// Fills `out` with the flow of a packet with its IPv4 header, without options, at `offset`.
+#[inline(always)]
+fn flow(ctx: &XdpContext, ip: &Ipv4, offset: usize, vni: u32, out: &mut Flow) -> Option<()> {
+    let transport = offset + IPV4_LEN;
+    let ports: Udp = read(ctx, transport)?;
+    let flags = match ip.protocol {
+        PROTO_TCP => tcp_flags(read(ctx, transport + TCP_FLAGS)?),
+        PROTO_UDP => 0,
+        _ => return None,
+    };
+    out.key = ConntrackKey {
+        saddr: ip.saddr(),
+        daddr: ip.daddr(),
+        sport: ports.source,
+        dport: ports.dest,
+        vni,
+        proto: ip.protocol,
+        pad: [0; 3],
+    };
+    out.transport = transport as u16;
+    out.flags = flags;
+    out.pad = 0;
+    Some(())
+}
+
+/// A client outside asked a port of the host: if the backend is elsewhere, the packet goes there
+/// from here.
+#[inline(always)]
+fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Published) -> Outcome {
+    let length = (ctx.data_end() - ctx.data()) as u32;
+    check_ipv4(ip, length - ETH_LEN as u32, false)?;
+    // Aggregates (generic XDP) and packets that do not fit the tunnel are for TC.
+    if length + VXLAN_OVERHEAD > config.underlay_mtu + ETH_LEN as u32 {
+        return Ok(Verdict::Pass);
+    }
+    let work = work()?;
+    flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow).ok_or(Reason::Truncated)?;
+    service::route(work, published.service, published.target, length)?;
+    let backend = &work.backend;
+    if backend.node == Be32::ZERO {
+        return Ok(Verdict::Pass);
+    }
+    let total = length + VXLAN_OVERHEAD - ETH_LEN as u32;
+    let hop = next_hop(ctx.ctx.cast(), config, (config.vtep, backend.node), total)?;
+    if !hop.is_resolved() {
+        // TC can wait for the neighbour, XDP cannot.
+        return Ok(Verdict::Pass);
+    }
+    translate(ctx, ip, ETH_LEN, work)?;
+    // SAFETY: the context is the program's own.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(VXLAN_OVERHEAD as i32)) } != 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    let outer = ethernet(&hop);
+    let inner = Ethernet { dst: backend.mac, src: Mac::default(), ..outer };
+    let key = &work.flow.key;
+    let ports = u32::from(key.sport.raw()) << 16 | u32::from(key.dport.raw());
+    let flow_hash = hash::mix(key.saddr.raw(), ports);
+    let headers: Encapsulation =
+        vxlan::headers(config, outer, backend.node, (backend.vni, flow_hash), (inner, length));
+    write(ctx, 0, headers)?;
+    Ok(Verdict::Done(send(ctx, &hop), Reason::XdpEncapsulated))
+}
+
+/// A tunnel packet: dropped here unless it comes from a node of the cluster; replies to clients
+/// outside leave from here.
+#[inline(always)]
+fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32) -> Outcome {
+    let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
+    let vni = check_tunnel(&vxlan, sender)?;
+    let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
+    let inner: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
+    let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;
+    let length = (ctx.data_end() - ctx.data()) as u32;
+    let simple = inner.ethertype.get() == ETHERTYPE_IPV4
+        && ip.version_ihl == 0x45
+        && !ip.is_fragment()
+        && length <= config.underlay_mtu + ETH_LEN as u32;
+    if !simple {
+        return Ok(Verdict::Pass);
+    }
+    let work = work()?;
+    if flow(ctx, &ip, INNER + ETH_LEN, vni, &mut work.flow).is_none() {
+        return Ok(Verdict::Pass);
+    }
+    // Endpoints of the network are for TC; what is left may be a reply to a client outside.
+    if lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }).is_some()
+        || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
+        || work.entry.vni != UNDERLAY_VNI
+    {
+        return Ok(Verdict::Pass);
+    }
+    check_backend(&work.entry, sender)?;
+    to_client(ctx, config, &ip, work)
+}
+
+#[inline(always)]
+fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outcome {
+    let length = (ctx.data_end() - ctx.data()) as u32;
+    check_ipv4(ip, length - (INNER + ETH_LEN) as u32, false)?;
+    let hop = next_hop(
+        ctx.ctx.cast(),
+        config,
+        (work.entry.saddr, work.entry.daddr),
+        u32::from(ip.total_length.get()),
+    )?;
+    if !hop.is_resolved() {
+        return Ok(Verdict::Pass);
+    }
+    translate(ctx, ip, INNER + ETH_LEN, work)?;
+    // SAFETY: the context is the program's own.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, VXLAN_OVERHEAD as i32) } != 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    write(ctx, 0, ethernet(&hop))?;
+    Ok(Verdict::Done(send(ctx, &hop), Reason::XdpSentToClient))
+}
+
+#[inline(always)]
+fn ethernet(hop: &NextHop) -> Ethernet {
+    Ethernet { dst: hop.destination(), src: hop.source(), ethertype: Be16::new(ETHERTYPE_IPV4) }
+}
+
+#[inline(always)]
+fn send(ctx: &XdpContext, hop: &NextHop) -> i32 {
+    if hop.ifindex() as usize == ctx.ingress_ifindex() {
+        return xdp_action::XDP_TX as i32;
+    }
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_redirect(hop.ifindex(), 0) as i32 }
+}
+
+/// Rewrites a packet with its IPv4 header, without options, at `offset`. A NIC has verified or
+/// will verify whole checksums here, so they are updated in place.
+#[inline(always)]
+fn translate(ctx: &XdpContext, ip: &Ipv4, offset: usize, work: &Work) -> Result<(), Reason> {
+    let Work { flow, entry, .. } = work;
+    let key = &flow.key;
+    let transport = offset + IPV4_LEN;
+    let addresses = checksum::diff32(key.saddr.raw(), entry.saddr.raw())
+        + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
+    let all = addresses
+        + checksum::diff16(key.sport.raw(), entry.sport.raw())
+        + checksum::diff16(key.dport.raw(), entry.dport.raw());
+    let refused = Reason::Truncated;
+    if key.proto == PROTO_TCP {
+        let old: Be16 = read(ctx, transport + TCP_CHECKSUM).ok_or(refused)?;
+        let new = Be16::from_raw(checksum::apply(old.raw(), all));
+        write(ctx, transport + TCP_CHECKSUM, new)?;
+    } else {
+        let old: Be16 = read(ctx, transport + UDP_CHECKSUM).ok_or(refused)?;
+        let new = Be16::from_raw(checksum::apply_udp(old.raw(), all));
+        write(ctx, transport + UDP_CHECKSUM, new)?;
+    }
+    write(ctx, transport, entry.sport)?;
+    write(ctx, transport + 2, entry.dport)?;
+    let mut header = *ip;
+    header.checksum = Be16::from_raw(checksum::apply(ip.checksum.raw(), addresses));
+    header.src = entry.saddr.octets();
+    header.dst = entry.daddr.octets();
+    write(ctx, offset, header)
+}

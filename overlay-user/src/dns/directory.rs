@@ -1,0 +1,246 @@
+//! The names that this host's containers may see, indexed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+
+use crate::model::{
+    Availability, ClusterState, Endpoint, EndpointMode, EndpointState, Id, Network, NodeState,
+    Service,
+};
+
+/// The networks of some containers, with every name and address on them.
+///
+/// Built in one pass over the cluster's state, so that a question costs a few look-ups however many
+/// services and endpoints there are.
+#[derive(Debug, Default)]
+pub struct Directory {
+    networks: BTreeMap<Id, NetworkNames>,
+    containers: BTreeMap<Id, Vec<Attachment>>,
+}
+
+/// A container on a network.
+#[derive(Debug)]
+struct Attachment {
+    network: Id,
+    node: Id,
+    number: u32,
+}
+
+/// The names of one network, in lower case.
+#[derive(Debug)]
+pub(super) struct NetworkNames {
+    /// Name of the network, in lower case.
+    pub name: String,
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    internal: bool,
+    local: bool,
+    services: HashMap<String, ServiceNames>,
+    hosts: HashMap<String, Vec<Host>>,
+    addresses: HashMap<Ipv4Addr, Vec<Owner>>,
+}
+
+/// A service on a network.
+#[derive(Debug)]
+struct ServiceNames {
+    vip: Option<Ipv4Addr>,
+    mode: EndpointMode,
+    backends: Vec<Host>,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug)]
+struct Host {
+    ip: Ipv4Addr,
+    node: Id,
+    container: Id,
+    draining: bool,
+    node_ready: bool,
+    /// Takes new flows: the same condition as for the slots of the maps.
+    active: bool,
+}
+
+/// Who has an address; `node` is `None` for VIPs.
+#[derive(Debug)]
+struct Owner {
+    name: String,
+    node: Option<Id>,
+}
+
+/// A container's view of one of its networks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scope<'a> {
+    /// The network.
+    pub network: &'a NetworkNames,
+    container: &'a Id,
+    node: &'a Id,
+}
+
+impl Directory {
+    /// The names on all networks of `containers`.
+    pub fn build(state: &ClusterState, containers: &BTreeSet<Id>) -> Self {
+        let mut directory = Self::default();
+        for endpoint in state.endpoints.values() {
+            if containers.contains(&endpoint.container) {
+                directory.attach(state, endpoint);
+            }
+        }
+        for attachments in directory.containers.values_mut() {
+            // Numbers are handed out in the order in which the networks were asked for.
+            attachments.sort_by_key(|a| a.number);
+        }
+        for service in state.services.values() {
+            directory.add_service(service);
+        }
+        for endpoint in state.endpoints.values() {
+            if let Some(network) = directory.networks.get_mut(&endpoint.network) {
+                network.add_endpoint(state, endpoint);
+            }
+        }
+        directory
+    }
+
+    fn attach(&mut self, state: &ClusterState, endpoint: &Endpoint) {
+        let Some(network) = state.networks.get(&endpoint.network) else { return };
+        self.networks.entry(network.id.clone()).or_insert_with(|| NetworkNames::of(network));
+        self.containers.entry(endpoint.container.clone()).or_default().push(Attachment {
+            network: network.id.clone(),
+            node: endpoint.node.clone(),
+            number: endpoint.number,
+        });
+    }
+
+    fn add_service(&mut self, service: &Service) {
+        if service.owner.is_some() {
+            // It only carries the ports of a container, whose name is the container's.
+            return;
+        }
+        for on in &service.networks {
+            let Some(network) = self.networks.get_mut(&on.network) else { continue };
+            let names = ServiceNames { vip: on.vip, mode: service.mode, backends: Vec::new() };
+            network.services.insert(service.name.to_ascii_lowercase(), names);
+            if let Some(vip) = on.vip {
+                let owner = Owner { name: service.name.clone(), node: None };
+                network.addresses.entry(vip).or_default().push(owner);
+            }
+        }
+    }
+
+    /// A container's networks, first one first; `None` when the state knows no endpoint of it.
+    pub(super) fn scopes<'a>(&'a self, container: &'a Id) -> Option<Vec<Scope<'a>>> {
+        let attachments = self.containers.get(container)?;
+        let scope = |a: &'a Attachment| {
+            Some(Scope { network: self.networks.get(&a.network)?, container, node: &a.node })
+        };
+        Some(attachments.iter().filter_map(scope).collect())
+    }
+}
+
+impl NetworkNames {
+    fn of(network: &Network) -> Self {
+        Self {
+            name: network.name.to_ascii_lowercase(),
+            subnet: network.subnet,
+            internal: network.internal,
+            local: network.is_local(),
+            services: HashMap::new(),
+            hosts: HashMap::new(),
+            addresses: HashMap::new(),
+        }
+    }
+
+    fn add_endpoint(&mut self, state: &ClusterState, endpoint: &Endpoint) {
+        let host = Host::of(state, endpoint);
+        let service = endpoint.service.as_ref().and_then(|id| state.services.get(id));
+        if let Some(names) =
+            service.and_then(|s| self.services.get_mut(&s.name.to_ascii_lowercase()))
+        {
+            names.backends.push(host.clone());
+        }
+        let owner = Owner { name: endpoint.name.clone(), node: Some(endpoint.node.clone()) };
+        self.addresses.entry(endpoint.ip).or_default().push(owner);
+        // As in Docker a container also answers to the beginning of its id.
+        let names: BTreeSet<String> = std::iter::once(endpoint.name.as_str())
+            .chain(endpoint.aliases.iter().map(String::as_str))
+            .chain(std::iter::once(endpoint.container.short()))
+            .map(str::to_ascii_lowercase)
+            .collect();
+        for name in names {
+            self.hosts.entry(name).or_default().push(host.clone());
+        }
+    }
+}
+
+impl Host {
+    fn of(state: &ClusterState, endpoint: &Endpoint) -> Self {
+        let node = state.nodes.get(&endpoint.node);
+        let node_ready = node.is_some_and(|n| n.state == NodeState::Ready);
+        let node_active = node.is_some_and(|n| n.availability == Availability::Active);
+        Self {
+            ip: endpoint.ip,
+            node: endpoint.node.clone(),
+            container: endpoint.container.clone(),
+            draining: endpoint.state == EndpointState::Draining,
+            node_ready,
+            active: endpoint.state == EndpointState::Running && node_ready && node_active,
+        }
+    }
+}
+
+impl Scope<'_> {
+    /// A node-local network has the same addresses on every node: only those of the container's
+    /// own node are meant.
+    fn is_here(&self, node: &Id) -> bool {
+        !self.network.local || node == self.node
+    }
+
+    /// Whether the network has a way out.
+    pub fn leads_out(&self) -> bool {
+        !self.network.internal
+    }
+
+    /// What the name of a service stands for; `None` when there is no such service.
+    pub fn service(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let service = self.network.services.get(name)?;
+        match (service.mode, service.vip) {
+            (EndpointMode::Vip, Some(vip)) => Some(vec![vip]),
+            _ => self.tasks(name),
+        }
+    }
+
+    /// The backends of a service that take new flows; `None` when there is no such service.
+    pub fn tasks(&self, service: &str) -> Option<Vec<Ipv4Addr>> {
+        let backends = self.network.services.get(service)?.backends.iter();
+        Some(backends.filter(|b| b.active && self.is_here(&b.node)).map(|b| b.ip).collect())
+    }
+
+    /// The containers of this name or alias; `None` when there is none.
+    ///
+    /// Draining ones are left out, as the first step of a drain is that nobody finds them any more;
+    /// those of nodes that are down are given only when there is nothing better.
+    pub fn hosts(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+        let hosts = self.network.hosts.get(name)?.iter();
+        let here: Vec<&Host> = hosts.filter(|h| self.is_here(&h.node)).collect();
+        if here.is_empty() {
+            return None;
+        }
+        let usable = |h: &&&Host| !h.draining || h.container == *self.container;
+        let ready = |h: &&&Host| h.node_ready || h.container == *self.container;
+        let best: Vec<Ipv4Addr> = here.iter().filter(usable).filter(ready).map(|h| h.ip).collect();
+        if best.is_empty() {
+            return Some(here.iter().filter(usable).map(|h| h.ip).collect());
+        }
+        Some(best)
+    }
+
+    /// The full name (`NAME.NETWORK`) of whoever has an address of this network.
+    pub fn name_of(&self, address: Ipv4Addr) -> Option<String> {
+        let owners = self.network.addresses.get(&address)?;
+        let owner = owners.iter().find(|o| o.node.as_ref().is_none_or(|n| self.is_here(n)))?;
+        Some(format!("{}.{}", owner.name, self.network.name))
+    }
+}

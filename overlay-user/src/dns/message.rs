@@ -1,0 +1,189 @@
+//! Queries and replies on the wire.
+
+use std::net::Ipv4Addr;
+
+use hickory_proto::{
+    op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
+    rr::{Name, RData, Record, rdata},
+    serialize::binary::{BinDecodable as _, BinDecoder},
+};
+
+use super::{TTL_SECONDS, resolve::Answer};
+
+/// Bytes of a header (RFC 1035, 4.1.1).
+pub(super) const HEADER_LEN: usize = 12;
+
+/// Largest UDP message we take, and send when the other side takes it too.
+pub(super) const MAX_UDP: usize = 4096;
+
+/// Largest UDP message without EDNS (RFC 1035, 4.2.1).
+const MIN_UDP: usize = 512;
+
+/// How a query came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// A well-formed query.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    /// As it came, for forwarding.
+    pub bytes: Vec<u8>,
+    /// Its one question.
+    pub query: Query,
+    metadata: Metadata,
+    edns: Option<Edns>,
+    /// Largest reply, in bytes.
+    limit: usize,
+}
+
+/// Why there is no [`Request`].
+#[derive(Debug)]
+pub(super) enum Rejected {
+    /// To be dropped: an answer to it could start a loop, or there is no header to answer to.
+    Silently,
+    /// To be answered with this.
+    With(Vec<u8>),
+}
+
+impl Request {
+    /// Reads a query; anything else is rejected.
+    pub fn parse(bytes: &[u8], transport: Transport) -> Result<Self, Rejected> {
+        let Ok(header) = Header::read(&mut BinDecoder::new(bytes)) else {
+            return Err(Rejected::Silently);
+        };
+        if header.message_type == MessageType::Response {
+            return Err(Rejected::Silently);
+        }
+        let reject = |code| Rejected::With(header_only(&header.metadata, code));
+        if header.op_code != OpCode::Query {
+            return Err(reject(ResponseCode::NotImp));
+        }
+        let Ok(message) = Message::from_vec(bytes) else {
+            return Err(reject(ResponseCode::FormErr));
+        };
+        let Ok([query]) = <[Query; 1]>::try_from(message.queries) else {
+            return Err(reject(ResponseCode::FormErr));
+        };
+        let limit = match (transport, &message.edns) {
+            (Transport::Tcp, _) => usize::from(u16::MAX),
+            (Transport::Udp, None) => MIN_UDP,
+            (Transport::Udp, Some(edns)) => usize::from(edns.max_payload()).clamp(MIN_UDP, MAX_UDP),
+        };
+        let bytes = bytes.to_vec();
+        let request = Self { bytes, query, metadata: header.metadata, edns: message.edns, limit };
+        if request.edns.as_ref().is_some_and(|e| e.version() > 0) {
+            return Err(Rejected::With(request.error(ResponseCode::BADVERS)));
+        }
+        Ok(request)
+    }
+
+    /// The reply for an answer of ours.
+    pub fn reply(&self, answer: &Answer) -> Vec<u8> {
+        match answer {
+            Answer::Addresses(addresses) => self.addresses(addresses),
+            Answer::Name(name) => match Name::from_labels(name.split('.').map(str::as_bytes)) {
+                Ok(name) => self.records(vec![RData::PTR(rdata::PTR(name))]),
+                Err(_) => self.error(ResponseCode::ServFail),
+            },
+            Answer::NoData => self.records(vec![]),
+            Answer::NameError => {
+                let mut message = self.message(ResponseCode::NXDomain);
+                message.metadata.authoritative = true;
+                encode(&message)
+            }
+            Answer::Refused => self.error(ResponseCode::Refused),
+            Answer::NotReady | Answer::Forward => self.error(ResponseCode::ServFail),
+        }
+    }
+
+    /// A reply without records.
+    pub fn error(&self, code: ResponseCode) -> Vec<u8> {
+        encode(&self.message(code))
+    }
+
+    /// An upstream's reply as the client may have it: with its own id and not too long.
+    pub fn relay(&self, mut reply: Vec<u8>) -> Vec<u8> {
+        let Ok(header) = Header::read(&mut BinDecoder::new(&reply)) else {
+            return self.error(ResponseCode::ServFail);
+        };
+        if header.counts.queries != 1 {
+            // An error without the question, which some resolvers would not know as theirs.
+            return self.error(header.response_code);
+        }
+        if reply.len() > self.limit {
+            let mut message = self.message(header.response_code);
+            message.metadata.authoritative = header.authoritative;
+            message.metadata.truncation = true;
+            return encode(&message);
+        }
+        reply[..2].copy_from_slice(&self.metadata.id.to_be_bytes());
+        reply
+    }
+
+    fn addresses(&self, addresses: &[Ipv4Addr]) -> Vec<u8> {
+        self.records(addresses.iter().map(|ip| RData::A(rdata::A(*ip))).collect())
+    }
+
+    /// As many of the records as fit. A cut reply has TC set, and still holds records for those
+    /// resolvers that do not ask again over TCP (musl before 1.2.4).
+    fn records(&self, records: Vec<RData>) -> Vec<u8> {
+        let mut message = self.message(ResponseCode::NoError);
+        message.metadata.authoritative = true;
+        let empty = encode(&message);
+        message.add_answers(
+            records
+                .into_iter()
+                .map(|data| Record::from_rdata(self.query.name.clone(), TTL_SECONDS, data)),
+        );
+        let mut reply = encode(&message);
+        while reply.len() > self.limit && !message.answers.is_empty() {
+            message.metadata.truncation = true;
+            let per_record = (reply.len() - empty.len()).div_ceil(message.answers.len()).max(1);
+            let fit = self.limit.saturating_sub(empty.len()) / per_record;
+            message.answers.truncate(fit.min(message.answers.len() - 1));
+            reply = encode(&message);
+        }
+        reply
+    }
+
+    fn message(&self, code: ResponseCode) -> Message {
+        let mut message = Message::response(self.metadata.id, OpCode::Query);
+        message.metadata = Metadata::response_from_request(&self.metadata);
+        message.metadata.recursion_available = true;
+        message.metadata.response_code = code;
+        message.add_query(self.query.clone());
+        if let Some(asked) = &self.edns {
+            // RFC 6891, 6.1.1: an OPT record in the query means one in the reply.
+            let mut edns = Edns::new();
+            edns.set_max_payload(MAX_UDP as u16);
+            edns.set_version(0);
+            edns.set_dnssec_ok(asked.flags().dnssec_ok);
+            message.set_edns(edns);
+        }
+        message
+    }
+}
+
+/// A reply to what could be read only up to the header.
+fn header_only(metadata: &Metadata, code: ResponseCode) -> Vec<u8> {
+    let mut message = Message::response(metadata.id, metadata.op_code);
+    message.metadata = Metadata::response_from_request(metadata);
+    message.metadata.response_code = code;
+    encode(&message)
+}
+
+/// Encoding fails only for messages over 64 KiB; those become a bare SERVFAIL.
+fn encode(message: &Message) -> Vec<u8> {
+    message.to_vec().unwrap_or_else(|error| {
+        tracing::warn!("a DNS reply cannot be encoded: {error}");
+        let Metadata { id, op_code, .. } = message.metadata;
+        let failed = Message::error_msg(id, op_code, ResponseCode::ServFail);
+        failed.to_vec().unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

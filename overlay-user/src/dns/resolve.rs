@@ -1,0 +1,135 @@
+//! Question in, answer out, with no input or output of any other kind.
+
+use std::net::Ipv4Addr;
+
+use hickory_proto::{
+    op::Query,
+    rr::{DNSClass, Name, RecordType},
+};
+
+use super::directory::{Directory, Scope};
+use crate::model::Id;
+
+/// What a container is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// These addresses, in the order of the state; the server shuffles them.
+    Addresses(Vec<Ipv4Addr>),
+    /// This name, for an address.
+    Name(String),
+    /// The name is known and has no such record (NOERROR and empty).
+    NoData,
+    /// The name would be ours and does not exist (NXDOMAIN).
+    NameError,
+    /// The name is none of ours: ask the upstreams.
+    Forward,
+    /// Not here (REFUSED): zone transfers, and other people's names for a container whose networks
+    /// all are internal.
+    Refused,
+    /// The state does not know the container yet (SERVFAIL, so that it asks again).
+    NotReady,
+}
+
+/// What `container` is told when it asks `query`.
+pub fn resolve(directory: &Directory, container: &Id, query: &Query) -> Answer {
+    if matches!(query.query_type, RecordType::AXFR | RecordType::IXFR) {
+        return Answer::Refused;
+    }
+    let Some(scopes) = directory.scopes(container) else {
+        return Answer::NotReady;
+    };
+    let ours = || {
+        // Names of the cluster exist in class IN only; ANY asks for it among others.
+        if !matches!(query.query_class, DNSClass::IN | DNSClass::ANY) {
+            return None;
+        }
+        let name = text(&query.name)?;
+        match address_of_reverse(&name) {
+            Some(address) => reverse(&scopes, address, query.query_type),
+            None => forward(&scopes, &name, query.query_type),
+        }
+    };
+    match ours() {
+        Some(answer) => answer,
+        // DNS would be a way out of networks that have none (CVE-2024-29018).
+        None if scopes.iter().any(Scope::leads_out) => Answer::Forward,
+        None => Answer::Refused,
+    }
+}
+
+/// The name in lower case without the final dot; `None` when it cannot be one of ours.
+fn text(name: &Name) -> Option<String> {
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter() {
+        // A dot inside a label would read as two labels.
+        if label.iter().any(|b| *b == b'.' || !b.is_ascii_graphic()) {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|b| char::from(b.to_ascii_lowercase())));
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// The address that `D.C.B.A.in-addr.arpa` stands for.
+fn address_of_reverse(name: &str) -> Option<Ipv4Addr> {
+    let mut octets: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.split('.').collect();
+    octets.reverse();
+    octets.join(".").parse().ok()
+}
+
+fn reverse(scopes: &[Scope<'_>], address: Ipv4Addr, asked: RecordType) -> Option<Answer> {
+    let scope = scopes.iter().find(|s| s.network.subnet.contains(&address))?;
+    Some(match (scope.name_of(address), asked) {
+        (Some(name), RecordType::PTR | RecordType::ANY) => Answer::Name(name),
+        (Some(_), _) => Answer::NoData,
+        // The subnet is ours alone, nobody upstream knows better.
+        (None, _) => Answer::NameError,
+    })
+}
+
+fn forward(scopes: &[Scope<'_>], name: &str, asked: RecordType) -> Option<Answer> {
+    let Some(addresses) = addresses(scopes, name) else {
+        return is_tasks(scopes, name).then_some(Answer::NameError);
+    };
+    match asked {
+        RecordType::A | RecordType::ANY if !addresses.is_empty() => {
+            Some(Answer::Addresses(addresses))
+        }
+        _ => Some(Answer::NoData),
+    }
+}
+
+/// What a name stands for, alone or followed by the name of a network.
+fn addresses(scopes: &[Scope<'_>], name: &str) -> Option<Vec<Ipv4Addr>> {
+    let qualified =
+        || scopes.iter().find_map(|s| bare(std::slice::from_ref(s), without_network(s, name)?));
+    bare(scopes, name).or_else(qualified)
+}
+
+/// Services win over containers, on whichever network they are; among the networks the
+/// container's first one wins.
+fn bare(scopes: &[Scope<'_>], name: &str) -> Option<Vec<Ipv4Addr>> {
+    let tasks = |s: &Scope<'_>| s.tasks(name.strip_prefix("tasks.")?);
+    scopes
+        .iter()
+        .find_map(|s| s.service(name))
+        .or_else(|| scopes.iter().find_map(tasks))
+        .or_else(|| scopes.iter().find_map(|s| s.hosts(name)))
+}
+
+fn without_network<'a>(scope: &Scope<'_>, name: &'a str) -> Option<&'a str> {
+    name.strip_suffix(scope.network.name.as_str())?.strip_suffix('.')
+}
+
+/// Whether an unknown name has the form `tasks.SERVICE` or `tasks.SERVICE.NETWORK`. Others that
+/// begin with `tasks.` may be somebody's host.
+fn is_tasks(scopes: &[Scope<'_>], name: &str) -> bool {
+    let Some(service) = name.strip_prefix("tasks.") else { return false };
+    !service.contains('.') || scopes.iter().any(|s| without_network(s, service).is_some())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! The servers of all containers of this host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::task::AbortHandle;
+
+use super::{
+    Directory, DnsError, DnsView, Limits,
+    server::{self, Responder},
+    sockets::{Namespace, NamespaceId},
+};
+use crate::model::{ClusterState, Id};
+
+/// The servers of all containers of this host, all answering from one view.
+pub struct DnsServers {
+    directories: Arc<Directories>,
+    limits: Limits,
+    servers: Mutex<BTreeMap<Id, Server>>,
+    attempts: AtomicU64,
+}
+
+/// A container's server; ends when dropped.
+struct Server {
+    namespace: NamespaceId,
+    /// Which call of `ensure` made it: when calls overlap the last one counts.
+    attempt: u64,
+    /// `None` while it binds.
+    task: Option<AbortHandle>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for DnsServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(lock(&self.servers).keys()).finish()
+    }
+}
+
+impl DnsServers {
+    /// No server yet. Whatever is stored in `view` counts from the next question on.
+    pub fn new(view: Arc<ArcSwap<DnsView>>) -> Self {
+        Self::with_limits(view, Limits::default())
+    }
+
+    /// As [`Self::new`], with other limits than Docker's.
+    pub fn with_limits(view: Arc<ArcSwap<DnsView>>, limits: Limits) -> Self {
+        let directories = Arc::new(Directories::new(view));
+        Self { directories, limits, servers: Mutex::default(), attempts: AtomicU64::new(0) }
+    }
+
+    /// Makes sure that a server for `container` listens on 127.0.0.11:53, UDP and TCP, inside the
+    /// namespace at `netns`. One that listens there already is left alone; one in another
+    /// namespace is replaced.
+    ///
+    /// Must be called in a tokio runtime whose threads are in the host's namespace, as the upstreams
+    /// are asked from there. The server's sockets keep the namespace alive until
+    /// [`Self::remove`].
+    ///
+    /// # Errors
+    /// [`DnsError`] says why it cannot listen; the container then has no server.
+    pub async fn ensure(&self, container: &Id, netns: &Path) -> Result<(), DnsError> {
+        let namespace = Namespace::open(netns)?;
+        let Some(attempt) = self.reserve(container, &namespace)? else {
+            return Ok(());
+        };
+        let sockets = namespace.listen().await;
+        let mut servers = lock(&self.servers);
+        let Some(server) = servers.get_mut(container).filter(|s| s.attempt == attempt) else {
+            // Removed or replaced in the meantime: the sockets close here.
+            return sockets.map(drop);
+        };
+        let sockets = match sockets {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                servers.remove(container);
+                self.directories.stop_serving(container);
+                return Err(error);
+            }
+        };
+        let responder =
+            Responder::new(container.clone(), Arc::clone(&self.directories), self.limits);
+        self.directories.start_serving(container);
+        let task = tokio::spawn(server::serve(sockets, Arc::new(responder)));
+        server.task = Some(task.abort_handle());
+        Ok(())
+    }
+
+    /// Ends a container's server; its namespace may be gone already. No server is no error.
+    pub fn remove(&self, container: &Id) {
+        lock(&self.servers).remove(container);
+        self.directories.stop_serving(container);
+    }
+
+    /// Puts down that `container` is to be served in `namespace`, and ends its server elsewhere.
+    /// `None` when it is served there already.
+    fn reserve(&self, container: &Id, namespace: &Namespace) -> Result<Option<u64>, DnsError> {
+        let mut servers = lock(&self.servers);
+        if servers.get(container).is_some_and(|s| s.serves(namespace.id)) {
+            return Ok(None);
+        }
+        let other = servers.iter().find(|(c, s)| *c != container && s.namespace == namespace.id);
+        if let Some((other, _)) = other {
+            let (path, other) = (namespace.path().to_owned(), other.clone());
+            return Err(DnsError::Shared { path, other });
+        }
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let server = Server { namespace: namespace.id, attempt, task: None };
+        servers.insert(container.clone(), server);
+        Ok(Some(attempt))
+    }
+}
+
+impl Server {
+    fn serves(&self, namespace: NamespaceId) -> bool {
+        self.namespace == namespace && self.task.as_ref().is_some_and(|t| !t.is_finished())
+    }
+}
+
+/// The view, and the [`Directory`] of it for the containers that are served.
+///
+/// It is built when the first question after a change comes, so that a burst of changes costs
+/// nothing while nobody asks.
+pub(super) struct Directories {
+    view: Arc<ArcSwap<DnsView>>,
+    served: Mutex<BTreeSet<Id>>,
+    built: ArcSwapOption<Built>,
+}
+
+/// A directory and the state it was built from. Weak: the old state must not live on because nobody
+/// has asked for a name since.
+struct Built {
+    state: Weak<ClusterState>,
+    directory: Arc<Directory>,
+}
+
+impl Directories {
+    pub fn new(view: Arc<ArcSwap<DnsView>>) -> Self {
+        Self { view, served: Mutex::default(), built: ArcSwapOption::empty() }
+    }
+
+    /// The directory of the state as it is now.
+    pub fn current(&self) -> Arc<Directory> {
+        let state = Arc::clone(&self.view.load().state);
+        if let Some(directory) = self.built_from(&state) {
+            return directory;
+        }
+        let served = lock(&self.served);
+        if let Some(directory) = self.built_from(&state) {
+            return directory;
+        }
+        let directory = Arc::new(Directory::build(&state, &served));
+        let built = Built { state: Arc::downgrade(&state), directory: Arc::clone(&directory) };
+        self.built.store(Some(Arc::new(built)));
+        directory
+    }
+
+    /// The upstreams as they are now.
+    pub fn upstreams(&self) -> Vec<SocketAddr> {
+        self.view.load().upstreams.clone()
+    }
+
+    /// From now on the directory covers this container.
+    pub fn start_serving(&self, container: &Id) {
+        let mut served = lock(&self.served);
+        if served.insert(container.clone()) {
+            self.built.store(None);
+        }
+    }
+
+    fn stop_serving(&self, container: &Id) {
+        lock(&self.served).remove(container);
+    }
+
+    fn built_from(&self, state: &Arc<ClusterState>) -> Option<Arc<Directory>> {
+        let built = self.built.load();
+        let built = built.as_ref()?;
+        // The weak reference keeps the address from being used again.
+        std::ptr::eq(built.state.as_ptr(), Arc::as_ptr(state)).then(|| Arc::clone(&built.directory))
+    }
+}
+
+/// The data of these locks is whole at every point where a panic could happen.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+//! The rig of the datapath suites: the real programs, loaded into the kernel and run on single
+//! packets with BPF_PROG_TEST_RUN, in a network namespace of the test's own thread.
+//!
+//! The node under test is 172.16.1.10. Node .11 is a peer, 172.16.1.100 a client outside, and both
+//! have neighbour entries, so that forwarding look-ups succeed. BPF_PROG_TEST_RUN hands packets
+//! over as if they came in by interface 1.
+#![allow(dead_code, reason = "every suite uses its own part of the rig")]
+
+pub mod packets;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRun as _, Xdp},
+};
+use overlay::datapath::{DatapathState, MapOp, diff};
+use overlay_common::{
+    Be16, Be32, Mac, Reason,
+    maps::{
+        self, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint, EndpointKey, Link,
+        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey,
+    },
+};
+
+/// The node under test.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 10);
+/// Another node.
+pub const PEER: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 11);
+/// A client outside the cluster.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 100);
+/// MAC of the other node.
+pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0b];
+/// MAC of the client.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
+/// MAC of the node's NIC.
+pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0a];
+/// The network most tests use.
+pub const VNI: u32 = 4097;
+/// Another network.
+pub const OTHER_VNI: u32 = 4098;
+/// The interface that BPF_PROG_TEST_RUN reports.
+pub const IFINDEX: u32 = 1;
+
+/// TC verdict: on to the host's stack.
+pub const PASS: u32 = 0;
+/// TC verdict: dropped.
+pub const DROP: u32 = 2;
+/// TC verdict: sent by the program.
+pub const REDIRECT: u32 = 7;
+/// XDP verdicts.
+pub const XDP_DROP: u32 = 1;
+/// As above.
+pub const XDP_PASS: u32 = 2;
+/// As above.
+pub const XDP_TX: u32 = 3;
+/// As above.
+pub const XDP_REDIRECT: u32 = 4;
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// The program's verdict.
+    pub verdict: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// The counters that moved.
+    pub counted: Vec<Reason>,
+}
+
+/// The programs, their maps and the namespace they run in.
+pub struct Rig {
+    ebpf: Ebpf,
+    state: DatapathState,
+    /// Index of the underlay interface.
+    pub underlay: u32,
+}
+
+/// The MAC of an address.
+pub fn mac(ip: Ipv4Addr) -> Mac {
+    Mac::of_ip(ip.into())
+}
+
+fn run(command: &str) {
+    let mut words = command.split_whitespace();
+    let status = Command::new(words.next().expect("a command"))
+        .args(words)
+        .status()
+        .unwrap_or_else(|e| panic!("{command}: {e}"));
+    assert!(status.success(), "{command}: {status}");
+}
+
+impl Rig {
+    /// Loads the programs in a fresh namespace of this thread, which ends with it.
+    pub fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "the datapath suites need root");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        run("ip link set lo up");
+        run("ip link add u0 address 02:00:00:00:00:0a type veth peer name u1");
+        run("ip addr add 172.16.1.10/24 dev u0");
+        run("ip link set u0 up");
+        run("ip link set u1 up");
+        run("ip neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
+        run("ip neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent");
+        std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "1").expect("forwarding on");
+        let underlay = nix::net::if_::if_nametoindex("u0").expect("u0 has an index");
+
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("conntrack", 4096)
+            .load(&std::fs::read(std::env::var("OVERLAY_BPF_OBJ").unwrap()).unwrap())
+            .expect("the object loads");
+        for name in ["from_container", "from_underlay"] {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).expect(name).try_into().expect(name);
+            program.load().expect(name);
+        }
+        let program: &mut Xdp =
+            ebpf.program_mut("xdp_underlay").expect("xdp").try_into().expect("xdp");
+        program.load().expect("xdp_underlay");
+        let mut rig = Self { ebpf, state: DatapathState::default(), underlay };
+        let config = rig.config();
+        rig.set_config(&config);
+        rig
+    }
+
+    /// The node's configuration, as the rig sets it.
+    pub fn config(&self) -> Config {
+        Config {
+            vtep: NODE.into(),
+            ingress_gateway: Ipv4Addr::new(10, 255, 0, 1).into(),
+            host_ip: Ipv4Addr::new(10, 255, 0, 2).into(),
+            underlay_ifindex: self.underlay,
+            host_link_ifindex: self.underlay,
+            underlay_mtu: 1500,
+            vxlan_port: Be16::new(4789),
+            underlay_mac: Mac::new(NODE_MAC),
+            ..Config::default()
+        }
+    }
+
+    /// Replaces the node's configuration.
+    pub fn set_config(&mut self, config: &Config) {
+        let map = self.ebpf.map_mut("config").expect("map config");
+        let mut map: Array<&mut MapData, Config> = Array::try_from(map).expect("map config");
+        map.set(0, *config, 0).expect("config written");
+    }
+
+    fn write<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: Option<V>) {
+        let map = self.ebpf.map_mut(name).expect(name);
+        let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(map).expect(name);
+        match value {
+            Some(value) => map.insert(key, value, 0).expect(name),
+            None => map.remove(&key).expect(name),
+        }
+    }
+
+    /// Changes what the maps hold.
+    pub fn set(&mut self, change: impl FnOnce(&mut DatapathState)) {
+        let mut new = self.state.clone();
+        change(&mut new);
+        for op in diff(&self.state, &new) {
+            match op {
+                MapOp::Network(k, v) => self.write("networks", k, v),
+                MapOp::Endpoint(k, v) => self.write("endpoints", k, v),
+                MapOp::Link(k, v) => self.write("links", k, v),
+                MapOp::Peer(k, v) => self.write("peers", k, v),
+                MapOp::Service(k, v) => {
+                    self.write("services", k, v);
+                    self.write("rr_cursor", k, v.map(|_| maps::Cursor::default()));
+                }
+                MapOp::Slot(k, v) => self.write("slots", k, v),
+                MapOp::Backend(k, v) => self.write("backends", k, v),
+                MapOp::Published(k, v) => self.write("published", k, v),
+                MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
+            }
+        }
+        self.state = new;
+    }
+
+    /// Runs a program on a packet.
+    pub fn run(&mut self, program: &str, packet: &[u8]) -> Ran {
+        let before = self.counters();
+        let mut out = vec![0u8; 65_536 + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            repeat: 1,
+            ..Default::default()
+        };
+        let result = if program == "xdp_underlay" {
+            let program: &Xdp = self.ebpf.program(program).expect(program).try_into().expect("xdp");
+            program.test_run(options)
+        } else {
+            let program: &SchedClassifier =
+                self.ebpf.program(program).expect(program).try_into().expect("tc");
+            program.test_run(options)
+        }
+        .unwrap_or_else(|e| panic!("{program} on {} bytes: {e:?}", packet.len()));
+        out.truncate(result.data_size_out as usize);
+        let after = self.counters();
+        let counted = Reason::ALL
+            .iter()
+            .filter(|reason| after.get(reason) != before.get(reason))
+            .copied()
+            .collect();
+        Ran { verdict: result.return_value, packet: out, counted }
+    }
+
+    /// All counters that are not zero.
+    pub fn counters(&self) -> BTreeMap<Reason, u64> {
+        let map = self.ebpf.map("counters").expect("map counters");
+        let map: PerCpuArray<&MapData, Counter> = PerCpuArray::try_from(map).expect("counters");
+        Reason::ALL
+            .iter()
+            .filter_map(|reason| {
+                let values = map.get(&(*reason as u32), 0).expect("a counter");
+                let packets = values.iter().map(|c| c.packets).sum();
+                (packets > 0).then_some((*reason, packets))
+            })
+            .collect()
+    }
+
+    /// All conntrack entries.
+    pub fn conntrack(&self) -> Vec<(ConntrackKey, Conntrack)> {
+        let map = self.ebpf.map("conntrack").expect("map conntrack");
+        let map: HashMap<&MapData, ConntrackKey, Conntrack> =
+            HashMap::try_from(map).expect("conntrack");
+        map.iter().map(|entry| entry.expect("an entry")).collect()
+    }
+
+    /// Makes every conntrack entry look `seconds` older.
+    pub fn age_conntrack(&mut self, seconds: u64) {
+        for (key, mut entry) in self.conntrack() {
+            entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
+            self.write("conntrack", key, Some(entry));
+        }
+    }
+
+    /// Declares a network 10.0.N.0/24 with gateway .1.
+    pub fn network(&mut self, vni: u32, n: u8) {
+        let gateway = Ipv4Addr::new(10, 0, n, 1);
+        self.set(|state| {
+            state.networks.insert(
+                vni,
+                Network {
+                    subnet: Ipv4Addr::new(10, 0, n, 0).into(),
+                    mask: Ipv4Addr::new(255, 255, 255, 0).into(),
+                    gateway: gateway.into(),
+                    mtu: 1450,
+                    flags: 0,
+                },
+            );
+            state.endpoints.insert(
+                EndpointKey { vni, ip: gateway.into() },
+                Endpoint { kind: maps::ENDPOINT_GATEWAY, mac: mac(gateway), ..Endpoint::default() },
+            );
+        });
+    }
+
+    /// Declares an endpoint on this node; packets of the tests come from it if `sends`.
+    pub fn local(&mut self, vni: u32, ip: Ipv4Addr, flags: u8, sends: bool) {
+        self.set(|state| {
+            let ifindex = if sends { IFINDEX } else { 40 + u32::from(ip.octets()[3]) };
+            state.endpoints.insert(
+                EndpointKey { vni, ip: ip.into() },
+                Endpoint {
+                    kind: maps::ENDPOINT_LOCAL,
+                    flags,
+                    mac: mac(ip),
+                    ifindex,
+                    ..Endpoint::default()
+                },
+            );
+            state.links.insert(
+                ifindex,
+                Link { vni, ip: ip.into(), mac: mac(ip), flags: u16::from(flags) },
+            );
+        });
+    }
+
+    /// Declares an endpoint on the peer.
+    pub fn remote(&mut self, vni: u32, ip: Ipv4Addr, flags: u8) {
+        self.set(|state| {
+            state.endpoints.insert(
+                EndpointKey { vni, ip: ip.into() },
+                Endpoint {
+                    kind: maps::ENDPOINT_REMOTE,
+                    flags,
+                    mac: mac(ip),
+                    node: PEER.into(),
+                    ..Endpoint::default()
+                },
+            );
+            for vni in [0, vni] {
+                state.peers.insert(PeerKey { vni, node: PEER.into() }, Peer::default());
+            }
+        });
+    }
+
+    /// Declares service `number` with `backends` (number, address, on this node) and a VIP.
+    pub fn service(
+        &mut self,
+        number: u32,
+        vni: u32,
+        vip: Ipv4Addr,
+        backends: &[(u32, Ipv4Addr, bool)],
+    ) {
+        self.set(|state| {
+            state.services.insert(
+                number,
+                Service { vni, vip: vip.into(), slots: backends.len() as u32, flags: 0 },
+            );
+            state.slots.retain(|key, _| key.service != number);
+            for (index, (backend, ip, local)) in backends.iter().enumerate() {
+                state.slots.insert(SlotKey { service: number, index: index as u32 }, *backend);
+                state.backends.insert(
+                    *backend,
+                    Backend {
+                        vni,
+                        ip: (*ip).into(),
+                        node: if *local { Be32::ZERO } else { PEER.into() },
+                        ifindex: if *local { 40 + u32::from(ip.octets()[3]) } else { 0 },
+                        mac: mac(*ip),
+                        state: maps::BACKEND_ACTIVE,
+                    },
+                );
+            }
+            if !vip.is_unspecified() {
+                state.endpoints.insert(
+                    EndpointKey { vni, ip: vip.into() },
+                    Endpoint {
+                        kind: maps::ENDPOINT_SERVICE,
+                        mac: mac(vip),
+                        service: number,
+                        ..Endpoint::default()
+                    },
+                );
+            }
+        });
+    }
+
+    /// Publishes a port of this node.
+    pub fn publish(&mut self, proto: u8, port: u16, service: u32, target: u16) {
+        self.set(|state| {
+            state.published.insert(
+                PublishedKey { port: Be16::new(port), proto, pad: 0 },
+                Published { service, target: Be16::new(target), pad: 0 },
+            );
+            state.local_addrs.insert(NODE.into(), 1);
+            state.peers.insert(PeerKey { vni: 0, node: PEER.into() }, Peer::default());
+        });
+    }
+}

@@ -1,0 +1,208 @@
+//! `from_container` on packets without translation: what an endpoint may send and where it goes.
+
+mod datapath;
+
+use std::net::Ipv4Addr;
+
+use datapath::{DROP, IFINDEX, OTHER_VNI, PEER, PEER_MAC, REDIRECT, Rig, VNI, mac, packets::*};
+use overlay_common::{Reason, maps::ENDPOINT_FLAG_HOST};
+
+const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 77);
+
+/// A network with an endpoint that sends, one beside it, one on the peer and a VIP.
+fn rig() -> Rig {
+    let mut rig = Rig::new();
+    rig.network(VNI, 1);
+    rig.local(VNI, ME, 0, true);
+    rig.local(VNI, NEIGHBOUR, 0, false);
+    rig.remote(VNI, FAR, 0);
+    rig.service(7, VNI, VIP, &[]);
+    rig
+}
+
+#[test]
+fn arp_is_answered_for_endpoints_gateway_and_vip() {
+    let mut rig = rig();
+    for target in [NEIGHBOUR, FAR, GATEWAY, VIP] {
+        let ran = rig.run("from_container", &arp_request(ME, target));
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::ArpAnswered][..]));
+        let mut reply = mac(ME).bytes().to_vec();
+        reply.extend(mac(target).bytes());
+        reply.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
+        reply.extend(mac(target).bytes());
+        reply.extend(target.octets());
+        reply.extend(mac(ME).bytes());
+        reply.extend(ME.octets());
+        assert_eq!(ran.packet, reply, "reply for {target}");
+    }
+}
+
+#[test]
+fn arp_for_nobody_for_oneself_or_in_anothers_name_is_dropped() {
+    let mut rig = rig();
+    let ran = rig.run("from_container", &arp_request(ME, NOBODY));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::ArpUnknown][..]));
+    let ran = rig.run("from_container", &arp_request(ME, ME));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::ArpUnknown][..]));
+    let mut forged = arp_request(NEIGHBOUR, FAR);
+    forged[6..12].copy_from_slice(&mac(ME).bytes());
+    let ran = rig.run("from_container", &forged);
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedSource][..]));
+}
+
+#[test]
+fn gateway_and_vip_answer_ping_where_it_is_sent() {
+    let mut rig = rig();
+    for target in [GATEWAY, VIP] {
+        let ran = rig.run("from_container", &ping(ME, target));
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::EchoAnswered][..]));
+        let seen = see(&ran.packet);
+        assert_eq!((seen.from.0, seen.to.0), (target, ME));
+        assert_eq!(seen.macs, (mac(target).bytes(), mac(ME).bytes()));
+        assert_eq!(ran.packet[34], 0, "an echo reply");
+        assert_eq!(seen.payload, b"0123456789");
+    }
+}
+
+#[test]
+fn a_packet_to_an_endpoint_of_this_node_is_delivered_unchanged() {
+    let mut rig = rig();
+    for packet in [
+        tcp((ME, 40_000), (NEIGHBOUR, 80), Tcp::Syn),
+        udp((ME, 40_000), (NEIGHBOUR, 53), b"question"),
+        ping(ME, NEIGHBOUR),
+    ] {
+        let ran = rig.run("from_container", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredLocal][..]));
+        assert_eq!(ran.packet, packet);
+    }
+}
+
+#[test]
+fn a_packet_to_another_node_is_encapsulated_with_the_inner_frame_intact() {
+    let mut rig = rig();
+    for packet in [
+        tcp((ME, 40_000), (FAR, 80), Tcp::Data),
+        udp((ME, 40_000), (FAR, 53), b"question"),
+        udp((ME, 40_000), (FAR, 53), b""),
+        ping(ME, FAR),
+    ] {
+        let ran = rig.run("from_container", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+        assert_eq!(see(&ran.packet).macs.1, PEER_MAC);
+        assert_eq!(untunnel(&ran.packet), (VNI, PEER, packet));
+    }
+}
+
+#[test]
+fn an_unresolved_neighbour_is_left_to_the_kernel() {
+    let mut rig = rig();
+    let far_node = Ipv4Addr::new(172, 16, 1, 12);
+    rig.set(|state| {
+        for endpoint in state.endpoints.values_mut().filter(|e| e.mac == mac(FAR)) {
+            endpoint.node = far_node.into();
+        }
+    });
+    let ran = rig.run("from_container", &ping(ME, FAR));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+    assert_eq!(ran.packet[..12], [0; 12], "no MACs yet: bpf_redirect_neigh writes them");
+}
+
+#[test]
+fn a_node_without_a_route_is_a_counted_drop() {
+    let mut rig = rig();
+    rig.set(|state| {
+        for endpoint in state.endpoints.values_mut().filter(|e| e.mac == mac(FAR)) {
+            endpoint.node = Ipv4Addr::new(192, 0, 2, 1).into();
+        }
+    });
+    let ran = rig.run("from_container", &ping(ME, FAR));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoRoute][..]));
+}
+
+#[test]
+fn a_packet_that_does_not_fit_the_tunnel_is_a_counted_drop() {
+    let mut rig = rig();
+    let fits = udp((ME, 1), (FAR, 2), &[0; 1450 - 28]);
+    let ran = rig.run("from_container", &fits);
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+    let too_big = udp((ME, 1), (FAR, 2), &[0; 1451 - 28]);
+    let ran = rig.run("from_container", &too_big);
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::TooBig][..]));
+}
+
+#[test]
+fn nobody_sends_as_another() {
+    let mut rig = rig();
+    let ran = rig.run("from_container", &ping(NEIGHBOUR, FAR));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedMac][..]));
+    let mut forged = ping(NEIGHBOUR, FAR);
+    forged[6..12].copy_from_slice(&mac(ME).bytes());
+    let ran = rig.run("from_container", &forged);
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedSource][..]));
+}
+
+#[test]
+fn networks_do_not_see_each_other() {
+    let mut rig = rig();
+    let stranger = Ipv4Addr::new(10, 0, 2, 5);
+    rig.network(OTHER_VNI, 2);
+    rig.local(OTHER_VNI, stranger, 0, false);
+    let ran = rig.run("from_container", &ping(ME, stranger));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoWayOut][..]));
+    let ran = rig.run("from_container", &tcp((ME, 40_000), (stranger, 80), Tcp::Syn));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoWayOut][..]));
+    // Even with the same addresses: the sender's interface decides the network.
+    rig.local(OTHER_VNI, NEIGHBOUR, 0, false);
+    rig.set(|state| state.endpoints.retain(|key, _| key.vni != VNI || key.ip != NEIGHBOUR.into()));
+    let ran = rig.run("from_container", &ping(ME, NEIGHBOUR));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoEndpoint][..]));
+}
+
+#[test]
+fn what_goes_nowhere_says_why() {
+    let mut rig = rig();
+    let outside = Ipv4Addr::new(192, 0, 2, 1);
+    let ipv6 = {
+        let mut frame = udp((ME, 1), (FAR, 2), &[0; 40]);
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        frame
+    };
+    for (packet, reason) in [
+        (ping(ME, NOBODY), Reason::NoEndpoint),
+        (ping(ME, outside), Reason::NoWayOut),
+        (udp((ME, 1), (outside, 53), b"?"), Reason::NoWayOut),
+        (udp((ME, 1), (Ipv4Addr::new(224, 0, 0, 251), 5353), b"?"), Reason::Multicast),
+        (udp((ME, 1), (Ipv4Addr::BROADCAST, 67), b"?"), Reason::Multicast),
+        (tcp((ME, 1), (GATEWAY, 22), Tcp::Syn), Reason::GatewayPort),
+        (tcp((ME, 1), (VIP, 22), Tcp::Syn), Reason::NoBackend),
+        (ipv6, Reason::UnsupportedProtocol),
+    ] {
+        let ran = rig.run("from_container", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[reason][..]));
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_known_sends_nothing() {
+    let mut rig = rig();
+    rig.set(|state| {
+        let _ = state.links.remove(&IFINDEX);
+    });
+    let ran = rig.run("from_container", &ping(ME, NEIGHBOUR));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::UnknownLink][..]));
+}
+
+#[test]
+fn delivery_to_the_host_itself_goes_up_its_stack() {
+    let mut rig = rig();
+    let host = Ipv4Addr::new(10, 0, 1, 200);
+    rig.local(VNI, host, ENDPOINT_FLAG_HOST, false);
+    let ran = rig.run("from_container", &ping(ME, host));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredHost][..]));
+}

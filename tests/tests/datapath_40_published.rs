@@ -1,0 +1,224 @@
+//! Published ports: clients outside and sockets of the host, through TC and through XDP.
+
+mod datapath;
+
+use std::net::Ipv4Addr;
+
+use datapath::{
+    CLIENT, CLIENT_MAC, DROP, NODE, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT,
+    mac, packets::*,
+};
+use overlay_common::{
+    INGRESS_VNI, Reason,
+    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED},
+    wire::{PROTO_TCP, PROTO_UDP},
+};
+
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+const NO_VIP: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const SERVICE: u32 = 7;
+const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
+
+/// Port 8080 of the node, in front of port 80 of one backend.
+fn rig(backend: Ipv4Addr) -> Rig {
+    let mut rig = Rig::new();
+    rig.network(VNI, 1);
+    rig.local(VNI, NEAR, SERVES, true);
+    rig.remote(VNI, FAR, SERVES);
+    rig.service(SERVICE, VNI, NO_VIP, &[(1, backend, backend == NEAR)]);
+    rig.publish(PROTO_TCP, 8080, SERVICE, 80);
+    rig.publish(PROTO_UDP, 8080, SERVICE, 80);
+    rig
+}
+
+#[test]
+fn a_backend_here_sees_the_client_and_the_client_sees_the_node() {
+    let mut rig = rig(NEAR);
+    let ran = rig.run("from_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
+    assert_eq!(ran.verdict, REDIRECT);
+    assert_eq!(ran.counted, [Reason::DeliveredLocal, Reason::FlowCreated]);
+    let seen = see(&ran.packet);
+    assert_eq!((seen.from, seen.to), ((CLIENT, 40_000), (NEAR, 80)));
+    assert_eq!(seen.macs, (mac(Ipv4Addr::new(10, 0, 1, 1)).bytes(), mac(NEAR).bytes()));
+
+    let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, 40_000), Tcp::SynAck));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentToClient][..]));
+    let seen = see(&ran.packet);
+    assert_eq!((seen.from, seen.to), ((NODE, 8080), (CLIENT, 40_000)));
+    assert_eq!(seen.macs.1, CLIENT_MAC);
+}
+
+#[test]
+fn a_backend_elsewhere_sees_the_client_and_answers_through_this_node() {
+    let mut rig = rig(FAR);
+    let ran = rig.run("from_underlay", &udp_from_client((CLIENT, 40_000), (NODE, 8080), b"odd"));
+    assert_eq!(ran.counted, [Reason::Encapsulated, Reason::FlowCreated]);
+    let (vni, node, inner) = untunnel(&ran.packet);
+    assert_eq!((vni, node), (VNI, PEER));
+    let seen = see(&inner);
+    assert_eq!((seen.from, seen.to, &seen.payload[..]), ((CLIENT, 40_000), (FAR, 80), &b"odd"[..]));
+
+    let ran = rig.run("from_underlay", &vxlan(VNI, &udp((FAR, 80), (CLIENT, 40_000), b"even")));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentToClient][..]));
+    let seen = see(&ran.packet);
+    assert_eq!((seen.from, seen.to), ((NODE, 8080), (CLIENT, 40_000)));
+    assert_eq!(seen.macs.1, CLIENT_MAC);
+}
+
+#[test]
+fn the_backends_node_sends_replies_back_through_the_node_that_was_asked() {
+    let mut rig = rig(NEAR);
+    let request = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Syn);
+    let ran = rig.run("from_underlay", &vxlan(VNI, &request));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));
+    assert_eq!(see(&ran.packet).from, (CLIENT, 40_000));
+
+    let reply = tcp((NEAR, 80), (CLIENT, 40_000), Tcp::SynAck);
+    let ran = rig.run("from_container", &reply);
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+    let (vni, node, inner) = untunnel(&ran.packet);
+    assert_eq!((vni, node), (VNI, PEER));
+    let seen = see(&inner);
+    assert_eq!((seen.from, seen.to), ((NEAR, 80), (CLIENT, 40_000)), "not translated here");
+}
+
+#[test]
+fn a_reply_from_the_wrong_node_is_not_passed_to_the_client() {
+    let mut rig = rig(FAR);
+    rig.run("from_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
+    let other = Ipv4Addr::new(172, 16, 1, 12);
+    rig.set(|state| {
+        let key = overlay_common::maps::PeerKey { vni: 0, node: other.into() };
+        state.peers.insert(key, overlay_common::maps::Peer::default());
+    });
+    let reply = tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck);
+    for (program, drop) in [("from_underlay", DROP), ("xdp_underlay", XDP_DROP)] {
+        let ran = rig.run(program, &vxlan_from(other, VNI, &reply));
+        assert_eq!((ran.verdict, &ran.counted[..]), (drop, &[Reason::SpoofedInnerSource][..]));
+    }
+}
+
+#[test]
+fn only_the_published_port_and_protocol_answer() {
+    let mut rig = rig(NEAR);
+    rig.set(|state| {
+        state.published.retain(|key, _| key.proto == PROTO_TCP);
+    });
+    for packet in [
+        tcp_from_client((CLIENT, 40_000), (NODE, 80), Tcp::Syn),
+        udp_from_client((CLIENT, 40_000), (NODE, 8080), b"question"),
+        tcp_from_client((CLIENT, 40_000), (PEER, 8080), Tcp::Syn),
+    ] {
+        let ran = rig.run("from_underlay", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (datapath::PASS, &[][..]));
+    }
+}
+
+#[test]
+fn a_container_cannot_answer_who_never_asked() {
+    let mut rig = rig(NEAR);
+    let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, 40_000), Tcp::SynAck));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoWayOut][..]));
+}
+
+#[test]
+fn xdp_sends_to_a_remote_backend_what_tc_would() {
+    let mut rig = rig(FAR);
+    // BPF_PROG_TEST_RUN's interface is not the underlay, so XDP redirects; on the NIC it is XDP_TX.
+    for packet in [
+        tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn),
+        tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Data),
+        udp_from_client((CLIENT, 40_001), (NODE, 8080), b"odd"),
+    ] {
+        let ran = rig.run("xdp_underlay", &packet);
+        assert_eq!(ran.verdict, XDP_REDIRECT);
+        assert_eq!(ran.counted[0], Reason::XdpEncapsulated);
+        let (vni, node, by_xdp) = untunnel(&ran.packet);
+        let ran = rig.run("from_underlay", &packet);
+        assert_eq!(ran.counted, [Reason::Encapsulated], "one conntrack table for both");
+        let by_tc = untunnel(&ran.packet);
+        assert_eq!((vni, node, see(&by_xdp).to), (by_tc.0, by_tc.1, see(&by_tc.2).to));
+        assert_eq!(by_xdp[14..], by_tc.2[14..]);
+    }
+}
+
+#[test]
+fn xdp_sends_replies_out_to_the_client() {
+    let mut rig = rig(FAR);
+    rig.run("xdp_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
+    rig.run("xdp_underlay", &udp_from_client((CLIENT, 40_000), (NODE, 8080), b"odd"));
+    for reply in
+        [tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck), udp((FAR, 80), (CLIENT, 40_000), b"even")]
+    {
+        let ran = rig.run("xdp_underlay", &vxlan(VNI, &reply));
+        assert_eq!((ran.verdict, &ran.counted[..]), (XDP_REDIRECT, &[Reason::XdpSentToClient][..]));
+        let seen = see(&ran.packet);
+        assert_eq!((seen.from, seen.to), ((NODE, 8080), (CLIENT, 40_000)));
+        assert_eq!(seen.macs.1, CLIENT_MAC);
+    }
+}
+
+#[test]
+fn xdp_leaves_a_backend_here_to_tc_which_finds_the_flow() {
+    let mut rig = rig(NEAR);
+    let packet = tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn);
+    let ran = rig.run("xdp_underlay", &packet);
+    assert_eq!((ran.verdict, &ran.counted[..]), (XDP_PASS, &[Reason::FlowCreated][..]));
+    assert_eq!(ran.packet, packet, "untouched");
+    let ran = rig.run("from_underlay", &packet);
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredLocal][..]));
+}
+
+#[test]
+fn xdp_leaves_what_does_not_fit_the_tunnel_to_tc() {
+    let mut rig = rig(FAR);
+    let packet = udp_from_client((CLIENT, 40_000), (NODE, 8080), &[0; 1451 - 28]);
+    let ran = rig.run("xdp_underlay", &packet);
+    assert_eq!((ran.verdict, &ran.counted[..]), (XDP_PASS, &[][..]));
+    let ran = rig.run("from_underlay", &packet);
+    assert_eq!(ran.verdict, DROP);
+    assert!(ran.counted.contains(&Reason::TooBig), "{:?}", ran.counted);
+}
+
+#[test]
+fn the_host_itself_reaches_a_published_port_through_the_gateway() {
+    let host = Ipv4Addr::new(10, 255, 0, 2);
+    let gateway = Ipv4Addr::new(10, 255, 0, 1);
+    for backend in [NEAR, FAR] {
+        let mut rig = rig(backend);
+        rig.local(VNI, NEAR, SERVES, false);
+        rig.network(INGRESS_VNI, 0);
+        rig.set(|state| {
+            let network = state.networks.get_mut(&INGRESS_VNI).expect("ingress");
+            network.subnet = Ipv4Addr::new(10, 255, 0, 0).into();
+            network.mask = Ipv4Addr::new(255, 255, 0, 0).into();
+            network.gateway = gateway.into();
+            let mut entry = overlay_common::maps::Endpoint::default();
+            entry.kind = overlay_common::maps::ENDPOINT_GATEWAY;
+            entry.mac = mac(gateway);
+            let key = overlay_common::maps::EndpointKey { vni: INGRESS_VNI, ip: gateway.into() };
+            state.endpoints.insert(key, entry);
+        });
+        rig.local(INGRESS_VNI, host, ENDPOINT_FLAG_HOST, true);
+        let ran = rig.run("from_container", &tcp((host, 40_000), (gateway, 8080), Tcp::Syn));
+        assert_eq!(ran.verdict, REDIRECT);
+        let reply = tcp((backend, 80), (host, 40_000), Tcp::SynAck);
+        let ran = if backend == NEAR {
+            let seen = see(&ran.packet);
+            assert_eq!((seen.from, seen.to), ((host, 40_000), (NEAR, 80)));
+            rig.local(INGRESS_VNI, host, ENDPOINT_FLAG_HOST, false);
+            rig.local(VNI, NEAR, SERVES, true);
+            rig.run("from_container", &reply)
+        } else {
+            let (vni, _, inner) = untunnel(&ran.packet);
+            assert_eq!(vni, VNI);
+            let seen = see(&inner);
+            assert_eq!((seen.from, seen.to), ((host, 40_000), (FAR, 80)));
+            rig.run("from_underlay", &vxlan(VNI, &reply))
+        };
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredHost][..]));
+        let seen = see(&ran.packet);
+        assert_eq!((seen.from, seen.to), ((gateway, 8080), (host, 40_000)));
+    }
+}
