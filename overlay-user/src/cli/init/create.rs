@@ -218,11 +218,19 @@ async fn create(
     })
 }
 
-/// Makes a join token before the daemon has the store.
+/// Makes a join token before the daemon has the store, and gives the store up for it.
 async fn first_token(store: RedbStore) -> anyhow::Result<Token> {
-    let manager = Manager::open(Arc::new(store))?;
+    let store = Arc::new(store);
+    let in_use = Arc::downgrade(&store);
+    let manager = Manager::open(store)?;
     let request = Request::TokenCreate(TokenCreate { ttl_secs: TOKEN_TTL.as_secs() });
-    Ok(serde_json::from_value(manager.call(&Identity::Administrator, request).await?)?)
+    let token = manager.call(&Identity::Administrator, request).await?;
+    drop(manager);
+    // Its background duties end with it, but not at once, and the file is locked until then.
+    while in_use.strong_count() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(serde_json::from_value(token)?)
 }
 
 fn words(made: &Made, no_start: bool) -> String {
