@@ -1,1 +1,156 @@
-//! x
+//! Chooses the toolchain for the eBPF programs and builds their object with it.
+//!
+//! The build script of `overlay-user` and `cargo xtask` share this code, so that both give the same
+//! answer on the same machine. [`choose`] looks, in this order, for
+//!
+//! 1. an object that `OVERLAY_BPF_OBJ` names,
+//! 2. a rustc whose sysroot holds libcore for BPF (Debian: `libstd-rust-web-dev-bpf`),
+//! 3. a nightly with `rust-src`, for `-Z build-std=core`,
+//!
+//! and otherwise fails with the commands that install either compiler.
+
+mod artifact;
+mod call;
+mod error;
+mod linker;
+mod toolchain;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+pub use artifact::check_object;
+pub use call::{CargoCall, Target};
+pub use error::Error;
+pub use linker::{LINKER_LLVM, LINKER_VERSION, Linker, find_linker, linker_install_args};
+pub use toolchain::{
+    Compiler, DEBIAN_PACKAGES, OBJECT_VARIABLE, RUSTUP_COMMAND, Toolchain, choose,
+};
+
+/// The package of the eBPF programs.
+pub const PACKAGE: &str = "overlay-ebpf";
+
+/// The binary target in [`PACKAGE`]; also the name of the object that [`build_object`] writes.
+pub const OBJECT: &str = "overlay-datapath";
+
+/// An object that [`build_object`] has written.
+#[derive(Debug)]
+pub struct Built {
+    /// What it was made with.
+    pub toolchain: Toolchain,
+    /// The linker that was used; none for a prebuilt object.
+    pub linker: Option<Linker>,
+    /// The compiler's warnings about the workspace's own code, as rustc renders them.
+    pub warnings: Vec<String>,
+}
+
+/// The root of the workspace this crate belongs to.
+pub fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a member lies below the root")
+}
+
+/// Builds the eBPF programs with `features` of [`PACKAGE`] and writes the object to `out`.
+///
+/// # Errors
+/// Whatever is missing (compiler, linker, LLVM), with the command that installs it; the compiler's
+/// own errors; an object that is not one for the kernel.
+pub fn build_object(out: &Path, features: &[&str]) -> Result<Built, Error> {
+    let toolchain = choose()?;
+    let compiler = match &toolchain {
+        Toolchain::Prebuilt(object) => {
+            copy_object(object, out)?;
+            return Ok(Built { toolchain, linker: None, warnings: Vec::new() });
+        }
+        Toolchain::Sysroot(compiler) | Toolchain::BuildStd(compiler) => compiler,
+    };
+    let linker = find_linker()?;
+    let target_dir = target_dir_beside(out, features);
+    let llvm_dir = linker::llvm_dir(&compiler.sysroot, &target_dir)?;
+    let call = CargoCall::new(&toolchain, &Target::of_build(), &linker.path)
+        .with_manifest(&workspace_root().join("Cargo.toml"))
+        .with_target_dir(&target_dir)
+        .with_llvm_dir(&llvm_dir)
+        .with_features(features);
+
+    let output = call
+        .command()
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| Error::Start { program: call.program.clone(), source })?;
+    let report = artifact::Report::read(&output.stdout);
+    if !output.status.success() {
+        return Err(Error::Compile {
+            rustc: compiler.rustc.clone(),
+            messages: report.errors_or(&output.stderr),
+        });
+    }
+    let object = report.executable(OBJECT).ok_or(Error::NoArtifact)?;
+    copy_object(&object, out)?;
+    Ok(Built { linker: Some(linker), warnings: report.warnings, toolchain })
+}
+
+/// The files and folders whose change makes the object stale.
+pub fn sources() -> Vec<PathBuf> {
+    let root = workspace_root();
+    [
+        "overlay-ebpf/src",
+        "overlay-ebpf/Cargo.toml",
+        "overlay-common/src",
+        "overlay-common/Cargo.toml",
+    ]
+    .into_iter()
+    .chain(["Cargo.toml", "Cargo.lock"])
+    .map(|path| root.join(path))
+    .collect()
+}
+
+fn copy_object(object: &Path, out: &Path) -> Result<(), Error> {
+    check_object(object)?;
+    fs::copy(object, out).map(drop).map_err(|source| Error::File { path: out.into(), source })
+}
+
+/// The nested cargo's own target folder. It must not be the outer one's, whose lock the outer cargo
+/// holds; under that folder, `cargo clean` takes it along. One per set of features, so that two
+/// builds never copy each other's object.
+fn target_dir_beside(out: &Path, features: &[&str]) -> PathBuf {
+    let name = ["bpf"].into_iter().chain(features.iter().copied()).collect::<Vec<_>>().join("-");
+    let outer = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    outer.or(out.parent()).unwrap_or(Path::new(".")).join(name)
+}
+
+/// The value of an environment variable, with an empty one taken as not set.
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nested_target_folder_lies_in_the_outer_one_and_differs_by_feature() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        let out_dir = target.join("x86_64-unknown-linux-gnu/debug/build/overlay-user-1/out");
+        fs::create_dir_all(&out_dir).unwrap();
+        fs::write(target.join("CACHEDIR.TAG"), "").unwrap();
+        let out = out_dir.join(OBJECT);
+        assert_eq!(target_dir_beside(&out, &[]), target.join("bpf"));
+        assert_eq!(target_dir_beside(&out, &["log"]), target.join("bpf-log"));
+    }
+
+    #[test]
+    fn without_an_outer_target_folder_the_objects_own_folder_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(target_dir_beside(&dir.path().join(OBJECT), &[]), dir.path().join("bpf"));
+    }
+
+    #[test]
+    fn every_source_of_the_object_exists() {
+        for source in sources() {
+            assert!(source.exists(), "{} is watched and does not exist", source.display());
+        }
+    }
+}

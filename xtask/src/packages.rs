@@ -1,0 +1,222 @@
+//! The Debian packages a machine needs, and their installation.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use overlay_build::{DEBIAN_PACKAGES, Error, RUSTUP_COMMAND};
+
+use crate::{machine, root, setup::Scope};
+
+/// Something that is missing, with the packages that bring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Debian's packages.
+    pub packages: &'static [&'static str],
+    /// What it is for.
+    pub why: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// rustc needs `cc` and libc's start files to link host programs.
+    CToolchain,
+    /// A compiler for the eBPF programs, of whatever origin.
+    Compiler,
+    /// A program by its name.
+    Program(&'static str),
+}
+
+const COMPILER: Need = Need {
+    packages: &DEBIAN_PACKAGES,
+    why: "rustc, cargo and libcore that compile the eBPF programs without a nightly",
+    kind: Kind::Compiler,
+};
+
+const fn program(name: &'static str, package: &'static [&'static str], why: &'static str) -> Need {
+    Need { packages: package, why, kind: Kind::Program(name) }
+}
+
+const TO_BUILD: [Need; 2] = [
+    Need {
+        packages: &["gcc", "libc6-dev"],
+        why: "the C compiler and libc that rustc links programs with",
+        kind: Kind::CToolchain,
+    },
+    COMPILER,
+];
+
+const TO_RUN: [Need; 7] = [
+    program("ip", &["iproute2"], "network namespaces and links of the demo and the tests"),
+    program("ethtool", &["ethtool"], "offloads of the links in the tests"),
+    program("bpftool", &["bpftool"], "a look at the loaded programs and maps"),
+    program("tcpdump", &["tcpdump"], "a look at the packets of a kept demo"),
+    program("curl", &["curl"], "requests to the services of a kept demo"),
+    program("etcd", &["etcd-server"], "the etcd service of the demo"),
+    program("etcdctl", &["etcd-client"], "put and get in the demo's etcd"),
+];
+
+/// What is missing on this machine.
+///
+/// # Errors
+/// `OVERLAY_BPF_OBJ` names something that is no object.
+pub fn missing(scope: Scope) -> Result<Vec<Need>> {
+    let has_compiler = match overlay_build::choose() {
+        Ok(_) => true,
+        Err(Error::NoCompiler { .. }) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let is_here = |need: &Need| match need.kind {
+        Kind::CToolchain => machine::has_c_toolchain(),
+        Kind::Compiler => has_compiler,
+        Kind::Program(name) => machine::find_program(name).is_some(),
+    };
+    Ok(needs(scope).filter(|need| !is_here(need)).collect())
+}
+
+fn needs(scope: Scope) -> impl Iterator<Item = Need> {
+    let to_run: &[Need] = if scope == Scope::Run { &TO_RUN } else { &[] };
+    TO_BUILD.into_iter().chain(to_run.iter().copied())
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+/// This is no Debian, or apt-get fails.
+pub fn install(missing: &[Need]) -> Result<()> {
+    for need in missing {
+        println!("setup: installing {}: {}", need.packages.join(" "), need.why);
+    }
+    if machine::find_program("apt-get").is_none() {
+        bail!(
+            "there is no apt-get on this machine: install what is named above by hand. For the \
+             compiler of the eBPF programs: {RUSTUP_COMMAND}"
+        );
+    }
+    if !apt(&["update", "-qq"])? {
+        eprintln!("setup: apt-get update failed; going on with the package lists that are there");
+    }
+    let mut wanted = missing.to_vec();
+    if let Some(at) = wanted.iter().position(|need| *need == COMPILER)
+        && !apt_knows(COMPILER.packages)
+    {
+        wanted.remove(at);
+        install_nightly()?;
+    }
+    let packages: Vec<&str> = wanted.iter().flat_map(|need| need.packages).copied().collect();
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    Ok(())
+}
+
+/// Services that come with the packages must not run: the demo starts its own etcd where it wants
+/// one. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything, and 101 means
+/// "no" to them. It says nothing about enabling, so that is undone for what was installed just now.
+/// The shell's trap takes the file away also when the installation is interrupted.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit 1
+fi
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends --no-remove \
+    -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" || exit 1
+for package in "$@"; do
+    if [ "$package" = etcd-server ]; then
+        if [ -d /run/systemd/system ]; then
+            systemctl disable --now --quiet etcd.service
+        else
+            # The helper works for nobody but a package's own scripts.
+            DPKG_MAINTSCRIPT_PACKAGE=etcd-server deb-systemd-helper disable etcd.service &&
+                update-rc.d etcd disable
+        fi >/dev/null 2>&1 || echo 'setup: etcd.service could not be disabled' >&2
+    fi
+done
+"#;
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.contains(&"etcd-server") {
+        println!(
+            "setup: the etcd service of Debian's package is neither started nor enabled; a \
+             temporary /usr/sbin/policy-rc.d keeps services from starting meanwhile"
+        );
+    }
+    let status = machine::command(Path::new("sh"))
+        .args(["-c", INSTALL, "setup"])
+        .args(packages)
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run sh")?;
+    if !status.success() {
+        bail!(
+            "apt-get could not install {} (its messages are above). It was told to remove nothing: \
+             where it would have to, for example the rustc, cargo or rustup packages of the \
+             distribution, remove those yourself or use a nightly: {RUSTUP_COMMAND}",
+            packages.join(" ")
+        );
+    }
+    Ok(())
+}
+
+/// Newer distributions have other packages; there rustup's nightly is the way.
+fn install_nightly() -> Result<()> {
+    println!("setup: apt-get has no {}; {RUSTUP_COMMAND}", COMPILER.packages.join(" "));
+    let mut words = RUSTUP_COMMAND.split(' ');
+    let program = words.next().unwrap_or_default();
+    if machine::find_program(program).is_none() {
+        bail!("there is no {program} either: see https://rustup.rs, then run the line above");
+    }
+    let mut rustup = Command::new(program);
+    rustup.args(words).stdin(Stdio::null());
+    root::step_down(&mut rustup);
+    let status = rustup.status().context("cannot run rustup")?;
+    if !status.success() {
+        bail!("{RUSTUP_COMMAND} ended with {status}");
+    }
+    Ok(())
+}
+
+fn apt(args: &[&str]) -> Result<bool> {
+    let mut apt = machine::command(Path::new("apt-get"));
+    apt.args(["-o", "DPkg::Lock::Timeout=300"]).args(args).stdin(Stdio::null());
+    Ok(apt.status().context("cannot run apt-get")?.success())
+}
+
+/// Whether every package can be installed from the configured sources.
+fn apt_knows(packages: &[&str]) -> bool {
+    let mut apt = machine::command(Path::new("apt-get"));
+    apt.args(["install", "--simulate", "-qq", "--no-install-recommends"]).args(packages);
+    let quiet = apt.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_needs_no_more_than_the_compilers() {
+        let packages: Vec<&str> =
+            needs(Scope::Build).flat_map(|need| need.packages).copied().collect();
+        assert_eq!(
+            packages,
+            ["gcc", "libc6-dev", "rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"]
+        );
+    }
+
+    #[test]
+    fn every_package_has_its_reason_and_is_named_once() {
+        let all: Vec<Need> = needs(Scope::Run).collect();
+        let mut packages: Vec<&str> = all.iter().flat_map(|need| need.packages).copied().collect();
+        let count = packages.len();
+        packages.sort_unstable();
+        packages.dedup();
+        assert_eq!(packages.len(), count);
+        assert!(all.iter().all(|need| !need.why.is_empty()));
+    }
+}
