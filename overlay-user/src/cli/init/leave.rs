@@ -36,10 +36,13 @@ pub(in crate::cli) async fn run(context: &Context, args: &LeaveArgs) -> anyhow::
         }
     };
     let client = context.client();
+    let daemon = context.status().await.map(|status| status.pid).ok();
     let leave = client.local::<Left>(LocalRequest::Leave(Leave { force: args.force }));
     let removed = match wait_for("leaving the cluster", leave).await {
         Ok(Left { removed }) => {
-            wait_for("waiting for the daemon to end", daemon_ended(context)).await?;
+            if let Some(daemon) = daemon {
+                wait_for("waiting for the daemon to end", ended(daemon)).await?;
+            }
             [removed, remove_state(&context.paths)].concat()
         }
         Err(error) if error.code == ErrorCode::Unavailable && args.force => {
@@ -67,17 +70,46 @@ pub(in crate::cli) async fn run(context: &Context, args: &LeaveArgs) -> anyhow::
     print(&format!("{lines}{who} is in no cluster any more.\n"))
 }
 
-/// Waits until the daemon has given up its lock.
-async fn daemon_ended(context: &Context) -> anyhow::Result<()> {
+/// Waits until the daemon's process is gone: only then is nothing of it left.
+async fn ended(daemon: u32) -> anyhow::Result<()> {
     let give_up = Instant::now() + END_WITHIN;
-    while context.paths.socket().exists() && context.status().await.is_ok() {
+    while runs(daemon) {
         if Instant::now() > give_up {
             return Err(refuse(
-                format!("the daemon has left but runs on after {} s", END_WITHIN.as_secs()),
+                format!(
+                    "the daemon (process {daemon}) has left but runs on after {} s",
+                    END_WITHIN.as_secs()
+                ),
                 "stop it, then `overlay leave --force` removes what is left",
             ));
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// Whether a process runs. One that only waits for its parent to notice its end does not: the
+/// state follows the name in parentheses (proc_pid_stat(5)).
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_does_not_run_even_if_nobody_has_noticed() {
+        assert!(runs(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().expect("started");
+        let pid = child.id();
+        let give_up = Instant::now() + END_WITHIN;
+        while runs(pid) {
+            assert!(Instant::now() < give_up, "it ends by itself");
+            std::thread::yield_now();
+        }
+        child.wait().expect("waited for");
+        assert!(!runs(pid));
+    }
 }
