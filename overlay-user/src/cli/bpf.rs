@@ -1,0 +1,204 @@
+//! `overlay bpf`: the live tables of the datapath in words.
+
+use clap::{Args, ValueEnum};
+
+use super::{
+    Context,
+    error::refuse,
+    format::{Format, FormatArg, json, print, print_rows, table},
+};
+use crate::{
+    api::{CounterRow, LocalRequest},
+    datapath::{ConntrackRow, TableDump, Tables},
+};
+
+/// Show a live table of this host's datapath
+#[derive(Debug, Args)]
+#[command(after_help = "What the tables mean is told in docs/architecture.md. The same bytes:
+  bpftool map dump pinned /sys/fs/bpf/overlay/v1/endpoints
+
+Examples:
+  overlay bpf endpoints
+  overlay bpf conntrack --format json
+  overlay bpf counters")]
+pub(super) struct BpfArgs {
+    /// The table
+    #[arg(value_enum)]
+    table: TableName,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TableName {
+    /// Addresses and where they are
+    Endpoints,
+    /// Nodes that may send us VXLAN, by network
+    Peers,
+    /// Networks this host takes part in
+    Networks,
+    /// Services and how many backends take new flows
+    Services,
+    /// Backends that take new flows, by service
+    Slots,
+    /// Backends that may have flows
+    Backends,
+    /// Published ports
+    Published,
+    /// Interfaces and what they may send
+    Links,
+    /// Addresses of the host on which published ports answer
+    LocalAddrs,
+    /// Translated flows, newest first
+    Conntrack,
+    /// Packets by named reason, drops included
+    Counters,
+}
+
+impl TableName {
+    /// Name of the map.
+    const fn map(self) -> &'static str {
+        match self {
+            Self::Endpoints => "endpoints",
+            Self::Peers => "peers",
+            Self::Networks => "networks",
+            Self::Services => "services",
+            Self::Slots => "slots",
+            Self::Backends => "backends",
+            Self::Published => "published",
+            Self::Links => "links",
+            Self::LocalAddrs => "local_addrs",
+            Self::Conntrack => "conntrack",
+            Self::Counters => "counters",
+        }
+    }
+}
+
+/// Prints the table.
+pub(super) async fn run(context: &Context, args: &BpfArgs) -> anyhow::Result<()> {
+    let tables: Tables = context.client().local(LocalRequest::Tables {}).await?;
+    let format = args.format.format;
+    match args.table {
+        TableName::Conntrack => print_conntrack(format, &tables.conntrack),
+        TableName::Counters => print_counters(format, &tables.counters),
+        name => {
+            let dump =
+                tables.state.iter().find(|dump| dump.name == name.map()).ok_or_else(|| {
+                    refuse(
+                        format!("the daemon shows no table {:?}", name.map()),
+                        "it is of another version than this command; restart it",
+                    )
+                })?;
+            print_dump(format, dump)
+        }
+    }
+}
+
+fn print_dump(format: Format, dump: &TableDump) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print(&json(&objects(dump))?),
+        Format::Table => {
+            let header: Vec<_> = dump.columns.iter().map(|c| c.replace('_', " ")).collect();
+            let header: Vec<_> = header.iter().map(String::as_str).collect();
+            print(&table(&header, dump.rows.iter().cloned()))
+        }
+    }
+}
+
+/// The rows as objects, so that `jq` finds columns by their names.
+fn objects(dump: &TableDump) -> Vec<serde_json::Value> {
+    let object = |row: &Vec<String>| {
+        let fields = dump.columns.iter().cloned().zip(row.iter().cloned().map(Into::into));
+        serde_json::Value::Object(fields.collect())
+    };
+    dump.rows.iter().map(object).collect()
+}
+
+fn print_conntrack(format: Format, rows: &[ConntrackRow]) -> anyhow::Result<()> {
+    let header = [
+        "proto",
+        "vni",
+        "source",
+        "destination",
+        "action",
+        "new source",
+        "new destination",
+        "new vni",
+        "service",
+        "backend",
+        "node",
+        "flags",
+        "idle",
+    ];
+    print_rows(format, rows, &header, |row| {
+        vec![
+            row.protocol.clone(),
+            vni_words(row.vni),
+            row.source.to_string(),
+            row.destination.to_string(),
+            row.action.clone(),
+            row.new_source.to_string(),
+            row.new_destination.to_string(),
+            vni_words(row.new_vni),
+            row.service.to_string(),
+            row.backend.to_string(),
+            row.node.map_or("-".to_owned(), |node| node.to_string()),
+            if row.state.is_empty() { "-".to_owned() } else { row.state.clone() },
+            idle_words(row.idle_ms),
+        ]
+    })
+}
+
+fn vni_words(vni: u32) -> String {
+    match vni {
+        overlay_common::UNDERLAY_VNI => "underlay".to_owned(),
+        vni => vni.to_string(),
+    }
+}
+
+fn idle_words(ms: u64) -> String {
+    if ms < 10_000 {
+        format!("{}.{}s", ms / 1000, ms % 1000 / 100)
+    } else {
+        format!("{}s", ms / 1000)
+    }
+}
+
+fn print_counters(format: Format, rows: &[CounterRow]) -> anyhow::Result<()> {
+    let header = ["reason", "direction", "packets", "bytes", "description"];
+    print_rows(format, rows, &header, |row| {
+        vec![
+            row.reason.clone(),
+            row.direction.clone(),
+            row.packets.to_string(),
+            row.bytes.to_string(),
+            row.description.clone(),
+        ]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_objects_by_their_columns() {
+        let dump = TableDump {
+            name: "peers".to_owned(),
+            columns: vec!["vni".to_owned(), "node".to_owned()],
+            rows: vec![vec!["4096".to_owned(), "172.16.1.11".to_owned()]],
+        };
+        assert_eq!(
+            serde_json::Value::from(objects(&dump)),
+            serde_json::json!([{"vni": "4096", "node": "172.16.1.11"}])
+        );
+    }
+
+    #[test]
+    fn idle_times_are_short_and_the_underlay_has_a_name() {
+        assert_eq!(idle_words(1_250), "1.2s");
+        assert_eq!(idle_words(75_000), "75s");
+        assert_eq!(vni_words(0), "underlay");
+        assert_eq!(vni_words(4096), "4096");
+    }
+}

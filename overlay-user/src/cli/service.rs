@@ -1,0 +1,489 @@
+//! `overlay service`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::{
+    Context,
+    args::{self, Ports},
+    error::{not_found, usage_error},
+    format::{FormatArg, JsonArg, ago, json, list, print, print_rows},
+    inspect,
+    progress::settle,
+};
+use crate::{
+    api::{Reference, Request, ServiceCreate, ServiceUpdate},
+    model::{ClusterState, EndpointMode, EndpointState, Id, Port, Service},
+};
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceCommand {
+    Create(CreateArgs),
+    Ls(LsArgs),
+    Inspect(InspectArgs),
+    Update(UpdateArgs),
+    Rm(RmArgs),
+    Ps(PsArgs),
+}
+
+const PORT_HELP: &str = "\
+Ports are written as in Docker:
+  8080:80              port 8080 of every host goes to port 80 of the backends
+  53:53/udp            UDP
+  8000-8003:80-83      a range
+  80                   a port from 30000 to 32767 is chosen
+  published=80,target=80,mode=host    only on hosts that have a backend
+
+Examples:
+  overlay service create hello --network mynet -p 8080:8080
+  overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s";
+
+/// Make a service; containers become its backends with `overlay run --service`
+#[derive(Debug, Args)]
+#[command(after_help = PORT_HELP)]
+pub(super) struct CreateArgs {
+    /// Name of the service
+    #[arg(value_parser = args::service_name)]
+    name: String,
+    /// Networks, by name or id [default: ingress]
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<String>,
+    /// Publish a port on every host
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<Ports>,
+    /// How the name resolves
+    #[arg(long, value_enum, default_value_t)]
+    endpoint_mode: ModeArg,
+    /// Label
+    #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
+    label: Vec<(String, String)>,
+    /// How long a draining backend keeps its flows [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    drain: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum ModeArg {
+    /// To a virtual address that balances
+    #[default]
+    Vip,
+    /// To the backends' addresses in changing order
+    Dnsrr,
+}
+
+/// List the services
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "list",
+    after_help = "Example:
+  overlay service ls"
+)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// Show services as Docker does, with their backends
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  overlay service inspect hello")]
+pub(super) struct InspectArgs {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+    #[command(flatten)]
+    _format: JsonArg,
+}
+
+/// Change a service; flows in flight go on
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  overlay service update --publish-add 9090:9090 --publish-rm 8080:8080 hello")]
+pub(super) struct UpdateArgs {
+    /// Name, id or beginning of an id
+    service: String,
+    /// Publish a port
+    #[arg(long, value_name = "PORT")]
+    publish_add: Vec<Ports>,
+    /// Give up a port, written as when it was published or by its published port alone
+    #[arg(long, value_name = "PORT")]
+    publish_rm: Vec<Ports>,
+    /// Set a label
+    #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
+    label_add: Vec<(String, String)>,
+    /// Remove a label
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// How long a draining backend keeps its flows
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    drain: Option<Duration>,
+}
+
+/// Remove services; their backends stay as plain containers
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "remove",
+    after_help = "Example:
+  overlay service rm hello"
+)]
+pub(super) struct RmArgs {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+/// List the backends of a service
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  overlay service ps hello")]
+pub(super) struct PsArgs {
+    /// Name, id or beginning of an id
+    service: String,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// Runs a verb.
+pub(super) async fn run(context: &Context, command: ServiceCommand) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::Create(args) => create(context, args).await,
+        ServiceCommand::Ls(args) => ls(context, &args).await,
+        ServiceCommand::Inspect(args) => inspect(context, &args).await,
+        ServiceCommand::Update(args) => update(context, args).await,
+        ServiceCommand::Rm(args) => rm(context, args).await,
+        ServiceCommand::Ps(args) => ps(context, &args).await,
+    }
+}
+
+async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
+    let request = Request::ServiceCreate(create_request(args));
+    let service: Service = context.client().call(request).await?;
+    settle(context).await;
+    // With ports chosen by the cluster the user must learn which.
+    for port in service.ports.iter() {
+        tracing::info!("published {port}");
+    }
+    print(&format!("{}\n", service.id))
+}
+
+fn create_request(args: CreateArgs) -> ServiceCreate {
+    ServiceCreate {
+        name: args.name,
+        networks: args.network,
+        ports: args::flatten(args.publish),
+        mode: match args.endpoint_mode {
+            ModeArg::Vip => EndpointMode::Vip,
+            ModeArg::Dnsrr => EndpointMode::Dnsrr,
+        },
+        labels: args.label.into_iter().collect(),
+        drain_ms: args.drain.map(args::millis),
+    }
+}
+
+async fn update(context: &Context, args: UpdateArgs) -> anyhow::Result<()> {
+    let request = Request::ServiceUpdate(update_request(args)?);
+    let service: Service = context.client().call(request).await?;
+    settle(context).await;
+    print(&format!("{}\n", service.name))
+}
+
+fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
+    let UpdateArgs { service, publish_add, publish_rm, label_add, label_rm, drain } = args;
+    let request = ServiceUpdate {
+        reference: service,
+        publish_add: args::flatten(publish_add),
+        publish_remove: args::flatten(publish_rm),
+        label_add: label_add.into_iter().collect(),
+        label_remove: label_rm,
+        drain_ms: drain.map(args::millis),
+    };
+    let changes_nothing = request.publish_add.is_empty()
+        && request.publish_remove.is_empty()
+        && request.label_add.is_empty()
+        && request.label_remove.is_empty()
+        && request.drain_ms.is_none();
+    if changes_nothing {
+        return Err(usage_error(
+            format!("nothing to change in service {:?}", request.reference),
+            "give --publish-add, --publish-rm, --label-add, --label-rm or --drain",
+        ));
+    }
+    Ok(request)
+}
+
+async fn rm(context: &Context, args: RmArgs) -> anyhow::Result<()> {
+    for reference in args.services {
+        let request = Request::ServiceRemove(Reference { reference });
+        let removed: Service = context.client().call(request).await?;
+        print(&format!("{}\n", removed.name))?;
+    }
+    settle(context).await;
+    Ok(())
+}
+
+/// One line of `service ls`.
+#[derive(Debug, PartialEq, Serialize)]
+struct Row {
+    id: Id,
+    name: String,
+    mode: EndpointMode,
+    /// Containers that take flows.
+    running: usize,
+    /// Containers that serve it in any state.
+    backends: usize,
+    networks: Vec<String>,
+    ports: Vec<Port>,
+}
+
+/// The services by name. Those that only carry a container's `-p` are none to the user.
+fn rows(state: &ClusterState) -> Vec<Row> {
+    let row = |service: &Service| {
+        // A container has an endpoint on each network; one of them counts.
+        let first = service.networks.first();
+        let backends = || {
+            let of = |on: &crate::model::ServiceNetwork| on.network.clone();
+            let network = first.map(of).unwrap_or_default();
+            let backends = state.backends_of(&service.id, &network);
+            backends.map(|e| e.state).collect::<Vec<_>>()
+        };
+        let states = backends();
+        let name_of = |id: &Id| state.networks.get(id).map_or(id.to_string(), |n| n.name.clone());
+        Row {
+            id: service.id.clone(),
+            name: service.name.clone(),
+            mode: service.mode,
+            running: states.iter().filter(|s| **s == EndpointState::Running).count(),
+            backends: states.len(),
+            networks: service.networks.iter().map(|on| name_of(&on.network)).collect(),
+            ports: service.ports.clone(),
+        }
+    };
+    let mut rows: Vec<_> = state.services.values().filter(|s| s.owner.is_none()).map(row).collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+fn mode_word(mode: EndpointMode) -> &'static str {
+    match mode {
+        EndpointMode::Vip => "vip",
+        EndpointMode::Dnsrr => "dnsrr",
+    }
+}
+
+/// The state of an endpoint in a word.
+pub(super) fn state_word(state: EndpointState) -> &'static str {
+    match state {
+        EndpointState::Starting => "starting",
+        EndpointState::Running => "running",
+        EndpointState::Draining => "draining",
+    }
+}
+
+async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
+    let rows = rows(&context.state().await?);
+    let header = ["id", "name", "mode", "backends", "networks", "ports"];
+    print_rows(args.format.format, &rows, &header, |row| {
+        vec![
+            row.id.short().to_owned(),
+            row.name.clone(),
+            mode_word(row.mode).to_owned(),
+            format!("{}/{}", row.running, row.backends),
+            list(&row.networks),
+            list(&row.ports),
+        ]
+    })
+}
+
+async fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
+    let state = context.state().await?;
+    let found = args.services.iter().filter_map(|name| state.service(name));
+    print(&json(&found.map(|s| inspect::service(&state, s)).collect::<Vec<_>>())?)?;
+    match args.services.iter().find(|name| state.service(name).is_none()) {
+        Some(missing) => Err(not_found("service", missing)),
+        None => Ok(()),
+    }
+}
+
+/// One line of `service ps`.
+#[derive(Debug, Serialize)]
+struct Backend {
+    id: Id,
+    container: String,
+    network: String,
+    node: String,
+    address: std::net::Ipv4Addr,
+    state: EndpointState,
+    created: jiff::Timestamp,
+}
+
+fn backends(state: &ClusterState, service: &Service) -> Vec<Backend> {
+    let mut endpoints: Vec<_> =
+        state.endpoints.values().filter(|e| e.service.as_ref() == Some(&service.id)).collect();
+    endpoints.sort_by_key(|endpoint| endpoint.number);
+    let network = |id: &Id| state.networks.get(id).map(|n| n.name.clone()).unwrap_or_default();
+    let node = |id: &Id| state.nodes.get(id).map(|n| n.name.clone()).unwrap_or_default();
+    endpoints
+        .into_iter()
+        .map(|e| Backend {
+            id: e.id.clone(),
+            container: e.name.clone(),
+            network: network(&e.network),
+            node: node(&e.node),
+            address: e.ip,
+            state: e.state,
+            created: e.created,
+        })
+        .collect()
+}
+
+async fn ps(context: &Context, args: &PsArgs) -> anyhow::Result<()> {
+    let state = context.state().await?;
+    let service =
+        state.service(&args.service).ok_or_else(|| not_found("service", &args.service))?;
+    let header = ["id", "name", "network", "node", "address", "state", "created"];
+    print_rows(args.format.format, &backends(&state, service), &header, |backend| {
+        vec![
+            backend.id.short().to_owned(),
+            backend.container.clone(),
+            backend.network.clone(),
+            backend.node.clone(),
+            backend.address.to_string(),
+            state_word(backend.state).to_owned(),
+            ago(backend.created),
+        ]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(args: &[&str]) -> Result<ServiceCommand, clap::Error> {
+        let cli = Cli::try_parse_from([&["overlay", "service"], args].concat())?;
+        match cli.command {
+            Command::Service(command) => Ok(command),
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_option_of_create_reaches_the_request() {
+        let args = [
+            "create",
+            "hello",
+            "--network",
+            "a",
+            "--network",
+            "b",
+            "-p",
+            "8080:80",
+            "--publish",
+            "90-91:90-91/udp",
+            "--endpoint-mode",
+            "dnsrr",
+            "--label",
+            "x=y",
+            "--drain",
+            "2s",
+        ];
+        let ServiceCommand::Create(args) = parse(&args).expect("parsed") else {
+            panic!("not create");
+        };
+        let request = serde_json::to_value(create_request(args)).expect("JSON");
+        let port = |published: u16, target: u16, protocol: &str| {
+            serde_json::json!({
+                "published": published, "target": target, "protocol": protocol, "mode": "ingress",
+            })
+        };
+        assert_eq!(
+            request,
+            serde_json::json!({
+                "name": "hello",
+                "networks": ["a", "b"],
+                "ports": [port(8080, 80, "tcp"), port(90, 90, "udp"), port(91, 91, "udp")],
+                "mode": "dnsrr",
+                "labels": {"x": "y"},
+                "drain_ms": 2000,
+            })
+        );
+    }
+
+    #[test]
+    fn an_update_of_nothing_is_refused() {
+        let ServiceCommand::Update(args) = parse(&["update", "hello"]).expect("parsed") else {
+            panic!("not update");
+        };
+        assert!(update_request(args).unwrap_err().to_string().contains("nothing to change"));
+    }
+
+    #[test]
+    fn every_option_of_update_reaches_the_request() {
+        let args = [
+            "update",
+            "hello",
+            "--publish-add",
+            "90:90",
+            "--publish-rm",
+            "80:80",
+            "--label-add",
+            "a=b",
+            "--label-rm",
+            "c",
+            "--drain",
+            "0s",
+        ];
+        let ServiceCommand::Update(args) = parse(&args).expect("parsed") else {
+            panic!("not update");
+        };
+        let request = update_request(args).expect("a request");
+        assert_eq!(request.publish_add[0].published, Some(90));
+        assert_eq!(request.publish_remove[0].published, Some(80));
+        assert_eq!(request.label_add["a"], "b");
+        assert_eq!(request.label_remove, ["c"]);
+        assert_eq!(request.drain_ms, Some(0));
+    }
+
+    #[test]
+    fn malformed_ports_names_and_times_are_quoted() {
+        for (args, quoted) in [
+            (["create", "hello", "-p", "80:65536"], "\"80:65536\""),
+            (["create", "hello", "-p", "80:80/icmp"], "neither tcp nor udp"),
+            (["create", "hello", "-p", "127.0.0.1:80:80"], "every address"),
+            (["create", "hello", "--drain", "5"], "\"5\" is no time"),
+            (["create", "hello", "--label", "=x"], "\"=x\" is not KEY=VALUE"),
+            (["create", "hel lo", "-p", "80"], "invalid service name \"hel lo\""),
+            (["create", "hello", "--endpoint-mode", "lvs"], "'lvs' for '--endpoint-mode"),
+        ] {
+            let error = parse(&args).expect_err(&format!("{args:?}")).to_string();
+            assert!(error.contains(quoted), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_listing_counts_containers_and_hides_carriers_of_published_ports() {
+        let state = crate::cli::inspect::testing::three_nodes();
+        let rows = rows(&state);
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].running, rows[0].backends), (2, 2));
+        assert_eq!(rows[0].networks, ["mynet"]);
+        assert_eq!(list(&rows[0].ports), "*:8080->80/tcp");
+    }
+
+    #[test]
+    fn backends_are_listed_with_their_nodes() {
+        let state = crate::cli::inspect::testing::three_nodes();
+        let service = state.service("hello").expect("hello");
+        let listed: Vec<_> =
+            backends(&state, service).into_iter().map(|b| (b.container, b.node)).collect();
+        assert_eq!(
+            listed,
+            [("hello.1", "h1"), ("hello.2", "h2")].map(|(c, n)| (c.to_owned(), n.to_owned()))
+        );
+    }
+}
