@@ -194,9 +194,11 @@ fn the_host_itself_reaches_a_published_port_through_the_gateway() {
             network.subnet = Ipv4Addr::new(10, 255, 0, 0).into();
             network.mask = Ipv4Addr::new(255, 255, 0, 0).into();
             network.gateway = gateway.into();
-            let mut entry = overlay_common::maps::Endpoint::default();
-            entry.kind = overlay_common::maps::ENDPOINT_GATEWAY;
-            entry.mac = mac(gateway);
+            let entry = overlay_common::maps::Endpoint {
+                kind: overlay_common::maps::ENDPOINT_GATEWAY,
+                mac: mac(gateway),
+                ..Default::default()
+            };
             let key = overlay_common::maps::EndpointKey { vni: INGRESS_VNI, ip: gateway.into() };
             state.endpoints.insert(key, entry);
         });

@@ -194,7 +194,7 @@ pub struct TokenInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
-    /// Secret part of the token.
+    /// What the token proves itself with: its last two parts, `ID-SECRET`.
     pub secret: String,
     /// Name of the node.
     pub name: String,

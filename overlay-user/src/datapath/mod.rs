@@ -1,10 +1,15 @@
 //! The kernel's half as the controller sees it: a set of tables and the places where programs are
 //! attached. The real one speaks to BPF through aya, the other one is a few maps in memory.
 
+pub mod bpf;
+pub mod host;
+mod memory;
 mod state;
 
 use std::path::Path;
 
+pub use bpf::{BpfDatapath, LoadOptions};
+pub use memory::{DatapathCall, MemoryDatapath};
 use overlay_common::maps;
 pub use state::{DatapathState, MapOp, diff};
 

@@ -1,10 +1,25 @@
 //! Interfaces and network namespaces, behind one trait: the real one speaks netlink, the other one
 //! is a table in memory.
 
+mod device;
+mod endpoint;
+mod host;
+mod listen;
+mod memory;
+mod netlink;
+pub mod netns;
+mod rtnl;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::{future::Future, net::Ipv4Addr, path::Path};
 
 use ipnet::Ipv4Net;
 use overlay_common::Mac;
+
+pub(crate) use device::is_physical;
+pub use memory::{LinkCall, MemoryLinks};
+pub use netlink::NetlinkLinks;
 
 /// Why a link could not be made or removed.
 #[derive(Debug, thiserror::Error)]

@@ -189,7 +189,7 @@ pub struct Node {
     pub data_path_addr: Ipv4Addr,
     /// Where its manager listens (managers only).
     pub api_addr: Option<SocketAddr>,
-    /// Its own address on the ingress network.
+    /// Its own address on the ingress network; 0.0.0.0 while there is no such network.
     pub ingress_ip: Ipv4Addr,
     /// Whether it is heard of.
     pub state: NodeState,

@@ -1,6 +1,14 @@
 //! Where managers keep the cluster's state.
 
+pub mod memory;
+pub mod redb;
+#[cfg(test)]
+mod suite;
+
 use std::sync::Arc;
+
+pub use memory::MemoryStore;
+pub use redb::RedbStore;
 
 use tokio::sync::broadcast;
 

@@ -108,7 +108,7 @@ impl Rig {
 
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
-            .load(&std::fs::read(std::env::var("OVERLAY_BPF_OBJ").unwrap()).unwrap())
+            .load(overlay::datapath::OBJECT)
             .expect("the object loads");
         for name in ["from_container", "from_underlay"] {
             let program: &mut SchedClassifier =

@@ -1,0 +1,226 @@
+//! [`Datapath`] on the kernel, through aya.
+//!
+//! Everything is pinned, so it outlives the process: maps keep their contents, links keep
+//! forwarding. A new process loads its programs against the pinned maps and puts them into the
+//! pinned links, one atomic step each.
+
+mod attach;
+mod clsact;
+#[cfg(feature = "log")]
+mod log;
+mod netlink;
+mod object;
+mod pins;
+mod sys;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use attach::Attacher;
+use aya::maps::{Array, Map, MapData};
+use overlay_common::{
+    Reason,
+    maps::{Config, Conntrack, ConntrackKey, Counter},
+};
+use pins::Pins;
+pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
+use tables::{AgentTables, ProgramTables};
+
+use super::{Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where to pin: a directory in a bpffs, made when missing.
+    pub pin_dir: PathBuf,
+    /// Entries of the conntrack table. A pinned table keeps the size it was made with.
+    pub conntrack_size: u32,
+}
+
+/// How classifiers are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcFlavour {
+    /// Links, from 6.6.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+impl TcFlavour {
+    /// What this kernel offers.
+    pub fn detect() -> Self {
+        if host::kernel_version() >= (6, 6) { Self::Tcx } else { Self::Clsact }
+    }
+}
+
+/// The datapath of this host.
+pub struct BpfDatapath {
+    config: Mutex<Array<MapData, Config>>,
+    agent: Mutex<AgentTables>,
+    programs: ProgramTables,
+    attacher: Mutex<Attacher>,
+    flavour: TcFlavour,
+}
+
+impl BpfDatapath {
+    /// Loads the programs against the maps pinned in the pin directory, or new ones, and pins
+    /// everything. Attachments stay as they are until they are set again; pins of interfaces that
+    /// are gone are removed.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pin`] when what is pinned does not fit, [`DatapathError::Kernel`] when the
+    /// kernel refuses. Then nothing is left of a first load.
+    pub fn load(options: &LoadOptions) -> Result<Self, DatapathError> {
+        Self::load_as(options, TcFlavour::detect())
+    }
+
+    /// [`BpfDatapath::load`] with a choice of how to attach classifiers.
+    ///
+    /// # Errors
+    /// As [`BpfDatapath::load`].
+    pub fn load_as(options: &LoadOptions, flavour: TcFlavour) -> Result<Self, DatapathError> {
+        if options.conntrack_size == 0 {
+            return Err(DatapathError::Unsupported {
+                what: "a conntrack table of 0 entries cannot hold a flow".to_owned(),
+                remedy: "give --conntrack-size at least 1".to_owned(),
+            });
+        }
+        let pins = Pins::new(&options.pin_dir);
+        let first = !pins.exist();
+        let loaded =
+            pins.create(&options.pin_dir).and_then(|()| Self::adopt(options, pins, flavour));
+        if loaded.is_err() && first {
+            // The error of the load is the one to report.
+            let _ = pins::remove_all(&options.pin_dir);
+        }
+        loaded
+    }
+
+    fn adopt(options: &LoadOptions, pins: Pins, flavour: TcFlavour) -> Result<Self, DatapathError> {
+        let mut ebpf = object::load(options, &pins)?;
+        #[cfg(feature = "log")]
+        log::start(&mut ebpf)?;
+        let config = Mutex::new(tables::take_config(&mut ebpf)?);
+        let agent = Mutex::new(AgentTables::take(&mut ebpf)?);
+        let programs = ProgramTables::take(&mut ebpf)?;
+        let attacher = Attacher { ebpf, pins, flavour };
+        attacher.prune()?;
+        Ok(Self { config, agent, programs, attacher: Mutex::new(attacher), flavour })
+    }
+
+    /// Detaches and removes everything in a pin directory, of whatever version: links, filters
+    /// and the qdiscs left empty by them, programs, maps, directories. Returns what was removed, in
+    /// words; nothing when nothing was loaded. To be called in the network namespace of the
+    /// interfaces.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the first thing that could not be removed; the others are.
+    pub fn unload(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
+        pins::remove_all(pin_dir)
+    }
+
+    /// The config pinned in a pin directory; `None` when nothing is loaded there.
+    ///
+    /// # Errors
+    /// [`DatapathError::Pin`] when the pin holds something else.
+    pub fn pinned_config(pin_dir: &Path) -> Result<Option<Config>, DatapathError> {
+        let path = Pins::new(pin_dir).map("config");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let map = MapData::from_pin(&path).map_err(|e| bad_pin(&path, &e))?;
+        let config = Array::<_, Config>::try_from(Map::Array(map));
+        let config = config.map_err(|e| bad_pin(&path, &e))?;
+        config.get(&0, 0).map(Some).map_err(|e| bad_pin(&path, &e))
+    }
+
+    fn attacher(&self) -> MutexGuard<'_, Attacher> {
+        lock(&self.attacher)
+    }
+}
+
+impl Datapath for BpfDatapath {
+    fn set_config(&self, config: &Config) -> Result<(), DatapathError> {
+        lock(&self.config).set(0, config, 0).map_err(|e| kernel("write the map config", words(&e)))
+    }
+
+    fn read(&self) -> Result<DatapathState, DatapathError> {
+        lock(&self.agent).read()
+    }
+
+    fn apply(&self, ops: &[MapOp]) -> Result<(), DatapathError> {
+        let mut tables = lock(&self.agent);
+        ops.iter().try_for_each(|op| tables.apply(op))
+    }
+
+    fn attach_container(&self, iface: &str) -> Result<(), DatapathError> {
+        self.attacher().classifier("from_container", iface)
+    }
+
+    fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError> {
+        let mut attacher = self.attacher();
+        attacher.classifier("from_underlay", iface)?;
+        attacher.xdp(iface, xdp)
+    }
+
+    fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
+        self.attacher().sockets(cgroup)
+    }
+
+    fn detach(&self, iface: &str) -> Result<(), DatapathError> {
+        self.attacher().detach(iface)
+    }
+
+    fn attachments(&self) -> Result<Vec<String>, DatapathError> {
+        self.attacher().interfaces()
+    }
+
+    fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
+        self.programs.counters()
+    }
+
+    fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
+        self.programs.conntrack(limit)
+    }
+
+    fn tc_flavour(&self) -> &'static str {
+        match self.flavour {
+            TcFlavour::Tcx => "tcx",
+            TcFlavour::Clsact => "clsact",
+        }
+    }
+}
+
+/// A panic elsewhere is reported there; what the locks guard is whole after every call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A [`DatapathError::Kernel`] out of what was tried and what the kernel said.
+fn kernel(action: impl Into<String>, reason: impl std::fmt::Display) -> DatapathError {
+    DatapathError::Kernel { action: action.into(), reason: reason.to_string() }
+}
+
+/// The error for a pin that cannot be opened as what it should be.
+fn bad_pin(path: &Path, error: &dyn std::error::Error) -> DatapathError {
+    DatapathError::Pin { path: path.display().to_string(), reason: words(error) }
+}
+
+/// An error with its causes: aya's outer errors leave out what the system said.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

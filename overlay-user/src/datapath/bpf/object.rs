@@ -1,0 +1,138 @@
+//! The embedded object: loading it against the pinned maps, and pinning its programs.
+
+use std::path::Path;
+
+use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Program};
+use aya_obj::{Object, generated::bpf_map_type};
+
+use super::{LoadOptions, bad_pin, kernel, pins::Pins, words};
+use crate::datapath::DatapathError;
+
+/// The kernel side, as the build script made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
+
+/// The maps, by their names in the object, which are those of their pins.
+pub(super) const MAPS: [&str; 14] = [
+    "config",
+    "networks",
+    "endpoints",
+    "links",
+    "peers",
+    "services",
+    "rr_cursor",
+    "slots",
+    "backends",
+    "published",
+    "local_addrs",
+    "conntrack",
+    "sock_origin",
+    "counters",
+];
+
+/// The socket programs, which are attached to a cgroup.
+pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
+
+/// All programs, by their names in the object, which are those of their pins.
+pub(super) const PROGRAMS: [&str; 7] = [
+    "from_container",
+    "from_underlay",
+    "xdp_underlay",
+    SOCKET_PROGRAMS[0],
+    SOCKET_PROGRAMS[1],
+    SOCKET_PROGRAMS[2],
+    SOCKET_PROGRAMS[3],
+];
+
+/// Loads maps (adopting pinned ones) and programs, and pins both.
+pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathError> {
+    check_pinned_maps(pins)?;
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.map_max_entries("conntrack", options.conntrack_size);
+    let failed = |e: &aya::EbpfError| kernel("load the datapath's maps", words(e));
+    let mut ebpf = loader.load(OBJECT).map_err(|e| failed(&e))?;
+    for name in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or_else(|| missing("program", name))?;
+        load_program(program)
+            .map_err(|e| kernel(format!("load the program {name}"), verifier(&e)))?;
+        pin_program(program, &pins.program(name))?;
+    }
+    Ok(ebpf)
+}
+
+/// The error for an object that was built from other sources than this program.
+pub(super) fn missing(what: &str, name: &str) -> DatapathError {
+    kernel(
+        "load the datapath",
+        format!("the embedded object has no {what} {name}; build the program again"),
+    )
+}
+
+fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Pins under the final name in one step, so that a reader always finds a program there.
+fn pin_program(program: &mut Program, path: &Path) -> Result<(), DatapathError> {
+    let failed = |e: String| kernel(format!("pin the program at {}", path.display()), e);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push("-new");
+    let temporary = Path::new(&temporary);
+    super::pins::remove_file(temporary)?;
+    program.pin(temporary).map_err(|e| failed(words(&e)))?;
+    std::fs::rename(temporary, path).map_err(|e| failed(e.to_string()))
+}
+
+/// A verifier log can be megabytes; what is wrong stands at its end.
+fn verifier(error: &aya::programs::ProgramError) -> String {
+    let text = words(error);
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.as_slice() {
+        [first, rest @ ..] if rest.len() > 20 => {
+            format!("{first}\n[..]\n{}", rest[rest.len() - 20..].join("\n"))
+        }
+        _ => text,
+    }
+}
+
+/// aya takes whatever is pinned under a map's name; what does not fit would be read and written as
+/// something that it is not.
+fn check_pinned_maps(pins: &Pins) -> Result<(), DatapathError> {
+    let object =
+        Object::parse(OBJECT).map_err(|e| kernel("read the embedded object", words(&e)))?;
+    for name in MAPS {
+        let map = object.maps.get(name).ok_or_else(|| missing("map", name))?;
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|e| bad_pin(&path, &e))?;
+        let kind = info.map_type().map_err(|e| bad_pin(&path, &e))? as u32;
+        let found = (kind, info.key_size(), info.value_size());
+        let wanted = (map.map_type(), map.key_size(), map.value_size());
+        let array = [bpf_map_type::BPF_MAP_TYPE_ARRAY, bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY]
+            .iter()
+            .any(|array| *array as u32 == kind);
+        // Hash maps keep the size they were made with; an array is indexed up to its size.
+        let sized = !array || info.max_entries() == map.max_entries();
+        if found != wanted || !sized {
+            return Err(DatapathError::Pin {
+                path: path.display().to_string(),
+                reason: format!(
+                    "its type, key and value sizes and entries are {found:?} and {}, this \
+                     program's are {wanted:?} and {}",
+                    info.max_entries(),
+                    map.max_entries(),
+                ),
+            });
+        }
+    }
+    Ok(())
+}

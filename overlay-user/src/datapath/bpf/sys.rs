@@ -1,0 +1,113 @@
+//! The few bpf(2) commands that aya keeps to itself: it opens pinned links without a way to their
+//! interface, and replaces programs in TC and XDP links only, not in those of cgroups.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+
+/// What a link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// TC ingress of the interface with this index.
+    Tcx(u32),
+    /// XDP of the interface with this index.
+    Xdp(u32),
+    /// The cgroup with this id, which is the inode number of its directory.
+    Cgroup(u64),
+    /// What it was attached to is gone.
+    Gone,
+    /// Something that we never attach to.
+    Other,
+}
+
+/// What the kernel says about a link.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinkInfo {
+    pub(super) program: u32,
+    pub(super) target: Target,
+}
+
+/// `BPF_OBJ_GET`: opens a pin.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the command returns a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `BPF_LINK_UPDATE`: replaces the program of a link; no packet sees none or both.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    // SAFETY: BPF_LINK_UPDATE reads this member of the union, all of which is zero.
+    let update = unsafe { &mut attr.link_update };
+    update.link_fd = link.as_raw_fd().cast_unsigned();
+    update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// `BPF_LINK_DETACH`: detaches before it returns. A link that loses its last pin is detached too,
+/// but by a worker of the kernel, some time later.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = link.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD` of a link.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // SAFETY: the structure is integers and unions of integers; zero is a valid value.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = link.as_raw_fd().cast_unsigned();
+    attr.info.info_len = size_of_val(&info) as u32;
+    attr.info.info = (&raw mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    const TCX: u32 = bpf_link_type::BPF_LINK_TYPE_TCX as u32;
+    const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
+    const CGROUP: u32 = bpf_link_type::BPF_LINK_TYPE_CGROUP as u32;
+    // SAFETY: the type says which member of the union the kernel filled; all are integers.
+    let target = unsafe {
+        match info.type_ {
+            TCX => some_or_gone(info.__bindgen_anon_1.tcx.ifindex, Target::Tcx),
+            XDP => some_or_gone(info.__bindgen_anon_1.xdp.ifindex, Target::Xdp),
+            CGROUP => some_or_gone(info.__bindgen_anon_1.cgroup.cgroup_id, Target::Cgroup),
+            _ => Target::Other,
+        }
+    };
+    Ok(LinkInfo { program: info.prog_id, target })
+}
+
+/// The kernel shows 0 once a link's interface or cgroup is removed.
+fn some_or_gone<T: Default + PartialEq>(id: T, target: impl FnOnce(T) -> Target) -> Target {
+    if id == T::default() { Target::Gone } else { target(id) }
+}
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: a union of structures of integers; zero is a valid value of each, and the kernel
+    // demands it of what a command does not use.
+    unsafe { std::mem::zeroed() }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` lives through the call and is as long as said; the pointers in it, set by the
+    // callers above, point to values that live through it too.
+    let result = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_bpf,
+            command as nix::libc::c_long,
+            &raw mut *attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}

@@ -1,0 +1,190 @@
+//! The maps with their types: what the agent reads and writes.
+
+use std::collections::{BTreeMap, HashSet};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use nix::libc;
+use overlay_common::{
+    Be32, Reason,
+    maps::{
+        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint, EndpointKey, Link,
+        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey,
+    },
+};
+
+use super::{kernel, object::missing, words};
+use crate::datapath::{DatapathError, DatapathState, MapOp};
+
+type Table<K, V> = HashMap<MapData, K, V>;
+
+/// `BPF_NOEXIST` of linux/bpf.h.
+const NOEXIST: u64 = 1;
+
+/// The maps that only the agent writes, and the cursors beside the services.
+pub(super) struct AgentTables {
+    networks: Table<u32, Network>,
+    endpoints: Table<EndpointKey, Endpoint>,
+    links: Table<u32, Link>,
+    peers: Table<PeerKey, Peer>,
+    services: Table<u32, Service>,
+    rr_cursor: Table<u32, Cursor>,
+    slots: Table<SlotKey, Slot>,
+    backends: Table<u32, Backend>,
+    published: Table<PublishedKey, Published>,
+    local_addrs: Table<Be32, LocalAddr>,
+}
+
+impl AgentTables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            networks: take(ebpf, "networks")?,
+            endpoints: take(ebpf, "endpoints")?,
+            links: take(ebpf, "links")?,
+            peers: take(ebpf, "peers")?,
+            services: take(ebpf, "services")?,
+            rr_cursor: take(ebpf, "rr_cursor")?,
+            slots: take(ebpf, "slots")?,
+            backends: take(ebpf, "backends")?,
+            published: take(ebpf, "published")?,
+            local_addrs: take(ebpf, "local_addrs")?,
+        })
+    }
+
+    pub(super) fn read(&self) -> Result<DatapathState, DatapathError> {
+        Ok(DatapathState {
+            networks: collect("networks", &self.networks)?,
+            endpoints: collect("endpoints", &self.endpoints)?,
+            links: collect("links", &self.links)?,
+            peers: collect("peers", &self.peers)?,
+            services: collect("services", &self.services)?,
+            slots: collect("slots", &self.slots)?,
+            backends: collect("backends", &self.backends)?,
+            published: collect("published", &self.published)?,
+            local_addrs: collect("local_addrs", &self.local_addrs)?,
+        })
+    }
+
+    pub(super) fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
+        let (map, outcome) = match op {
+            MapOp::Network(key, value) => ("networks", set(&mut self.networks, key, value)),
+            MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
+            MapOp::Link(key, value) => ("links", set(&mut self.links, key, value)),
+            MapOp::Peer(key, value) => ("peers", set(&mut self.peers, key, value)),
+            MapOp::Service(key, value) => ("services", self.set_service(*key, value)),
+            MapOp::Slot(key, value) => ("slots", set(&mut self.slots, key, value)),
+            MapOp::Backend(key, value) => ("backends", set(&mut self.backends, key, value)),
+            MapOp::Published(key, value) => ("published", set(&mut self.published, key, value)),
+            MapOp::LocalAddr(key, value) => ("local_addrs", set(&mut self.local_addrs, key, value)),
+        };
+        outcome.map_err(|e| {
+            let reason = match errno(&e) {
+                Some(libc::E2BIG) => "the map is full".to_owned(),
+                _ => words(&e),
+            };
+            kernel(format!("write {op:?} to the map {map}"), reason)
+        })
+    }
+
+    /// The cursor is there before the service that uses it, and goes after it.
+    fn set_service(&mut self, number: u32, service: &Option<Service>) -> Result<(), MapError> {
+        if service.is_none() {
+            set(&mut self.services, &number, service)?;
+            return set(&mut self.rr_cursor, &number, &None);
+        }
+        match self.rr_cursor.insert(number, 0, NOEXIST) {
+            Err(e) if errno(&e) != Some(libc::EEXIST) => return Err(e),
+            _ => {}
+        }
+        set(&mut self.services, &number, service)
+    }
+}
+
+/// The maps that the programs write and the agent reads, and `config`.
+pub(super) struct ProgramTables {
+    conntrack: Table<ConntrackKey, Conntrack>,
+    counters: PerCpuArray<MapData, Counter>,
+}
+
+impl ProgramTables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self { conntrack: take(ebpf, "conntrack")?, counters: take(ebpf, "counters")? })
+    }
+
+    pub(super) fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
+        let sum = |reason: &Reason| {
+            let values = self
+                .counters
+                .get(&(*reason as u32), 0)
+                .map_err(|e| kernel("read the map counters", words(&e)))?;
+            let add = |sum: Counter, cpu: &Counter| Counter {
+                packets: sum.packets.wrapping_add(cpu.packets),
+                bytes: sum.bytes.wrapping_add(cpu.bytes),
+            };
+            Ok((*reason, values.iter().fold(Counter::default(), add)))
+        };
+        Reason::ALL.iter().map(sum).collect()
+    }
+
+    /// Entries come and go while they are listed. When the one that the walk stands on goes, the
+    /// kernel starts the walk again, so entries are told apart by their keys, and a walk that only
+    /// repeats itself is given up.
+    pub(super) fn conntrack(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
+        let mut seen = HashSet::new();
+        let mut entries = Vec::new();
+        for entry in self.conntrack.iter().take(limit.saturating_mul(4)) {
+            if entries.len() == limit {
+                break;
+            }
+            let entry = entry.map_err(|e| kernel("read the map conntrack", words(&e)))?;
+            if seen.insert(entry.0) {
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Takes the map `config`.
+pub(super) fn take_config(ebpf: &mut Ebpf) -> Result<Array<MapData, Config>, DatapathError> {
+    take(ebpf, "config")
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &str,
+) -> Result<T, DatapathError> {
+    let map = ebpf.take_map(name).ok_or_else(|| missing("map", name))?;
+    T::try_from(map).map_err(|e| kernel(format!("open the map {name}"), words(&e)))
+}
+
+fn collect<K: Pod + Ord, V: Pod>(
+    name: &str,
+    map: &Table<K, V>,
+) -> Result<BTreeMap<K, V>, DatapathError> {
+    let entries = map.iter().collect::<Result<BTreeMap<K, V>, MapError>>();
+    entries.map_err(|e| kernel(format!("read the map {name}"), words(&e)))
+}
+
+fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Result<(), MapError> {
+    match value {
+        Some(value) => map.insert(key, value, 0),
+        None => match map.remove(key) {
+            Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
+            outcome => outcome,
+        },
+    }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(e) => e.io_error.raw_os_error(),
+        MapError::KeyNotFound => Some(libc::ENOENT),
+        _ => None,
+    }
+}

@@ -1,0 +1,317 @@
+//! [`Datapath`] as tables in memory, for tests of the controller: any call can be made to fail.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use overlay_common::{
+    Reason,
+    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor},
+};
+
+use super::{Datapath, DatapathError, DatapathState, MapOp, XdpMode};
+
+/// The calls of [`Datapath`], to say which one shall fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DatapathCall {
+    /// [`Datapath::set_config`]
+    SetConfig,
+    /// [`Datapath::read`]
+    Read,
+    /// One operation of [`Datapath::apply`]: those before it are done.
+    Apply,
+    /// [`Datapath::attach_container`]
+    AttachContainer,
+    /// [`Datapath::attach_underlay`]
+    AttachUnderlay,
+    /// [`Datapath::attach_sockets`]
+    AttachSockets,
+    /// [`Datapath::detach`]
+    Detach,
+    /// [`Datapath::attachments`]
+    Attachments,
+    /// [`Datapath::counters`]
+    Counters,
+    /// [`Datapath::conntrack`]
+    Conntrack,
+}
+
+/// A call that fails: how many go well first, and how many fail then.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    after: usize,
+    times: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kernel {
+    config: Config,
+    state: DatapathState,
+    cursors: BTreeMap<u32, Cursor>,
+    applied: Vec<MapOp>,
+    containers: Vec<String>,
+    underlay: Option<(String, XdpMode)>,
+    cgroup: Option<PathBuf>,
+    counters: BTreeMap<Reason, Counter>,
+    conntrack: Vec<(ConntrackKey, Conntrack)>,
+    failures: BTreeMap<DatapathCall, Failure>,
+}
+
+impl Kernel {
+    fn check(&mut self, call: DatapathCall) -> Result<(), DatapathError> {
+        let Some(failure) = self.failures.get_mut(&call) else { return Ok(()) };
+        if failure.after > 0 {
+            failure.after -= 1;
+            return Ok(());
+        }
+        if failure.times == 0 {
+            return Ok(());
+        }
+        if failure.times != usize::MAX {
+            failure.times -= 1;
+        }
+        let action = format!("{call:?}");
+        Err(DatapathError::Kernel { action, reason: "made to fail by the test".to_owned() })
+    }
+
+    fn apply(&mut self, op: &MapOp) {
+        let state = &mut self.state;
+        match op {
+            MapOp::Network(key, value) => set(&mut state.networks, *key, *value),
+            MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
+            MapOp::Link(key, value) => set(&mut state.links, *key, *value),
+            MapOp::Peer(key, value) => set(&mut state.peers, *key, *value),
+            MapOp::Service(key, value) => {
+                set(&mut state.services, *key, *value);
+                let cursor = value.map(|_| self.cursors.get(key).copied().unwrap_or_default());
+                set(&mut self.cursors, *key, cursor);
+            }
+            MapOp::Slot(key, value) => set(&mut state.slots, *key, *value),
+            MapOp::Backend(key, value) => set(&mut state.backends, *key, *value),
+            MapOp::Published(key, value) => set(&mut state.published, *key, *value),
+            MapOp::LocalAddr(key, value) => set(&mut state.local_addrs, *key, *value),
+        }
+        self.applied.push(op.clone());
+    }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// A datapath in memory. Clones share their state, so a test keeps one and gives one away; a clone
+/// given to a second agent is what a restart finds pinned.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDatapath {
+    kernel: Arc<Mutex<Kernel>>,
+}
+
+impl MemoryDatapath {
+    /// An empty datapath.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes calls fail: `after` go well first, then `times` fail; `usize::MAX` fails until
+    /// [`MemoryDatapath::heal`].
+    pub fn fail(&self, call: DatapathCall, after: usize, times: usize) {
+        self.kernel().failures.insert(call, Failure { after, times });
+    }
+
+    /// Ends the failures of a call.
+    pub fn heal(&self, call: DatapathCall) {
+        self.kernel().failures.remove(&call);
+    }
+
+    /// The tables now.
+    pub fn state(&self) -> DatapathState {
+        self.kernel().state.clone()
+    }
+
+    /// Replaces the tables, as if an earlier process had left them.
+    pub fn set_state(&self, state: DatapathState) {
+        let mut kernel = self.kernel();
+        kernel.cursors = state.services.keys().map(|number| (*number, 0)).collect();
+        kernel.state = state;
+    }
+
+    /// The config now.
+    pub fn config(&self) -> Config {
+        self.kernel().config
+    }
+
+    /// Every operation applied so far, in order; the list starts anew with each call.
+    pub fn take_applied(&self) -> Vec<MapOp> {
+        std::mem::take(&mut self.kernel().applied)
+    }
+
+    /// Interfaces with `from_container`.
+    pub fn containers(&self) -> Vec<String> {
+        self.kernel().containers.clone()
+    }
+
+    /// The underlay interface and its XDP mode.
+    pub fn underlay(&self) -> Option<(String, XdpMode)> {
+        self.kernel().underlay.clone()
+    }
+
+    /// The cgroup of the socket programs.
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        self.kernel().cgroup.clone()
+    }
+
+    /// Advances a service's cursor, as the programs do for each new flow. False when there is none.
+    pub fn advance_cursor(&self, service: u32) -> bool {
+        let mut kernel = self.kernel();
+        let cursor = kernel.cursors.get_mut(&service);
+        cursor.is_some_and(|cursor| {
+            *cursor = cursor.wrapping_add(1);
+            true
+        })
+    }
+
+    /// A service's cursor.
+    pub fn cursor(&self, service: u32) -> Option<Cursor> {
+        self.kernel().cursors.get(&service).copied()
+    }
+
+    /// Sets a counter.
+    pub fn set_counter(&self, reason: Reason, counter: Counter) {
+        self.kernel().counters.insert(reason, counter);
+    }
+
+    /// Adds a conntrack entry.
+    pub fn add_conntrack(&self, key: ConntrackKey, entry: Conntrack) {
+        self.kernel().conntrack.push((key, entry));
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        // A panic elsewhere is reported there; the tables are whole after every call.
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, call: DatapathCall) -> Result<MutexGuard<'_, Kernel>, DatapathError> {
+        let mut kernel = self.kernel();
+        kernel.check(call)?;
+        Ok(kernel)
+    }
+}
+
+impl Datapath for MemoryDatapath {
+    fn set_config(&self, config: &Config) -> Result<(), DatapathError> {
+        self.enter(DatapathCall::SetConfig)?.config = *config;
+        Ok(())
+    }
+
+    fn read(&self) -> Result<DatapathState, DatapathError> {
+        Ok(self.enter(DatapathCall::Read)?.state.clone())
+    }
+
+    fn apply(&self, ops: &[MapOp]) -> Result<(), DatapathError> {
+        let mut kernel = self.kernel();
+        for op in ops {
+            kernel.check(DatapathCall::Apply)?;
+            kernel.apply(op);
+        }
+        Ok(())
+    }
+
+    fn attach_container(&self, iface: &str) -> Result<(), DatapathError> {
+        let mut kernel = self.enter(DatapathCall::AttachContainer)?;
+        if !kernel.containers.iter().any(|name| name == iface) {
+            kernel.containers.push(iface.to_owned());
+        }
+        Ok(())
+    }
+
+    fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError> {
+        let mut kernel = self.enter(DatapathCall::AttachUnderlay)?;
+        // As on a veth.
+        let mode = if xdp == XdpMode::Auto { XdpMode::Off } else { xdp };
+        kernel.underlay = Some((iface.to_owned(), mode));
+        Ok(mode)
+    }
+
+    fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
+        self.enter(DatapathCall::AttachSockets)?.cgroup = Some(cgroup.to_owned());
+        Ok(())
+    }
+
+    fn detach(&self, iface: &str) -> Result<(), DatapathError> {
+        let mut kernel = self.enter(DatapathCall::Detach)?;
+        kernel.containers.retain(|name| name != iface);
+        kernel.underlay.take_if(|(name, _)| name == iface);
+        Ok(())
+    }
+
+    fn attachments(&self) -> Result<Vec<String>, DatapathError> {
+        let kernel = self.enter(DatapathCall::Attachments)?;
+        let underlay = kernel.underlay.iter().map(|(name, _)| name);
+        let mut names: Vec<String> = kernel.containers.iter().chain(underlay).cloned().collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
+        let kernel = self.enter(DatapathCall::Counters)?;
+        let value = |reason: &Reason| kernel.counters.get(reason).copied().unwrap_or_default();
+        Ok(Reason::ALL.iter().map(|reason| (*reason, value(reason))).collect())
+    }
+
+    fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
+        let kernel = self.enter(DatapathCall::Conntrack)?;
+        Ok(kernel.conntrack.iter().take(limit).copied().collect())
+    }
+
+    fn tc_flavour(&self) -> &'static str {
+        "memory"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::maps::{Network, Service};
+
+    use super::*;
+    use crate::datapath::diff;
+
+    #[test]
+    fn what_the_diff_says_leads_from_one_state_to_the_other() {
+        let datapath = MemoryDatapath::new();
+        let mut wanted = DatapathState::default();
+        wanted.networks.insert(4097, Network { mtu: 1450, ..Network::default() });
+        wanted.services.insert(7, Service { vni: 4097, slots: 2, ..Service::default() });
+        datapath.apply(&diff(&datapath.state(), &wanted)).expect("applied");
+        assert_eq!(datapath.read().expect("read"), wanted);
+        datapath.apply(&diff(&wanted, &DatapathState::default())).expect("applied");
+        assert_eq!(datapath.state(), DatapathState::default());
+        assert_eq!(datapath.cursor(7), None, "the cursor goes with its service");
+    }
+
+    #[test]
+    fn a_changed_service_keeps_its_cursor() {
+        let datapath = MemoryDatapath::new();
+        let service = |slots| Some(Service { slots, ..Service::default() });
+        datapath.apply(&[MapOp::Service(7, service(1))]).expect("applied");
+        assert!(datapath.advance_cursor(7));
+        datapath.apply(&[MapOp::Service(7, service(2))]).expect("applied");
+        assert_eq!(datapath.cursor(7), Some(1));
+    }
+
+    #[test]
+    fn a_failing_operation_leaves_those_before_it_done() {
+        let datapath = MemoryDatapath::new();
+        let network = |vni| MapOp::Network(vni, Some(Network::default()));
+        datapath.fail(DatapathCall::Apply, 1, 1);
+        assert!(datapath.apply(&[network(1), network(2), network(3)]).is_err());
+        assert_eq!(datapath.take_applied(), vec![network(1)]);
+        datapath.apply(&[network(2), network(3)]).expect("the failure has worn off");
+        assert_eq!(datapath.state().networks.len(), 3);
+    }
+}

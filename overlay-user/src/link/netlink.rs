@@ -1,0 +1,149 @@
+//! [`Links`] on the real kernel.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use super::{
+    EndpointLink, HostLink, LinkError, Links, UnderlayFacts, endpoint, host, listen,
+    netns::{Namespace, kernel},
+    rtnl::Rtnl,
+};
+
+/// [`Links`] over netlink. It works in the namespace of the thread that made it, whichever thread
+/// uses it, and needs a tokio runtime around its calls.
+#[derive(Debug)]
+pub struct NetlinkLinks {
+    home: Namespace,
+}
+
+impl NetlinkLinks {
+    /// Links of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// [`LinkError::Kernel`] when /proc is not mounted.
+    pub fn new() -> Result<Self, LinkError> {
+        Ok(Self { home: Namespace::current()? })
+    }
+}
+
+impl Links for NetlinkLinks {
+    async fn underlay(&self, iface: &str) -> Result<UnderlayFacts, LinkError> {
+        let device = Rtnl::open(&self.home)?.device(iface).await?;
+        let device = device.ok_or_else(|| LinkError::NoInterface(iface.to_owned()))?;
+        let Some(mac) = device.mac.filter(|_| device.ethernet) else {
+            return Err(kernel(
+                format!("use {iface} as the underlay"),
+                "it is no Ethernet interface; choose one with a MAC address (--iface)",
+            ));
+        };
+        Ok(UnderlayFacts { ifindex: device.index, mac, mtu: device.mtu })
+    }
+
+    async fn interface_with(&self, address: Ipv4Addr) -> Result<Option<String>, LinkError> {
+        let rtnl = Rtnl::open(&self.home)?;
+        let addresses = rtnl.addresses().await?;
+        let Some((index, _)) = addresses.iter().find(|(_, net)| net.addr() == address) else {
+            return Ok(None);
+        };
+        let devices = rtnl.devices().await?;
+        Ok(devices.into_iter().find(|d| d.index == *index).map(|d| d.name))
+    }
+
+    /// Loopback addresses are left out: a packet from outside never has one, and for sockets of
+    /// the host 127.0.0.0/8 is always local.
+    async fn addresses(&self, not_on: &[&str]) -> Result<Vec<Ipv4Addr>, LinkError> {
+        let rtnl = Rtnl::open(&self.home)?;
+        let mut excluded = rtnl.devices().await?;
+        excluded.retain(|d| not_on.contains(&d.name.as_str()));
+        let addresses = rtnl.addresses().await?.into_iter();
+        let mut addresses: Vec<Ipv4Addr> = addresses
+            .filter(|(index, net)| {
+                !net.addr().is_loopback() && !excluded.iter().any(|d| d.index == *index)
+            })
+            .map(|(_, net)| net.addr())
+            .collect();
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    async fn ensure_vxlan(&self, name: &str, port: u16) -> Result<u32, LinkError> {
+        host::ensure_vxlan(&self.home, name, port).await
+    }
+
+    async fn ensure_host_link(&self, link: &HostLink) -> Result<u32, LinkError> {
+        host::ensure_host_link(&self.home, link).await
+    }
+
+    async fn ensure_endpoint_link(&self, link: &EndpointLink) -> Result<u32, LinkError> {
+        endpoint::ensure(&self.home, link).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), LinkError> {
+        let rtnl = Rtnl::open(&self.home)?;
+        match rtnl.device(name).await? {
+            Some(device) => rtnl.delete(&device).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, u32)>, LinkError> {
+        let devices = Rtnl::open(&self.home)?.devices().await?;
+        let named = devices.into_iter().filter(|d| d.name.starts_with(prefix));
+        let mut named: Vec<(String, u32)> = named.map(|d| (d.name, d.index)).collect();
+        named.sort();
+        Ok(named)
+    }
+
+    fn listens(&self, netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkError> {
+        listen::listens(netns, ports)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::testing::{TestNetns, is_root};
+
+    #[test]
+    fn the_underlay_and_the_hosts_addresses_are_found() {
+        if !is_root("making interfaces") {
+            return;
+        }
+        let host = TestNetns::new();
+        host.command("ip link add eth7 address 02:00:00:00:00:07 mtu 1400 type veth peer name x");
+        host.command("ip addr add 192.0.2.10/24 dev eth7");
+        host.command("ip addr add 192.0.2.99/24 dev x");
+        host.command("ip addr add 127.0.0.1/8 dev lo");
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("an address");
+        host.block_on(async {
+            let links = NetlinkLinks::new().expect("links");
+            let facts = links.underlay("eth7").await.expect("found");
+            assert_eq!((facts.mac.to_string().as_str(), facts.mtu), ("02:00:00:00:00:07", 1400));
+            for missing in ["eth8", "", "an-interface-name-too-long"] {
+                let outcome = links.underlay(missing).await;
+                assert!(matches!(outcome, Err(LinkError::NoInterface(_))), "{outcome:?}");
+            }
+            let loopback = links.underlay("lo").await;
+            assert!(matches!(loopback, Err(LinkError::Kernel { .. })), "no Ethernet: {loopback:?}");
+            let found = links.interface_with(ip("192.0.2.10")).await.expect("asked");
+            assert_eq!(found.as_deref(), Some("eth7"));
+            assert_eq!(links.interface_with(ip("192.0.2.11")).await.expect("asked"), None);
+            let all = links.addresses(&["x"]).await.expect("listed");
+            assert_eq!(all, vec![ip("192.0.2.10")]);
+            assert_eq!(links.addresses(&[]).await.expect("listed").len(), 2);
+        });
+    }
+
+    #[test]
+    fn links_work_in_the_namespace_they_were_made_in() {
+        if !is_root("making interfaces") {
+            return;
+        }
+        let host = TestNetns::new();
+        let links = host.run(|| NetlinkLinks::new().expect("links"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let listed = runtime.block_on(links.list("")).expect("listed");
+        assert_eq!(listed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["lo"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! Joining: the token says which CA to trust, the answer is a certificate.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use super::{connection::Connection, remote::split};
+use crate::{
+    api::{ApiError, Join, Joined, Request},
+    manager::error::{invalid, unauthenticated},
+    pki::{JoinToken, NodeKey, NodePki, fingerprint, pinned_client_config},
+};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a new node says of itself.
+#[derive(Clone, Debug)]
+pub struct JoinRequest {
+    /// Its name.
+    pub name: String,
+    /// Its VTEP.
+    pub data_path_addr: Ipv4Addr,
+}
+
+/// Joins the cluster of a manager with a token. The key is made here and stays here; the secret of
+/// the token is sent only to a manager whose CA has the token's digest.
+///
+/// # Errors
+/// `Invalid` for a malformed token, `Unauthenticated` for a wrong or expired one or a manager of
+/// another cluster, `Unavailable` when the manager does not answer, `Conflict` when name or address
+/// are taken.
+pub async fn join(
+    manager: SocketAddr,
+    token: &str,
+    join: JoinRequest,
+) -> Result<(Joined, NodePki), ApiError> {
+    let token: JoinToken = token.parse().map_err(|e: crate::pki::TokenError| {
+        invalid(e.to_string()).hint("`overlay token create` on the manager prints one")
+    })?;
+    let tls = pinned_client_config(&token.ca_digest)?;
+    let key = NodeKey::generate()?;
+    let request = Request::Join(Join {
+        secret: token.credential(),
+        name: join.name,
+        data_path_addr: join.data_path_addr,
+        csr_pem: key.csr_pem,
+    });
+    let (method, params) = split(&request)?;
+    let mut connection = Connection::open(manager, &tls).await?;
+    let joined: Joined = connection.post(&method, params, ANSWER_TIMEOUT).await?;
+    if fingerprint(&joined.ca_pem)? != token.ca_digest {
+        return Err(unauthenticated(format!(
+            "the manager at {manager} answered with a CA that the token does not name"
+        )));
+    }
+    let pki = NodePki {
+        ca_pem: joined.ca_pem.clone(),
+        cert_pem: joined.certificate_pem.clone(),
+        key_pem: key.key_pem,
+    };
+    // Fails if the certificate is not for our key.
+    pki.client_config()?;
+    Ok((joined, pki))
+}

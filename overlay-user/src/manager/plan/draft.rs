@@ -1,0 +1,157 @@
+//! A transaction in the making: what it allocated so far is taken for the rest of it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::Ipv4Addr,
+};
+
+use jiff::Timestamp;
+use overlay_common::INGRESS_VNI;
+
+use super::ipam;
+use crate::{
+    api::ApiError,
+    manager::error::{conflict, exhausted, internal, invalid},
+    model::{Change, Cluster, ClusterState, Id, Kind, Network, Object},
+};
+
+/// Highest VNI: 24 bits (RFC 7348, section 5).
+pub(in crate::manager) const MAX_VNI: u32 = (1 << 24) - 1;
+
+/// Numbers in the maps end here: the agent uses the top bit for host-mode ports.
+const MAX_NUMBER: u32 = (1 << 31) - 1;
+
+/// A transaction in the making.
+pub(in crate::manager) struct Draft<'a> {
+    /// The state it starts from.
+    pub state: &'a ClusterState,
+    /// When it is made.
+    pub now: Timestamp,
+    cluster: Cluster,
+    /// Networks made or changed by it.
+    networks: BTreeMap<Id, Network>,
+    /// Addresses in use by network and, on node-local networks, node.
+    used: HashMap<(Id, Option<Id>), HashSet<u32>>,
+    changes: Vec<Change>,
+}
+
+impl<'a> Draft<'a> {
+    /// Starts from a state that has a cluster.
+    pub fn new(state: &'a ClusterState, now: Timestamp) -> Result<Self, ApiError> {
+        let cluster = state.cluster.clone().ok_or_else(|| {
+            internal("the store holds no cluster").hint("make one with `overlay init`")
+        })?;
+        Ok(Self {
+            state,
+            now,
+            cluster,
+            networks: BTreeMap::new(),
+            used: HashMap::new(),
+            changes: Vec::new(),
+        })
+    }
+
+    /// The cluster, with the counters as they are by now.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// A new number for the maps.
+    pub fn number(&mut self) -> Result<u32, ApiError> {
+        let number = self.cluster.next_number;
+        if number > MAX_NUMBER {
+            return Err(exhausted(format!(
+                "all {MAX_NUMBER} numbers for services and backends were used up"
+            ))
+            .hint("move to a new cluster with `overlay init`"));
+        }
+        self.cluster.next_number += 1;
+        Ok(number)
+    }
+
+    /// A VNI that no network has, in series, so that a freed one rests.
+    pub fn vni(&mut self) -> Result<u32, ApiError> {
+        let taken: HashSet<u32> = self.state.networks.values().map(|n| n.vni).collect();
+        let first = INGRESS_VNI + 1;
+        let start = self.cluster.next_vni.clamp(first, MAX_VNI);
+        let vni = (start..=MAX_VNI).chain(first..start).find(|vni| !taken.contains(vni));
+        let vni = vni.ok_or_else(|| {
+            exhausted(format!("every VNI from {first} to {MAX_VNI} is in use"))
+                .hint("remove networks that are not needed with `overlay network rm`")
+        })?;
+        self.cluster.next_vni = if vni == MAX_VNI { first } else { vni + 1 };
+        Ok(vni)
+    }
+
+    /// Makes a network part of the transaction.
+    pub fn put_network(&mut self, network: Network) {
+        self.networks.insert(network.id.clone(), network);
+    }
+
+    /// A network as it is by now.
+    pub fn network(&self, id: &Id) -> Result<&Network, ApiError> {
+        self.networks.get(id).or_else(|| self.state.networks.get(id)).ok_or_else(|| {
+            internal(format!("the state refers to network {id}, which does not exist"))
+        })
+    }
+
+    /// The next free address of a network. `node` matters on node-local networks only.
+    pub fn allocate(&mut self, network: &Id, node: &Id) -> Result<Ipv4Addr, ApiError> {
+        let mut network = self.network(network)?.clone();
+        let used = self.used(&network, node);
+        let Some(address) = ipam::next_free(&network, used) else {
+            return Err(ipam::exhausted_error(self.state, &network, node));
+        };
+        used.insert(address.to_bits());
+        network.next_address = ipam::after(&network, address);
+        self.networks.insert(network.id.clone(), network);
+        Ok(address)
+    }
+
+    /// Takes a certain address of a network.
+    pub fn reserve(&mut self, network: &Id, node: &Id, ip: Ipv4Addr) -> Result<(), ApiError> {
+        let network = self.network(network)?.clone();
+        if !ipam::usable(network.subnet).contains(&ip.to_bits()) {
+            return Err(invalid(format!(
+                "address {ip} is not one for hosts in network {} ({})",
+                network.name, network.subnet
+            )));
+        }
+        if !self.used(&network, node).insert(ip.to_bits()) {
+            let by = ipam::user_of(self.state, &network, node, ip)
+                .unwrap_or_else(|| "this request".to_owned());
+            return Err(conflict(format!(
+                "address {ip} of network {} is in use by {by}",
+                network.name
+            ))
+            .hint("choose another one, or leave out --ip for the next free one"));
+        }
+        Ok(())
+    }
+
+    fn used(&mut self, network: &Network, node: &Id) -> &mut HashSet<u32> {
+        let node = network.is_local().then(|| node.clone());
+        let state = self.state;
+        self.used
+            .entry((network.id.clone(), node.clone()))
+            .or_insert_with(|| ipam::used(state, network, node.as_ref()))
+    }
+
+    /// Adds a write.
+    pub fn put(&mut self, object: Object) {
+        self.changes.push(Change::Put(object));
+    }
+
+    /// Adds a removal.
+    pub fn delete(&mut self, kind: Kind, id: &Id) {
+        self.changes.push(Change::Delete { kind, id: id.clone() });
+    }
+
+    /// The transaction: cluster and networks first, then the rest in its order.
+    pub fn finish(self) -> super::Plan {
+        let cluster = (self.state.cluster.as_ref() != Some(&self.cluster))
+            .then_some(Change::Put(Object::Cluster(self.cluster)));
+        let networks = self.networks.into_values().map(|n| Change::Put(Object::Network(n)));
+        cluster.into_iter().chain(networks).chain(self.changes).collect::<Vec<_>>().into()
+    }
+}

@@ -1,0 +1,192 @@
+//! Nodes: joining, draining, leaving, and being silent.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use jiff::Timestamp;
+
+use super::{Planned, draft::Draft, endpoint};
+use crate::{
+    api::{ApiError, Join, Joined, NodeRemove, NodeUpdate},
+    manager::error::{conflict, invalid, not_found},
+    model::{Availability, ClusterState, Id, Kind, Node, NodeState, Object, Role, check_name},
+    pki::{Authority, CertificateFor},
+};
+
+/// Takes a node in. Its token has been checked. The node is down until its agent reports.
+///
+/// A down node with the same data-path address is replaced: its host was set up anew, or the
+/// address was given to another one, and two nodes cannot share a VTEP.
+pub(in crate::manager) fn join(
+    state: &ClusterState,
+    request: &Join,
+    authority: &Authority,
+    now: Timestamp,
+) -> Planned<Joined> {
+    check_name("node", &request.name)?;
+    check_data_path_addr(request.data_path_addr)?;
+    let in_subnet = |n: &&crate::model::Network| n.subnet.contains(&request.data_path_addr);
+    if let Some(network) = state.networks.values().find(in_subnet) {
+        return Err(conflict(format!(
+            "data-path address {} lies in subnet {} of network {}",
+            request.data_path_addr, network.subnet, network.name
+        ))
+        .hint("use another --data-path-addr, or recreate the network with another subnet"));
+    }
+    let replaced = replaced(state, request)?;
+
+    let mut draft = Draft::new(state, now)?;
+    if let Some(node) = replaced {
+        delete(&mut draft, node);
+    }
+    let id = Id::random();
+    let ingress_ip = match state.ingress() {
+        Some(ingress) => draft.allocate(&ingress.id, &id)?,
+        None => Ipv4Addr::UNSPECIFIED,
+    };
+    let addresses = [IpAddr::V4(request.data_path_addr)];
+    let subject = CertificateFor { node: &id, role: Role::Agent, addresses: &addresses };
+    let certificate_pem = authority.sign(&request.csr_pem, subject)?;
+    let node = Node {
+        id,
+        name: request.name.clone(),
+        role: Role::Agent,
+        created: now,
+        data_path_addr: request.data_path_addr,
+        api_addr: None,
+        ingress_ip,
+        state: NodeState::Down,
+        availability: Availability::Active,
+    };
+    draft.put(Object::Node(node.clone()));
+    let joined = Joined {
+        node,
+        certificate_pem,
+        ca_pem: authority.certificate_pem.clone(),
+        data_path_port: draft.cluster().data_path_port,
+    };
+    Ok((draft.finish(), joined))
+}
+
+/// Refuses what cannot be a VTEP.
+pub(in crate::manager) fn check_data_path_addr(address: Ipv4Addr) -> Result<(), ApiError> {
+    if address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_broadcast()
+    {
+        return Err(invalid(format!(
+            "data-path address {address} is not one that other hosts can reach"
+        ))
+        .hint("give the host's own address with --data-path-addr or --iface"));
+    }
+    Ok(())
+}
+
+/// The down node that the new one takes the place of; refuses names and addresses in use.
+fn replaced<'a>(state: &'a ClusterState, request: &Join) -> Result<Option<&'a Node>, ApiError> {
+    let same_address = state.nodes.values().find(|n| n.data_path_addr == request.data_path_addr);
+    if let Some(node) = same_address
+        && (node.state == NodeState::Ready || node.role == Role::Manager)
+    {
+        return Err(conflict(format!(
+            "data-path address {} is that of node {}, which is in the cluster",
+            request.data_path_addr, node.name
+        ))
+        .hint(format!(
+            "if that host is gone, run `overlay node rm --force {}` on the manager",
+            node.name
+        )));
+    }
+    let same_name = state.nodes.values().find(|n| n.name == request.name);
+    match same_name {
+        Some(node) if same_address.is_none_or(|other| other.id != node.id) => {
+            Err(conflict(format!(
+                "a node named {} ({}) is in the cluster already",
+                node.name, node.data_path_addr
+            ))
+            .hint(format!(
+                "give another --name, or run `overlay node rm {}` on the manager",
+                node.name
+            )))
+        }
+        _ => Ok(same_address),
+    }
+}
+
+/// Sets whether a node's backends take new flows.
+pub(in crate::manager) fn update(
+    state: &ClusterState,
+    request: &NodeUpdate,
+    now: Timestamp,
+) -> Planned<Node> {
+    let before = find(state, &request.reference)?;
+    let node = Node { availability: request.availability, ..before.clone() };
+    let mut draft = Draft::new(state, now)?;
+    if node != *before {
+        draft.put(Object::Node(node.clone()));
+    }
+    Ok((draft.finish(), node))
+}
+
+/// Removes a node with its endpoints. `by_itself` when the node asks: then it may be ready.
+pub(in crate::manager) fn remove(
+    state: &ClusterState,
+    request: &NodeRemove,
+    by_itself: bool,
+    now: Timestamp,
+) -> Planned<Node> {
+    let node = find(state, &request.reference)?.clone();
+    if node.state == NodeState::Ready && !request.force && !by_itself {
+        return Err(conflict(format!(
+            "node {} is ready: its host is part of the cluster",
+            node.name
+        ))
+        .hint(format!(
+            "run `overlay leave` on that host, or give --force if it must go (`overlay node rm \
+                 --force {}`)",
+            node.name
+        )));
+    }
+    let managers = state.nodes.values().filter(|n| n.role == Role::Manager).count();
+    if node.role == Role::Manager && managers == 1 && !request.force {
+        return Err(conflict(format!(
+            "node {} is the last manager: without it nothing in the cluster can be changed",
+            node.name
+        ))
+        .hint("give --force to give up the cluster"));
+    }
+    let mut draft = Draft::new(state, now)?;
+    delete(&mut draft, &node);
+    Ok((draft.finish(), node))
+}
+
+fn delete(draft: &mut Draft<'_>, node: &Node) {
+    for endpoint in draft.state.endpoints.values().filter(|e| e.node == node.id) {
+        endpoint::delete(draft, endpoint);
+    }
+    draft.delete(Kind::Node, &node.id);
+}
+
+/// Marks nodes ready or down; those that are gone or marked already are left alone.
+pub(in crate::manager) fn mark(
+    state: &ClusterState,
+    nodes: &[Id],
+    mark: NodeState,
+    now: Timestamp,
+) -> Planned<()> {
+    let mut draft = Draft::new(state, now)?;
+    for node in nodes.iter().filter_map(|id| state.nodes.get(id)).filter(|n| n.state != mark) {
+        draft.put(Object::Node(Node { state: mark, ..node.clone() }));
+    }
+    Ok((draft.finish(), ()))
+}
+
+/// The node meant, or a clear refusal.
+pub(in crate::manager) fn find<'a>(
+    state: &'a ClusterState,
+    reference: &str,
+) -> Result<&'a Node, ApiError> {
+    state.node(reference).ok_or_else(|| {
+        not_found(format!("there is no node {reference:?}")).hint("`overlay node ls` lists them")
+    })
+}

@@ -1,0 +1,10 @@
+//! The rules, one file per noun, and random sequences of operations.
+
+mod endpoint;
+mod init;
+mod ipam;
+mod network;
+mod node;
+mod port;
+mod random;
+mod service;

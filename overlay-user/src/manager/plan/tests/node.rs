@@ -1,0 +1,123 @@
+//! Nodes.
+
+use jiff::Timestamp;
+
+use super::super::{
+    node,
+    testing::{World, ports, refused},
+};
+use crate::{
+    api::{EndpointCreate, ErrorCode, NodeRemove, NodeUpdate},
+    model::{Availability, NodeState, Role},
+};
+
+fn world() -> World {
+    let mut world = World::new();
+    world.mark("h1", NodeState::Ready);
+    world.join("h2", "172.16.1.11").expect("joined");
+    world
+}
+
+#[test]
+fn a_joining_node_is_an_agent_down_until_heard_of_with_an_ingress_address() {
+    let mut world = world();
+    let h3 = world.join("h3", "172.16.1.12").expect("joined");
+    assert_eq!((h3.role, h3.state), (Role::Agent, NodeState::Down));
+    assert_eq!((h3.ingress_ip.to_string().as_str(), h3.api_addr), ("10.255.0.4", None));
+}
+
+#[test]
+fn names_and_addresses_of_nodes_are_unique() {
+    let mut world = world();
+    world.mark("h2", NodeState::Ready);
+    refused(world.join("h2", "172.16.1.12"), ErrorCode::Conflict, &["h2", "node rm h2"]);
+    refused(
+        world.join("h3", "172.16.1.11"),
+        ErrorCode::Conflict,
+        &["172.16.1.11", "node h2", "--force"],
+    );
+    refused(world.join("h 3", "172.16.1.12"), ErrorCode::Invalid, &["node name"]);
+    for address in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
+        refused(world.join("h3", address), ErrorCode::Invalid, &[address]);
+    }
+    refused(world.join("h3", "10.255.0.9"), ErrorCode::Conflict, &["network ingress"]);
+}
+
+#[test]
+fn a_host_set_up_anew_takes_the_place_of_its_silent_predecessor() {
+    let mut world = world();
+    world.named_network("a");
+    let old = world.node("h2");
+    let alone = EndpointCreate { ports: ports("80:80"), ..world.container("h2", "c1", &["a"]) };
+    world.endpoint(&alone).expect("made");
+    let new = world.join("h2", "172.16.1.11").expect("the same host");
+    assert!(!world.state.nodes.contains_key(&old) && new.id != old);
+    assert!(world.state.endpoints.is_empty() && world.state.services.is_empty());
+    let renamed = world.join("other", "172.16.1.11").expect("the same address, another name");
+    assert_eq!(world.state.nodes.len(), 2);
+    assert_eq!(world.state.node("other").expect("there").id, renamed.id);
+    world.mark("h1", NodeState::Down);
+    refused(world.join("h1", "172.16.1.10"), ErrorCode::Conflict, &["node h1"]);
+}
+
+#[test]
+fn a_full_ingress_network_takes_no_further_node() {
+    let init = super::super::init::InitCluster {
+        ingress_subnet: Some("10.77.0.0/30".parse().expect("a subnet")),
+        ..super::super::testing::init_request()
+    };
+    let mut world = World::with(&init);
+    refused(world.join("h2", "172.16.1.11"), ErrorCode::Exhausted, &["ingress", "1 by nodes"]);
+    assert_eq!(world.state.nodes.len(), 1);
+}
+
+#[test]
+fn draining_a_node_is_noted_once() {
+    let mut world = world();
+    let request = NodeUpdate { reference: "h2".to_owned(), availability: Availability::Drain };
+    let planned = node::update(&world.state, &request, Timestamp::now());
+    assert_eq!(world.plan(planned).expect("updated").availability, Availability::Drain);
+    let (plan, _) = node::update(&world.state, &request, Timestamp::now()).expect("answered");
+    assert!(plan.is_empty());
+    let nobody = NodeUpdate { reference: "h9".to_owned(), ..request };
+    let result = node::update(&world.state, &nobody, Timestamp::now());
+    refused(result, ErrorCode::NotFound, &["h9", "node ls"]);
+}
+
+#[test]
+fn a_removed_node_takes_its_endpoints_and_their_ports_with_it() {
+    let mut world = world();
+    world.named_network("a");
+    world.attach("h1", "stays", &["a"]);
+    let alone = EndpointCreate { ports: ports("80:80"), ..world.container("h2", "c1", &["a"]) };
+    world.endpoint(&alone).expect("made");
+    world.mark("h2", NodeState::Ready);
+    refused(world.remove_node("h2", false), ErrorCode::Conflict, &["ready", "overlay leave"]);
+    world.remove_node("h2", true).expect("removed");
+    assert_eq!(world.state.endpoints.len(), 1);
+    assert!(world.state.services.is_empty());
+    world.published("web", &["a"], "80:80").expect("the port is free again");
+}
+
+#[test]
+fn a_node_may_leave_although_ready_but_the_last_manager_only_by_force() {
+    let mut world = world();
+    world.mark("h2", NodeState::Ready);
+    let by_itself = |world: &mut World, name: &str, force| {
+        let request = NodeRemove { reference: name.to_owned(), force };
+        let planned = node::remove(&world.state, &request, true, Timestamp::now());
+        world.plan(planned)
+    };
+    by_itself(&mut world, "h2", false).expect("left");
+    refused(by_itself(&mut world, "h1", false), ErrorCode::Conflict, &["last manager", "--force"]);
+    by_itself(&mut world, "h1", true).expect("left");
+}
+
+#[test]
+fn marking_skips_nodes_that_are_gone_or_marked_already() {
+    let world = world();
+    let ids = [world.node("h1"), world.node("h2"), crate::model::Id::random()];
+    let (plan, ()) =
+        node::mark(&world.state, &ids, NodeState::Ready, Timestamp::now()).expect("planned");
+    assert_eq!(plan.changes.len(), 1, "h1 is ready already: {:?}", plan.changes);
+}

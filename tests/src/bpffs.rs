@@ -1,0 +1,135 @@
+//! What is pinned in a bpffs, and whether the objects behind it still exist.
+
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Where bpffs belongs.
+pub const ROOT: &str = "/sys/fs/bpf";
+
+/// `enum bpf_cmd` of the kernel's uapi/linux/bpf.h.
+const OBJ_GET: libc::c_long = 7;
+const PROG_GET_FD_BY_ID: libc::c_long = 13;
+const MAP_GET_FD_BY_ID: libc::c_long = 14;
+const LINK_GET_FD_BY_ID: libc::c_long = 30;
+
+/// The beginning of `union bpf_attr` for the commands used here, zero-padded.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+struct Attr([u64; 4]);
+
+/// A map, program or link of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A map's id.
+    Map(u32),
+    /// A program's id.
+    Program(u32),
+    /// A link's id.
+    Link(u32),
+}
+
+fn bpf(command: libc::c_long, attr: Attr) -> Result<OwnedFd, Errno> {
+    // SAFETY: `attr` is initialized, lives through the call and is as large as we say; the
+    // commands used here only read it, and a path in it is NUL-terminated by its owner.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(&attr), size_of::<Attr>())
+    };
+    let fd = Errno::result(result)?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Mounts bpffs if it is not.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn ensure_mounted() -> anyhow::Result<()> {
+    let is_bpffs = || statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
+    // Two that mount at once would hide each other's pins; the daemon takes this lock too.
+    let directory = std::fs::File::open(ROOT).context(ROOT)?;
+    directory.lock().context(ROOT)?;
+    if is_bpffs() {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some("bpf"), ROOT, Some("bpf"), flags, Some("mode=0700"));
+    ensure!(mounted.is_ok() || is_bpffs(), "bpffs cannot be mounted at {ROOT}: {mounted:?}");
+    Ok(())
+}
+
+/// The files below a directory.
+pub fn pins(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(pins(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// What is pinned at a path.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn pinned(path: &Path) -> anyhow::Result<Object> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Attr([name.as_ptr() as u64, 0, 0, 0]);
+    let fd = bpf(OBJ_GET, attr).with_context(|| path.display().to_string())?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let field = |name: &str| -> Option<u32> {
+        info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    // A link's fdinfo names its program too.
+    field("link_id:")
+        .map(Object::Link)
+        .or_else(|| field("prog_id:").filter(|_| !info.contains("map_id:")).map(Object::Program))
+        .or_else(|| field("map_id:").map(Object::Map))
+        .with_context(|| format!("{} is neither map, program nor link:\n{info}", path.display()))
+}
+
+/// Everything pinned below a directory.
+///
+/// # Errors
+/// If a pin cannot be opened.
+pub fn objects(dir: &Path) -> anyhow::Result<BTreeSet<Object>> {
+    pins(dir).iter().map(|path| pinned(path)).collect()
+}
+
+/// Whether the kernel still has an object. Ids are not reused before 2^31 objects were made.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn exists(object: Object) -> anyhow::Result<bool> {
+    let (command, id) = match object {
+        Object::Map(id) => (MAP_GET_FD_BY_ID, id),
+        Object::Program(id) => (PROG_GET_FD_BY_ID, id),
+        Object::Link(id) => (LINK_GET_FD_BY_ID, id),
+    };
+    match bpf(command, Attr([u64::from(id), 0, 0, 0])) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        // A link that is just going away cannot be opened any more.
+        Err(Errno::EAGAIN) => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("{object:?}")),
+    }
+}

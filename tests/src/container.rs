@@ -1,0 +1,313 @@
+//! Containers: what `overlay run` makes.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{sys::signal::Signal, unistd::Pid};
+use overlay::api::LocalContainer;
+
+use crate::{
+    binaries,
+    host::Host,
+    place::{Place, log_file, wait_listening},
+    process::{Output, Process},
+    wait::eventually,
+};
+
+/// Exit status of `overlay run` when SIGTERM ended the command.
+const ENDED_BY_SIGTERM: i32 = 128 + Signal::SIGTERM as i32;
+
+/// A container to be run: `overlay run` with these options.
+#[derive(Debug)]
+pub struct ContainerBuilder<'a> {
+    host: &'a Host,
+    name: String,
+    args: Vec<String>,
+    /// False for network modes in which nothing is attached.
+    attached: bool,
+}
+
+impl<'a> ContainerBuilder<'a> {
+    pub(crate) fn new(host: &'a Host, name: &str) -> Self {
+        Self { host, name: name.to_owned(), args: vec![], attached: true }
+    }
+
+    /// `--network`
+    #[must_use]
+    pub fn network(mut self, network: &str) -> Self {
+        if matches!(network, "host" | "none") || network.starts_with("container:") {
+            self.attached = false;
+        }
+        self.option("--network", network)
+    }
+
+    /// `--service`
+    #[must_use]
+    pub fn service(self, service: &str) -> Self {
+        self.option("--service", service)
+    }
+
+    /// `-p`
+    #[must_use]
+    pub fn publish(self, port: &str) -> Self {
+        self.option("-p", port)
+    }
+
+    /// Any other option with a value.
+    #[must_use]
+    pub fn option(mut self, option: &str, value: &str) -> Self {
+        self.args.extend([option.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Runs a program and waits until the container takes flows.
+    ///
+    /// # Errors
+    /// What `overlay run` said.
+    pub fn run<A: AsRef<str>>(self, program: &Path, args: &[A]) -> anyhow::Result<Container> {
+        self.start(program, args, false)
+    }
+
+    /// Runs a program of the testkit and waits until it listens and the container takes flows.
+    ///
+    /// # Errors
+    /// What `overlay run` or the program said.
+    pub fn testkit<A: AsRef<str>>(self, args: &[A]) -> anyhow::Result<Container> {
+        self.start(&binaries::testkit()?, args, true)
+    }
+
+    /// Does nothing: a place to ask from.
+    ///
+    /// # Errors
+    /// What `overlay run` said.
+    pub fn idle(self) -> anyhow::Result<Container> {
+        self.testkit(&["pause"])
+    }
+
+    /// An HTTP responder.
+    ///
+    /// # Errors
+    /// As [`ContainerBuilder::testkit`].
+    pub fn http(self, port: u16) -> anyhow::Result<Container> {
+        self.server("http", port)
+    }
+
+    /// A TCP responder that speaks first.
+    ///
+    /// # Errors
+    /// As [`ContainerBuilder::testkit`].
+    pub fn tcp_id(self, port: u16) -> anyhow::Result<Container> {
+        self.server("tcp-id", port)
+    }
+
+    /// A UDP responder.
+    ///
+    /// # Errors
+    /// As [`ContainerBuilder::testkit`].
+    pub fn udp_echo(self, port: u16) -> anyhow::Result<Container> {
+        self.server("udp-echo", port)
+    }
+
+    /// A receiver of transfers.
+    ///
+    /// # Errors
+    /// As [`ContainerBuilder::testkit`].
+    pub fn bulk_recv(self, port: u16) -> anyhow::Result<Container> {
+        self.testkit(&["bulk-recv", "--port", &port.to_string()])
+    }
+
+    fn server(self, kind: &str, port: u16) -> anyhow::Result<Container> {
+        let (name, host, port) = (self.name.clone(), self.host.name().to_owned(), port.to_string());
+        self.testkit(&[kind, "--name", &name, "--host", &host, "--port", &port])
+    }
+
+    fn start<A: AsRef<str>>(
+        self,
+        program: &Path,
+        args: &[A],
+        listens: bool,
+    ) -> anyhow::Result<Container> {
+        let mut words = vec!["run".to_owned(), "--name".to_owned(), self.name.clone()];
+        words.extend(self.args);
+        words.extend(["--".to_owned(), program.display().to_string()]);
+        words.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        let command = self.host.overlay_command(&words)?;
+        let mut process = Process::spawn(command, &log_file(self.host.logs(), &self.name))?;
+        let pid = command_pid(&mut process)?;
+        if listens {
+            wait_listening(&mut process)?;
+        }
+        let attached = if self.attached { Some(self.host.wait_running(&self.name)?) } else { None };
+        Ok(Container {
+            name: self.name,
+            host: self.host.name().to_owned(),
+            tag: self.host.tag().to_owned(),
+            logs: self.host.logs().to_owned(),
+            process,
+            pid,
+            attached,
+        })
+    }
+}
+
+/// The process that runs the command: the first below `overlay run` that is another program.
+fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
+    let overlay = binaries::overlay()?.canonicalize()?;
+    let root = Pid::from_raw(i32::try_from(run.pid())?);
+    eventually("the command runs", Duration::from_secs(20), || {
+        // One that has ended will not: stop waiting.
+        if let Err(ended) = run.check_running() {
+            return Ok(Err(ended));
+        }
+        match command_of(root, &overlay) {
+            Some(pid) => Ok(Ok(pid)),
+            None => bail!("it printed: {}", run.output().trim_end()),
+        }
+    })?
+}
+
+/// The command itself or what is below: with `--network host`, `overlay run` becomes the command.
+fn command_of(pid: Pid, overlay: &Path) -> Option<Pid> {
+    let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    if executable.ends_with("nsenter") {
+        // On its way to become `overlay`.
+        return None;
+    }
+    if executable != overlay {
+        return Some(pid);
+    }
+    children(pid).into_iter().find_map(|child| command_of(child, overlay))
+}
+
+fn children(parent: Pid) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            // pid (command) state ppid …, where the command may contain anything.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let ppid = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+            ppid.and_then(|ppid| ppid.parse().ok()) == Some(parent.as_raw())
+        })
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// A running container. Its `overlay run` is killed when dropped.
+#[derive(Debug)]
+pub struct Container {
+    name: String,
+    host: String,
+    tag: String,
+    logs: PathBuf,
+    process: Process,
+    pid: Pid,
+    attached: Option<LocalContainer>,
+}
+
+impl Place for Container {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    fn enter(&self) -> Vec<String> {
+        let pid = self.pid;
+        vec![format!("--net=/proc/{pid}/ns/net"), format!("--mount=/proc/{pid}/ns/mnt")]
+    }
+
+    fn logs(&self) -> &Path {
+        &self.logs
+    }
+}
+
+impl Container {
+    /// Name of its host.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Process id of its command.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Its address on the first network.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn ip(&self) -> anyhow::Result<Ipv4Addr> {
+        self.ip_on(0)
+    }
+
+    /// Its address on network `index` of those it was given.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn ip_on(&self, index: usize) -> anyhow::Result<Ipv4Addr> {
+        let attached = self.attached.as_ref().context("attached to no network")?;
+        let interface = attached.interfaces.get(index).context("not so many networks")?;
+        Ok(interface.address.addr())
+    }
+
+    /// A port of its first address.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn port(&self, port: u16) -> anyhow::Result<String> {
+        Ok(format!("{}:{port}", self.ip()?))
+    }
+
+    /// How it was attached.
+    pub fn attached(&self) -> Option<&LocalContainer> {
+        self.attached.as_ref()
+    }
+
+    /// What it printed.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+
+    /// Ends it in good order: SIGTERM to `overlay run`.
+    ///
+    /// # Errors
+    /// If it does not end, or ends with an error.
+    pub fn stop(mut self) -> anyhow::Result<Output> {
+        let output = self.process.stop()?;
+        // Some programs, etcd among them, end themselves by the signal once they are done.
+        match output.status.code() {
+            Some(ENDED_BY_SIGTERM) => Ok(output),
+            _ => output.success(),
+        }
+    }
+
+    /// SIGKILL to `overlay run`.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// Sends a signal to `overlay run`.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub fn wait(&mut self) -> anyhow::Result<Output> {
+        self.process.wait(Duration::from_secs(30))
+    }
+
+    /// Lets it live on when dropped.
+    pub fn keep(&mut self) {
+        self.process.keep();
+    }
+}

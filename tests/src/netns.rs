@@ -1,0 +1,97 @@
+//! Named network namespaces and the veth pairs between them, by iproute2.
+//!
+//! They are entered with `nsenter --net`: `ip netns exec` would remount /sys and hide the bpffs.
+
+use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+
+use anyhow::Context as _;
+
+use crate::process;
+
+/// Where iproute2 keeps named namespaces.
+pub const DIR: &str = "/run/netns";
+
+/// Prefix length of the underlay.
+const UNDERLAY_PREFIX: u8 = 24;
+
+/// Environment variable that every process of an instance carries: its prefix.
+pub const TAG: &str = "OVERLAY_BOX";
+
+fn ip(args: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("ip");
+    command.args(args);
+    process::run(command)?.success().map(drop)
+}
+
+/// Path of a namespace.
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(DIR).join(name)
+}
+
+/// A command that will run inside a namespace, as part of the instance `prefix`.
+pub fn command(prefix: &str, enter: &[String], program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(enter).arg("--").arg(program).env(TAG, prefix);
+    command
+}
+
+/// Makes a namespace with `lo` up.
+///
+/// # Errors
+/// What `ip` said.
+pub fn create(name: &str) -> anyhow::Result<()> {
+    ip(&["netns", "add", name]).context("making a network namespace (needs root)")?;
+    ip(&["-n", name, "link", "set", "lo", "up"])
+}
+
+/// Makes the switch: a namespace with a bridge, which stands for the physical switch between the
+/// hosts.
+///
+/// # Errors
+/// What `ip` said.
+pub fn create_switch(name: &str) -> anyhow::Result<()> {
+    create(name)?;
+    ip(&["-n", name, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
+    ip(&["-n", name, "link", "set", "br0", "up"])
+}
+
+/// A machine on the underlay.
+pub struct Attachment<'a> {
+    /// Namespace of the switch.
+    pub switch: &'a str,
+    /// Name of the switch's port.
+    pub port: &'a str,
+    /// Namespace of the machine, where the interface is eth0.
+    pub machine: &'a str,
+    /// Address of the machine.
+    pub address: Ipv4Addr,
+    /// Behave like wire: no checksum offload and no segmentation offload on the machine's side,
+    /// so that XDP sees real checksums; GRO on the switch's side, because what XDP sends out of a
+    /// veth arrives only where the peer has NAPI.
+    pub wire: bool,
+}
+
+/// Plugs a machine into the switch.
+///
+/// # Errors
+/// What `ip` or `ethtool` said.
+pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
+    let Attachment { switch, port, machine, address, wire } = attachment;
+    ip(&[
+        "-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine,
+    ])?;
+    ip(&["-n", machine, "address", "add", &format!("{address}/{UNDERLAY_PREFIX}"), "dev", "eth0"])?;
+    if *wire {
+        let off = ["-K", "eth0", "tx", "off", "tso", "off"];
+        ethtool(machine, &off)?;
+        ethtool(switch, &["-K", port, "gro", "on"])?;
+    }
+    ip(&["-n", switch, "link", "set", port, "master", "br0", "up"])?;
+    ip(&["-n", machine, "link", "set", "eth0", "up"])
+}
+
+fn ethtool(namespace: &str, args: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", path(namespace).display())).arg("ethtool").args(args);
+    process::run(command)?.success().map(drop)
+}

@@ -1,0 +1,179 @@
+//! `overlay-testkit`: small real servers and clients for containers. Clients print one JSON
+//! object and fail when anything failed.
+
+mod answer;
+mod bulk;
+mod chat;
+mod dns;
+mod http;
+mod load;
+mod ping;
+mod serve;
+mod tcp;
+mod udp;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+pub use answer::{Answer, Asked, Failure, FailureKind};
+use anyhow::Context as _;
+pub use bulk::BulkReport;
+pub use chat::ChatReport;
+use clap::{Args, Parser, Subcommand};
+pub use dns::Resolved;
+pub use load::LoadReport;
+pub use ping::Pinged;
+use serde::Serialize;
+
+/// Small real servers and clients for the suites.
+#[derive(Debug, Parser)]
+#[command(name = "overlay-testkit", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Who a server says it is.
+#[derive(Clone, Debug, Args)]
+pub struct Identity {
+    /// Name in the answers.
+    #[arg(long)]
+    name: String,
+    /// Host in the answers; the host name if not given.
+    #[arg(long)]
+    host: Option<String>,
+    /// Port to listen on.
+    #[arg(long)]
+    port: u16,
+}
+
+/// Whom a client asks.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    /// HOST:PORT; a name is looked up as any program does.
+    target: String,
+    /// How often, each time from a new socket.
+    #[arg(long, default_value_t = 1)]
+    count: u32,
+    /// Milliseconds without an answer that make a failure.
+    #[arg(long, default_value_t = 2000)]
+    timeout_ms: u64,
+}
+
+impl Target {
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Does nothing until SIGTERM.
+    Pause,
+    /// Greets every TCP connection with who it is, then echoes lines.
+    TcpId(Identity),
+    /// Reads the greeting of a `tcp-id`.
+    TcpGet(Target),
+    /// Talks to a `tcp-id` over one connection until SIGTERM.
+    TcpChat(chat::ChatArgs),
+    /// Answers every GET with who it is and whom it saw.
+    Http(Identity),
+    /// Asks an `http`.
+    HttpGet(Target),
+    /// Asks `http`s all the time and counts what fails.
+    HttpLoad(load::LoadArgs),
+    /// Answers every datagram with who it is, whom it saw and what was said.
+    UdpEcho(Identity),
+    /// Asks a `udp-echo`.
+    UdpAsk(udp::UdpArgs),
+    /// Receives transfers and answers with their SHA-256.
+    BulkRecv {
+        /// Port to listen on.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Sends a transfer and compares the SHA-256.
+    BulkSend {
+        /// HOST:PORT of the `bulk-recv`.
+        target: String,
+        /// How much.
+        #[arg(long, default_value_t = 1 << 30)]
+        bytes: u64,
+    },
+    /// Asks a DNS server.
+    Resolve(dns::ResolveArgs),
+    /// A DNS server that knows the names it is given and no others.
+    DnsServe {
+        /// Address and port to listen on, UDP and TCP.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// NAME=ADDRESS.
+        #[arg(long = "record")]
+        records: Vec<String>,
+    },
+    /// ICMP echo.
+    Ping(ping::PingArgs),
+    /// Removes what is left of an instance once its maker is gone: standard input is a pipe that
+    /// ends with the maker.
+    Guard {
+        /// Prefix of the instance.
+        #[arg(long)]
+        prefix: String,
+        /// Directory of the instance.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("overlay-testkit: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Pause => serve::pause(),
+        Command::TcpId(identity) => tcp::serve(&identity),
+        Command::TcpGet(target) => print(&tcp::get(&target)?),
+        Command::TcpChat(args) => print(&chat::run(&args)?),
+        Command::Http(identity) => http::serve(&identity),
+        Command::HttpGet(target) => print(&http::get(&target)?),
+        Command::HttpLoad(args) => print(&load::run(&args)?),
+        Command::UdpEcho(identity) => udp::serve(&identity),
+        Command::UdpAsk(args) => print(&udp::ask(&args)?),
+        Command::BulkRecv { port } => bulk::receive(port),
+        Command::BulkSend { target, bytes } => print(&bulk::send(&target, bytes)?),
+        Command::Resolve(args) => print(&dns::resolve(&args)?),
+        Command::DnsServe { listen, records } => dns::serve(listen, &records),
+        Command::Ping(args) => print(&ping::ping(&args)?),
+        Command::Guard { prefix, dir } => crate::guardian::guard(&prefix, &dir),
+    }
+}
+
+/// What a client has to report, and whether that is a success.
+trait Report: Serialize {
+    /// True if nothing failed.
+    fn good(&self) -> bool;
+}
+
+fn print(report: &impl Report) -> anyhow::Result<ExitCode> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(if report.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Identity {
+    fn host(&self) -> anyhow::Result<String> {
+        match &self.host {
+            Some(host) => Ok(host.clone()),
+            None => Ok(nix::unistd::gethostname()
+                .context("the host name")?
+                .to_string_lossy()
+                .into_owned()),
+        }
+    }
+}

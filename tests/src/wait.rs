@@ -1,0 +1,66 @@
+//! Waiting for what happens soon, and for SIGINT.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupted(_signal: nix::libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP end the waiting of this crate with an error, so that the
+/// ordinary way out tears everything down. A second signal changes nothing.
+///
+/// # Errors
+/// If the kernel refuses the handler.
+pub fn on_interrupt() -> anyhow::Result<()> {
+    let action =
+        SigAction::new(SigHandler::Handler(interrupted), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        unsafe { sigaction(signal, &action) }.context("a signal handler")?;
+    }
+    Ok(())
+}
+
+/// Fails after SIGINT.
+///
+/// # Errors
+/// "interrupted", if so.
+pub fn check_interrupted() -> anyhow::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Asks again until the answer is good, for at most `limit`.
+///
+/// # Errors
+/// What was waited for, and the last answer.
+pub fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    loop {
+        check_interrupted()?;
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if start.elapsed() >= limit => {
+                return Err(error)
+                    .with_context(|| format!("{what}: not within {} s", limit.as_secs()));
+            }
+            Err(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
