@@ -22,7 +22,7 @@ use crate::{
 #[command(after_help = "\
 Example:
   cargo xtask test
-  cargo xtask test --suite datapath vxlan
+  cargo xtask test --suite datapath backend
 
 All suites run even when one fails. The last line is `N passed, N failed`, after the names of what
 failed; the exit status says the same. Runs as root (with sudo when you are not): the compiler
@@ -57,7 +57,9 @@ impl Test {
         let all = [Suite::Unit, Suite::Datapath, Suite::Cluster];
         let suites = self.suite.map_or(all.to_vec(), |suite| vec![suite]);
         let targets = test_targets()?;
-        let products = cargo::build(&build_args(self.suite, &targets)?)?;
+        let mut products = cargo::build(&build_args(self.suite, &targets)?)?;
+        // Cargo names them in the order in which they were ready.
+        products.sort_by_key(Product::label);
 
         let mut sum = Totals::default();
         let mut failed = Vec::new();
