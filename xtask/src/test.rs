@@ -24,10 +24,10 @@ Example:
   cargo xtask test
   cargo xtask test --suite datapath backend
 
-All suites run even when one fails, or when a part does not compile. The last line is `N passed, N failed`, after the names of what
-failed; the exit status says the same. Runs as root (with sudo when you are not): the compiler
-still runs as you, the test programs as root, so a file that a test writes into the checkout
-(a changed snapshot) belongs to root.")]
+All suites run even when one fails or a part does not compile. The last line is
+`N passed, N failed`, after the names of what failed; the exit status says the same. Runs as root
+(with sudo when you are not): the compiler still runs as you, the test programs as root, so a file
+that a test writes into the checkout (a changed snapshot) belongs to root.")]
 pub struct Test {
     /// Run one suite only.
     #[arg(long, value_enum, value_name = "NAME")]
