@@ -121,6 +121,9 @@ impl Plan {
         refuse_member(&context.paths)?;
         let links = NetlinkLinks::new()?;
         let host = &args.host;
+        if !host.no_start {
+            refuse_occupied(&links).await?;
+        }
         let iface = host.iface.as_deref();
         let underlay = match (args.data_path_addr, host.advertise_addr, iface) {
             (Some(addr), _, _) => {
@@ -137,7 +140,6 @@ impl Plan {
         let manager = SocketAddr::from((advertised, args.listen_port));
         if !host.no_start {
             preflight(context)?;
-            refuse_occupied(&links).await?;
             refuse_taken(manager)?;
         }
         let name = host.node_name()?;

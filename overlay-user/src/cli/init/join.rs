@@ -88,6 +88,9 @@ impl Plan {
         let manager = manager_address(&args.manager)?;
         let links = NetlinkLinks::new()?;
         let host = &args.host;
+        if !host.no_start {
+            refuse_occupied(&links).await?;
+        }
         let iface = host.iface.as_deref();
         let underlay = match (host.advertise_addr, iface) {
             (Some(addr), _) => {
@@ -101,7 +104,6 @@ impl Plan {
         };
         if !host.no_start {
             preflight(context)?;
-            refuse_occupied(&links).await?;
         }
         let config = AgentConfig {
             format: CONFIG_FORMAT,
