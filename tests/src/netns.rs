@@ -65,9 +65,10 @@ pub struct Attachment<'a> {
     pub machine: &'a str,
     /// Address of the machine.
     pub address: Ipv4Addr,
-    /// Behave like wire: no checksum offload and no segmentation offload on the machine's side,
-    /// so that XDP sees real checksums; GRO on the switch's side, because what XDP sends out of a
-    /// veth arrives only where the peer has NAPI.
+    /// Behave like wire: no checksum offload and no segmentation offload on either side, so that
+    /// XDP sees real checksums in frames of at most the MTU; GRO on the switch's side, because what
+    /// XDP sends out of a veth arrives only where the peer has NAPI. GRO makes aggregates without
+    /// checksums, so the switch must not have the offloads either.
     pub wire: bool,
 }
 
@@ -84,7 +85,7 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     if *wire {
         let off = ["-K", "eth0", "tx", "off", "tso", "off"];
         ethtool(machine, &off)?;
-        ethtool(switch, &["-K", port, "gro", "on"])?;
+        ethtool(switch, &["-K", port, "tx", "off", "tso", "off", "gro", "on"])?;
     }
     ip(&["-n", switch, "link", "set", port, "master", "br0", "up"])?;
     ip(&["-n", machine, "link", "set", "eth0", "up"])

@@ -93,7 +93,7 @@ fn duplicate_names_and_ports_are_refused() -> anyhow::Result<()> {
     h1.overlay(&["service", "rm", "other"])?;
 
     let web = h1.container("web").network("mynet").idle()?;
-    h1.refuses(&["run", "--network", "mynet", "--name", "web", "--", "true"], &["web", "mynet"])?;
+    h1.refuses(&["run", "--network", "mynet", "--name", "web", "--", "true"], &["\"web\""])?;
     h1.refuses(&["run", "--network", "mynet", "--alias", "web", "--", "true"], &["web"])?;
     assert_eq!(h1.containers()?.len(), 1);
     web.stop()?;
@@ -268,7 +268,7 @@ fn a_second_agent_and_a_second_cluster_on_one_host_are_refused() -> anyhow::Resu
     let cluster = CLUSTER.turn()?;
     let h1 = cluster.host(1);
     let pid = h1.agent_pid()?.to_string();
-    h1.refuses(&["agent"], &["already", &pid])?;
+    h1.refuses(&["agent"], &["another overlay daemon", &pid])?;
     h1.refuses(&init(h1, &[]), &["in a cluster already", "overlay leave"])?;
     // Other directories do not make it another host.
     let dir = cluster.instance().dir.join("second");

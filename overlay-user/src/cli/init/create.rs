@@ -119,8 +119,12 @@ struct Plan {
 impl Plan {
     async fn new(context: &Context, args: &InitArgs) -> anyhow::Result<Self> {
         refuse_member(&context.paths)?;
-        let links = NetlinkLinks::new()?;
         let host = &args.host;
+        // First of all: without the rights nothing else can be found out.
+        if !host.no_start {
+            preflight(context)?;
+        }
+        let links = NetlinkLinks::new()?;
         if !host.no_start {
             refuse_occupied(&links).await?;
         }
@@ -139,7 +143,6 @@ impl Plan {
         underlay::with_address(&links, "--advertise-addr", advertised, None).await?;
         let manager = SocketAddr::from((advertised, args.listen_port));
         if !host.no_start {
-            preflight(context)?;
             refuse_taken(manager)?;
         }
         let name = host.node_name()?;

@@ -86,8 +86,12 @@ impl Plan {
     async fn new(context: &Context, args: &JoinArgs) -> anyhow::Result<Self> {
         refuse_member(&context.paths)?;
         let manager = manager_address(&args.manager)?;
-        let links = NetlinkLinks::new()?;
         let host = &args.host;
+        // First of all: without the rights nothing else can be found out.
+        if !host.no_start {
+            preflight(context)?;
+        }
+        let links = NetlinkLinks::new()?;
         if !host.no_start {
             refuse_occupied(&links).await?;
         }
@@ -102,9 +106,6 @@ impl Plan {
                 underlay::with_address(&links, "--advertise-addr", addr, None).await?
             }
         };
-        if !host.no_start {
-            preflight(context)?;
-        }
         let config = AgentConfig {
             format: CONFIG_FORMAT,
             cluster: Id::default(),
