@@ -64,6 +64,17 @@ fn is_about_us(name: &OsStr) -> bool {
 /// # Errors
 /// Cargo cannot be run or fails.
 pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
+    match build_what_can_be(args)? {
+        (products, true) => Ok(products),
+        (_, false) => bail!("the build failed; cargo's messages are above"),
+    }
+}
+
+/// As [`build`], but when cargo fails lists what was built all the same, and says so with `false`.
+///
+/// # Errors
+/// Cargo cannot be run.
+pub fn build_what_can_be<S: AsRef<OsStr>>(args: &[S]) -> Result<(Vec<Product>, bool)> {
     let output = command()
         .arg("build")
         .args(args)
@@ -71,10 +82,8 @@ pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the build failed ({}); cargo's messages are above", output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(parse_product).collect())
+    let messages = String::from_utf8_lossy(&output.stdout);
+    Ok((messages.lines().filter_map(parse_product).collect(), output.status.success()))
 }
 
 /// The binary of a name among what was built.

@@ -22,12 +22,12 @@ use crate::{
 #[command(after_help = "\
 Example:
   cargo xtask test
-  cargo xtask test --suite datapath vxlan
+  cargo xtask test --suite datapath backend
 
-All suites run even when one fails. The last line is `N passed, N failed`, after the names of what
-failed; the exit status says the same. Runs as root (with sudo when you are not): the compiler
-still runs as you, the test programs as root, so a file that a test writes into the checkout
-(a changed snapshot) belongs to root.")]
+All suites run even when one fails or a part does not compile. The last line is
+`N passed, N failed`, after the names of what failed; the exit status says the same. Runs as root
+(with sudo when you are not): the compiler still runs as you, the test programs as root, so a file
+that a test writes into the checkout (a changed snapshot) belongs to root.")]
 pub struct Test {
     /// Run one suite only.
     #[arg(long, value_enum, value_name = "NAME")]
@@ -57,10 +57,17 @@ impl Test {
         let all = [Suite::Unit, Suite::Datapath, Suite::Cluster];
         let suites = self.suite.map_or(all.to_vec(), |suite| vec![suite]);
         let targets = test_targets()?;
-        let products = cargo::build(&build_args(self.suite, &targets)?)?;
+        let args = build_args(self.suite, &targets)?;
+        let (mut products, complete) = cargo::build_what_can_be(&args)?;
+        // Cargo names them in the order in which they were ready.
+        products.sort_by_key(Product::label);
 
         let mut sum = Totals::default();
         let mut failed = Vec::new();
+        if !complete {
+            sum.add(Totals::broken("the build; cargo's messages are above".to_owned()));
+            failed.push("build");
+        }
         for suite in suites {
             println!("\n== {} ==", suite.name());
             let totals = self.run_suite(suite, &products)?;
@@ -177,7 +184,7 @@ fn parse_targets(metadata: &Value) -> Vec<String> {
 
 /// One call builds the tests and the programs that they start, so that both share their crates.
 fn build_args(suite: Option<Suite>, targets: &[String]) -> Result<Vec<String>> {
-    let mut args = vec!["--workspace".to_owned(), "--bins".to_owned()];
+    let mut args = ["--workspace", "--bins", "--keep-going"].map(str::to_owned).to_vec();
     let suite_of = |name: &String| Suite::of_target(name).map(|suite| (suite, name.clone()));
     let targets = targets.iter().map(suite_of).collect::<Result<Vec<_>>>()?;
     match suite {
@@ -266,9 +273,12 @@ mod tests {
         let targets = names(&["cluster_dns", "datapath_arp", "datapath_vxlan"]);
         assert_eq!(
             build_args(Some(Suite::Datapath), &targets).unwrap(),
-            ["--workspace", "--bins", "--test", "datapath_arp", "--test", "datapath_vxlan"]
+            names(&["--workspace", "--bins", "--keep-going"])
+                .into_iter()
+                .chain(names(&["--test", "datapath_arp", "--test", "datapath_vxlan"]))
+                .collect::<Vec<_>>()
         );
-        assert_eq!(build_args(None, &targets).unwrap(), ["--workspace", "--bins", "--tests"]);
+        assert_eq!(build_args(None, &targets).unwrap()[3..], ["--tests"]);
         assert!(build_args(None, &names(&["other"])).is_err());
     }
 

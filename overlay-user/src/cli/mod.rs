@@ -76,24 +76,54 @@ enum Command {
     Agent(agent::AgentArgs),
     Status(status::StatusArgs),
     /// Networks
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay network create mynet
+  overlay network inspect ingress"
+    )]
     Network(network::NetworkCommand),
     /// Services: a name, a virtual address and published ports in front of backends
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay service create hello --network mynet -p 8080:8080
+  overlay service ps hello"
+    )]
     Service(service::ServiceCommand),
     /// Hosts of the cluster
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay node ls
+  overlay node drain h2"
+    )]
     Node(node::NodeCommand),
     /// Interfaces of containers and other network namespaces
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay endpoint attach --netns web --network mynet
+  overlay endpoint ls"
+    )]
     Endpoint(endpoint::EndpointCommand),
     Run(Box<run::RunArgs>),
     /// Join tokens
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay token create --ttl 1h
+  overlay token ls"
+    )]
     Token(token::TokenCommand),
     Bpf(bpf::BpfArgs),
     /// The datapath of this host without a controller
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  overlay datapath load --iface eth0
+  overlay datapath unload"
+    )]
     Datapath(datapath::DatapathCommand),
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 /// What the daemon is to answer, and what it was asked.
-pub struct Script {
+pub(crate) struct Script {
     /// Answers by method; an answer with a `code` is an error.
     pub answers: Mutex<BTreeMap<&'static str, Value>>,
     /// Calls in their order.
@@ -27,7 +27,7 @@ pub struct Script {
 }
 
 /// The daemon; its socket goes with the test's directory.
-pub struct Daemon {
+pub(crate) struct Daemon {
     pub script: Arc<Script>,
     _runtime: tokio::runtime::Runtime,
 }

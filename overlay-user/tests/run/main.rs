@@ -17,7 +17,7 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `overlay ARGS` with directories of the test's own.
-pub struct Overlay {
+struct Overlay {
     dir: tempfile::TempDir,
 }
 
@@ -58,7 +58,7 @@ impl Overlay {
 }
 
 /// A running `overlay run`, killed with the test.
-pub struct Started {
+struct Started {
     child: Child,
     first_line: String,
 }
@@ -85,21 +85,21 @@ impl Drop for Started {
     }
 }
 
-pub fn stdout(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-pub fn stderr(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
 /// Whether a process runs; a zombie does not.
-pub fn runs(pid: &str) -> bool {
+fn runs(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let give_up = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < give_up, "{what}");
@@ -107,6 +107,6 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub fn own_netns() -> String {
+fn own_netns() -> String {
     fs::read_link("/proc/self/ns/net").expect("a namespace").to_string_lossy().into_owned()
 }

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::{
-    HostOptions, daemon::Daemon, preflight, refuse_member, refuse_occupied, underlay,
+    HostOptions, daemon::Daemon, interrupted, preflight, refuse_member, refuse_occupied, underlay,
     underlay::Underlay, undo::Undo,
 };
 use crate::{
@@ -94,7 +94,7 @@ pub(in crate::cli) async fn run(context: &Context, args: InitArgs) -> anyhow::Re
     let mut undo = Undo::begin(&context.paths)?;
     let made = tokio::select! {
         made = create(context, &args, plan, &mut undo) => made,
-        _ = tokio::signal::ctrl_c() => Err(refuse("interrupted", "nothing was made")),
+        () = interrupted() => Err(refuse("interrupted", "nothing was made")),
     };
     match made {
         Ok(made) => print(&match args.format.format {
@@ -121,6 +121,9 @@ impl Plan {
         refuse_member(&context.paths)?;
         let links = NetlinkLinks::new()?;
         let host = &args.host;
+        if !host.no_start {
+            refuse_occupied(&links).await?;
+        }
         let iface = host.iface.as_deref();
         let underlay = match (args.data_path_addr, host.advertise_addr, iface) {
             (Some(addr), _, _) => {
@@ -137,7 +140,6 @@ impl Plan {
         let manager = SocketAddr::from((advertised, args.listen_port));
         if !host.no_start {
             preflight(context)?;
-            refuse_occupied(&links).await?;
             refuse_taken(manager)?;
         }
         let name = host.node_name()?;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use clap::Args;
 
 use super::{
-    HostOptions, daemon::Daemon, preflight, refuse_member, refuse_occupied, underlay,
+    HostOptions, daemon::Daemon, interrupted, preflight, refuse_member, refuse_occupied, underlay,
     underlay::Underlay, undo::Undo,
 };
 use crate::{
@@ -52,7 +52,7 @@ pub(in crate::cli) async fn run(context: &Context, args: JoinArgs) -> anyhow::Re
     let mut member = None;
     let joined = tokio::select! {
         joined = join(context, &args, plan, (&mut undo, &mut member)) => joined,
-        _ = tokio::signal::ctrl_c() => Err(refuse("interrupted", "this host has not joined")),
+        () = interrupted() => Err(refuse("interrupted", "this host has not joined")),
     };
     match joined {
         Ok(node) => print(&format!(
@@ -88,6 +88,9 @@ impl Plan {
         let manager = manager_address(&args.manager)?;
         let links = NetlinkLinks::new()?;
         let host = &args.host;
+        if !host.no_start {
+            refuse_occupied(&links).await?;
+        }
         let iface = host.iface.as_deref();
         let underlay = match (host.advertise_addr, iface) {
             (Some(addr), _) => {
@@ -101,7 +104,6 @@ impl Plan {
         };
         if !host.no_start {
             preflight(context)?;
-            refuse_occupied(&links).await?;
         }
         let config = AgentConfig {
             format: CONFIG_FORMAT,

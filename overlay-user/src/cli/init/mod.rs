@@ -143,5 +143,20 @@ fn preflight(context: &Context) -> anyhow::Result<()> {
     Ok(crate::datapath::host::preflight(&context.paths)?)
 }
 
+/// Waits for a signal to give up: what was made must not stay half made.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut hang_up)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+}
+
 #[cfg(test)]
 mod tests;
