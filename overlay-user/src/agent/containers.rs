@@ -172,18 +172,12 @@ impl Containers {
     /// Adds one that is about to be wired.
     ///
     /// # Errors
-    /// [`ErrorCode::Conflict`] when its name or its namespace is attached already.
+    /// [`ErrorCode::Conflict`] when its namespace is attached already. Whether its name is free
+    /// is the manager's to say: names are unique per network.
     pub fn add(&self, record: Record) -> Result<Arc<Container>, ApiError> {
         let mut by_id = lock(&self.by_id);
         for other in by_id.values() {
             let other = lock(&other.record);
-            if other.name == record.name {
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    format!("a container named {:?} is attached on this host", record.name),
-                )
-                .hint("choose another name; `overlay endpoint ls` lists them"));
-            }
             if other.namespace == record.namespace {
                 return Err(ApiError::new(
                     ErrorCode::Conflict,
@@ -215,25 +209,33 @@ impl Containers {
         }
     }
 
-    /// The container with this name, id or unambiguous beginning of an id.
+    /// The container with this id, name or unambiguous beginning of an id.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`].
+    /// [`ErrorCode::NotFound`], or [`ErrorCode::Conflict`] when several have the name.
     pub fn find(&self, reference: &str) -> Result<Arc<Container>, ApiError> {
-        let all = self.all();
-        let named =
-            |c: &&Arc<Container>| c.id.as_str() == reference || lock(&c.record).name == reference;
-        if let Some(container) = all.iter().find(named) {
+        if let Some(container) = lock(&self.by_id).get(&Id::from_text(reference)) {
             return Ok(container.clone());
         }
-        let mut matches = all.iter().filter(|c| c.id.as_str().starts_with(reference));
-        match (reference.len() >= 4, matches.next(), matches.next()) {
-            (true, Some(container), None) => Ok(container.clone()),
-            _ => Err(ApiError::new(
+        let all = self.all();
+        let of_name: Vec<_> = all.iter().filter(|c| lock(&c.record).name == reference).collect();
+        let begins =
+            |c: &&Arc<Container>| reference.len() >= 4 && c.id.as_str().starts_with(reference);
+        let matches =
+            if of_name.is_empty() { all.iter().filter(begins).collect() } else { of_name };
+        match matches[..] {
+            [container] => Ok(container.clone()),
+            [] => Err(ApiError::new(
                 ErrorCode::NotFound,
                 format!("no container {reference:?} is attached on this host"),
             )
             .hint("`overlay endpoint ls` lists the containers of this host")),
+            _ => {
+                let ids: Vec<_> = matches.iter().map(|c| c.id.short()).collect();
+                let message = format!("{} containers of this host are {reference:?}", ids.len());
+                Err(ApiError::new(ErrorCode::Conflict, message)
+                    .hint(format!("name one by its id: {}", ids.join(", "))))
+            }
         }
     }
 }

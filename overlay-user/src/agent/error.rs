@@ -40,8 +40,8 @@ pub enum AgentError {
     },
     /// Another daemon runs.
     #[error(
-        "another overlay daemon (process {pid}) runs on this host: it holds {path}; stop it first, \
-         or give this one a --run-dir, --state-dir and --pin-dir of its own"
+        "another overlay daemon (process {pid}) runs on this host already and holds {path}; stop it \
+         first, or give this one a --run-dir, --state-dir and --pin-dir of its own"
     )]
     Locked {
         /// The other daemon's process.

@@ -109,7 +109,7 @@ async fn what_is_wrong_by_itself_is_refused_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn a_namespace_or_name_that_is_attached_already_is_refused() {
+async fn a_namespace_that_is_attached_already_is_refused() {
     let world = World::new();
     world.network("mynet").await;
     let test = TestHost::first(&world);
@@ -119,10 +119,24 @@ async fn a_namespace_or_name_that_is_attached_already_is_refused() {
     let same_namespace = Attach { name: Some("b".to_owned()), ..first };
     let error = agent.attach(same_namespace).await.expect_err("the namespace is taken");
     assert!(error.code == ErrorCode::Conflict && error.to_string().contains("detach"), "{error}");
-    let same_name = Attach { name: Some("a".to_owned()), ..test.attach("b", "mynet") };
-    let error = agent.attach(same_name).await.expect_err("the name is taken");
-    assert_eq!(error.code, ErrorCode::Conflict);
     assert_eq!(agent.local_containers().len(), 1);
+}
+
+#[tokio::test]
+async fn names_are_unique_on_a_network_and_ids_tell_the_others_apart() {
+    let world = World::new();
+    world.network("mynet").await;
+    world.network("other").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let named = |attach: Attach| Attach { name: Some("a".to_owned()), ..attach };
+    let first = attach(&agent, named(test.attach("one", "mynet"))).await;
+    let error = agent.attach(named(test.attach("two", "mynet"))).await.expect_err("taken");
+    assert_eq!(error.code, ErrorCode::Conflict);
+    attach(&agent, named(test.attach("three", "other"))).await;
+    let error = agent.containers.find("a").err().expect("two are meant");
+    assert!(error.to_string().contains(first.container.short()), "{error}");
+    assert!(agent.containers.find(first.container.short()).is_ok());
 }
 
 #[tokio::test]
