@@ -118,12 +118,12 @@ struct Plan {
 
 impl Plan {
     async fn new(context: &Context, args: &InitArgs) -> anyhow::Result<Self> {
-        refuse_member(&context.paths)?;
-        let host = &args.host;
         // First of all: without the rights nothing else can be found out.
-        if !host.no_start {
+        if !args.host.no_start {
             preflight(context)?;
         }
+        refuse_member(&context.paths)?;
+        let host = &args.host;
         let links = NetlinkLinks::new()?;
         if !host.no_start {
             refuse_occupied(&links).await?;

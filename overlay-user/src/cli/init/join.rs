@@ -84,13 +84,13 @@ struct Plan {
 
 impl Plan {
     async fn new(context: &Context, args: &JoinArgs) -> anyhow::Result<Self> {
+        // First of all: without the rights nothing else can be found out.
+        if !args.host.no_start {
+            preflight(context)?;
+        }
         refuse_member(&context.paths)?;
         let manager = manager_address(&args.manager)?;
         let host = &args.host;
-        // First of all: without the rights nothing else can be found out.
-        if !host.no_start {
-            preflight(context)?;
-        }
         let links = NetlinkLinks::new()?;
         if !host.no_start {
             refuse_occupied(&links).await?;

@@ -10,6 +10,7 @@ mod clsact;
 mod log;
 mod netlink;
 mod object;
+pub use object::OBJECT;
 mod pins;
 mod sys;
 mod tables;

@@ -8,8 +8,9 @@ use aya_obj::{Object, generated::bpf_map_type};
 use super::{LoadOptions, bad_pin, kernel, pins::Pins, words};
 use crate::datapath::DatapathError;
 
-/// The kernel side, as the build script made it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
+/// The kernel side as an ELF object, as the build script made it.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
 pub(super) const MAPS: [&str; 14] = [
