@@ -100,9 +100,8 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
 /// which passes what it knows nothing of, with empty maps that are nobody else's.
 fn pass_xdp(switch: &str, port: &str) -> anyhow::Result<()> {
     let mut object = aya::Ebpf::load(overlay::datapath::OBJECT).context("load the object")?;
-    let program: &mut aya::programs::Xdp =
-        object.program_mut("xdp_underlay").context("no program xdp_underlay")?.try_into()?;
-    program.load()?;
+    let program = object.program_mut("xdp_underlay").context("no program xdp_underlay")?;
+    overlay::datapath::load_program(program)?;
     // `ip` takes a program by its pin; the interface keeps it when the pin goes.
     let pin = Path::new(crate::bpffs::ROOT).join(format!("{switch}-{port}"));
     program.pin(&pin)?;

@@ -8,7 +8,7 @@ mod state;
 
 use std::path::Path;
 
-pub use bpf::{BpfDatapath, LoadOptions, OBJECT};
+pub use bpf::{BpfDatapath, LoadOptions, OBJECT, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
 use overlay_common::maps;
 pub use state::{DatapathState, MapOp, diff};

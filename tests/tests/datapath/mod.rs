@@ -110,14 +110,9 @@ impl Rig {
             .map_max_entries("conntrack", 4096)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
-        for name in ["from_container", "from_underlay"] {
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().expect(name);
+        for name in ["from_container", "from_underlay", "xdp_underlay"] {
+            overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
         }
-        let program: &mut Xdp =
-            ebpf.program_mut("xdp_underlay").expect("xdp").try_into().expect("xdp");
-        program.load().expect("xdp_underlay");
         let mut rig = Self { ebpf, state: DatapathState::default(), underlay };
         let config = rig.config();
         rig.set_config(&config);

@@ -10,7 +10,7 @@ mod clsact;
 mod log;
 mod netlink;
 mod object;
-pub use object::OBJECT;
+pub use object::{OBJECT, load_program};
 mod pins;
 mod sys;
 mod tables;

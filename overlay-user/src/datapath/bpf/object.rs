@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Program};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::MapInfo,
+    programs::{Program, ProgramError},
+};
 use aya_obj::{Object, generated::bpf_map_type};
 
 use super::{LoadOptions, bad_pin, kernel, pins::Pins, words};
@@ -71,12 +75,33 @@ pub(super) fn missing(what: &str, name: &str) -> DatapathError {
     )
 }
 
-fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+/// How often a load is tried that the kernel gave up: as often as libbpf does.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Loads a program of the object into the kernel.
+///
+/// The verifier gives up with EAGAIN when a signal or other work waits for the thread, which on a
+/// busy machine happens; such a load is tried again.
+///
+/// # Errors
+/// What the verifier said.
+pub fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    let mut attempt = 1;
+    loop {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        match loaded {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && attempt < LOAD_ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            other => return other,
+        }
     }
 }
 
@@ -92,7 +117,7 @@ fn pin_program(program: &mut Program, path: &Path) -> Result<(), DatapathError> 
 }
 
 /// A verifier log can be megabytes; what is wrong stands at its end.
-fn verifier(error: &aya::programs::ProgramError) -> String {
+fn verifier(error: &ProgramError) -> String {
     let text = words(error);
     let lines: Vec<&str> = text.lines().collect();
     match lines.as_slice() {
