@@ -132,6 +132,24 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Sets all but the flags, which it clears. `transport` is the transport header's offset.
+    #[inline(always)]
+    pub fn set(&mut self, ip: &Ipv4, ports: [Be16; 2], vni: u32, transport: usize) {
+        let [sport, dport] = ports;
+        self.key = ConntrackKey {
+            saddr: ip.saddr(),
+            daddr: ip.daddr(),
+            sport,
+            dport,
+            vni,
+            proto: ip.protocol,
+            pad: [0; 3],
+        };
+        self.transport = transport as u16;
+        self.flags = 0;
+        self.pad = 0;
+    }
+
     /// Whether it opens a TCP connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
@@ -199,18 +217,8 @@ pub fn flow(
     } else {
         0
     };
-    out.key = ConntrackKey {
-        saddr: ip.saddr(),
-        daddr: ip.daddr(),
-        sport: ports[0],
-        dport: ports[1],
-        vni,
-        proto: ip.protocol,
-        pad: [0; 3],
-    };
-    out.transport = transport as u16;
+    out.set(ip, ports, vni, transport);
     out.flags = flags;
-    out.pad = 0;
     Ok(())
 }
 

@@ -90,9 +90,9 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
     service::route(work, published.service, published.target, ctx.len())?;
+    let gateway = gateway_mac(ip, work.backend.vni)?;
     nat::translate(ctx, ip, ETH_LEN + IPV4_LEN, work)?;
     let backend = &work.backend;
-    let gateway = gateway_mac(backend.vni);
     if backend.node == Be32::ZERO {
         return deliver_backend(ctx, backend, gateway);
     }
@@ -101,10 +101,18 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     Ok(Verdict::Done(action, Reason::Encapsulated))
 }
 
-/// The MAC that routed packets come from: the gateway's, where the network is known here.
+/// The MAC that a client's packets come from: the gateway's, where the network is known here. Where
+/// it is not, the backend is elsewhere and its node makes the same check and has the MAC.
+///
+/// # Errors
+/// [`Reason::SpoofedInnerSource`] when a packet from outside says it is from inside.
 #[inline(always)]
-fn gateway_mac(vni: u32) -> Mac {
-    Mac::of_ip(lookup(&NETWORKS, &vni).map_or(Be32::ZERO, |network| network.gateway))
+fn gateway_mac(ip: &Ipv4, vni: u32) -> Result<Mac, Reason> {
+    match lookup(&NETWORKS, &vni) {
+        Some(network) if network.contains(ip.saddr()) => Err(Reason::SpoofedInnerSource),
+        Some(network) => Ok(Mac::of_ip(network.gateway)),
+        None => Ok(Mac::default()),
+    }
 }
 
 /// The VNI of a tunnel packet from `sender`, if both are ones we accept.

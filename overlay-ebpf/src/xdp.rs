@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Mac, Plain, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, checksum, hash,
-    maps::{CONNTRACK_REPLY, Config, ConntrackKey, EndpointKey, Published},
+    maps::{CONNTRACK_REPLY, Config, EndpointKey, Published},
     wire::{ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
 };
 
@@ -90,18 +90,8 @@ fn flow(ctx: &XdpContext, ip: &Ipv4, offset: usize, vni: u32, out: &mut Flow) ->
         PROTO_UDP => 0,
         _ => return None,
     };
-    out.key = ConntrackKey {
-        saddr: ip.saddr(),
-        daddr: ip.daddr(),
-        sport: ports.source,
-        dport: ports.dest,
-        vni,
-        proto: ip.protocol,
-        pad: [0; 3],
-    };
-    out.transport = transport as u16;
+    out.set(ip, [ports.source, ports.dest], vni, transport);
     out.flags = flags;
-    out.pad = 0;
     Some(())
 }
 

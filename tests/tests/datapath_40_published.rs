@@ -100,6 +100,16 @@ fn a_reply_from_the_wrong_node_is_not_passed_to_the_client() {
 }
 
 #[test]
+fn a_client_outside_cannot_pose_as_a_container() {
+    let mut rig = rig(NEAR);
+    let inside = Ipv4Addr::new(10, 0, 1, 66);
+    let packet = tcp_from_client((inside, 40_000), (NODE, 8080), Tcp::Syn);
+    let ran = rig.run("from_underlay", &packet);
+    assert_eq!(ran.verdict, DROP);
+    assert!(ran.counted.contains(&Reason::SpoofedInnerSource), "{:?}", ran.counted);
+}
+
+#[test]
 fn only_the_published_port_and_protocol_answer() {
     let mut rig = rig(NEAR);
     rig.set(|state| {
