@@ -1,86 +1,88 @@
 //! Byte-order newtypes: a value in network order cannot be mixed up with one in host order.
 
-/// A 16-bit value in network byte order, as it stands in the packet.
+/// A 16-bit value in network byte order, as it stands in the packet: a port mostly. It is kept as
+/// bytes, so that a dump of a map shows them in the order of the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
+#[repr(C, align(2))]
 pub struct Be16 {
-    raw: u16,
+    bytes: [u8; 2],
 }
 
 impl Be16 {
     /// Zero, the same in either order.
-    pub const ZERO: Self = Self { raw: 0 };
+    pub const ZERO: Self = Self { bytes: [0; 2] };
 
     /// From a value in host byte order.
     #[inline(always)]
     pub const fn new(host: u16) -> Self {
-        Self { raw: host.to_be() }
+        Self { bytes: host.to_be_bytes() }
     }
 
     /// From the bits as they were loaded from the packet.
     #[inline(always)]
     pub const fn from_raw(raw: u16) -> Self {
-        Self { raw }
+        Self { bytes: raw.to_ne_bytes() }
     }
 
     /// The bits as they are to be stored in the packet.
     #[inline(always)]
     pub const fn raw(self) -> u16 {
-        self.raw
+        u16::from_ne_bytes(self.bytes)
     }
 
     /// The value in host byte order.
     #[inline(always)]
     pub const fn get(self) -> u16 {
-        u16::from_be(self.raw)
+        u16::from_be_bytes(self.bytes)
     }
 }
 
-/// A 32-bit value in network byte order, as it stands in the packet: an IPv4 address mostly.
+/// A 32-bit value in network byte order, as it stands in the packet: an IPv4 address mostly. It is
+/// kept as bytes, so that a dump of a map shows an address as it is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
+#[repr(C, align(4))]
 pub struct Be32 {
-    raw: u32,
+    bytes: [u8; 4],
 }
 
 impl Be32 {
     /// Zero, the same in either order.
-    pub const ZERO: Self = Self { raw: 0 };
+    pub const ZERO: Self = Self { bytes: [0; 4] };
 
     /// From a value in host byte order.
     #[inline(always)]
     pub const fn new(host: u32) -> Self {
-        Self { raw: host.to_be() }
+        Self { bytes: host.to_be_bytes() }
     }
 
     /// From the bits as they were loaded from the packet.
     #[inline(always)]
     pub const fn from_raw(raw: u32) -> Self {
-        Self { raw }
+        Self { bytes: raw.to_ne_bytes() }
     }
 
     /// The bits as they are to be stored in the packet.
     #[inline(always)]
     pub const fn raw(self) -> u32 {
-        self.raw
+        u32::from_ne_bytes(self.bytes)
     }
 
     /// The value in host byte order.
     #[inline(always)]
     pub const fn get(self) -> u32 {
-        u32::from_be(self.raw)
+        u32::from_be_bytes(self.bytes)
     }
 
     /// The four bytes in the order they have on the wire.
     #[inline(always)]
     pub const fn octets(self) -> [u8; 4] {
-        self.raw.to_ne_bytes()
+        self.bytes
     }
 
     /// From four bytes in the order they have on the wire.
     #[inline(always)]
     pub const fn from_octets(octets: [u8; 4]) -> Self {
-        Self { raw: u32::from_ne_bytes(octets) }
+        Self { bytes: octets }
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! They are entered with `nsenter --net`: `ip netns exec` would remount /sys and hide the bpffs.
 
-use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 
@@ -66,9 +70,9 @@ pub struct Attachment<'a> {
     /// Address of the machine.
     pub address: Ipv4Addr,
     /// Behave like wire: no checksum offload and no segmentation offload on either side, so that
-    /// XDP sees real checksums in frames of at most the MTU; GRO on the switch's side, because what
-    /// XDP sends out of a veth arrives only where the peer has NAPI. GRO makes aggregates without
-    /// checksums, so the switch must not have the offloads either.
+    /// XDP sees real checksums in frames of at most the MTU. The switch's side has an XDP program
+    /// that passes everything: without one the kernel queues what XDP_TX sends out of a veth at its
+    /// peer, but does not wake the peer (`veth_xdp_flush`, seen on Linux 6.18 with GRO alone).
     pub wire: bool,
 }
 
@@ -85,10 +89,29 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     if *wire {
         let off = ["-K", "eth0", "tx", "off", "tso", "off"];
         ethtool(machine, &off)?;
-        ethtool(switch, &["-K", port, "tx", "off", "tso", "off", "gro", "on"])?;
+        ethtool(switch, &["-K", port, "tx", "off", "tso", "off"])?;
     }
     ip(&["-n", switch, "link", "set", port, "master", "br0", "up"])?;
-    ip(&["-n", machine, "link", "set", "eth0", "up"])
+    ip(&["-n", machine, "link", "set", "eth0", "up"])?;
+    if *wire { pass_xdp(switch, port) } else { Ok(()) }
+}
+
+/// Attaches an XDP program that passes everything to a port of the switch: the datapath's own,
+/// which passes what it knows nothing of, with empty maps that are nobody else's.
+fn pass_xdp(switch: &str, port: &str) -> anyhow::Result<()> {
+    let mut object = aya::Ebpf::load(overlay::datapath::OBJECT).context("load the object")?;
+    let program: &mut aya::programs::Xdp =
+        object.program_mut("xdp_underlay").context("no program xdp_underlay")?.try_into()?;
+    program.load()?;
+    // `ip` takes a program by its pin; the interface keeps it when the pin goes.
+    let pin = Path::new(crate::bpffs::ROOT).join(format!("{switch}-{port}"));
+    program.pin(&pin)?;
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", path(switch).display()));
+    command.args(["ip", "link", "set", "dev", port, "xdpdrv", "pinned"]).arg(&pin);
+    let attached = process::run(command).and_then(|done| done.success().map(drop));
+    std::fs::remove_file(&pin).context("unpin the switch's program")?;
+    attached
 }
 
 fn ethtool(namespace: &str, args: &[&str]) -> anyhow::Result<()> {

@@ -93,7 +93,7 @@ fn duplicate_names_and_ports_are_refused() -> anyhow::Result<()> {
     h1.overlay(&["service", "rm", "other"])?;
 
     let web = h1.container("web").network("mynet").idle()?;
-    h1.refuses(&["run", "--network", "mynet", "--name", "web", "--", "true"], &["\"web\""])?;
+    h1.refuses(&["run", "--network", "mynet", "--name", "web", "--", "true"], &["web", "mynet"])?;
     // An alias may be shared, as in Docker.
     h1.overlay(&["run", "--network", "mynet", "--alias", "web", "--", "true"])?;
     assert_eq!(h1.containers()?.len(), 1);

@@ -68,18 +68,31 @@ fn mounted_bpffs(mounts: &str) -> bool {
     at_folder.next_back() == Some("bpf")
 }
 
-/// The names of this host's network interfaces.
+/// The names of the network interfaces of this process's namespace. sysfs would show those of the
+/// namespace it was mounted in.
 pub fn interfaces() -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let table = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let mut names = listed_interfaces(&table);
     names.sort();
     names
+}
+
+fn listed_interfaces(table: &str) -> Vec<String> {
+    // Two lines of headings, then `name: numbers`.
+    let rows = table.lines().skip(2);
+    rows.filter_map(|row| row.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interfaces_are_those_of_the_table() {
+        let table = "Inter-|   Receive\n face |bytes packets\n    lo: 1 2 3\n  eth0: 4 5 6\n";
+        assert_eq!(listed_interfaces(table), ["lo", "eth0"]);
+        assert!(listed_interfaces("").is_empty());
+    }
 
     #[test]
     fn bpffs_counts_only_at_its_place_and_uncovered() {
