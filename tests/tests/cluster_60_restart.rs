@@ -2,11 +2,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getsid},
+};
 use overlay_tests::{
     Cluster, Container, Host, Options, Place as _, Running, Shared,
     bpffs::{self, Object},
-    eventually,
+    cleanup, eventually,
+    testkit::Resolved,
 };
 
 /// `web` has a backend on h2 and one on h3; `asker` is on h1.
@@ -41,11 +46,15 @@ struct Traffic {
 
 impl Traffic {
     fn start(busy: &Busy) -> anyhow::Result<Self> {
+        Self::with(busy, &busy.asker)
+    }
+
+    fn with(busy: &Busy, asker: &Container) -> anyhow::Result<Self> {
         let targets: Vec<_> = busy.cluster.hosts().iter().map(|host| host.port(8080)).collect();
         let traffic = Self {
             outside: busy.cluster.client().load(&targets)?,
-            inside: busy.asker.load(&["web:80".to_owned()])?,
-            chat: busy.asker.chat("db:3306")?,
+            inside: asker.load(&["web:80".to_owned()])?,
+            chat: asker.chat("db:3306")?,
         };
         pause();
         Ok(traffic)
@@ -100,6 +109,74 @@ fn a_restarted_agent_loses_no_request_and_adopts_the_maps() -> anyhow::Result<()
     Ok(())
 }
 
+/// The process that keeps a host's DNS sockets.
+fn keeper(host: &Host) -> anyhow::Result<Pid> {
+    let tag = &host.dirs().namespace;
+    let keepers: Vec<_> = cleanup::tagged(|t| t == tag)
+        .into_iter()
+        .filter(|pid| cleanup::describe(*pid).contains("keep-sockets"))
+        .collect();
+    let [keeper] = keepers[..] else { bail!("{} keepers on {}", keepers.len(), host.name()) };
+    Ok(keeper)
+}
+
+#[test]
+fn queries_sent_while_no_daemon_runs_are_answered_by_the_next_one() -> anyhow::Result<()> {
+    let busy = BUSY.turn()?;
+    let (h1, asker) = (busy.cluster.host(1), &busy.asker);
+    let vip = asker.resolve("web")?.addresses;
+    for (end, start) in [(Host::kill_agent as fn(&Host) -> _, 1), (Host::stop_agent, 2)] {
+        let before = keeper(h1)?;
+        end(h1)?;
+        let ask = |options: &[&str]| -> anyhow::Result<Resolved> {
+            asker.ask(&[&["resolve", "web", "--timeout-ms", "20000"], options].concat())
+        };
+        let (udp, tcp) = std::thread::scope(|scope| {
+            let udp = scope.spawn(|| ask(&[]));
+            let tcp = scope.spawn(|| ask(&["--tcp"]));
+            pause();
+            let started = h1.start_agent();
+            let answers = (udp.join().expect("no panic"), tcp.join().expect("no panic"));
+            started.map(|()| answers)
+        })?;
+        assert_eq!(udp?.addresses, vip, "start {start}");
+        assert_eq!(tcp?.addresses, vip, "start {start}");
+        assert_eq!(keeper(h1)?, before, "it outlives the daemon");
+    }
+    wait_for_node(h1, "h1", true)
+}
+
+#[test]
+fn what_keeps_the_sockets_has_nothing_else_of_the_daemons_open() -> anyhow::Result<()> {
+    let busy = BUSY.turn()?;
+    let keeper = keeper(busy.cluster.host(1))?;
+    let proc = Path::new("/proc").join(keeper.to_string());
+    for entry in std::fs::read_dir(proc.join("fd"))? {
+        let open = std::fs::read_link(entry?.path())?;
+        let open = open.to_string_lossy();
+        ensure!(open == "/dev/null" || open.starts_with("socket:"), "{open}");
+    }
+    assert_eq!(std::fs::read_link(proc.join("cwd"))?, Path::new("/"));
+    assert_eq!(getsid(Some(keeper))?, keeper, "no terminal's signals reach it");
+    Ok(())
+}
+
+#[test]
+fn without_what_keeps_the_sockets_names_are_still_answered() -> anyhow::Result<()> {
+    let busy = BUSY.turn()?;
+    let h1 = busy.cluster.host(1);
+    let vip = busy.asker.resolve("web")?.addresses;
+    let killed = keeper(h1)?;
+    kill(killed, Signal::SIGKILL)?;
+    assert_eq!(busy.asker.resolve("web")?.addresses, vip);
+    // The next daemon starts another.
+    h1.kill_agent()?;
+    h1.start_agent()?;
+    assert_eq!(busy.asker.resolve("web")?.addresses, vip);
+    assert_ne!(keeper(h1)?, killed);
+    busy.cluster.settle()
+}
+
 #[test]
 fn agents_killed_on_every_host_lose_no_request() -> anyhow::Result<()> {
     let busy = BUSY.turn()?;
@@ -133,8 +210,16 @@ fn a_host_whose_manager_is_gone_forwards_and_resolves_even_after_its_own_restart
 -> anyhow::Result<()> {
     let busy = BUSY.turn()?;
     let (h1, h2) = (busy.cluster.host(1), busy.cluster.host(2));
+    // Where a daemon runs all the time: new names are not answered without one.
+    let asker = busy.cluster.host(3).container("elsewhere").network("mynet").idle()?;
+    // A daemon writes down what it hears when it has been quiet for a second.
+    eventually("h2 has it on its disk", Duration::from_secs(10), || {
+        let state = std::fs::read_to_string(h2.dirs().state.join("last-state.json"))?;
+        ensure!(state.contains("elsewhere"), "not yet");
+        Ok(())
+    })?;
     h1.kill_agent()?;
-    let traffic = Traffic::start(&busy)?;
+    let traffic = Traffic::with(&busy, &asker)?;
     h2.kill_agent()?;
     pause();
     h2.start_agent()?;
@@ -147,6 +232,7 @@ fn a_host_whose_manager_is_gone_forwards_and_resolves_even_after_its_own_restart
     own.ping(&other.ip()?.to_string(), 2)?;
     traffic.check()?;
     h1.start_agent()?;
+    asker.stop()?;
     wait_for_node(h1, "h2", true)?;
     busy.cluster.settle()
 }

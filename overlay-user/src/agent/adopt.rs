@@ -48,6 +48,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             }
         }
         self.save_containers().await?;
+        let ids = self.containers.all().iter().map(|c| c.id().clone()).collect();
+        self.names.retain(ids).await;
         self.remove_orphaned_links().await
     }
 

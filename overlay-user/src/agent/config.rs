@@ -35,6 +35,11 @@ impl Paths {
         self.run_dir.join("overlay.lock")
     }
 
+    /// The socket of the process that keeps DNS sockets open while no daemon runs.
+    pub fn keeper(&self) -> PathBuf {
+        self.run_dir.join("sockets.sock")
+    }
+
     /// [`AgentConfig`] as JSON.
     pub fn config(&self) -> PathBuf {
         self.state_dir.join("agent.json")

@@ -1,6 +1,7 @@
 //! The daemon: an agent on the real kernel, and the manager where this host is one.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{Read as _, Seek as _, Write as _},
     net::SocketAddr,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     datapath::{BpfDatapath, DatapathError, LoadOptions, host},
-    dns::{DnsServers, DnsView, read_resolv_conf},
+    dns::{DnsServers, DnsView, Keeper, read_resolv_conf},
     link::NetlinkLinks,
     manager::{Controller, Manager, RemoteManager, ServerHandle},
     model::{ClusterState, Id, Role},
@@ -54,7 +55,7 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
         datapath: BpfDatapath::load(&options)?,
         links: NetlinkLinks::new()?,
         control: Arc::new(controller),
-        names: Arc::new(ContainerNames::new(&config)),
+        names: Arc::new(ContainerNames::new(&config, &paths)),
         host: Arc::new(LinuxHost { pin_dir: paths.pin_dir.clone() }),
         config,
         paths,
@@ -165,11 +166,12 @@ impl Host for LinuxHost {
 /// The DNS servers of the containers and what they answer from.
 struct ContainerNames {
     servers: DnsServers,
+    keeper: Arc<Keeper>,
     view: Arc<ArcSwap<DnsView>>,
 }
 
 impl ContainerNames {
-    fn new(config: &AgentConfig) -> Self {
+    fn new(config: &AgentConfig, paths: &Paths) -> Self {
         let upstreams = if config.dns_upstreams.is_empty() {
             // Without any, names of the cluster still resolve.
             read_resolv_conf(Path::new(RESOLV_CONF)).unwrap_or_else(|error| {
@@ -180,7 +182,9 @@ impl ContainerNames {
             config.dns_upstreams.clone()
         };
         let view = Arc::new(ArcSwap::from_pointee(DnsView { upstreams, ..DnsView::default() }));
-        Self { servers: DnsServers::new(view.clone()), view }
+        let keeper = Arc::new(Keeper::new(paths.keeper()));
+        let servers = DnsServers::new(view.clone()).waiting().kept_by(keeper.clone());
+        Self { servers, keeper, view }
     }
 }
 
@@ -198,6 +202,26 @@ impl NameServers for ContainerNames {
 
     fn remove(&self, container: &Id) {
         self.servers.remove(container);
+    }
+
+    fn retain(&self, containers: BTreeSet<Id>) -> BoxFuture<'_, ()> {
+        Box::pin(self.servers.retain(containers))
+    }
+
+    fn end(&self) -> BoxFuture<'_, Result<Option<String>, AgentError>> {
+        let keeper = self.keeper.clone();
+        Box::pin(async move {
+            let ended = tokio::task::spawn_blocking(move || keeper.end()).await;
+            let ended = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            match ended {
+                Ok(ended) => Ok(ended.map(|pid| format!("keeper of DNS sockets (process {pid})"))),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    fn answer(&self) {
+        self.servers.answer();
     }
 
     fn show(&self, state: &Arc<ClusterState>) {

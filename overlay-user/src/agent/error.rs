@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     api::{ApiError, ErrorCode},
     datapath::DatapathError,
+    dns::KeeperError,
     link::LinkError,
 };
 
@@ -52,6 +53,9 @@ pub enum AgentError {
     /// The names of a container could not be served.
     #[error("the DNS server of the container could not be started: {0}")]
     Names(String),
+    /// What keeps the DNS servers' sockets could not be ended.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// Something of the host is not there.
     #[error("{0}")]
     Host(String),

@@ -34,6 +34,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             Err(error) => return Err(error),
         }
         self.setup.lock().await.over = true;
+        match self.names.end().await {
+            Ok(what) => removed.extend(what),
+            Err(error) => failures.push(error),
+        }
         let (gone, more) = self.remove_from_kernel().await;
         removed.extend(gone);
         failures.extend(more);

@@ -93,6 +93,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if !live && let Some(cached) = records::load_state(&self.paths.cached_state()) {
             self.publish_cached(cached);
         }
+        // Not before: without the state every name of the cluster would be unknown. When there is
+        // none, other names are answered at least.
+        self.names.answer();
         self.bring_up(Look::Maps).await?;
         self.attach_to_containers()
     }

@@ -2,6 +2,7 @@
 //! can have several hosts.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     os::{
@@ -78,6 +79,18 @@ pub trait NameServers: Send + Sync + 'static {
 
     /// Stops serving a container.
     fn remove(&self, container: &Id);
+
+    /// Lets go of what an earlier daemon left for other containers than these.
+    fn retain(&self, containers: BTreeSet<Id>) -> BoxFuture<'_, ()>;
+
+    /// Ends what would outlive this daemon. Returns what that was.
+    ///
+    /// # Errors
+    /// What does not end.
+    fn end(&self) -> BoxFuture<'_, Result<Option<String>, AgentError>>;
+
+    /// Begins to answer; before that queries wait.
+    fn answer(&self);
 
     /// Answers from this state from now on.
     fn show(&self, state: &Arc<ClusterState>);

@@ -128,6 +128,8 @@ enum Command {
     Completions(completions::CompletionsArgs),
     #[command(hide = true)]
     RunChild(run::ChildArgs),
+    #[command(hide = true)]
+    KeepSockets(agent::KeepSocketsArgs),
 }
 
 /// What every command needs: the directories and the way to the daemon.
@@ -171,6 +173,10 @@ fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         // Must stay single-threaded: it changes its namespaces.
         return run::child(&args);
     }
+    if let Command::KeepSockets(args) = command {
+        // Must stay single-threaded: it forks.
+        return agent::keep_sockets(&args);
+    }
     let default_level = if matches!(command, Command::Agent(_)) { "info" } else { "warn" };
     start_logging(log_level.as_deref().unwrap_or(default_level))?;
     let context = Context {
@@ -206,7 +212,10 @@ fn dispatch(context: &Context, command: Command) -> anyhow::Result<ExitCode> {
             Command::Token(command) => token::run(context, command).await?,
             Command::Bpf(args) => bpf::run(context, &args).await?,
             Command::Datapath(command) => datapath::run(&context.paths, command).await?,
-            Command::Agent(_) | Command::Completions(_) | Command::RunChild(_) => {
+            Command::Agent(_)
+            | Command::Completions(_)
+            | Command::RunChild(_)
+            | Command::KeepSockets(_) => {
                 unreachable!("run() handles these before there is a runtime")
             }
         }

@@ -10,6 +10,7 @@
 
 mod directory;
 mod forward;
+mod keeper;
 mod message;
 mod resolv_conf;
 mod resolve;
@@ -26,6 +27,7 @@ use std::{
 };
 
 pub use directory::Directory;
+pub use keeper::{Keeper, KeeperError, keep_sockets};
 pub use resolv_conf::{MAX_NAMESERVERS, ResolvConfError, read_resolv_conf};
 pub use resolve::{Answer, resolve};
 pub use servers::DnsServers;

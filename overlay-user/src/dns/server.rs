@@ -6,7 +6,7 @@ use hickory_proto::op::ResponseCode;
 use rand::seq::SliceRandom as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::timeout,
@@ -83,13 +83,13 @@ impl Responder {
 }
 
 /// Serves until dropped; whatever is under way ends with it.
-pub(super) async fn serve(sockets: Sockets, responder: Arc<Responder>) {
-    let Sockets { udp, tcp } = sockets;
-    tokio::join!(serve_udp(udp, Arc::clone(&responder)), serve_tcp(tcp, responder));
+pub(super) async fn serve(sockets: Arc<Sockets>, responder: Arc<Responder>) {
+    let udp = serve_udp(Arc::clone(&sockets), Arc::clone(&responder));
+    tokio::join!(udp, serve_tcp(&sockets.tcp, responder));
 }
 
-async fn serve_udp(socket: UdpSocket, responder: Arc<Responder>) {
-    let socket = Arc::new(socket);
+async fn serve_udp(sockets: Arc<Sockets>, responder: Arc<Responder>) {
+    let socket = &sockets.udp;
     let mut forwards = JoinSet::new();
     let mut buffer = vec![0; MAX_UDP];
     loop {
@@ -107,13 +107,13 @@ async fn serve_udp(socket: UdpSocket, responder: Arc<Responder>) {
         };
         match responder.outcome(&buffer[..length], Transport::Udp) {
             Outcome::Ignore => {}
-            Outcome::Reply(reply) => send(&socket, &reply, client).await,
+            Outcome::Reply(reply) => send(socket, &reply, client).await,
             Outcome::Forward(request, permit) => {
-                let (socket, responder) = (Arc::clone(&socket), Arc::clone(&responder));
+                let (sockets, responder) = (Arc::clone(&sockets), Arc::clone(&responder));
                 forwards.spawn(async move {
                     let reply = responder.forward(&request).await;
                     drop(permit);
-                    send(&socket, &reply, client).await;
+                    send(&sockets.udp, &reply, client).await;
                 });
             }
         }
@@ -127,7 +127,7 @@ async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
     }
 }
 
-async fn serve_tcp(listener: tokio::net::TcpListener, responder: Arc<Responder>) {
+async fn serve_tcp(listener: &TcpListener, responder: Arc<Responder>) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

@@ -12,12 +12,12 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::task::AbortHandle;
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    Directory, DnsError, DnsView, Limits,
+    Directory, DnsError, DnsView, Keeper, Limits,
     server::{self, Responder},
-    sockets::{Namespace, NamespaceId},
+    sockets::{Namespace, NamespaceId, Sockets},
 };
 use crate::model::{ClusterState, Id};
 
@@ -25,6 +25,8 @@ use crate::model::{ClusterState, Id};
 pub struct DnsServers {
     directories: Arc<Directories>,
     limits: Limits,
+    keeper: Option<Arc<Keeper>>,
+    answering: watch::Sender<bool>,
     servers: Mutex<BTreeMap<Id, Server>>,
     attempts: AtomicU64,
 }
@@ -35,13 +37,19 @@ struct Server {
     /// Which call of `ensure` made it: when calls overlap the last one counts.
     attempt: u64,
     /// `None` while it binds.
-    task: Option<AbortHandle>,
+    running: Option<Running>,
+}
+
+/// What a server has once it listens.
+struct Running {
+    task: AbortHandle,
+    sockets: Arc<Sockets>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
+        if let Some(running) = &self.running {
+            running.task.abort();
         }
     }
 }
@@ -61,7 +69,27 @@ impl DnsServers {
     /// As [`Self::new`], with other limits than Docker's.
     pub fn with_limits(view: Arc<ArcSwap<DnsView>>, limits: Limits) -> Self {
         let directories = Arc::new(Directories::new(view));
-        Self { directories, limits, servers: Mutex::default(), attempts: AtomicU64::new(0) }
+        let (servers, attempts) = (Mutex::default(), AtomicU64::new(0));
+        let answering = watch::Sender::new(true);
+        Self { directories, limits, keeper: None, answering, servers, attempts }
+    }
+
+    /// With a keeper: the sockets stay open when this process ends, and those that an earlier one
+    /// left are taken over.
+    pub fn kept_by(self, keeper: Arc<Keeper>) -> Self {
+        Self { keeper: Some(keeper), ..self }
+    }
+
+    /// Until [`Self::answer`] is called, queries wait: those that were kept for this process come
+    /// before it knows what to answer.
+    pub fn waiting(self) -> Self {
+        self.answering.send_replace(false);
+        self
+    }
+
+    /// Answers from now on, what has waited first.
+    pub fn answer(&self) {
+        self.answering.send_replace(true);
     }
 
     /// Makes sure that a server for `container` listens on 127.0.0.11:53, UDP and TCP, inside the
@@ -70,23 +98,27 @@ impl DnsServers {
     ///
     /// Must be called in a tokio runtime whose threads are in the host's namespace, as the upstreams
     /// are asked from there. The server's sockets keep the namespace alive until
-    /// [`Self::remove`].
+    /// [`Self::remove`], or [`Self::retain`] of a later process.
     ///
     /// # Errors
     /// [`DnsError`] says why it cannot listen; the container then has no server.
     pub async fn ensure(&self, container: &Id, netns: &Path) -> Result<(), DnsError> {
         let namespace = Namespace::open(netns)?;
         let Some(attempt) = self.reserve(container, &namespace)? else {
+            self.keep_again(container).await;
             return Ok(());
         };
-        let sockets = namespace.listen().await;
+        let sockets = match self.kept(container, namespace.id).await {
+            Some(sockets) => Ok(sockets),
+            None => namespace.listen().await,
+        };
         let mut servers = lock(&self.servers);
         let Some(server) = servers.get_mut(container).filter(|s| s.attempt == attempt) else {
             // Removed or replaced in the meantime: the sockets close here.
             return sockets.map(drop);
         };
         let sockets = match sockets {
-            Ok(sockets) => sockets,
+            Ok(sockets) => Arc::new(sockets),
             Err(error) => {
                 servers.remove(container);
                 self.directories.stop_serving(container);
@@ -96,15 +128,71 @@ impl DnsServers {
         let responder =
             Responder::new(container.clone(), Arc::clone(&self.directories), self.limits);
         self.directories.start_serving(container);
-        let task = tokio::spawn(server::serve(sockets, Arc::new(responder)));
-        server.task = Some(task.abort_handle());
+        let serving = server::serve(Arc::clone(&sockets), Arc::new(responder));
+        let mut answering = self.answering.subscribe();
+        let task = tokio::spawn(async move {
+            // Fails only once there are no servers any more.
+            if answering.wait_for(|answering| *answering).await.is_ok() {
+                serving.await;
+            }
+        });
+        let task = task.abort_handle();
+        server.running = Some(Running { task, sockets });
+        self.keep(container, server);
         Ok(())
     }
 
     /// Ends a container's server; its namespace may be gone already. No server is no error.
     pub fn remove(&self, container: &Id) {
-        lock(&self.servers).remove(container);
+        let mut servers = lock(&self.servers);
+        servers.remove(container);
         self.directories.stop_serving(container);
+        if let Some(keeper) = &self.keeper {
+            keeper.forget(container);
+        }
+    }
+
+    /// Lets go of what an earlier process left for other containers than these.
+    pub async fn retain(&self, containers: BTreeSet<Id>) {
+        self.with_keeper(move |keeper| keeper.retain(&containers)).await;
+    }
+
+    /// The sockets that an earlier process left for a container.
+    async fn kept(&self, container: &Id, namespace: NamespaceId) -> Option<Sockets> {
+        let name = container.clone();
+        let kept = self.with_keeper(move |keeper| keeper.take(&name, namespace)).await?;
+        match Sockets::adopt(kept) {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                tracing::warn!(%container, "its DNS sockets are not taken over: {error}");
+                None
+            }
+        }
+    }
+
+    /// Gives a server's sockets to a keeper that may have been started since.
+    async fn keep_again(&self, container: &Id) {
+        self.with_keeper(Keeper::awake).await;
+        if let Some(server) = lock(&self.servers).get(container) {
+            self.keep(container, server);
+        }
+    }
+
+    /// Under the lock, so that nothing is kept after [`Self::remove`].
+    fn keep(&self, container: &Id, server: &Server) {
+        if let (Some(keeper), Some(running)) = (&self.keeper, &server.running) {
+            keeper.store(container, server.namespace, &running.sockets.handles());
+        }
+    }
+
+    /// Off the runtime's threads: a keeper may have to be started.
+    async fn with_keeper<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Keeper) -> T + Send + 'static,
+    ) -> Option<T> {
+        let keeper = Arc::clone(self.keeper.as_ref()?);
+        let done = tokio::task::spawn_blocking(move || work(&keeper)).await;
+        Some(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
     }
 
     /// Puts down that `container` is to be served in `namespace`, and ends its server elsewhere.
@@ -120,7 +208,7 @@ impl DnsServers {
             return Err(DnsError::Shared { path, other });
         }
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let server = Server { namespace: namespace.id, attempt, task: None };
+        let server = Server { namespace: namespace.id, attempt, running: None };
         servers.insert(container.clone(), server);
         Ok(Some(attempt))
     }
@@ -128,7 +216,7 @@ impl DnsServers {
 
 impl Server {
     fn serves(&self, namespace: NamespaceId) -> bool {
-        self.namespace == namespace && self.task.as_ref().is_some_and(|t| !t.is_finished())
+        self.namespace == namespace && self.running.as_ref().is_some_and(|r| !r.task.is_finished())
     }
 }
 

@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -18,6 +21,9 @@ use nix::{
         sockopt,
     },
 };
+
+use rustix::net::{SocketType, sockopt::socket_type};
+use serde::{Deserialize, Serialize};
 
 use super::{ADDRESS, PORT};
 use crate::model::Id;
@@ -104,14 +110,42 @@ pub(super) struct Namespace {
 }
 
 /// Device and inode number in nsfs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NamespaceId(u64, u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NamespaceId(pub u64, pub u64);
 
 /// Where a server listens.
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub udp: tokio::net::UdpSocket,
     pub tcp: tokio::net::TcpListener,
+}
+
+impl Sockets {
+    /// Takes over sockets that were bound by an earlier daemon, with all that waits in them.
+    /// `None` when they are not one of each on our address.
+    pub fn adopt(kept: Vec<OwnedFd>) -> io::Result<Option<Self>> {
+        let (mut udp, mut tcp) = (None, None);
+        for socket in kept {
+            match socket_type(&socket)? {
+                SocketType::DGRAM => udp = Some(std::net::UdpSocket::from(socket)),
+                SocketType::STREAM => tcp = Some(std::net::TcpListener::from(socket)),
+                _ => {}
+            }
+        }
+        let (Some(udp), Some(tcp)) = (udp, tcp) else { return Ok(None) };
+        let address = SocketAddr::from((ADDRESS, PORT));
+        if udp.local_addr()? != address || tcp.local_addr()? != address {
+            return Ok(None);
+        }
+        // Bound without blocking, which is a property of the socket and not of its copies.
+        let udp = tokio::net::UdpSocket::from_std(udp)?;
+        Ok(Some(Self { udp, tcp: tokio::net::TcpListener::from_std(tcp)? }))
+    }
+
+    /// What a keeper must have to keep them open.
+    pub fn handles(&self) -> [BorrowedFd<'_>; 2] {
+        [self.udp.as_fd(), self.tcp.as_fd()]
+    }
 }
 
 impl Namespace {
@@ -194,7 +228,7 @@ fn bind_tcp(address: SocketAddr) -> nix::Result<std::net::TcpListener> {
 
 /// A bound socket that shares its port: name servers in containers bind all addresses, and many of
 /// them with one of these two options set. Ours is the more specific one and gets its queries.
-fn open(kind: SockType, address: SocketAddr) -> nix::Result<std::os::fd::OwnedFd> {
+fn open(kind: SockType, address: SocketAddr) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Inet, kind, flags, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;

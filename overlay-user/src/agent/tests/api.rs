@@ -164,7 +164,14 @@ async fn leaving_by_force_leaves_nothing_and_ends_the_daemon() {
     attach(agent, test.backend("w1", "web")).await;
     let leave = LocalRequest::Leave(Leave { force: true });
     let left: Left = client.local(leave).await.expect("left");
-    for what in ["container w1", "node h2 of the cluster", "pins", "ovl-vxlan", "agent.json"] {
+    for what in [
+        "container w1",
+        "node h2 of the cluster",
+        "pins",
+        "ovl-vxlan",
+        "keeps sockets",
+        "agent.json",
+    ] {
         assert!(left.removed.iter().any(|r| r.contains(what)), "{what}: {:?}", left.removed);
     }
     agent.stopped().await;

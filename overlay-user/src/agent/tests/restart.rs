@@ -40,10 +40,21 @@ async fn a_restart_adopts_everything_and_writes_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_kept_for_containers_that_no_longer_exist_is_let_go_of() {
+    let world = World::new();
+    let (test, _) = stopped_host(&world).await;
+    let kept = lock(&test.host.served).clone();
+    lock(&test.host.served).insert(Id::random());
+    let (_agent, _tasks) = test.start().await;
+    assert_eq!(*lock(&test.host.served), kept);
+}
+
+#[tokio::test]
 async fn a_restart_without_managers_goes_on_from_the_last_known_state() {
     let world = World::new();
     let (test, service) = stopped_host(&world).await;
     test.wire.cut(true);
+    test.host.shown.store(0, SeqCst);
     let (agent, _tasks) = test.start().await;
     assert_eq!(test.datapath.take_applied(), Vec::<MapOp>::new());
     assert_eq!(slots(&test.datapath, &service), 2);
@@ -51,6 +62,7 @@ async fn a_restart_without_managers_goes_on_from_the_last_known_state() {
     assert!(!status.connected && status.last_error.is_some());
     assert!(status.applied > 0);
     assert!(test.host.shown.load(SeqCst) > 0, "names are answered from it too");
+    assert!(test.host.answered_from.load(SeqCst) > 0, "and not before it is there");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use super::daemon::Daemon;
 use crate::{
     agent::Paths,
     datapath::BpfDatapath,
+    dns::Keeper,
     link::{Links, NetlinkLinks},
 };
 
@@ -57,7 +58,7 @@ impl Undo {
     }
 }
 
-/// Removes pins and interfaces of a daemon that is gone. Goes on where something fails, and says
+/// Removes pins, interfaces and keeper of a daemon that is gone. Goes on where something fails, and says
 /// so. Returns what was removed.
 pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
     let warn = |what: &str, error: &dyn std::fmt::Display| {
@@ -67,6 +68,12 @@ pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
         warn("pins are", &error);
         Vec::new()
     });
+    match Keeper::new(paths.keeper()).end() {
+        Ok(keeper) => {
+            removed.extend(keeper.map(|pid| format!("keeper of DNS sockets (process {pid})")));
+        }
+        Err(error) => warn("a process is", &error),
+    }
     let links = match NetlinkLinks::new() {
         Ok(links) => links,
         Err(error) => {
@@ -104,6 +111,7 @@ pub(super) fn remove_state(paths: &Paths) -> Vec<String> {
         paths.containers(),
         paths.log(),
         paths.socket(),
+        paths.keeper(),
         paths.lock(),
     ];
     let mut removed = Vec::new();

@@ -41,7 +41,7 @@ async fn start(upstreams: Vec<SocketAddr>, limits: Limits) -> SocketAddr {
     let (udp, tcp) = bind_pair().await;
     let address = udp.local_addr().expect("bound");
     let responder = Arc::new(responder(view(upstreams), limits));
-    tokio::spawn(serve(Sockets { udp, tcp }, responder));
+    tokio::spawn(serve(Arc::new(Sockets { udp, tcp }), responder));
     address
 }
 
@@ -163,7 +163,7 @@ async fn what_is_under_way_ends_with_the_server() {
     let server = udp.local_addr().expect("bound");
     let responder = Arc::new(responder(view(vec![silent]), Limits::default()));
     let slots = Arc::clone(&responder.slots);
-    let task = tokio::spawn(serve(Sockets { udp, tcp }, responder));
+    let task = tokio::spawn(serve(Arc::new(Sockets { udp, tcp }), responder));
     let socket = client(server).await;
     socket.send(&bytes(&query("example.org.", RecordType::A))).await.expect("sent");
     asked.notified().await;

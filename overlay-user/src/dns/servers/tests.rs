@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     dns::{
         ADDRESS, PORT, forward,
+        keeper::testing::Place,
         testing::{
             Cluster, TestNamespace, addresses, bytes, decoded, id, query, upstream, upstream_reply,
         },
@@ -171,6 +172,127 @@ async fn servers_made_anew_bind_while_those_of_the_old_agent_still_end() {
     new.ensure(&id("client"), container.path()).await.expect("listens beside the old one");
     drop(old);
     assert_eq!(hello(&container).await.expect("a reply"), [VIP]);
+}
+
+/// A daemon's servers on a host with a keeper.
+fn kept_servers(place: &Place) -> DnsServers {
+    servers().kept_by(place.keeper())
+}
+
+#[tokio::test]
+async fn what_is_asked_while_no_server_runs_is_answered_by_the_next_one() {
+    let Some(container) = namespace() else { return };
+    let place = Place::new();
+    let old = kept_servers(&place);
+    old.ensure(&id("client"), container.path()).await.expect("listens");
+    assert_eq!(hello(&container).await.expect("a reply"), [VIP]);
+    stop(old, "client").await;
+    // Sent before the next server is made: they wait for it.
+    let (udp, mut tcp) = container.run(|| {
+        use std::io::Write as _;
+        let message = bytes(&query("hello.", RecordType::A));
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        udp.send_to(&message, (ADDRESS, PORT)).expect("sent");
+        let mut tcp = std::net::TcpStream::connect((ADDRESS, PORT)).expect("connected");
+        tcp.write_all(&forward::framed(&message).expect("framed")).expect("sent");
+        (udp, tcp)
+    });
+    let new = kept_servers(&place);
+    new.ensure(&id("client"), container.path()).await.expect("takes over");
+    let replies = tokio::task::spawn_blocking(move || {
+        use std::io::Read as _;
+        let mut buffer = [0; 4096];
+        let length = udp.recv(&mut buffer).expect("a reply");
+        let over_udp = addresses(&decoded(&buffer[..length]));
+        let mut length = [0; 2];
+        tcp.read_exact(&mut length).expect("a length");
+        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+        tcp.read_exact(&mut reply).expect("a reply");
+        (over_udp, addresses(&decoded(&reply)))
+    });
+    assert_eq!(replies.await.expect("asked"), (vec![VIP], vec![VIP]));
+    assert_eq!(place.started(), 1);
+    new.remove(&id("client"));
+    until_closed(&container).await;
+}
+
+#[tokio::test]
+async fn what_has_waited_is_answered_from_the_state_that_comes_after_the_start() {
+    let Some(container) = namespace() else { return };
+    let view = Arc::new(ArcSwap::from_pointee(DnsView::default()));
+    let servers = DnsServers::new(Arc::clone(&view)).waiting();
+    servers.ensure(&id("client"), container.path()).await.expect("listens");
+    let udp = container.run(|| {
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let message = bytes(&query("hello.", RecordType::A));
+        udp.send_to(&message, (ADDRESS, PORT)).expect("sent");
+        udp
+    });
+    view.store(Arc::new(DnsView { state: Arc::new(cluster().state), upstreams: vec![] }));
+    servers.answer();
+    let reply = tokio::task::spawn_blocking(move || {
+        let mut buffer = [0; 4096];
+        let length = udp.recv(&mut buffer).expect("a reply");
+        addresses(&decoded(&buffer[..length]))
+    });
+    assert_eq!(reply.await.expect("asked"), [VIP]);
+}
+
+#[tokio::test]
+async fn what_is_kept_of_containers_that_are_gone_is_let_go_of() {
+    let (Some(gone), Some(stays)) = (namespace(), namespace()) else { return };
+    let place = Place::new();
+    let old = kept_servers(&place);
+    for (name, container) in [("client", &gone), ("second", &stays)] {
+        old.ensure(&id(name), container.path()).await.expect("listens");
+    }
+    stop(old, "client").await;
+    let new = kept_servers(&place);
+    new.retain(BTreeSet::from([id("second")])).await;
+    until_closed(&gone).await;
+    new.ensure(&id("second"), stays.path()).await.expect("takes over");
+    assert_eq!(hello(&stays).await.expect("a reply"), [VIP]);
+}
+
+#[tokio::test]
+async fn a_container_in_another_namespace_than_before_gets_new_sockets() {
+    let (Some(before), Some(now)) = (namespace(), namespace()) else { return };
+    let place = Place::new();
+    let old = kept_servers(&place);
+    old.ensure(&id("client"), before.path()).await.expect("listens");
+    stop(old, "client").await;
+    let new = kept_servers(&place);
+    new.ensure(&id("client"), now.path()).await.expect("listens");
+    assert_eq!(hello(&now).await.expect("a reply"), [VIP]);
+    until_closed(&before).await;
+}
+
+#[tokio::test]
+async fn a_keeper_that_died_is_given_the_sockets_again() {
+    let Some(container) = namespace() else { return };
+    let place = Place::new();
+    let old = kept_servers(&place);
+    old.ensure(&id("client"), container.path()).await.expect("listens");
+    place.kill();
+    assert_eq!(hello(&container).await.expect("a reply"), [VIP], "names are served all the same");
+    old.ensure(&id("client"), container.path()).await.expect("listens already");
+    assert_eq!(place.started(), 2);
+    let keeper = place.keeper();
+    let namespace = Namespace::open(container.path()).expect("opened");
+    assert_eq!(keeper.take(&id("client"), namespace.id).len(), 2);
+}
+
+/// Ends servers as the end of their process does: nobody is told.
+async fn stop(servers: DnsServers, container: &str) {
+    let task = {
+        let servers = lock(&servers.servers);
+        let running = servers[&id(container)].running.as_ref().expect("it listens");
+        running.task.clone()
+    };
+    drop(servers);
+    while !task.is_finished() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
