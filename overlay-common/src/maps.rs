@@ -259,8 +259,19 @@ pub struct ConntrackKey {
     pub vni: u32,
     /// IP protocol number.
     pub proto: u8,
-    /// Padding, zero.
-    pub pad: [u8; 3],
+    /// Zero, but for a flow from outside whose tuple another node's flow has on the backend's node:
+    /// a digest of the node it came through ([`ConntrackKey::through`]).
+    pub scope: [u8; 3],
+}
+
+impl ConntrackKey {
+    /// The same tuple, as it comes through `node`.
+    #[inline(always)]
+    pub const fn through(self, node: Be32) -> Self {
+        let [a, b, c, d] = crate::hash::mix(node.raw(), 0).to_ne_bytes();
+        // Never zero, which is the scope of all other flows.
+        Self { scope: [a ^ d, b, c | 1], ..self }
+    }
 }
 
 /// Map `conntrack`, LRU hash: translated flows, one entry per direction. Written and read by the
@@ -282,7 +293,7 @@ pub struct Conntrack {
     pub service: u32,
     /// Number of the backend; 0 on the backend's node for flows that came through another node.
     pub backend: u32,
-    /// `RETURN`: VTEP of the node the flow came through. Otherwise zero.
+    /// `RETURN`, and `FORWARD` with a scope: VTEP of the node the flow came through. Otherwise zero.
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
@@ -298,8 +309,8 @@ pub struct Conntrack {
 pub const CONNTRACK_FORWARD: u8 = 1;
 /// Backend to client, on the node that translated: rewrite to the address the client asked.
 pub const CONNTRACK_REPLY: u8 = 2;
-/// Backend to client, on the backend's node: send through the tunnel, untranslated, to the node
-/// the flow came through.
+/// Backend to client, on the backend's node: send through the tunnel to the node the flow came
+/// through, which translates. Only a source port that was changed here is changed back here.
 pub const CONNTRACK_RETURN: u8 = 3;
 
 /// A SYN was seen.
@@ -408,7 +419,7 @@ mod tests {
         packed!(Backend { vni, ip, node, ifindex, mac, state });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, pad });
-        packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, pad });
+        packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
         packed!(Conntrack {
             saddr,
             daddr,
@@ -443,6 +454,17 @@ mod tests {
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
         assert_eq!(size_of::<SockOriginKey>(), 16);
+    }
+
+    #[test]
+    fn a_tuple_through_a_node_is_told_from_the_plain_one_and_from_other_nodes() {
+        let key = ConntrackKey { proto: 6, ..ConntrackKey::default() };
+        let mut seen = vec![key];
+        for last in 1..=254 {
+            seen.push(key.through(Be32::from_octets([172, 16, 1, last])));
+        }
+        let distinct: std::collections::HashSet<_> = seen.iter().collect();
+        assert_eq!(distinct.len(), seen.len());
     }
 
     #[test]

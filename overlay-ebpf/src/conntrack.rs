@@ -13,7 +13,7 @@ use overlay_common::{
     wire::PROTO_TCP,
 };
 
-use crate::{maps::CONNTRACK, packet::Flow};
+use crate::{fallible, maps::CONNTRACK, packet::Flow};
 
 const SECOND: u64 = 1_000_000_000;
 /// An idle established TCP connection is kept for longer than the two hours after which hosts send
@@ -135,7 +135,7 @@ fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
         dport: forward.sport,
         vni: forward.vni,
         proto: key.proto,
-        pad: [0; 3],
+        scope: [0; 3],
     }
 }
 
@@ -190,8 +190,7 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
                 .map_err(|_| Reason::ConntrackFull);
         }
         attempt += 1;
-        let port = hash::mix(flow.key.saddr.raw() ^ attempt, u32::from(flow.key.sport.raw()));
-        forward.sport = Be16::new((PORT_MIN + (port & 0x3fff)) as u16);
+        forward.sport = other_port(&flow.key, attempt);
     }
     Err(Reason::TupleTaken)
 }
@@ -206,8 +205,7 @@ fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
     unsafe {
         let old = &*entry;
         let ours = old.action == CONNTRACK_REPLY && same_client(old, reply);
-        let ended = old.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0;
-        if ours || ended || is_expired(key, old, now) {
+        if ours || is_expired(key, old, now) {
             *entry = *reply;
             return true;
         }
@@ -215,45 +213,88 @@ fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
     false
 }
 
+/// Another source port for a flow whose tuple is taken.
+#[inline(always)]
+fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
+    let spread = hash::mix(key.saddr.raw() ^ attempt, u32::from(key.sport.raw()) ^ now() as u32);
+    Be16::new((PORT_MIN + (spread & 0x3fff)) as u16)
+}
+
 /// Notes on the backend's node that replies to `flow` go through `node`, which translated it.
+/// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
+/// address and port that came through two nodes are one tuple here, even when the first has ended
+/// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
+/// another source port.
 ///
 /// # Errors
-/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] for a packet in the
-/// middle of a flow whose tuple another node's flow has.
+/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] when no port is free, or
+/// for a packet in the middle of a flow that is not known.
 #[inline(always)]
-pub fn note_return(flow: &Flow, node: Be32) -> Result<(), Reason> {
+pub fn note_return(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
+    fallible::unpack(note_return_packed(flow, node, forward)).map(|translate| translate != 0)
+}
+
+#[inline(never)]
+fn note_return_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(note(flow, node, forward).map(u32::from))
+}
+
+#[inline(always)]
+fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
     let now = now();
-    let key = ConntrackKey {
-        saddr: flow.key.daddr,
-        daddr: flow.key.saddr,
-        sport: flow.key.dport,
-        dport: flow.key.sport,
-        ..flow.key
+    *forward = return_forward(flow, node, now);
+    let key = reply_key(&flow.key, forward);
+    let Some(entry) = CONNTRACK.get_ptr_mut(&key) else {
+        let entry = return_entry(&key, flow, node, now);
+        return insert(&key, &entry, BPF_ANY).map(|()| false);
     };
-    if let Some(entry) = CONNTRACK.get_ptr_mut(&key) {
+    // SAFETY: as in `find`.
+    let entry = unsafe { &mut *entry };
+    if entry.action == CONNTRACK_RETURN && entry.node == node && entry.dport == flow.key.sport {
+        refresh(entry, flow, now);
+        return Ok(false);
+    }
+    if is_expired(&key, entry, now) {
+        *entry = return_entry(&key, flow, node, now);
+        return Ok(false);
+    }
+    other_way(flow, node, forward, now)
+}
+
+/// The way of a flow whose tuple another node's flow has.
+#[inline(always)]
+fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack, now: u64) -> Result<bool, Reason> {
+    let through = flow.key.through(node);
+    if let Some(known) = CONNTRACK.get_ptr_mut(&through) {
         // SAFETY: as in `find`.
-        unsafe {
-            if (*entry).action == CONNTRACK_RETURN && (*entry).node == node {
-                let state = if flow.is_syn() { flow.flags } else { (*entry).state | flow.flags };
-                if state != (*entry).state {
-                    (*entry).state = state;
-                }
-                if now.wrapping_sub((*entry).last_seen) > RESOLUTION {
-                    (*entry).last_seen = now;
-                }
-                return Ok(());
-            }
-            // The client came through another node before. As long as that flow lives, taking
-            // its way back away would cut it.
-            if (*entry).action == CONNTRACK_RETURN
-                && !flow.may_be_repicked()
-                && !is_expired(&key, &*entry, now)
-            {
-                return Err(Reason::TupleTaken);
-            }
+        let known = unsafe { &mut *known };
+        if known.node == node && !is_expired(&through, known, now) {
+            refresh(known, flow, now);
+            forward.sport = known.sport;
+            return Ok(true);
         }
     }
-    let entry = Conntrack {
+    if !flow.may_be_repicked() {
+        return Err(Reason::TupleTaken);
+    }
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        attempt += 1;
+        forward.sport = other_port(&flow.key, attempt);
+        let key = reply_key(&flow.key, forward);
+        let entry = return_entry(&key, flow, node, now);
+        if insert(&key, &entry, BPF_NOEXIST).is_ok() {
+            return insert(&through, forward, BPF_ANY).map(|()| true);
+        }
+    }
+    Err(Reason::TupleTaken)
+}
+
+/// The client's direction on the backend's node: untouched, until its tuple is found taken.
+#[inline(always)]
+fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
+    let key = &flow.key;
+    Conntrack {
         saddr: key.saddr,
         daddr: key.daddr,
         sport: key.sport,
@@ -262,12 +303,41 @@ pub fn note_return(flow: &Flow, node: Be32) -> Result<(), Reason> {
         service: 0,
         backend: 0,
         node,
-        action: CONNTRACK_RETURN,
+        action: CONNTRACK_FORWARD,
         state: flow.flags,
         pad: 0,
         last_seen: now,
-    };
-    CONNTRACK.insert(&key, &entry, u64::from(BPF_ANY)).map_err(|_| Reason::ConntrackFull)
+    }
+}
+
+/// The backend's direction: to `node`, with the client's own port.
+#[inline(always)]
+fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
+    Conntrack {
+        saddr: key.saddr,
+        daddr: key.daddr,
+        sport: key.sport,
+        dport: flow.key.sport,
+        action: CONNTRACK_RETURN,
+        ..return_forward(flow, node, now)
+    }
+}
+
+/// Brings time and state of an entry up to date; a SYN begins a new connection.
+#[inline(always)]
+fn refresh(entry: &mut Conntrack, flow: &Flow, now: u64) {
+    let state = if flow.is_syn() { flow.flags } else { entry.state | flow.flags };
+    if state != entry.state {
+        entry.state = state;
+    }
+    if now.wrapping_sub(entry.last_seen) > RESOLUTION {
+        entry.last_seen = now;
+    }
+}
+
+#[inline(always)]
+fn insert(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
+    CONNTRACK.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
 }
 
 #[cfg(test)]
@@ -284,7 +354,7 @@ mod tests {
                 dport: Be16::new(80),
                 vni: 4097,
                 proto: PROTO_TCP,
-                pad: [0; 3],
+                scope: [0; 3],
             },
             transport: 34,
             flags: TCP_SEEN_SYN,

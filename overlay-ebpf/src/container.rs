@@ -180,6 +180,9 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
     match packet.tracked(work) {
         CONNTRACK_REPLY => reply(packet, work),
         CONNTRACK_RETURN => {
+            if work.entry.dport != work.flow.key.dport {
+                nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
+            }
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
             let action = vxlan::encapsulate(ctx, link.vni, work.entry.node, &inner)?;
             Ok(Verdict::Done(action, Reason::Encapsulated))

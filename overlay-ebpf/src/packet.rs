@@ -143,7 +143,7 @@ impl Flow {
             dport,
             vni,
             proto: ip.protocol,
-            pad: [0; 3],
+            scope: [0; 3],
         };
         self.transport = transport as u16;
         self.flags = 0;

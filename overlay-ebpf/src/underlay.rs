@@ -166,16 +166,16 @@ fn to_local(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
             }
             from.mac
         }
-        None => from_outside(inner, endpoint)?,
+        None => return from_outside(inner, endpoint),
     };
     vxlan::decapsulate(ctx)?;
     deliver(ctx, endpoint, source, Reason::Decapsulated)
 }
 
-/// Checks a packet from a client outside and notes the way back. Returns the MAC it is delivered
-/// with: the gateway's.
+/// From a client outside, whose flow another node has translated: notes the way back, and delivers
+/// with the gateway's MAC.
 #[inline(always)]
-fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Result<Mac, Reason> {
+fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
     let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
     if network.contains(inner.ip.saddr()) {
         return Err(Reason::SpoofedInnerSource);
@@ -185,8 +185,12 @@ fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Result<Mac, Reason> {
     }
     let work = work()?;
     inner.flow(work)?;
-    conntrack::note_return(&work.flow, inner.sender)?;
-    Ok(Mac::of_ip(network.gateway))
+    let translate = conntrack::note_return(&work.flow, inner.sender, &mut work.entry)?;
+    vxlan::decapsulate(inner.ctx)?;
+    if translate {
+        nat::translate(inner.ctx, &inner.ip, usize::from(work.flow.transport) - INNER, work)?;
+    }
+    deliver(inner.ctx, endpoint, Mac::of_ip(network.gateway), Reason::Decapsulated)
 }
 
 /// A backend's reply for a flow that was translated here: to a client outside or to the host.

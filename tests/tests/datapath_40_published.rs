@@ -83,6 +83,78 @@ fn the_backends_node_sends_replies_back_through_the_node_that_was_asked() {
     assert_eq!((seen.from, seen.to), ((NEAR, 80), (CLIENT, 40_000)), "not translated here");
 }
 
+/// A third node of the cluster.
+const OTHER: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 12);
+
+fn with_other_node(backend: Ipv4Addr) -> Rig {
+    let mut rig = rig(backend);
+    rig.set(|state| {
+        let key = overlay_common::maps::PeerKey { vni: 0, node: OTHER.into() };
+        state.peers.insert(key, overlay_common::maps::Peer::default());
+    });
+    rig
+}
+
+#[test]
+fn one_clients_flows_through_two_nodes_are_told_apart_at_the_backend() {
+    for ended in [false, true] {
+        let mut rig = with_other_node(NEAR);
+        let syn = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Syn);
+        let first = rig.run("from_underlay", &vxlan(VNI, &syn));
+        assert_eq!(see(&first.packet).from, (CLIENT, 40_000));
+        if ended {
+            // The backend's TIME-WAIT still has the tuple.
+            let fin = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Fin);
+            rig.run("from_underlay", &vxlan(VNI, &fin));
+        }
+        let second = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &syn));
+        assert_eq!((second.verdict, &second.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));
+        let seen = see(&second.packet);
+        assert_eq!((seen.from.0, seen.to), (CLIENT, (NEAR, 80)));
+        let translated = seen.from.1;
+        assert!(translated >= 49_152, "source port {translated}");
+
+        // The second flow keeps its port, and the first its own.
+        let data = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Data);
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &data));
+        assert_eq!(see(&ran.packet).from, (CLIENT, translated));
+        let ran = rig.run("from_underlay", &vxlan(VNI, &data));
+        assert_eq!(see(&ran.packet).from, (CLIENT, 40_000));
+
+        // Replies go back the way each flow came, with the client's own port.
+        for (port, node) in [(40_000, PEER), (translated, OTHER)] {
+            let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::Data));
+            assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+            let (_, to, inner) = untunnel_any(&ran.packet);
+            let seen = see(&inner);
+            assert_eq!((to, seen.to), (node, (CLIENT, 40_000)));
+        }
+    }
+}
+
+#[test]
+fn the_middle_of_an_unknown_flow_does_not_take_anothers_tuple() {
+    let mut rig = with_other_node(NEAR);
+    let syn = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Syn);
+    rig.run("from_underlay", &vxlan(VNI, &syn));
+    let data = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Data);
+    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &data));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::TupleTaken][..]));
+}
+
+#[test]
+fn a_flow_that_comes_directly_avoids_a_tuple_that_came_through_another_node() {
+    let mut rig = rig(NEAR);
+    let syn = tcp((CLIENT, 40_000), (NEAR, 80), Tcp::Syn);
+    rig.run("from_underlay", &vxlan(VNI, &syn));
+    let ran = rig.run("from_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
+    let translated = see(&ran.packet).from.1;
+    assert!(translated >= 49_152, "source port {translated}");
+    let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, translated), Tcp::SynAck));
+    assert_eq!(ran.counted, [Reason::SentToClient]);
+    assert_eq!(see(&ran.packet).to, (CLIENT, 40_000));
+}
+
 #[test]
 fn a_reply_from_the_wrong_node_is_not_passed_to_the_client() {
     let mut rig = rig(FAR);
