@@ -152,7 +152,8 @@ fn leaving_with_containers_needs_force_and_then_takes_everything_along() -> anyh
     let objects = bpffs::objects(&h2.dirs().pins)?;
     h2.refuses(&["leave"], &["web.1", "--force"])?;
     assert_eq!(cluster.client().http_get(&h2.port(8080))?.name, "web.1", "nothing half done");
-    h2.leave(true)?;
+    let said = h2.leave(true)?.stdout;
+    assert!(said.contains("removed keeper of DNS sockets (process "), "{said}");
     eventually("its maps and programs are freed", SOON, || {
         let left = existing(&objects)?;
         ensure!(left.is_empty(), "{left:?}");

@@ -100,6 +100,10 @@ pub enum DnsError {
     },
 }
 
+/// Room for queries while the daemon is restarted: some thousands. The kernel counts the memory of
+/// a whole buffer for each, which is used only while they wait.
+const QUEUE_BYTES: usize = 2 << 20;
+
 /// A network namespace, opened: it cannot vanish or be mistaken for another one.
 #[derive(Debug)]
 pub(super) struct Namespace {
@@ -217,7 +221,10 @@ fn loopback_is_up() -> bool {
 }
 
 fn bind_udp(address: SocketAddr) -> nix::Result<std::net::UdpSocket> {
-    open(SockType::Datagram, address).map(Into::into)
+    let socket = open(SockType::Datagram, address)?;
+    // Beyond what is usual by the rights of the daemon; without them the usual size does.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &QUEUE_BYTES);
+    Ok(socket.into())
 }
 
 fn bind_tcp(address: SocketAddr) -> nix::Result<std::net::TcpListener> {

@@ -38,6 +38,26 @@ async fn a_port_that_is_taken_is_told_apart() {
 }
 
 #[tokio::test]
+async fn many_queries_may_wait_until_somebody_reads() {
+    const QUERIES: u16 = 2000;
+    let Some(container) = TestNamespace::new() else { return };
+    container.bring_lo_up();
+    let namespace = Namespace::open(container.path()).expect("opened");
+    let sockets = namespace.listen().await.expect("bound");
+    container.run(|| {
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        for query in 0..QUERIES {
+            client.send_to(&query.to_be_bytes(), (ADDRESS, PORT)).expect("sent");
+        }
+    });
+    for query in 0..QUERIES {
+        let mut buffer = [0; 2];
+        sockets.udp.recv(&mut buffer).await.expect("received");
+        assert_eq!(u16::from_be_bytes(buffer), query);
+    }
+}
+
+#[tokio::test]
 async fn a_name_server_of_the_container_may_share_the_port() {
     let Some(container) = TestNamespace::new() else { return };
     container.bring_lo_up();
