@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -26,7 +27,7 @@ use crate::{
     manager::{Controller, Manager, RemoteManager, ServerHandle},
     model::{ClusterState, Id, Role},
     pki::NodePki,
-    store::RedbStore,
+    store::{RedbStore, StoreError},
 };
 
 /// Where the host's own name servers are.
@@ -89,7 +90,7 @@ async fn controller(
     if config.role == Role::Agent {
         return Ok((Controller::Remote(RemoteManager::new(config.managers.clone(), &pki)?), None));
     }
-    let store = RedbStore::open(paths.store())?;
+    let store = open_store(paths).await?;
     let manager = Manager::open(Arc::new(store))?;
     let listen: SocketAddr = config.listen.with_context(|| {
         format!("{} names no address to listen on (\"listen\")", paths.config().display())
@@ -97,6 +98,22 @@ async fn controller(
     let server = manager.serve(listen, &pki).await?;
     tracing::info!(listen = %server.addr, "manager");
     Ok((Controller::Local(manager, config.node.clone()), Some(server)))
+}
+
+/// How long a process that is just ending may still hold the store: a daemon that was killed, or
+/// `overlay init`.
+const STORE_WITHIN: Duration = Duration::from_secs(3);
+
+async fn open_store(paths: &Paths) -> Result<RedbStore, StoreError> {
+    let end = Instant::now() + STORE_WITHIN;
+    loop {
+        match RedbStore::open(paths.store()) {
+            Err(StoreError::Locked(_)) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Held as long as the daemon lives, so that there is one per host.
