@@ -216,7 +216,7 @@ fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
 /// Another source port for a flow whose tuple is taken.
 #[inline(always)]
 fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
-    let spread = hash::mix(key.saddr.raw() ^ attempt, u32::from(key.sport.raw()) ^ now() as u32);
+    let spread = hash::mix(key.saddr.raw() ^ attempt, u32::from(key.sport.raw()));
     Be16::new((PORT_MIN + (spread & 0x3fff)) as u16)
 }
 
