@@ -112,7 +112,8 @@ impl Fuzz {
         let ran = self.rig.run(step.program.name(), &step.packet);
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
-        let real = Real { ran, conntrack, cursors: self.rig.cursors() };
+        let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
+        let real = Real { ran, conntrack, cursors };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -163,7 +164,9 @@ impl Fuzz {
     fn install(&mut self, tables: Tables) {
         self.rig.set_config(&tables.config);
         self.rig.set(|state| *state = tables.agent.clone());
-        self.rig.set_cursors(&tables.cursors);
+        for number in world::SERVICES {
+            self.rig.set_cursor(number, tables.cursors.get(&number).copied());
+        }
         for (key, entry) in &tables.conntrack {
             if self.tables.conntrack.get(key) != Some(entry) {
                 self.rig.set_conntrack(*key, Some(*entry));

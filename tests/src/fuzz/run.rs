@@ -24,10 +24,10 @@ struct Args {
 /// Runs until the time is over or something disagrees.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    let start = Instant::now();
     let first = args.seed.unwrap_or_else(rand::random);
     println!("seed {first}");
     let mut fuzz = Fuzz::new();
+    let start = Instant::now();
     let mut seed = first;
     let mut told = start;
     while start.elapsed() < Duration::from_secs(args.seconds) || seed == first {

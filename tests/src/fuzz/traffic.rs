@@ -2,16 +2,16 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_common::maps::ConntrackKey;
+use overlay_common::{BRIDGE_VNI, Be32, INGRESS_VNI, maps::ConntrackKey};
 use rand::{Rng as _, RngExt as _, rngs::SmallRng};
 
 use super::{
     Step,
-    world::{CLIENTS, NODES, PORTS, UNRESOLVED, VNIS, address, any},
+    world::{CLIENTS, NODES, PORTS, UNRESOLVED, any, taken},
 };
 use crate::{
     model::{Program, Tables, ones_complement},
-    rig::{IFINDEX, NODE, NODE_MAC, PEER, PEER_MAC, mac},
+    rig::{IFINDEX, NODE, NODE_MAC, OTHER_VNI, PEER, PEER_MAC, VNI, mac},
 };
 
 /// Who speaks to whom.
@@ -84,7 +84,11 @@ fn known(
 fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = Ipv4Addr::from(link.ip);
-    let to = if rng.random_bool(0.1) { any(rng, &CLIENTS) } else { address(rng, link.vni) };
+    let to = if rng.random_bool(0.1) {
+        any(rng, &CLIENTS)
+    } else {
+        taken(rng, tables, link.vni, &[0, 1, 2, 3, 4, 4])
+    };
     if rng.random_bool(0.1) {
         return arp(rng, own, to);
     }
@@ -97,14 +101,17 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
     let known = known(rng, tables, |_| true);
-    let vni = known.map_or_else(|| any(rng, &[0, 0, VNIS[0], VNIS[1], VNIS[2], VNIS[3]]), |k| k.0);
+    let vni = known.map_or_else(
+        || any(rng, &[0, 0, 0, 0, VNI, VNI, OTHER_VNI, INGRESS_VNI, INGRESS_VNI, BRIDGE_VNI]),
+        |k| k.0,
+    );
     if vni == 0 {
         let to = if rng.random_bool(0.95) { NODE } else { any(rng, &CLIENTS) };
         let from = any(rng, &CLIENTS);
         let fresh = tuple(rng, from, to);
         return ethernet(macs, &ipv4(rng, known.map_or(fresh, |k| k.1)));
     }
-    let (src, dst) = (address(rng, vni), address(rng, vni));
+    let (src, dst) = (taken(rng, tables, vni, &[2]), taken(rng, tables, vni, &[1]));
     let src = if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { src };
     let tuple = known.map_or_else(|| tuple(rng, src, dst), |k| k.1);
     let sender = node_of(rng, tables, (vni, tuple.src));
@@ -128,8 +135,8 @@ fn node_of(rng: &mut SmallRng, tables: &Tables, (vni, ip): (u32, Ipv4Addr)) -> I
     let backend = tables.agent.backends.values().find(|b| b.vni == vni && b.ip == ip.into());
     let endpoint = tables.agent.endpoints.iter().find(|(k, _)| k.vni == vni && k.ip == ip.into());
     match (backend, endpoint) {
-        (Some(b), _) if rng.random_bool(0.6) => b.node.into(),
-        (_, Some((_, e))) => e.node.into(),
+        (Some(b), _) if b.node != Be32::ZERO && rng.random_bool(0.6) => b.node.into(),
+        (_, Some((_, e))) if e.node != Be32::ZERO => e.node.into(),
         _ => any(rng, &[PEER, UNRESOLVED]),
     }
 }

@@ -33,6 +33,8 @@ pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 pub const PORTS: [u16; 5] = [53, 80, 8080, 40_000, 40_001];
 /// Services and backends are numbered from 1 to this.
 const NUMBERS: u32 = 6;
+/// The numbers of services.
+pub const SERVICES: std::ops::RangeInclusive<u32> = 1..=NUMBERS;
 
 /// One of a few.
 pub fn any<T: Copy>(rng: &mut SmallRng, of: &[T]) -> T {
@@ -48,6 +50,14 @@ pub fn address(rng: &mut SmallRng, vni: u32) -> Ipv4Addr {
         INGRESS_VNI => Ipv4Addr::new(10, 255, 0, last),
         _ => Ipv4Addr::new(172, 17, 0, last),
     }
+}
+
+/// An address of a network that somebody of one of `kinds` has, mostly.
+pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv4Addr {
+    let endpoints = tables.agent.endpoints.iter();
+    let of_kind = endpoints.filter(|(key, e)| key.vni == vni && kinds.contains(&e.kind));
+    let found: Vec<Ipv4Addr> = of_kind.map(|(key, _)| key.ip.into()).collect();
+    if found.is_empty() || rng.random_bool(0.1) { address(rng, vni) } else { any(rng, &found) }
 }
 
 /// Random maps.
@@ -70,7 +80,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
         published(rng, &mut tables.agent);
     }
     for node in NODES {
-        if rng.random_bool(0.8) {
+        if rng.random_bool(if node == PEER { 0.97 } else { 0.7 }) {
             tables.agent.peers.insert(PeerKey { vni: 0, node: node.into() }, Peer::default());
         }
     }

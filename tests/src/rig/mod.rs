@@ -250,21 +250,20 @@ impl Rig {
         self.write("conntrack", key, entry);
     }
 
-    /// How many picks each service has made.
-    pub fn cursors(&self) -> BTreeMap<u32, maps::Cursor> {
+    /// How many picks a service has made.
+    pub fn cursor(&self, service: u32) -> Option<maps::Cursor> {
         let map = self.ebpf.map("rr_cursor").expect("map rr_cursor");
         let map: HashMap<&MapData, u32, maps::Cursor> = HashMap::try_from(map).expect("rr_cursor");
-        map.iter().map(|entry| entry.expect("a cursor")).collect()
+        match map.get(&service, 0) {
+            Ok(cursor) => Some(cursor),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("rr_cursor: {error}"),
+        }
     }
 
-    /// Replaces all cursors, whatever services there are.
-    pub fn set_cursors(&mut self, cursors: &BTreeMap<u32, maps::Cursor>) {
-        for number in self.cursors().into_keys().filter(|number| !cursors.contains_key(number)) {
-            self.write::<u32, maps::Cursor>("rr_cursor", number, None);
-        }
-        for (number, cursor) in cursors {
-            self.write("rr_cursor", *number, Some(*cursor));
-        }
+    /// Sets or removes a service's cursor, whether there is such a service or not.
+    pub fn set_cursor(&mut self, service: u32, cursor: Option<maps::Cursor>) {
+        self.write("rr_cursor", service, cursor);
     }
 
     /// Makes every conntrack entry look `seconds` older.
