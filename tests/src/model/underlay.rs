@@ -12,7 +12,7 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes, half},
+    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes},
     walk::{End, Outcome, Walk},
 };
 
@@ -167,9 +167,4 @@ fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
         return walk.route_out(entry);
     }
     walk.deliver_reply(entry, Reason::Decapsulated)
-}
-
-/// Total length of an inner packet as its header says.
-pub fn inner_total(walk: &Walk<'_>) -> usize {
-    half(&walk.frame, TUNNEL + ETHERNET + 2).map_or(0, usize::from)
 }

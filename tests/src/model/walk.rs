@@ -96,6 +96,11 @@ impl<'a> Walk<'a> {
         if ip.is_fragment() {
             return Err(Reason::Fragment);
         }
+        // What is behind the packet's own end is padding, not ports.
+        let shortest = ip.header + if ip.protocol == TCP { 20 } else { 8 };
+        if ip.total < shortest {
+            return Err(Reason::Truncated);
+        }
         let transport = ip.payload();
         let port = |at| half(&self.frame, at).map(Be16::new).ok_or(Reason::Truncated);
         let (sport, dport) = (port(transport)?, port(transport + 2)?);

@@ -3,13 +3,13 @@
 
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
-    maps::{CONNTRACK_REPLY, Published},
+    maps::{CONNTRACK_REPLY, Conntrack, Published},
 };
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TUNNEL, bytes},
-    underlay::{check_backend, inner_total, is_tunnel, outer, published_here, vni},
+    frame::{ETHERNET, Ethernet, IPV4, Ip, TUNNEL},
+    underlay::{check_backend, is_tunnel, outer, published_here, vni},
     walk::{End, Outcome, Walk},
 };
 
@@ -57,15 +57,11 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     let vni = vni(walk, outer.src)?;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
-    if ethernet.kind != IPV4
-        || !ip.is_plain()
-        || ip.is_fragment()
-        || !fits(walk, walk.frame.len())
-        // Both protocols have eight bytes at least behind the IPv4 header.
-        || bytes::<8>(&walk.frame, ip.payload()).is_none()
+    if ethernet.kind != IPV4 || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len())
     {
         return Ok(End::Pass);
     }
+    ip.check(&walk.frame)?;
     let Ok(flow) = walk.flow(&ip, vni) else {
         return Ok(End::Pass);
     };
@@ -81,14 +77,8 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     }
 }
 
-fn to_client(
-    walk: &mut Walk<'_>,
-    ip: &Ip,
-    flow: &Flow,
-    entry: &overlay_common::maps::Conntrack,
-) -> Outcome {
-    ip.check(&walk.frame)?;
-    let hop = walk.host.next_hop(&walk.tables.config, entry.daddr.into(), inner_total(walk))?;
+fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Outcome {
+    let hop = walk.host.next_hop(&walk.tables.config, entry.daddr.into(), ip.total)?;
     if !hop.resolved {
         return Ok(End::Pass);
     }
