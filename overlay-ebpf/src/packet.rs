@@ -7,7 +7,7 @@ use network_types::tcp::TcpHdr;
 use overlay_common::{
     Be16, Plain, Reason,
     maps::{ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN},
-    wire::{Ethernet, Ipv4, PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+    wire::{Ethernet, Ipv4, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp},
 };
 
 /// Length of an Ethernet header.
@@ -190,7 +190,8 @@ pub fn tcp_flags(byte: u8) -> u8 {
 ///
 /// # Errors
 /// [`Reason::ServiceProtocol`] when it is neither TCP nor UDP, [`Reason::Fragment`] when it is a
-/// fragment, [`Reason::Truncated`] when it ends too early.
+/// fragment, [`Reason::Truncated`] when it ends too early: the frame, or by its own length the
+/// packet, behind which Ethernet's padding would be taken for ports.
 #[inline(always)]
 pub fn flow(
     ctx: &TcContext,
@@ -204,6 +205,9 @@ pub fn flow(
     }
     if ip.is_fragment() {
         return Err(Reason::Fragment);
+    }
+    if !holds_transport(ip) {
+        return Err(Reason::Truncated);
     }
     let transport = offset + usize::from(ip.version_ihl & 0xf) * 4;
     let ports: [Be16; 2] = load_ports(ctx, ip, offset, transport)?;
@@ -220,6 +224,15 @@ pub fn flow(
     out.set(ip, ports, vni, transport);
     out.flags = flags;
     Ok(())
+}
+
+/// Whether a TCP or UDP packet is long enough for its transport header. [`check_ipv4`] lets only
+/// aggregates have a total length of 0.
+#[inline(always)]
+pub fn holds_transport(ip: &Ipv4) -> bool {
+    let total = usize::from(ip.total_length.get());
+    let transport = if ip.protocol == PROTO_TCP { size_of::<TcpHdr>() } else { size_of::<Udp>() };
+    total == 0 || total >= usize::from(ip.version_ihl & 0xf) * 4 + transport
 }
 
 #[inline(always)]
@@ -270,6 +283,16 @@ mod tests {
     fn aggregates_may_have_a_total_length_of_zero() {
         assert_eq!(check_ipv4(&header(0), 80_000, true), Ok(()));
         assert_eq!(check_ipv4(&header(0), 80_000, false), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn a_packet_must_hold_its_transport_header() {
+        for (protocol, total) in [(PROTO_TCP, 40), (PROTO_UDP, 28)] {
+            assert!(holds_transport(&Ipv4 { protocol, ..header(total) }));
+            assert!(!holds_transport(&Ipv4 { protocol, ..header(total - 1) }));
+            let options = Ipv4 { protocol, version_ihl: 0x46, ..header(total) };
+            assert!(!holds_transport(&options));
+        }
     }
 
     #[test]

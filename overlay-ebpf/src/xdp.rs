@@ -18,7 +18,7 @@ use crate::{
     forward::{NextHop, next_hop},
     maps::{ENDPOINTS, Work, config, lookup, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
-    packet::{ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, tcp_flags},
+    packet::{ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
     published, service,
     underlay::{check_backend, check_tunnel, is_tunnel},
     vxlan,
@@ -83,6 +83,9 @@ fn outer_headers(ctx: &XdpContext) -> Option<(Ipv4, Udp)> {
 /// Fills `out` with the flow of a packet with its IPv4 header, without options, at `offset`.
 #[inline(always)]
 fn flow(ctx: &XdpContext, ip: &Ipv4, offset: usize, vni: u32, out: &mut Flow) -> Option<()> {
+    if !holds_transport(ip) {
+        return None;
+    }
     let transport = offset + IPV4_LEN;
     let ports: Udp = read(ctx, transport)?;
     let flags = match ip.protocol {
@@ -151,6 +154,7 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32) -> Outcome {
     if !simple {
         return Ok(Verdict::Pass);
     }
+    check_ipv4(&ip, length - (INNER + ETH_LEN) as u32, false)?;
     let work = work()?;
     if flow(ctx, &ip, INNER + ETH_LEN, vni, &mut work.flow).is_none() {
         return Ok(Verdict::Pass);
@@ -168,8 +172,6 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32) -> Outcome {
 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outcome {
-    let length = (ctx.data_end() - ctx.data()) as u32;
-    check_ipv4(ip, length - (INNER + ETH_LEN) as u32, false)?;
     let hop = next_hop(
         ctx.ctx.cast(),
         config,

@@ -24,8 +24,11 @@ pub mod binaries;
 pub mod bpffs;
 pub mod cleanup;
 pub mod demo;
+pub mod fuzz;
+pub mod model;
 pub mod netns;
 pub mod process;
+pub mod rig;
 pub mod testkit;
 
 mod api;

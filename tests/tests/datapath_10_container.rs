@@ -1,11 +1,11 @@
 //! `from_container` on packets without translation: what an endpoint may send and where it goes.
 
-mod datapath;
-
 use std::net::Ipv4Addr;
 
-use datapath::{DROP, IFINDEX, OTHER_VNI, PEER, PEER_MAC, REDIRECT, Rig, VNI, mac, packets::*};
 use overlay_common::{Reason, maps::ENDPOINT_FLAG_HOST};
+use overlay_tests::rig::{
+    DROP, IFINDEX, OTHER_VNI, PEER, PEER_MAC, REDIRECT, Rig, VNI, mac, packets::*,
+};
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);

@@ -1,13 +1,11 @@
 //! `from_underlay` and `xdp_underlay` on tunnel packets: who may send us what.
 
-mod datapath;
-
 use std::net::Ipv4Addr;
 
-use datapath::{
+use overlay_common::{BRIDGE_VNI, Reason};
+use overlay_tests::rig::{
     DROP, NODE, OTHER_VNI, PASS, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, mac, packets::*,
 };
-use overlay_common::{BRIDGE_VNI, Reason};
 
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);

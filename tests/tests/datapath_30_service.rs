@@ -1,15 +1,13 @@
 //! Containers that speak to a VIP: picks, translation there and back, and what happens when
 //! backends go.
 
-mod datapath;
-
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use datapath::{DROP, PEER, REDIRECT, Rig, VNI, packets::*};
 use overlay_common::{
     Reason,
     maps::{ENDPOINT_FLAG_BACKEND, SlotKey},
 };
+use overlay_tests::rig::{DROP, PEER, REDIRECT, Rig, VNI, mac, packets::*};
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -36,7 +34,7 @@ fn a_backend_on_this_node_sees_the_client_and_answers_as_the_vip() {
     assert_eq!(ran.counted, [Reason::DeliveredLocal, Reason::FlowCreated]);
     let seen = see(&ran.packet);
     assert_eq!((seen.from, seen.to), ((ME, 40_000), (NEAR, 80)));
-    assert_eq!(seen.macs.1, datapath::mac(NEAR).bytes());
+    assert_eq!(seen.macs.1, mac(NEAR).bytes());
 
     // The backend answers: it is the sender now.
     rig.local(VNI, NEAR, ENDPOINT_FLAG_BACKEND, true);
@@ -45,7 +43,7 @@ fn a_backend_on_this_node_sees_the_client_and_answers_as_the_vip() {
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredLocal][..]));
     let seen = see(&ran.packet);
     assert_eq!((seen.from, seen.to), ((VIP, 80), (ME, 40_000)));
-    assert_eq!(seen.macs, (datapath::mac(VIP).bytes(), datapath::mac(ME).bytes()));
+    assert_eq!(seen.macs, (mac(VIP).bytes(), mac(ME).bytes()));
 }
 
 #[test]

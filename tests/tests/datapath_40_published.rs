@@ -1,17 +1,15 @@
 //! Published ports: clients outside and sockets of the host, through TC and through XDP.
 
-mod datapath;
-
 use std::net::Ipv4Addr;
 
-use datapath::{
-    CLIENT, CLIENT_MAC, DROP, NODE, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT,
-    mac, packets::*,
-};
 use overlay_common::{
     INGRESS_VNI, Reason,
     maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED},
     wire::{PROTO_TCP, PROTO_UDP},
+};
+use overlay_tests::rig::{
+    CLIENT, CLIENT_MAC, DROP, NODE, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT,
+    mac, packets::*,
 };
 
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -193,7 +191,7 @@ fn only_the_published_port_and_protocol_answer() {
         tcp_from_client((CLIENT, 40_000), (PEER, 8080), Tcp::Syn),
     ] {
         let ran = rig.run("from_underlay", &packet);
-        assert_eq!((ran.verdict, &ran.counted[..]), (datapath::PASS, &[][..]));
+        assert_eq!((ran.verdict, &ran.counted[..]), (overlay_tests::rig::PASS, &[][..]));
     }
 }
 

@@ -1,18 +1,16 @@
 //! Truncated, mutated and random packets: every one gets a verdict and, when it is dropped, exactly
 //! one reason; none is delivered in a state that its headers do not allow.
 
-mod datapath;
-
 use std::net::Ipv4Addr;
 
-use datapath::{
-    CLIENT, DROP, NODE, PASS, REDIRECT, Ran, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
-    packets::*,
-};
 use overlay_common::{
     Direction, Reason,
     maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED},
     wire::PROTO_TCP,
+};
+use overlay_tests::rig::{
+    CLIENT, DROP, NODE, PASS, REDIRECT, Ran, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+    packets::*,
 };
 use rand::{Rng, RngExt as _, SeedableRng, rngs::SmallRng};
 
@@ -130,7 +128,7 @@ fn never_spoofed(program: &str, packet: &[u8], ran: &Ran) {
         && ran.verdict == REDIRECT
         && ran.counted != [Reason::ArpAnswered]
     {
-        assert_eq!(packet[6..12], datapath::mac(ME).bytes(), "{ran:?} for {packet:02x?}");
+        assert_eq!(packet[6..12], overlay_tests::rig::mac(ME).bytes(), "{ran:?} for {packet:02x?}");
         assert_eq!(packet[26..30], ME.octets(), "{ran:?} for {packet:02x?}");
     }
 }

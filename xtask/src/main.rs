@@ -3,6 +3,7 @@
 mod build;
 mod cargo;
 mod demo;
+mod fuzz;
 mod load;
 mod machine;
 mod packages;
@@ -44,6 +45,7 @@ enum Command {
     Unload(unload::Unload),
     Demo(demo::Demo),
     Test(test::Test),
+    Fuzz(fuzz::Fuzz),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Unload(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::Fuzz(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

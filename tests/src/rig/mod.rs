@@ -4,15 +4,14 @@
 //! The node under test is 172.16.1.10. Node .11 is a peer, 172.16.1.100 a client outside, and both
 //! have neighbour entries, so that forwarding look-ups succeed. BPF_PROG_TEST_RUN hands packets
 //! over as if they came in by interface 1.
-#![allow(dead_code, reason = "every suite uses its own part of the rig")]
 
 pub mod packets;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
+use std::{collections::BTreeMap, io::ErrorKind, net::Ipv4Addr, process::Command};
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
 use overlay::datapath::{DatapathState, MapOp, diff};
@@ -67,6 +66,8 @@ pub struct Ran {
     pub packet: Vec<u8>,
     /// The counters that moved.
     pub counted: Vec<Reason>,
+    /// How far they moved.
+    pub moved: BTreeMap<Reason, Counter>,
 }
 
 /// The programs, their maps and the namespace they run in.
@@ -75,6 +76,8 @@ pub struct Rig {
     state: DatapathState,
     /// Index of the underlay interface.
     pub underlay: u32,
+    /// Index of an interface that is up and does not forward.
+    pub no_forwarding: u32,
 }
 
 /// The MAC of an address.
@@ -104,7 +107,9 @@ impl Rig {
         run("ip neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
         run("ip neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent");
         std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "1").expect("forwarding on");
+        std::fs::write("/proc/sys/net/ipv4/conf/u1/forwarding", "0").expect("forwarding off");
         let underlay = nix::net::if_::if_nametoindex("u0").expect("u0 has an index");
+        let no_forwarding = nix::net::if_::if_nametoindex("u1").expect("u1 has an index");
 
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
@@ -113,7 +118,7 @@ impl Rig {
         for name in ["from_container", "from_underlay", "xdp_underlay"] {
             overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
         }
-        let mut rig = Self { ebpf, state: DatapathState::default(), underlay };
+        let mut rig = Self { ebpf, state: DatapathState::default(), underlay, no_forwarding };
         let config = rig.config();
         rig.set_config(&config);
         rig
@@ -146,7 +151,12 @@ impl Rig {
         let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(map).expect(name);
         match value {
             Some(value) => map.insert(key, value, 0).expect(name),
-            None => map.remove(&key).expect(name),
+            // Removing what is not there is no error.
+            None => match map.remove(&key) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
+                Err(error) => panic!("{name}: {error}"),
+            },
         }
     }
 
@@ -194,16 +204,21 @@ impl Rig {
         .unwrap_or_else(|e| panic!("{program} on {} bytes: {e:?}", packet.len()));
         out.truncate(result.data_size_out as usize);
         let after = self.counters();
-        let counted = Reason::ALL
-            .iter()
-            .filter(|reason| after.get(reason) != before.get(reason))
-            .copied()
+        let moved: BTreeMap<_, _> = after
+            .into_iter()
+            .filter_map(|(reason, now)| {
+                let then = before.get(&reason).copied().unwrap_or_default();
+                let packets = now.packets - then.packets;
+                let bytes = now.bytes - then.bytes;
+                (packets > 0).then_some((reason, Counter { packets, bytes }))
+            })
             .collect();
-        Ran { verdict: result.return_value, packet: out, counted }
+        let counted = moved.keys().copied().collect();
+        Ran { verdict: result.return_value, packet: out, counted, moved }
     }
 
     /// All counters that are not zero.
-    pub fn counters(&self) -> BTreeMap<Reason, u64> {
+    pub fn counters(&self) -> BTreeMap<Reason, Counter> {
         let map = self.ebpf.map("counters").expect("map counters");
         let map: PerCpuArray<&MapData, Counter> = PerCpuArray::try_from(map).expect("counters");
         Reason::ALL
@@ -211,7 +226,8 @@ impl Rig {
             .filter_map(|reason| {
                 let values = map.get(&(*reason as u32), 0).expect("a counter");
                 let packets = values.iter().map(|c| c.packets).sum();
-                (packets > 0).then_some((*reason, packets))
+                let bytes = values.iter().map(|c| c.bytes).sum();
+                (packets > 0).then_some((*reason, Counter { packets, bytes }))
             })
             .collect()
     }
@@ -222,6 +238,27 @@ impl Rig {
         let map: HashMap<&MapData, ConntrackKey, Conntrack> =
             HashMap::try_from(map).expect("conntrack");
         map.iter().map(|entry| entry.expect("an entry")).collect()
+    }
+
+    /// Writes or removes a conntrack entry.
+    pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
+        self.write("conntrack", key, entry);
+    }
+
+    /// How many picks a service has made.
+    pub fn cursor(&self, service: u32) -> Option<maps::Cursor> {
+        let map = self.ebpf.map("rr_cursor").expect("map rr_cursor");
+        let map: HashMap<&MapData, u32, maps::Cursor> = HashMap::try_from(map).expect("rr_cursor");
+        match map.get(&service, 0) {
+            Ok(cursor) => Some(cursor),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("rr_cursor: {error}"),
+        }
+    }
+
+    /// Sets or removes a service's cursor, whether there is such a service or not.
+    pub fn set_cursor(&mut self, service: u32, cursor: Option<maps::Cursor>) {
+        self.write("rr_cursor", service, cursor);
     }
 
     /// Makes every conntrack entry look `seconds` older.

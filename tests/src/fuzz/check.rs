@@ -1,0 +1,140 @@
+//! What must be equal, and what is verified from scratch.
+
+use std::collections::HashMap;
+
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::{
+    Reason,
+    maps::{Conntrack, ConntrackKey},
+};
+
+use super::Step;
+use crate::{
+    model::{Predicted, Program, Verdict, ones_complement},
+    rig::{DROP, PASS, REDIRECT, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+};
+
+/// Length of the outer headers of a tunnel packet.
+const TUNNEL: usize = 50;
+
+/// The time on the clock that the programs read.
+pub fn now() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a monotonic clock");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// Verdict, counters and bytes.
+pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), String> {
+    let verdict = match (program, ran.verdict) {
+        (Program::Xdp, XDP_PASS) => Some(Verdict::Pass),
+        (Program::Xdp, XDP_DROP) => Some(Verdict::Drop),
+        (Program::Xdp, XDP_TX | XDP_REDIRECT) => Some(Verdict::Sent),
+        (Program::Container | Program::Underlay, PASS) => Some(Verdict::Pass),
+        (Program::Container | Program::Underlay, DROP) => Some(Verdict::Drop),
+        (Program::Container | Program::Underlay, REDIRECT) => Some(Verdict::Sent),
+        _ => None,
+    };
+    if verdict != Some(predicted.verdict) || predicted.moved != ran.moved {
+        return Err(format!(
+            "verdict {} ({verdict:?}), counted {:?}\nmodel: {:?}, counted {:?}",
+            ran.verdict, ran.moved, predicted.verdict, predicted.moved
+        ));
+    }
+    let mut real = ran.packet.clone();
+    if is_encapsulated(ran) {
+        let port = u16::from_be_bytes([real[34], real[35]]);
+        if port < 49_152 {
+            return Err(format!("outer source port {port} is not in the dynamic range"));
+        }
+        // Which one it is depends on the kernel's flow hash.
+        real[34..36].fill(0);
+    }
+    if predicted.verdict != Verdict::Drop && real != predicted.packet {
+        return Err(format!("packet {real:02x?}\nmodel:  {:02x?}", predicted.packet));
+    }
+    Ok(())
+}
+
+fn is_encapsulated(ran: &Ran) -> bool {
+    ran.counted.iter().any(|r| [Reason::Encapsulated, Reason::XdpEncapsulated].contains(r))
+}
+
+/// Every entry. Times that the model set to `now` may lie anywhere in `span` in the kernel.
+pub fn conntrack(
+    model: &HashMap<ConntrackKey, Conntrack>,
+    real: &HashMap<ConntrackKey, Conntrack>,
+    now: u64,
+    span: (u64, u64),
+) -> Result<(), String> {
+    for key in model.keys().chain(real.keys()) {
+        let (expected, got) = (model.get(key), real.get(key));
+        let same = match (expected, got) {
+            (Some(a), Some(b)) => {
+                let in_time = a.last_seen == b.last_seen
+                    || (a.last_seen == now && (span.0..=span.1).contains(&b.last_seen));
+                in_time && Conntrack { last_seen: 0, ..*a } == Conntrack { last_seen: 0, ..*b }
+            }
+            _ => false,
+        };
+        if !same {
+            return Err(format!("conntrack {key:?}: {got:?}\nmodel: {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
+/// came in were right. Returns whether they were.
+pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
+    let is_reply = [Reason::Decapsulated, Reason::DeliveredHost, Reason::SentToClient]
+        .iter()
+        .any(|reason| ran.counted.contains(reason));
+    let popped = step.program != Program::Container
+        && (is_reply || ran.counted.contains(&Reason::XdpSentToClient));
+    // A published port's packet for a backend here is delivered without a tunnel.
+    let popped = popped && ran.packet.len() < step.packet.len();
+    let inner = if popped { TUNNEL } else { 0 };
+    if is_encapsulated(ran) {
+        if ones_complement(&ran.packet[14..34]) != 0 {
+            return Err(format!("outer IPv4 checksum of {:02x?}", ran.packet));
+        }
+        return verified(&step.packet, &ran.packet[TUNNEL..]);
+    }
+    verified(&step.packet[inner..], &ran.packet)
+}
+
+fn verified(before: &[u8], after: &[u8]) -> Result<bool, String> {
+    match (is_sound(before), is_sound(after)) {
+        (true, false) => Err(format!("checksums of {after:02x?}, right before: {before:02x?}")),
+        (sound, _) => Ok(sound),
+    }
+}
+
+/// Whether all checksums of a frame are right: of the IPv4 header and of what it carries.
+fn is_sound(frame: &[u8]) -> bool {
+    if frame[12..14] != [0x08, 0x00] {
+        return true;
+    }
+    let header = usize::from(frame[14] & 15) * 4;
+    let total = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    let Some(ip) = frame.get(14..14 + total) else { return false };
+    let (Some(head), Some(body)) = (ip.get(..header), ip.get(header..)) else { return false };
+    if ones_complement(head) != 0 {
+        return false;
+    }
+    // Only the whole packet has the bytes that the transport checksum covers.
+    if ip[6] & 0x3f != 0 || ip[7] != 0 {
+        return true;
+    }
+    let pseudo = || {
+        let length = (body.len() as u16).to_be_bytes();
+        [&ip[12..20], &[0, ip[9]], &length, body].concat()
+    };
+    match ip[9] {
+        1 => body.len() >= 8 && ones_complement(body) == 0,
+        6 => body.len() >= 20 && ones_complement(&pseudo()) == 0,
+        17 if body.len() < 8 => false,
+        17 => body[6..8] == [0, 0] || ones_complement(&pseudo()) == 0,
+        _ => true,
+    }
+}

@@ -1,0 +1,194 @@
+//! The differential test: random maps and packets, run through the real programs and through the
+//! [model](crate::model), which must agree on the verdict, every byte, every counter and every
+//! conntrack entry.
+
+mod check;
+mod failure;
+mod run;
+mod traffic;
+mod world;
+
+use std::{collections::BTreeMap, fmt};
+
+use overlay_common::{
+    Reason,
+    maps::{Conntrack, ConntrackKey},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+
+pub use failure::Failure;
+pub use run::main;
+
+use crate::{
+    model::{self, Host, Predicted, Program, Tables, Verdict},
+    rig::{IFINDEX, Ran, Rig},
+};
+
+/// Packets of one sequence. Conntrack and cursors are carried from packet to packet.
+const STEPS: usize = 80;
+
+/// What was run.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Sequences, each with maps of its own.
+    pub sequences: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets whose checksums were right on arrival and were verified from scratch afterwards.
+    pub verified: u64,
+    /// Packets by reason.
+    pub reasons: BTreeMap<Reason, u64>,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sequences, packets, verified, .. } = self;
+        write!(f, "{sequences} sequences, {packets} packets, checksums of {verified} verified; ")?;
+        write!(f, "{} of {} reasons met", self.reasons.len(), Reason::ALL.len())
+    }
+}
+
+/// The rig with the programs, and what its maps are known to hold.
+pub struct Fuzz {
+    rig: Rig,
+    host: Host,
+    tables: Tables,
+    /// What was run so far.
+    pub totals: Totals,
+}
+
+/// One run of a program on a packet.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The program.
+    pub program: Program,
+    /// The packet.
+    pub packet: Vec<u8>,
+}
+
+impl Fuzz {
+    /// Loads the programs in a fresh network namespace of this thread.
+    #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
+    pub fn new() -> Self {
+        let rig = Rig::new();
+        let host = Host::of(&rig);
+        let mut fuzz = Self { rig, host, tables: Tables::default(), totals: Totals::default() };
+        fuzz.tables.config = fuzz.rig.config();
+        fuzz
+    }
+
+    /// Runs the sequence of a seed: random maps, then packets with changes to the maps in between.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub fn sequence(&mut self, seed: u64) -> Result<(), Box<Failure>> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        self.clear();
+        let world = world::random(&mut rng, &self.rig);
+        self.install(world);
+        let mut steps = Vec::new();
+        for _ in 0..STEPS {
+            if rng.random_bool(0.15) {
+                let mut tables = self.tables.clone();
+                world::change(&mut rng, &self.rig, &mut tables);
+                self.install(tables);
+            }
+            let step = traffic::random(&mut rng, &self.tables);
+            if is_refused_by_the_kernel(&step) {
+                continue;
+            }
+            steps.push(step);
+            if let Err(disagreement) = self.step(steps.last().expect("just pushed")) {
+                let tables = self.tables.clone();
+                return Err(Box::new(Failure { seed, disagreement, steps, tables }));
+            }
+        }
+        self.totals.sequences += 1;
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        let before = check::now();
+        let ran = self.rig.run(step.program.name(), &step.packet);
+        let after = check::now();
+        let conntrack = self.rig.conntrack().into_iter().collect();
+        let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
+        let real = Real { ran, conntrack, cursors };
+        // A tick of the clock may fall between the two readings; the program saw one of them.
+        let first = self.compare(step, before, (before, after), &real);
+        let (tables, predicted) = match first {
+            Ok(agreed) => agreed,
+            Err(disagreement) if before == after => return Err(disagreement),
+            Err(disagreement) => {
+                self.compare(step, after, (before, after), &real).map_err(|_| disagreement)?
+            }
+        };
+        self.tables = Tables { conntrack: real.conntrack, ..tables };
+        self.totals.packets += 1;
+        for reason in predicted.moved.keys() {
+            *self.totals.reasons.entry(*reason).or_default() += 1;
+        }
+        if predicted.verdict == Verdict::Sent {
+            let is_verified = check::checksums(step, &real.ran)?;
+            self.totals.verified += u64::from(is_verified);
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &self,
+        step: &Step,
+        now: u64,
+        span: (u64, u64),
+        real: &Real,
+    ) -> Result<(Tables, Predicted), String> {
+        let mut tables = self.tables.clone();
+        let clock = (&self.host, now);
+        let predicted = model::run(&mut tables, clock, step.program, IFINDEX, &step.packet);
+        check::packet(step.program, &predicted, &real.ran)?;
+        check::conntrack(&tables.conntrack, &real.conntrack, now, span)?;
+        if tables.cursors != real.cursors {
+            return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));
+        }
+        Ok((tables, predicted))
+    }
+
+    fn clear(&mut self) {
+        for (key, _) in self.rig.conntrack() {
+            self.rig.set_conntrack(key, None);
+        }
+        self.tables.conntrack.clear();
+    }
+
+    /// Makes the maps hold what `tables` say.
+    fn install(&mut self, tables: Tables) {
+        self.rig.set_config(&tables.config);
+        self.rig.set(|state| *state = tables.agent.clone());
+        for number in world::SERVICES {
+            self.rig.set_cursor(number, tables.cursors.get(&number).copied());
+        }
+        for (key, entry) in &tables.conntrack {
+            if self.tables.conntrack.get(key) != Some(entry) {
+                self.rig.set_conntrack(*key, Some(*entry));
+            }
+        }
+        self.tables = tables;
+    }
+}
+
+/// What the kernel did.
+struct Real {
+    ran: Ran,
+    conntrack: std::collections::HashMap<ConntrackKey, Conntrack>,
+    cursors: BTreeMap<u32, u32>,
+}
+
+/// BPF_PROG_TEST_RUN does not take skbs whose IP header is cut off (Linux 6.18).
+fn is_refused_by_the_kernel(step: &Step) -> bool {
+    let shortest = match step.packet[12..14] {
+        [0x08, 0x00] => 34,
+        [0x86, 0xdd] => 54,
+        _ => 14,
+    };
+    step.program != Program::Xdp && step.packet.len() < shortest
+}

@@ -1,0 +1,229 @@
+//! Random packets: most of them right for the maps, some changed, some mere noise.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{BRIDGE_VNI, Be32, INGRESS_VNI, maps::ConntrackKey};
+use rand::{Rng as _, RngExt as _, rngs::SmallRng};
+
+use super::{
+    Step,
+    world::{CLIENTS, NODES, PORTS, UNRESOLVED, any, taken},
+};
+use crate::{
+    model::{Program, Tables, ones_complement},
+    rig::{IFINDEX, NODE, NODE_MAC, OTHER_VNI, PEER, PEER_MAC, VNI, mac},
+};
+
+/// Who speaks to whom.
+#[derive(Clone, Copy)]
+struct Tuple {
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    proto: u8,
+    sport: u16,
+    dport: u16,
+}
+
+/// A packet for a program.
+pub fn random(rng: &mut SmallRng, tables: &Tables) -> Step {
+    let program = any(rng, &Program::ALL);
+    let mut packet = match rng.random_range(0..100) {
+        0 => noise(rng),
+        _ if program == Program::Container => from_container(rng, tables),
+        _ => from_underlay(rng, tables),
+    };
+    if rng.random_bool(0.2) {
+        mutate(rng, &mut packet);
+    }
+    Step { program, packet }
+}
+
+fn noise(rng: &mut SmallRng) -> Vec<u8> {
+    let mut packet = vec![0; rng.random_range(14..200)];
+    rng.fill_bytes(&mut packet);
+    packet
+}
+
+fn mutate(rng: &mut SmallRng, packet: &mut Vec<u8>) {
+    match rng.random_range(0..4) {
+        0 => packet.truncate(rng.random_range(14..=packet.len())),
+        1 => packet.extend(vec![0; rng.random_range(1..20)]),
+        _ => {
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..packet.len());
+                let byte = rng.random();
+                packet[at] = any(rng, &[0, 1, 0x45, 0x46, 0xff, byte]);
+            }
+        }
+    }
+}
+
+fn tuple(rng: &mut SmallRng, src: Ipv4Addr, dst: Ipv4Addr) -> Tuple {
+    let proto = any(rng, &[1, 6, 6, 6, 17, 17, 17, 132]);
+    Tuple { src, dst, proto, sport: any(rng, &PORTS), dport: any(rng, &PORTS) }
+}
+
+/// The tuple of a flow that conntrack knows, on one of `vnis`.
+fn known(
+    rng: &mut SmallRng,
+    tables: &Tables,
+    from: impl Fn(&ConntrackKey) -> bool,
+) -> Option<(u32, Tuple)> {
+    let mut keys: Vec<_> = tables.conntrack.keys().filter(|key| from(key)).collect();
+    // The map's own order is not the seed's.
+    keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
+    if keys.is_empty() || rng.random_bool(0.4) {
+        return None;
+    }
+    let key = any(rng, &keys);
+    let (src, dst) = (key.saddr.into(), key.daddr.into());
+    let (sport, dport) = (key.sport.get(), key.dport.get());
+    Some((key.vni, Tuple { src, dst, proto: key.proto, sport, dport }))
+}
+
+fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
+    let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
+    let own = Ipv4Addr::from(link.ip);
+    let to = if rng.random_bool(0.1) {
+        any(rng, &CLIENTS)
+    } else {
+        taken(rng, tables, link.vni, &[0, 1, 2, 3, 4, 4])
+    };
+    if rng.random_bool(0.1) {
+        return arp(rng, own, to);
+    }
+    let fresh = tuple(rng, own, to);
+    let reply = known(rng, tables, |key| key.vni == link.vni && key.saddr == link.ip);
+    let tuple = reply.map_or(fresh, |(_, tuple)| tuple);
+    ethernet((link.mac.bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple))
+}
+
+fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
+    let macs = (PEER_MAC, NODE_MAC);
+    let known = known(rng, tables, |_| true);
+    let vni = known.map_or_else(
+        || any(rng, &[0, 0, 0, 0, VNI, VNI, OTHER_VNI, INGRESS_VNI, INGRESS_VNI, BRIDGE_VNI]),
+        |k| k.0,
+    );
+    if vni == 0 {
+        let to = if rng.random_bool(0.95) { NODE } else { any(rng, &CLIENTS) };
+        let from = any(rng, &CLIENTS);
+        let fresh = tuple(rng, from, to);
+        return ethernet(macs, &ipv4(rng, known.map_or(fresh, |k| k.1)));
+    }
+    let (src, dst) = (taken(rng, tables, vni, &[2]), taken(rng, tables, vni, &[1]));
+    let src = if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { src };
+    let tuple = known.map_or_else(|| tuple(rng, src, dst), |k| k.1);
+    let sender = node_of(rng, tables, (vni, tuple.src));
+    let inner = ethernet((mac(tuple.src).bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple));
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((vni << 8).to_be_bytes());
+    payload.extend(inner);
+    let port = tables.config.vxlan_port.get();
+    let outer = Tuple { src: sender, dst: NODE, proto: 17, sport: 50_000, dport: port };
+    let mut outer = datagram(outer, &payload);
+    outer[6..8].fill(0);
+    let ip = header(rng, (sender, NODE, 17), &outer, (&[], 0));
+    ethernet(macs, &ip)
+}
+
+/// The node that an address is on, mostly.
+fn node_of(rng: &mut SmallRng, tables: &Tables, (vni, ip): (u32, Ipv4Addr)) -> Ipv4Addr {
+    if rng.random_bool(0.1) {
+        return any(rng, &NODES);
+    }
+    let backend = tables.agent.backends.values().find(|b| b.vni == vni && b.ip == ip.into());
+    let endpoint = tables.agent.endpoints.iter().find(|(k, _)| k.vni == vni && k.ip == ip.into());
+    match (backend, endpoint) {
+        (Some(b), _) if b.node != Be32::ZERO && rng.random_bool(0.6) => b.node.into(),
+        (_, Some((_, e))) if e.node != Be32::ZERO => e.node.into(),
+        _ => any(rng, &[PEER, UNRESOLVED]),
+    }
+}
+
+fn ethernet((src, dst): ([u8; 6], [u8; 6]), ip: &[u8]) -> Vec<u8> {
+    [&dst[..], &src, &[0x08, 0x00], ip].concat()
+}
+
+fn arp(rng: &mut SmallRng, from: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut packet = crate::rig::packets::arp_request(from, target);
+    if rng.random_bool(0.1) {
+        packet[28..32].fill(0);
+    }
+    packet
+}
+
+/// An IPv4 packet; some have options, are fragments or have a protocol nobody translates.
+fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
+    let length = any(rng, &[0, 1, 9, 64, 300, 1380, 1402, 1410, 1472]);
+    let payload: Vec<u8> = (0..length).map(|i| i as u8 ^ 0x5a).collect();
+    let mut body = match tuple.proto {
+        6 => segment(rng, tuple, &payload),
+        17 => datagram(tuple, &payload),
+        1 => echo(rng, &payload),
+        _ => payload,
+    };
+    if tuple.proto == 17 && rng.random_bool(0.2) {
+        body[6..8].fill(0);
+    }
+    let options: &[u8] = if rng.random_bool(0.05) { &[1, 1, 1, 0] } else { &[] };
+    let fragment = if rng.random_bool(0.05) { any(rng, &[0x2000, 0x2001, 185]) } else { 0x4000 };
+    header(rng, (tuple.src, tuple.dst, tuple.proto), &body, (options, fragment))
+}
+
+fn header(
+    rng: &mut SmallRng,
+    (src, dst, proto): (Ipv4Addr, Ipv4Addr, u8),
+    body: &[u8],
+    (options, fragment): (&[u8], u16),
+) -> Vec<u8> {
+    let length = 20 + options.len();
+    let mut ip = vec![0x40 | (length / 4) as u8, any(rng, &[0, 0, 0xb8])];
+    ip.extend(((length + body.len()) as u16).to_be_bytes());
+    ip.extend(rng.random::<u16>().to_be_bytes());
+    ip.extend(fragment.to_be_bytes());
+    ip.extend([64, proto, 0, 0]);
+    ip.extend(src.octets());
+    ip.extend(dst.octets());
+    ip.extend(options);
+    let checksum = ones_complement(&ip);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    ip.extend(body);
+    ip
+}
+
+/// Fills in the checksum at `at`, over the pseudo-header and the body.
+fn seal(tuple: Tuple, mut body: Vec<u8>, at: usize) -> Vec<u8> {
+    let length = (body.len() as u16).to_be_bytes();
+    let (src, dst) = (tuple.src.octets(), tuple.dst.octets());
+    let sum = ones_complement(&[&src[..], &dst, &[0, tuple.proto], &length, &body].concat());
+    // RFC 768: zero is sent as all ones; for TCP either is right only in this form.
+    let sum = if sum == 0 && tuple.proto == 17 { 0xffff } else { sum };
+    body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    body
+}
+
+fn segment(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
+    // SYN, SYN ACK, ACK, PSH ACK, FIN ACK, RST, everything, nothing.
+    let flags = any(rng, &[0x02, 0x02, 0x12, 0x10, 0x18, 0x18, 0x11, 0x04, 0xff, 0]);
+    let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
+    body.extend([0, 0, 3, 0xe8, 0, 0, 0, 1, 0x50, flags, 0xfa, 0, 0, 0, 0, 0]);
+    body.extend(payload);
+    seal(tuple, body, 16)
+}
+
+fn datagram(tuple: Tuple, payload: &[u8]) -> Vec<u8> {
+    let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
+    body.extend(((8 + payload.len()) as u16).to_be_bytes());
+    body.extend([0, 0]);
+    body.extend(payload);
+    seal(tuple, body, 6)
+}
+
+fn echo(rng: &mut SmallRng, payload: &[u8]) -> Vec<u8> {
+    let mut body = vec![any(rng, &[8, 8, 8, 0, 3]), 0, 0, 0, 0, 7, 0, 1];
+    body.extend(payload);
+    let sum = ones_complement(&body);
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    body
+}

@@ -1,0 +1,252 @@
+//! Random maps over a few networks, addresses and ports, so that most things refer to each other
+//! and some refer to nothing.
+
+use std::net::Ipv4Addr;
+
+use overlay::datapath::DatapathState;
+use overlay_common::{
+    BRIDGE_VNI, Be16, Be32, INGRESS_VNI,
+    maps::{
+        Backend, Config, Conntrack, ConntrackKey, Endpoint, EndpointKey, Link, Network, Peer,
+        PeerKey, Published, PublishedKey, Service, SlotKey,
+    },
+};
+use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
+
+use super::check;
+use crate::{
+    model::Tables,
+    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, mac},
+};
+
+/// A node of the cluster whose neighbour entry is missing.
+pub const UNRESOLVED: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 12);
+/// An address without a route.
+pub const UNROUTED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Networks.
+pub const VNIS: [u32; 4] = [VNI, OTHER_VNI, INGRESS_VNI, BRIDGE_VNI];
+/// Nodes, as far as the maps say.
+pub const NODES: [Ipv4Addr; 4] = [PEER, UNRESOLVED, UNROUTED, NODE];
+/// Clients, as far as packets say.
+pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
+/// Ports.
+pub const PORTS: [u16; 5] = [53, 80, 8080, 40_000, 40_001];
+/// Services and backends are numbered from 1 to this.
+const NUMBERS: u32 = 6;
+/// The numbers of services.
+pub const SERVICES: std::ops::RangeInclusive<u32> = 1..=NUMBERS;
+
+/// One of a few.
+pub fn any<T: Copy>(rng: &mut SmallRng, of: &[T]) -> T {
+    *of.choose(rng).expect("something to choose from")
+}
+
+/// An address of a network: .1 is the gateway, .8 and .9 are VIPs in most worlds.
+pub fn address(rng: &mut SmallRng, vni: u32) -> Ipv4Addr {
+    let last = rng.random_range(1..10);
+    match vni {
+        VNI => Ipv4Addr::new(10, 0, 1, last),
+        OTHER_VNI => Ipv4Addr::new(10, 0, 2, last),
+        INGRESS_VNI => Ipv4Addr::new(10, 255, 0, last),
+        _ => Ipv4Addr::new(172, 17, 0, last),
+    }
+}
+
+/// An address of a network that somebody of one of `kinds` has, mostly.
+pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv4Addr {
+    let endpoints = tables.agent.endpoints.iter();
+    let of_kind = endpoints.filter(|(key, e)| key.vni == vni && kinds.contains(&e.kind));
+    let found: Vec<Ipv4Addr> = of_kind.map(|(key, _)| key.ip.into()).collect();
+    if found.is_empty() || rng.random_bool(0.1) { address(rng, vni) } else { any(rng, &found) }
+}
+
+/// Random maps.
+pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
+    let mut tables = Tables { config: rig.config(), ..Tables::default() };
+    if rng.random_bool(0.1) {
+        tables.config = config(rng, rig);
+    }
+    for vni in VNIS {
+        for _ in 0..10 {
+            endpoint(rng, &mut tables.agent, vni);
+        }
+    }
+    for vni in VNIS {
+        network(rng, &mut tables.agent, vni);
+    }
+    for _ in 0..6 {
+        service(rng, &mut tables);
+        backend(rng, &mut tables.agent);
+        published(rng, &mut tables.agent);
+    }
+    for node in NODES {
+        if rng.random_bool(if node == PEER { 0.97 } else { 0.7 }) {
+            tables.agent.peers.insert(PeerKey { vni: 0, node: node.into() }, Peer::default());
+        }
+    }
+    for local in [NODE, Ipv4Addr::new(10, 255, 0, 2)] {
+        if rng.random_bool(0.95) {
+            tables.agent.local_addrs.insert(local.into(), 1);
+        }
+    }
+    link(rng, &mut tables.agent);
+    tables
+}
+
+/// Changes one thing, or lets time go by for conntrack.
+pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
+    let vni = any(rng, &VNIS);
+    match rng.random_range(0..12) {
+        0 => endpoint(rng, &mut tables.agent, vni),
+        1 => network(rng, &mut tables.agent, vni),
+        2 => service(rng, tables),
+        3 => backend(rng, &mut tables.agent),
+        4 => published(rng, &mut tables.agent),
+        5 | 6 => link(rng, &mut tables.agent),
+        7 => {
+            let number = rng.random_range(1..=NUMBERS);
+            tables.agent.backends.remove(&number);
+        }
+        8 => {
+            tables.config = if rng.random_bool(0.7) { rig.config() } else { config(rng, rig) };
+        }
+        9 => conntrack(rng, tables),
+        _ => {
+            let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 7_499, 7_501]);
+            for entry in tables.conntrack.values_mut() {
+                entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
+            }
+        }
+    }
+}
+
+fn config(rng: &mut SmallRng, rig: &Rig) -> Config {
+    let config = rig.config();
+    match rng.random_range(0..6) {
+        0 => Config::default(),
+        1 => Config { host_link_ifindex: 0, ..config },
+        2 => Config { host_link_ifindex: rig.no_forwarding, ..config },
+        3 => Config { host_link_ifindex: 9_999, ..config },
+        4 => Config { underlay_mtu: any(rng, &[0, 100, 200]), ..config },
+        _ => Config { vxlan_port: Be16::new(8080), ..config },
+    }
+}
+
+fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
+    let ip = address(rng, vni);
+    // Kinds 0 and 5 do not exist.
+    let kind = match ip.octets()[3] {
+        1 if rng.random_bool(0.9) => 3,
+        8 | 9 if rng.random_bool(0.9) => 4,
+        2..8 if rng.random_bool(0.9) => rng.random_range(1..3),
+        _ => rng.random_range(0..6),
+    };
+    let flags = any(rng, &[0, 1, 1, 4, 5, 5, 5, 2, 7]);
+    let endpoint = Endpoint {
+        kind,
+        flags,
+        mac: mac(ip),
+        ifindex: rng.random_range(1..60),
+        node: any(rng, &NODES[..3]).into(),
+        service: rng.random_range(1..=NUMBERS + 1),
+    };
+    let key = EndpointKey { vni, ip: ip.into() };
+    if rng.random_bool(0.95) {
+        agent.endpoints.insert(key, endpoint);
+    } else {
+        agent.endpoints.remove(&key);
+    }
+}
+
+fn network(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
+    agent.networks.remove(&vni);
+    if rng.random_bool(0.9) {
+        let [a, b, c, _] = address(rng, vni).octets();
+        let subnet = Be32::from_octets([a, b, c, 0]);
+        let mask = Be32::from_octets([255, 255, 255, 0]);
+        let gateway = Be32::from_octets([a, b, c, 1]);
+        agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags: 0 });
+    }
+}
+
+fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.links.remove(&IFINDEX);
+    if rng.random_bool(0.97) {
+        let vni = any(rng, &VNIS);
+        // Mostly where replies can come from: a backend's.
+        let backends: Vec<_> = agent.backends.values().map(|b| (b.vni, b.ip.into())).collect();
+        let own = (vni, address(rng, vni));
+        let (vni, ip) =
+            if rng.random_bool(0.5) { own } else { any(rng, &[&backends[..], &[own]].concat()) };
+        let flags = any(rng, &[0, 1, 1, 5, 5, 5, 2, 7]);
+        agent.links.insert(IFINDEX, Link { vni, ip: ip.into(), mac: mac(ip), flags });
+    }
+}
+
+fn service(rng: &mut SmallRng, tables: &mut Tables) {
+    let number = rng.random_range(1..=NUMBERS);
+    tables.agent.slots.retain(|slot, _| slot.service != number);
+    tables.agent.services.remove(&number);
+    tables.cursors.remove(&number);
+    let slots = rng.random_range(0..5);
+    for index in 0..slots {
+        // Slots may be missing, and name backends that do not exist.
+        if rng.random_bool(0.9) {
+            let slot = SlotKey { service: number, index };
+            tables.agent.slots.insert(slot, rng.random_range(1..=NUMBERS));
+        }
+    }
+    if rng.random_bool(0.95) {
+        let vni = any(rng, &VNIS);
+        let service = Service { vni, vip: address(rng, vni).into(), slots, flags: 0 };
+        tables.agent.services.insert(number, service);
+    }
+    if rng.random_bool(0.9) {
+        tables.cursors.insert(number, any(rng, &[0, 0, 7, u32::MAX]));
+    }
+}
+
+fn backend(rng: &mut SmallRng, agent: &mut DatapathState) {
+    let vni = any(rng, &VNIS);
+    // Any address: endpoints here and elsewhere, nobody's, the gateway, a VIP (its own included).
+    let ip = address(rng, vni);
+    let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
+    let ifindex = rng.random_range(0..60);
+    let state = rng.random_range(0..3);
+    let number = rng.random_range(1..=NUMBERS);
+    agent
+        .backends
+        .insert(number, Backend { vni, ip: ip.into(), node, ifindex, mac: mac(ip), state });
+}
+
+fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
+    let key = PublishedKey { port: Be16::new(any(rng, &PORTS)), proto: any(rng, &[6, 17]), pad: 0 };
+    let service = rng.random_range(1..=NUMBERS + 1);
+    agent.published.insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), pad: 0 });
+}
+
+/// An entry as no program writes it, under a tuple that packets have.
+fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
+    let vni = any(rng, &[0, VNI, OTHER_VNI]);
+    let mut ip = || if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { address(rng, vni) };
+    let [a, b, c, d] = [ip(), ip(), ip(), ip()].map(Be32::from);
+    let mut port = || Be16::new(any(rng, &PORTS));
+    let [e, f, g, h] = [port(), port(), port(), port()];
+    let proto = any(rng, &[6, 17]);
+    let key = ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
+    let entry = Conntrack {
+        saddr: c,
+        daddr: d,
+        sport: g,
+        dport: h,
+        vni: any(rng, &[0, VNI, OTHER_VNI, 77]),
+        service: rng.random_range(0..8),
+        backend: rng.random_range(0..8),
+        node: any(rng, &NODES).into(),
+        action: rng.random_range(0..5),
+        state: rng.random_range(0..16),
+        pad: 0,
+        last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
+    };
+    tables.conntrack.insert(key, entry);
+}

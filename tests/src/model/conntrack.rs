@@ -1,0 +1,237 @@
+//! Translated flows: what entries say, when they end, and how new ones are made.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{
+    Be16, Be32, Reason, hash,
+    maps::{
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+    },
+};
+
+use super::{
+    frame::{TCP, UDP},
+    walk::{Target, Walk},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A packet's tuple, where its transport header is, and the TCP flags of it.
+#[derive(Clone, Copy)]
+pub struct Flow {
+    /// The tuple on arrival.
+    pub key: ConntrackKey,
+    /// Offset of the transport header.
+    pub transport: usize,
+    /// Bits of `TCP_SEEN_*`.
+    pub seen: u8,
+}
+
+impl Flow {
+    /// SYN without ACK.
+    fn opens(&self) -> bool {
+        self.seen & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN
+    }
+
+    /// UDP and new connections may get another backend.
+    pub fn is_free(&self) -> bool {
+        self.key.proto == UDP || self.opens()
+    }
+}
+
+/// The other direction of a tuple.
+fn reversed(key: ConntrackKey) -> ConntrackKey {
+    ConntrackKey { saddr: key.daddr, daddr: key.saddr, sport: key.dport, dport: key.sport, ..key }
+}
+
+/// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after a FIN
+/// or RST; UDP 60 s." Time that is ahead has not passed.
+fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
+    let seconds = match (proto, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
+        (TCP, true, _) => 30,
+        (TCP, false, true) => 7_500,
+        _ => 60,
+    };
+    now.saturating_sub(entry.last_seen) > seconds * SECOND
+}
+
+fn has_ended(entry: &Conntrack) -> bool {
+    entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0
+}
+
+impl Walk<'_> {
+    /// The live entry of a flow as it was; what the packet tells of the flow is noted in the table.
+    pub fn find(&mut self, flow: &Flow) -> Option<Conntrack> {
+        let now = self.now;
+        let entry = self.tables.conntrack.get_mut(&flow.key)?;
+        // The tuple of a connection that has ended may be used again.
+        if is_over(flow.key.proto, entry, now) || (flow.opens() && has_ended(entry)) {
+            return None;
+        }
+        let was = *entry;
+        entry.state |= flow.seen;
+        touch(entry, now);
+        Some(was)
+    }
+
+    /// As [`Self::find`], only entries with this action.
+    pub fn find_action(&mut self, flow: &Flow, action: u8) -> Option<Conntrack> {
+        self.find(flow).filter(|entry| entry.action == action)
+    }
+
+    /// Makes both entries of a new flow.
+    pub fn create(&mut self, flow: &Flow, target: &Target) -> Result<Conntrack, Reason> {
+        let Flow { key, .. } = *flow;
+        // "A backend that reaches itself through the VIP sees the VIP as its client."
+        let itself = key.vni == target.backend.vni && key.saddr == target.backend.ip;
+        let mut forward = Conntrack {
+            saddr: if itself { key.daddr } else { key.saddr },
+            daddr: target.backend.ip,
+            sport: key.sport,
+            dport: target.port,
+            vni: target.backend.vni,
+            service: target.service,
+            backend: target.number,
+            action: CONNTRACK_FORWARD,
+            state: flow.seen,
+            last_seen: self.now,
+            ..Conntrack::default()
+        };
+        let reply = Conntrack {
+            saddr: key.daddr,
+            daddr: key.saddr,
+            sport: key.dport,
+            dport: key.sport,
+            vni: key.vni,
+            action: CONNTRACK_REPLY,
+            state: 0,
+            ..forward
+        };
+        // "When two flows would look the same to a backend, the second one's source port is
+        // translated": eight ports are tried, its own first, then ones of the dynamic range.
+        for attempt in 0..8 {
+            if attempt > 0 {
+                forward.sport = other_port(&key, attempt);
+            }
+            let answer = ConntrackKey {
+                saddr: forward.daddr,
+                daddr: forward.saddr,
+                sport: forward.dport,
+                dport: forward.sport,
+                vni: forward.vni,
+                proto: key.proto,
+                scope: [0; 3],
+            };
+            if self.is_free(&answer, &reply) {
+                self.tables.conntrack.insert(answer, reply);
+                self.tables.conntrack.insert(key, forward);
+                return Ok(forward);
+            }
+        }
+        Err(Reason::TupleTaken)
+    }
+
+    /// Whether a tuple of replies is nobody's, nobody's for long, or this flow's own. One that has
+    /// just ended is in the backend's TIME-WAIT.
+    fn is_free(&self, key: &ConntrackKey, reply: &Conntrack) -> bool {
+        let client = |e: &Conntrack| (e.action, e.saddr, e.daddr, e.sport, e.dport, e.vni);
+        self.tables
+            .conntrack
+            .get(key)
+            .is_none_or(|old| client(old) == client(reply) || is_over(key.proto, old, self.now))
+    }
+
+    /// "Node B notes: replies of this flow go through A." Returns the source port the backend sees:
+    /// "when a client's flows come through two nodes with one source port, B gives the second one
+    /// another port".
+    pub fn note_return(&mut self, flow: &Flow, node: Ipv4Addr) -> Result<Be16, Reason> {
+        let node = Be32::from(node);
+        let key = reversed(flow.key);
+        let own = flow.key.sport;
+        let now = self.now;
+        let entry = self.return_entry(&key, flow, node);
+        match self.tables.conntrack.get_mut(&key) {
+            Some(old) if old.action == CONNTRACK_RETURN && old.node == node && old.dport == own => {
+                renew(old, flow, now);
+                Ok(own)
+            }
+            Some(old) if !is_over(key.proto, old, now) => self.note_other_way(flow, node),
+            _ => {
+                self.tables.conntrack.insert(key, entry);
+                Ok(own)
+            }
+        }
+    }
+
+    fn note_other_way(&mut self, flow: &Flow, node: Be32) -> Result<Be16, Reason> {
+        let now = self.now;
+        let through = flow.key.through(node);
+        if let Some(known) = self.tables.conntrack.get_mut(&through)
+            && known.node == node
+            && !is_over(through.proto, known, now)
+        {
+            renew(known, flow, now);
+            return Ok(known.sport);
+        }
+        // A packet in the middle of a flow that is not known belongs to no way.
+        if !flow.is_free() {
+            return Err(Reason::TupleTaken);
+        }
+        for attempt in 1..=8 {
+            let port = other_port(&flow.key, attempt);
+            let key = ConntrackKey { dport: port, ..reversed(flow.key) };
+            if self.tables.conntrack.contains_key(&key) {
+                continue;
+            }
+            let entry = self.return_entry(&key, flow, node);
+            self.tables.conntrack.insert(key, entry);
+            let forward = Conntrack {
+                saddr: flow.key.saddr,
+                daddr: flow.key.daddr,
+                sport: port,
+                dport: flow.key.dport,
+                action: CONNTRACK_FORWARD,
+                ..entry
+            };
+            self.tables.conntrack.insert(through, forward);
+            return Ok(port);
+        }
+        Err(Reason::TupleTaken)
+    }
+
+    /// Replies to the backend's view of the client go through `node`, to the client's own port.
+    fn return_entry(&self, key: &ConntrackKey, flow: &Flow, node: Be32) -> Conntrack {
+        Conntrack {
+            saddr: key.saddr,
+            daddr: key.daddr,
+            sport: key.sport,
+            dport: flow.key.sport,
+            vni: key.vni,
+            node,
+            action: CONNTRACK_RETURN,
+            state: flow.seen,
+            last_seen: self.now,
+            ..Conntrack::default()
+        }
+    }
+}
+
+/// Another source port: one of the dynamic range, by the tuple and the attempt.
+fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
+    let hash = hash::mix(key.saddr.raw() ^ attempt, key.sport.raw().into());
+    Be16::new(49_152 + (hash % 16_384) as u16)
+}
+
+/// An entry of a packet's flow: a SYN begins it anew.
+fn renew(entry: &mut Conntrack, flow: &Flow, now: u64) {
+    entry.state = if flow.opens() { flow.seen } else { entry.state | flow.seen };
+    touch(entry, now);
+}
+
+/// The time is written once a second at most.
+fn touch(entry: &mut Conntrack, now: u64) {
+    if now.wrapping_sub(entry.last_seen) > SECOND {
+        entry.last_seen = now;
+    }
+}

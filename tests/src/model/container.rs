@@ -1,0 +1,209 @@
+//! `from_container`: what an endpoint sends.
+
+use overlay_common::{
+    Be32, Mac, Reason, UNDERLAY_VNI,
+    maps::{
+        Backend, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
+        Endpoint, Link,
+    },
+};
+
+use super::{
+    conntrack::Flow,
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, Ip, bytes, half, put, updated},
+    walk::{End, Outcome, Walk},
+};
+
+/// A packet that has passed the checks of its interface.
+struct Checked {
+    link: Link,
+    ethernet: Ethernet,
+    ip: Ip,
+}
+
+impl Checked {
+    fn is_from(&self, flag: u8) -> bool {
+        self.link.flags & u16::from(flag) != 0
+    }
+}
+
+/// A packet that came in by an endpoint's interface.
+pub fn receive(walk: &mut Walk<'_>, ifindex: u32) -> Outcome {
+    let link = *walk.tables.agent.links.get(&ifindex).ok_or(Reason::UnknownLink)?;
+    let ethernet = Ethernet::at(&walk.frame, 0)?;
+    if ethernet.src != link.mac {
+        return Err(Reason::SpoofedMac);
+    }
+    match ethernet.kind {
+        ARP => arp(walk, &link),
+        IPV4 => ipv4(walk, link, ethernet),
+        _ => Err(Reason::UnsupportedProtocol),
+    }
+}
+
+/// A request of the endpoint for an address that somebody has is answered (RFC 826).
+fn arp(walk: &mut Walk<'_>, link: &Link) -> Outcome {
+    let arp: [u8; 28] = bytes(&walk.frame, ETHERNET).ok_or(Reason::Truncated)?;
+    // Ethernet, IPv4, and the lengths of their addresses.
+    if arp[..6] != [0, 1, 0x08, 0x00, 6, 4] {
+        return Err(Reason::Malformed);
+    }
+    if half(&arp, 6) != Some(1) {
+        return Err(Reason::ArpUnknown);
+    }
+    let sender = &arp[14..18];
+    // A probe comes from 0.0.0.0 (RFC 5227).
+    let is_own = sender == link.ip.octets() || sender == [0; 4];
+    if arp[8..14] != link.mac.bytes() || !is_own {
+        return Err(Reason::SpoofedSource);
+    }
+    let target: [u8; 4] = bytes(&arp, 24).ok_or(Reason::Truncated)?;
+    let owner = walk.endpoint(link.vni, target.into()).ok_or(Reason::ArpUnknown)?;
+    if target == link.ip.octets() {
+        return Err(Reason::ArpUnknown);
+    }
+    let mut reply = arp;
+    put(&mut reply, 6, &2u16.to_be_bytes());
+    put(&mut reply, 8, &owner.mac.bytes());
+    put(&mut reply, 14, &target);
+    put(&mut reply, 18, &link.mac.bytes());
+    put(&mut reply, 24, sender);
+    put(&mut walk.frame, ETHERNET, &reply);
+    let ethernet = Ethernet { dst: link.mac, src: owner.mac, kind: ARP };
+    put(&mut walk.frame, 0, &ethernet.bytes());
+    Ok(End::Sent(Reason::ArpAnswered))
+}
+
+fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
+    let ip = Ip::at(&walk.frame, ETHERNET).ok_or(Reason::Truncated)?;
+    ip.check(&walk.frame)?;
+    if Be32::from(ip.src) != link.ip {
+        return Err(Reason::SpoofedSource);
+    }
+    if ip.dst.octets()[0] >= 224 || ethernet.dst.is_group() {
+        return Err(Reason::Multicast);
+    }
+    let packet = Checked { link, ethernet, ip };
+    let Some(endpoint) = walk.endpoint(link.vni, ip.dst) else {
+        return to_outside(walk, &packet);
+    };
+    match endpoint.kind {
+        ENDPOINT_GATEWAY => to_gateway(walk, &packet),
+        ENDPOINT_SERVICE => to_vip(walk, &packet, endpoint.service),
+        ENDPOINT_LOCAL | ENDPOINT_REMOTE => to_endpoint(walk, &packet, &endpoint),
+        _ => Err(Reason::NoEndpoint),
+    }
+}
+
+fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Outcome {
+    // "Only packets from backends are looked up in conntrack."
+    if packet.is_from(ENDPOINT_FLAG_BACKEND)
+        && let Ok(flow) = walk.flow(&packet.ip, packet.link.vni)
+        && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
+    {
+        return reply(walk, &flow, &entry);
+    }
+    if endpoint.kind == ENDPOINT_LOCAL {
+        return walk.deliver(endpoint, packet.ethernet.src, Reason::DeliveredLocal);
+    }
+    let inner = Ethernet { dst: endpoint.mac, ..packet.ethernet };
+    walk.tunnel(packet.link.vni, endpoint.node.into(), inner)
+}
+
+fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
+    if packet.ip.protocol == ICMP {
+        return echo(walk, packet);
+    }
+    let flow = walk.flow(&packet.ip, packet.link.vni)?;
+    if packet.is_from(ENDPOINT_FLAG_BACKEND)
+        && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
+    {
+        return reply(walk, &flow, &entry);
+    }
+    let (entry, backend) = walk.balance(&flow, service, flow.key.dport)?;
+    to_backend(walk, packet, &flow, (&entry, &backend))
+}
+
+fn to_gateway(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
+    if packet.ip.protocol == ICMP {
+        return echo(walk, packet);
+    }
+    if !packet.is_from(ENDPOINT_FLAG_HOST) {
+        return Err(Reason::GatewayPort);
+    }
+    let flow = walk.flow(&packet.ip, packet.link.vni)?;
+    let published = walk.published(flow.key.proto, flow.key.dport).ok_or(Reason::GatewayPort)?;
+    let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
+    to_backend(walk, packet, &flow, (&entry, &backend))
+}
+
+fn to_backend(
+    walk: &mut Walk<'_>,
+    packet: &Checked,
+    flow: &Flow,
+    (entry, backend): (&Conntrack, &Backend),
+) -> Outcome {
+    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
+    if backend.node == Be32::ZERO {
+        let endpoint = Endpoint { mac: backend.mac, ..Endpoint::default() };
+        return walk.deliver(&endpoint, packet.ethernet.src, Reason::DeliveredLocal);
+    }
+    let inner = Ethernet { dst: backend.mac, ..packet.ethernet };
+    walk.tunnel(backend.vni, backend.node.into(), inner)
+}
+
+/// To an address of no endpoint: only on the way that its flow came in.
+fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
+    let Checked { link, ethernet, ip } = packet;
+    let network = walk.network(link.vni).ok_or(Reason::NoEndpoint)?;
+    let subnet = |address: Be32| address.get() & network.mask.get();
+    if subnet(ip.dst.into()) == network.subnet.get() {
+        return Err(Reason::NoEndpoint);
+    }
+    if ip.protocol == ICMP {
+        return Err(Reason::NoWayOut);
+    }
+    let flow = walk.flow(ip, link.vni)?;
+    match walk.find(&flow) {
+        Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, &flow, &entry),
+        Some(entry) if entry.action == CONNTRACK_RETURN => {
+            if entry.dport != flow.key.dport {
+                walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
+            }
+            let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
+            walk.tunnel(link.vni, entry.node.into(), inner)
+        }
+        _ => Err(Reason::NoWayOut),
+    }
+}
+
+/// A backend's reply goes to the client of its flow, from the address that the client asked.
+fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
+    if entry.vni == UNDERLAY_VNI {
+        return walk.route_out(entry);
+    }
+    walk.deliver_reply(entry, Reason::DeliveredLocal)
+}
+
+/// Gateways and VIPs answer echo requests (RFC 792) and no other ICMP.
+fn echo(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
+    let Checked { ip, ethernet, .. } = packet;
+    if ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    let at = ip.payload();
+    let kind: [u8; 2] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
+    if kind != [8, 0] {
+        return Err(Reason::GatewayPort);
+    }
+    let checksum = half(&walk.frame, at + 2).ok_or(Reason::Truncated)?;
+    let frame = &mut walk.frame;
+    put(frame, at, &[0, 0]);
+    put(frame, at + 2, &updated(checksum, &kind, &[0, 0]).to_be_bytes());
+    put(frame, ip.at + 12, &ip.dst.octets());
+    put(frame, ip.at + 16, &ip.src.octets());
+    put(frame, 0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet }.bytes());
+    Ok(End::Sent(Reason::EchoAnswered))
+}

@@ -1,0 +1,64 @@
+//! What the kernel answers on the rig's host: one NIC, one subnet, two known neighbours.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{Mac, Reason, maps::Config};
+
+use crate::rig::{CLIENT, CLIENT_MAC, NODE, NODE_MAC, PEER, PEER_MAC, Rig};
+
+/// The host's interfaces, routes and neighbours.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// The NIC, which forwards.
+    pub nic: u32,
+    /// Interfaces that are up and do not forward: loopback and the other end of the NIC.
+    pub no_forwarding: [u32; 2],
+}
+
+/// Where a packet leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The NIC's MAC and the neighbour's; zero both when the neighbour is not resolved.
+    pub macs: (Mac, Mac),
+    /// Whether it is.
+    pub resolved: bool,
+}
+
+/// MTU of the NIC.
+const MTU: usize = 1500;
+
+impl Host {
+    /// The rig's.
+    pub fn of(rig: &Rig) -> Self {
+        Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding] }
+    }
+
+    /// The way of an IPv4 packet of `total` bytes to `dst`, as if it came in by the interface that
+    /// the configuration names.
+    pub fn next_hop(
+        &self,
+        config: &Config,
+        dst: Ipv4Addr,
+        total: usize,
+    ) -> Result<NextHop, Reason> {
+        let unresolved = NextHop { macs: Default::default(), resolved: false };
+        let from = [config.host_link_ifindex, config.underlay_ifindex];
+        let from = from.into_iter().find(|ifindex| *ifindex != 0).unwrap_or(0);
+        if self.no_forwarding.contains(&from) {
+            return Ok(unresolved);
+        }
+        if from != self.nic || dst.octets()[..3] != [172, 16, 1] || dst == NODE {
+            return Err(Reason::NoRoute);
+        }
+        if dst.octets()[3] == 255 {
+            return Err(Reason::NoRoute);
+        }
+        if total > MTU {
+            return Err(Reason::TooBig);
+        }
+        let neighbour = [(PEER, PEER_MAC), (CLIENT, CLIENT_MAC)];
+        Ok(neighbour.into_iter().find(|(ip, _)| *ip == dst).map_or(unresolved, |(_, mac)| {
+            NextHop { macs: (Mac::new(NODE_MAC), Mac::new(mac)), resolved: true }
+        }))
+    }
+}

@@ -1,0 +1,116 @@
+//! The reference model of the datapath: what docs/architecture.md and the documentation of the maps
+//! say becomes of a packet, in plain Rust. It shares types with the programs and no code.
+//!
+//! [`run`] takes what the maps hold, the time and a packet, and says what the program must do with
+//! it. Where the answer is the kernel's (routes, neighbours, MTU), [`Host`] holds what the rig set
+//! up.
+
+mod conntrack;
+mod container;
+mod frame;
+mod host;
+mod underlay;
+mod walk;
+mod xdp;
+
+use std::collections::{BTreeMap, HashMap};
+
+use overlay::datapath::DatapathState;
+use overlay_common::{
+    Reason,
+    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor},
+};
+
+pub use frame::ones_complement;
+pub use host::Host;
+
+/// Which program a packet meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `from_container`
+    Container,
+    /// `from_underlay`
+    Underlay,
+    /// `xdp_underlay`
+    Xdp,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Container, Self::Underlay, Self::Xdp];
+
+    /// The program's name in the object.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Container => "from_container",
+            Self::Underlay => "from_underlay",
+            Self::Xdp => "xdp_underlay",
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the host's, untouched.
+    Pass,
+    /// It is dropped.
+    Drop,
+    /// The program sends it on.
+    Sent,
+}
+
+/// What a program must do with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predicted {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The packet afterwards; of no meaning when it is dropped.
+    pub packet: Vec<u8>,
+    /// The counters that move, and how far.
+    pub moved: BTreeMap<Reason, Counter>,
+}
+
+/// What the maps hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Map `config`.
+    pub config: Config,
+    /// The maps that the agent fills.
+    pub agent: DatapathState,
+    /// Map `rr_cursor`.
+    pub cursors: BTreeMap<u32, Cursor>,
+    /// Map `conntrack`.
+    pub conntrack: HashMap<ConntrackKey, Conntrack>,
+}
+
+/// Runs a packet. `now` is the time in ns on the clock of `last_seen`; `ifindex` the interface the
+/// packet came in by. The tables change as the program must change the maps.
+pub fn run(
+    tables: &mut Tables,
+    (host, now): (&Host, u64),
+    program: Program,
+    ifindex: u32,
+    packet: &[u8],
+) -> Predicted {
+    let mut walk = walk::Walk::new(tables, host, now, packet);
+    let end = match program {
+        Program::Container => container::receive(&mut walk, ifindex),
+        Program::Underlay => underlay::receive(&mut walk),
+        Program::Xdp => xdp::receive(&mut walk),
+    };
+    // XDP counts a packet as it came in, TC as it leaves.
+    let length = if program == Program::Xdp { packet.len() } else { walk.frame.len() };
+    let verdict = match end {
+        Ok(walk::End::Pass) => Verdict::Pass,
+        Ok(walk::End::Sent(reason)) => {
+            walk.count(reason, length);
+            Verdict::Sent
+        }
+        Err(reason) => {
+            walk.count(reason, length);
+            Verdict::Drop
+        }
+    };
+    Predicted { verdict, packet: walk.frame, moved: walk.moved }
+}

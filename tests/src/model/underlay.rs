@@ -1,0 +1,183 @@
+//! `from_underlay`: what the NIC receives.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{
+    BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI,
+    maps::{
+        CONNTRACK_REPLY, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
+        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, PeerKey, Published,
+    },
+};
+
+use super::{
+    conntrack::Flow,
+    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes},
+    walk::{End, Outcome, Walk},
+};
+
+/// The outer IPv4 header, and the destination port behind it, of a packet that may be ours: IPv4
+/// without options and not the later part of a fragment.
+pub fn outer(walk: &Walk<'_>) -> Option<(Ip, Be16)> {
+    let ethernet = Ethernet::at(&walk.frame, 0).ok()?;
+    let ip = Ip::at(&walk.frame, ETHERNET)?;
+    let [_, _, high, low, ..]: [u8; 8] = bytes(&walk.frame, ETHERNET + 20)?;
+    let is_ours = ethernet.kind == IPV4 && ip.is_plain() && !ip.later;
+    is_ours.then_some((ip, Be16::new(u16::from_be_bytes([high, low]))))
+}
+
+/// Whether it is VXLAN to this node.
+pub fn is_tunnel(walk: &Walk<'_>, ip: &Ip, port: Be16) -> bool {
+    let config = &walk.tables.config;
+    ip.protocol == UDP
+        && !ip.is_fragment()
+        && port == config.vxlan_port
+        && Be32::from(ip.dst) == config.vtep
+}
+
+/// What is published under a port of an address of this host.
+pub fn published_here(walk: &Walk<'_>, ip: &Ip, port: Be16) -> Option<Published> {
+    walk.tables.agent.local_addrs.get(&ip.dst.into())?;
+    [TCP, UDP].contains(&ip.protocol).then(|| walk.published(ip.protocol, port)).flatten()
+}
+
+/// "The receiver accepts VXLAN from nodes of the cluster only." Returns the VNI.
+pub fn vni(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<u32, Reason> {
+    let header: [u8; 8] = bytes(&walk.frame, TUNNEL - 8).ok_or(Reason::Truncated)?;
+    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender.into() };
+    if !walk.tables.agent.peers.contains_key(&peer) {
+        return Err(Reason::NotPeer);
+    }
+    // The I flag; everything else but the 24 bits is ignored (RFC 7348, section 5).
+    let vni = u32::from_be_bytes([0, header[4], header[5], header[6]]);
+    if header[0] & 0x08 == 0 || vni == UNDERLAY_VNI || vni == BRIDGE_VNI {
+        return Err(Reason::InvalidVni);
+    }
+    Ok(vni)
+}
+
+/// A packet that came in by the NIC.
+pub fn receive(walk: &mut Walk<'_>) -> Outcome {
+    let Some((ip, port)) = outer(walk) else {
+        return Ok(End::Pass);
+    };
+    if is_tunnel(walk, &ip, port) {
+        return from_tunnel(walk, ip.src);
+    }
+    match published_here(walk, &ip, port) {
+        Some(published) => to_published(walk, &ip, &published),
+        None => Ok(End::Pass),
+    }
+}
+
+/// From a client outside.
+fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
+    ip.check(&walk.frame)?;
+    let flow = walk.flow(ip, UNDERLAY_VNI)?;
+    let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
+    // A client cannot pose as a container of the backend's network.
+    let source = match walk.network(backend.vni) {
+        Some(n) if Be32::from(ip.src).get() & n.mask.get() == n.subnet.get() => {
+            return Err(Reason::SpoofedInnerSource);
+        }
+        Some(network) => Mac::of_ip(network.gateway),
+        None => Mac::default(),
+    };
+    walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
+    if backend.node == Be32::ZERO {
+        let endpoint = Endpoint { mac: backend.mac, ..Endpoint::default() };
+        return walk.deliver(&endpoint, source, Reason::DeliveredLocal);
+    }
+    walk.tunnel(backend.vni, backend.node.into(), Ethernet::ipv4(source, backend.mac))
+}
+
+fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
+    let vni = vni(walk, sender)?;
+    let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
+    if ethernet.kind != IPV4 {
+        return Err(Reason::UnsupportedProtocol);
+    }
+    let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
+    ip.check(&walk.frame)?;
+    match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
+        Some(endpoint) => to_local(walk, (vni, sender), &ip, &endpoint),
+        None => to_client(walk, (vni, sender), &ip),
+    }
+}
+
+/// To an endpoint of this node.
+fn to_local(
+    walk: &mut Walk<'_>,
+    (vni, sender): (u32, Ipv4Addr),
+    ip: &Ip,
+    endpoint: &Endpoint,
+) -> Outcome {
+    let source = match walk.endpoint(vni, ip.src) {
+        // "An inner source only from the node it is on."
+        Some(from) if from.kind != ENDPOINT_REMOTE || from.node != Be32::from(sender) => {
+            return Err(Reason::SpoofedInnerSource);
+        }
+        Some(from) => {
+            if from.flags & ENDPOINT_FLAG_BACKEND != 0
+                && let Ok(flow) = walk.flow(ip, vni)
+                && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
+            {
+                return reply(walk, &flow, &entry);
+            }
+            from.mac
+        }
+        None => return from_outside(walk, (vni, sender), ip, endpoint),
+    };
+    walk.pop();
+    walk.deliver(endpoint, source, Reason::Decapsulated)
+}
+
+/// From a client outside whose packet another node has translated: "only for endpoints that serve
+/// a published port".
+fn from_outside(
+    walk: &mut Walk<'_>,
+    (vni, sender): (u32, Ipv4Addr),
+    ip: &Ip,
+    endpoint: &Endpoint,
+) -> Outcome {
+    let network = walk.network(vni).ok_or(Reason::NoEndpoint)?;
+    let source = Be32::from(ip.src).get();
+    if source & network.mask.get() == network.subnet.get() {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    if endpoint.flags & ENDPOINT_FLAG_PUBLISHED == 0 {
+        return Err(Reason::NotPublished);
+    }
+    let flow = walk.flow(ip, vni)?;
+    let sport = walk.note_return(&flow, sender)?;
+    walk.pop();
+    if sport != flow.key.sport {
+        let ConntrackKey { saddr, daddr, dport, .. } = flow.key;
+        let entry = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
+        walk.translate(ETHERNET, flow.transport - TUNNEL, &entry, Reason::RewriteRefused)?;
+    }
+    walk.deliver(endpoint, Mac::of_ip(network.gateway), Reason::Decapsulated)
+}
+
+/// To nobody here: the reply of a flow that was translated here, or nothing.
+fn to_client(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
+    let flow = walk.flow(ip, vni).map_err(|_| Reason::NoEndpoint)?;
+    let entry = walk.find_action(&flow, CONNTRACK_REPLY).ok_or(Reason::NoEndpoint)?;
+    check_backend(walk, &entry, sender)?;
+    reply(walk, &flow, &entry)
+}
+
+/// "Node A takes a reply only from the node that the flow's backend is on."
+pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Result<(), Reason> {
+    let backend = walk.tables.agent.backends.get(&entry.backend).ok_or(Reason::BackendGone)?;
+    if backend.node == sender.into() { Ok(()) } else { Err(Reason::SpoofedInnerSource) }
+}
+
+fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+    walk.pop();
+    walk.translate(ETHERNET, flow.transport - TUNNEL, entry, Reason::RewriteRefused)?;
+    if entry.vni == UNDERLAY_VNI {
+        return walk.route_out(entry);
+    }
+    walk.deliver_reply(entry, Reason::Decapsulated)
+}

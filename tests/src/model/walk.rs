@@ -1,0 +1,254 @@
+//! A packet on its way, and the steps that the programs share.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use overlay_common::{
+    Be16, Mac, Reason,
+    maps::{
+        Backend, CONNTRACK_FORWARD, Conntrack, ConntrackKey, Counter, ENDPOINT_FLAG_HOST,
+        ENDPOINT_LOCAL, Endpoint, EndpointKey, Network, Published, PublishedKey, SlotKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+    },
+};
+
+use super::{
+    Host, Tables,
+    conntrack::Flow,
+    frame::{ETHERNET, Ethernet, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated},
+    host::NextHop,
+};
+
+/// How a packet that is not dropped ends.
+pub enum End {
+    /// With the host.
+    Pass,
+    /// On its way, counted.
+    Sent(Reason),
+}
+
+/// How any packet ends.
+pub type Outcome = Result<End, Reason>;
+
+/// Where a service's packet goes.
+pub struct Target {
+    /// The service.
+    pub service: u32,
+    /// The backends' port.
+    pub port: Be16,
+    /// The backend's number.
+    pub number: u32,
+    /// The backend.
+    pub backend: Backend,
+}
+
+/// A packet, what it meets and what it has caused so far.
+pub struct Walk<'a> {
+    /// The maps.
+    pub tables: &'a mut Tables,
+    /// The kernel's part.
+    pub host: &'a Host,
+    /// The time.
+    pub now: u64,
+    /// The packet as it is now.
+    pub frame: Vec<u8>,
+    /// What was counted.
+    pub moved: BTreeMap<Reason, Counter>,
+}
+
+impl<'a> Walk<'a> {
+    /// A packet that has just come in.
+    pub fn new(tables: &'a mut Tables, host: &'a Host, now: u64, packet: &[u8]) -> Self {
+        Self { tables, host, now, frame: packet.to_vec(), moved: BTreeMap::new() }
+    }
+
+    /// Counts a packet.
+    pub fn count(&mut self, reason: Reason, length: usize) {
+        let counter = self.moved.entry(reason).or_default();
+        counter.packets += 1;
+        counter.bytes += length as u64;
+    }
+
+    /// What an address of a network is.
+    pub fn endpoint(&self, vni: u32, ip: Ipv4Addr) -> Option<Endpoint> {
+        self.tables.agent.endpoints.get(&EndpointKey { vni, ip: ip.into() }).copied()
+    }
+
+    /// A network.
+    pub fn network(&self, vni: u32) -> Option<Network> {
+        self.tables.agent.networks.get(&vni).copied()
+    }
+
+    /// What is published.
+    pub fn published(&self, proto: u8, port: Be16) -> Option<Published> {
+        self.tables.agent.published.get(&PublishedKey { port, proto, pad: 0 }).copied()
+    }
+    /// The tuple of a packet.
+    pub fn flow(&self, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
+        if ![TCP, UDP].contains(&ip.protocol) {
+            return Err(Reason::ServiceProtocol);
+        }
+        if ip.is_fragment() {
+            return Err(Reason::Fragment);
+        }
+        // What is behind the packet's own end is padding, not ports.
+        let shortest = ip.header + if ip.protocol == TCP { 20 } else { 8 };
+        if ip.total < shortest {
+            return Err(Reason::Truncated);
+        }
+        let transport = ip.payload();
+        let port = |at| half(&self.frame, at).map(Be16::new).ok_or(Reason::Truncated);
+        let (sport, dport) = (port(transport)?, port(transport + 2)?);
+        let mut seen = 0;
+        if ip.protocol == TCP {
+            let [flags] = bytes(&self.frame, transport + 13).ok_or(Reason::Truncated)?;
+            // FIN, SYN, RST and ACK are bits 0, 1, 2 and 4 (RFC 9293, section 3.1).
+            let bits = [(0, TCP_SEEN_FIN), (1, TCP_SEEN_SYN), (2, TCP_SEEN_RST), (4, TCP_SEEN_ACK)];
+            seen = bits.iter().filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, s)| s).sum();
+        }
+        let (saddr, daddr) = (ip.src.into(), ip.dst.into());
+        let key =
+            ConntrackKey { saddr, daddr, sport, dport, vni, proto: ip.protocol, scope: [0; 3] };
+        Ok(Flow { key, transport, seen })
+    }
+
+    /// The backend of a flow to a service, and the entry that translates to it.
+    pub fn balance(
+        &mut self,
+        flow: &Flow,
+        service: u32,
+        port: Be16,
+    ) -> Result<(Conntrack, Backend), Reason> {
+        let mut counted = Reason::FlowCreated;
+        if let Some(entry) = self.find_action(flow, CONNTRACK_FORWARD) {
+            if let Some(backend) = self.tables.agent.backends.get(&entry.backend) {
+                return Ok((entry, *backend));
+            }
+            // "An entry whose backend was removed is given another backend at once for UDP and
+            // for a new SYN."
+            if !flow.is_free() {
+                return Err(Reason::BackendGone);
+            }
+            counted = Reason::FlowRepicked;
+        }
+        let target = self.pick(service, port).ok_or(Reason::NoBackend)?;
+        let entry = self.create(flow, &target)?;
+        self.count(counted, self.frame.len());
+        Ok((entry, target.backend))
+    }
+
+    /// The next backend in turn.
+    fn pick(&mut self, service: u32, port: Be16) -> Option<Target> {
+        let slots = self.tables.agent.services.get(&service)?.slots;
+        if slots == 0 {
+            return None;
+        }
+        let mut turn = 0;
+        if let Some(cursor) = self.tables.cursors.get_mut(&service) {
+            turn = *cursor;
+            *cursor = cursor.wrapping_add(1);
+        }
+        let slot = SlotKey { service, index: turn % slots };
+        let number = *self.tables.agent.slots.get(&slot)?;
+        let backend = *self.tables.agent.backends.get(&number)?;
+        Some(Target { service, port, number, backend })
+    }
+
+    /// Rewrites the packet with its IPv4 header at `at` to what `entry` says. `refused` is counted
+    /// when it ends before its checksum.
+    pub fn translate(
+        &mut self,
+        at: usize,
+        transport: usize,
+        entry: &Conntrack,
+        refused: Reason,
+    ) -> Result<(), Reason> {
+        let frame = &mut self.frame;
+        let addresses = [entry.saddr.octets(), entry.daddr.octets()].concat();
+        let ports = [entry.sport.get().to_be_bytes(), entry.dport.get().to_be_bytes()].concat();
+        let is_udp = frame[at + 9] == UDP;
+        let field = transport + if is_udp { 6 } else { 16 };
+        let old = half(frame, field).ok_or(refused)?;
+        // RFC 768: zero is "no checksum", and a sum that comes out as zero is sent as all ones.
+        if !(is_udp && old == 0) {
+            let covered = [&frame[at + 12..at + 20], &frame[transport..transport + 4]].concat();
+            let new = updated(old, &covered, &[&addresses[..], &ports[..]].concat());
+            let new = if is_udp && new == 0 { 0xffff } else { new };
+            put(frame, field, &new.to_be_bytes());
+        }
+        put(frame, transport, &ports);
+        let old = half(frame, at + 10).ok_or(refused)?;
+        let new = updated(old, &frame[at + 12..at + 20], &addresses);
+        put(frame, at + 10, &new.to_be_bytes());
+        put(frame, at + 12, &addresses);
+        Ok(())
+    }
+
+    /// Into an endpoint of this node.
+    pub fn deliver(&mut self, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
+        put(&mut self.frame, 0, &Ethernet::ipv4(source, endpoint.mac).bytes());
+        let to_host = endpoint.flags & ENDPOINT_FLAG_HOST != 0;
+        Ok(End::Sent(if to_host { Reason::DeliveredHost } else { reason }))
+    }
+
+    /// To the client of a reply: an endpoint of this node.
+    pub fn deliver_reply(&mut self, entry: &Conntrack, reason: Reason) -> Outcome {
+        let client = self
+            .endpoint(entry.vni, entry.daddr.into())
+            .filter(|client| client.kind == ENDPOINT_LOCAL)
+            .ok_or(Reason::NoEndpoint)?;
+        self.deliver(&client, Mac::of_ip(entry.saddr), reason)
+    }
+
+    /// To a client outside, by the host's routes.
+    pub fn route_out(&mut self, entry: &Conntrack) -> Outcome {
+        let total = self.frame.len() - ETHERNET;
+        let hop = self.host.next_hop(&self.tables.config, entry.daddr.into(), total)?;
+        self.address(&hop);
+        Ok(End::Sent(Reason::SentToClient))
+    }
+
+    /// Writes the Ethernet header for a next hop.
+    pub fn address(&mut self, hop: &NextHop) {
+        let (src, dst) = hop.macs;
+        put(&mut self.frame, 0, &Ethernet::ipv4(src, dst).bytes());
+    }
+
+    /// Into the tunnel to a node.
+    pub fn tunnel(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet) -> Outcome {
+        let total = self.frame.len() + TUNNEL - ETHERNET;
+        let hop = self.host.next_hop(&self.tables.config, node, total)?;
+        self.push(vni, node, inner, &hop);
+        Ok(End::Sent(Reason::Encapsulated))
+    }
+
+    /// Puts the outer headers in front (RFC 7348, section 5). The source port is left at zero: it
+    /// is the hash's.
+    pub fn push(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet, hop: &NextHop) {
+        put(&mut self.frame, 0, &inner.bytes());
+        let config = self.tables.config;
+        let length = (self.frame.len() + 16) as u16;
+        let mut ip = vec![0x45, 0];
+        ip.extend((length + 20).to_be_bytes());
+        ip.extend([0, 0, 0x40, 0, 64, UDP, 0, 0]);
+        ip.extend(config.vtep.octets());
+        ip.extend(node.octets());
+        let checksum = ones_complement(&ip);
+        put(&mut ip, 10, &checksum.to_be_bytes());
+
+        let (src, dst) = hop.macs;
+        let mut frame = Ethernet::ipv4(src, dst).bytes().to_vec();
+        frame.extend(ip);
+        frame.extend([0, 0]);
+        frame.extend(config.vxlan_port.get().to_be_bytes());
+        frame.extend(length.to_be_bytes());
+        frame.extend([0, 0, 0x08, 0, 0, 0]);
+        frame.extend((vni << 8).to_be_bytes());
+        frame.append(&mut self.frame);
+        self.frame = frame;
+    }
+
+    /// Takes the outer headers away.
+    pub fn pop(&mut self) {
+        self.frame.drain(..TUNNEL);
+    }
+}
