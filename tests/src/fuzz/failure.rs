@@ -39,6 +39,11 @@ impl Failure {
     }
 }
 
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A debug print with the maps' byte arrays as they are read: addresses with dots, ports as
 /// numbers.
 fn readable(text: &str) -> String {
@@ -77,7 +82,7 @@ impl Failure {
         let Self { seed, disagreement, steps, tables } = self;
         writeln!(f, "seed {seed}, step {}: the program and the model disagree", steps.len())?;
         if let Some(Step { program, packet }) = steps.last() {
-            writeln!(f, "program {}, {} bytes: {packet:02x?}", program.name(), packet.len())?;
+            writeln!(f, "program {}, {} bytes: {}", program.name(), packet.len(), hex(packet))?;
         }
         writeln!(f, "{disagreement}\n{:?}", tables.config)?;
         let agent = &tables.agent;
