@@ -8,7 +8,7 @@ use overlay_common::{
     maps::{Conntrack, ConntrackKey},
 };
 
-use super::Step;
+use super::{Step, failure::hex};
 use crate::{
     model::{Predicted, Program, Verdict, ones_complement},
     rig::{DROP, PASS, REDIRECT, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
@@ -50,7 +50,7 @@ pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), 
         real[34..36].fill(0);
     }
     if predicted.verdict != Verdict::Drop && real != predicted.packet {
-        return Err(format!("packet {real:02x?}\nmodel:  {:02x?}", predicted.packet));
+        return Err(format!("packet {}\nmodel:  {}", hex(&real), hex(&predicted.packet)));
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
     let inner = if popped { TUNNEL } else { 0 };
     if is_encapsulated(ran) {
         if ones_complement(&ran.packet[14..34]) != 0 {
-            return Err(format!("outer IPv4 checksum of {:02x?}", ran.packet));
+            return Err(format!("outer IPv4 checksum of {}", hex(&ran.packet)));
         }
         return verified(&step.packet, &ran.packet[TUNNEL..]);
     }
@@ -105,7 +105,7 @@ pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
 
 fn verified(before: &[u8], after: &[u8]) -> Result<bool, String> {
     match (is_sound(before), is_sound(after)) {
-        (true, false) => Err(format!("checksums of {after:02x?}, right before: {before:02x?}")),
+        (true, false) => Err(format!("checksums of {}, right before: {}", hex(after), hex(before))),
         (sound, _) => Ok(sound),
     }
 }

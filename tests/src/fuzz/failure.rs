@@ -39,12 +39,50 @@ impl Failure {
     }
 }
 
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A debug print with the maps' byte arrays as they are read: addresses with dots, ports as
+/// numbers.
+fn readable(text: &str) -> String {
+    let mut out = String::new();
+    for (i, part) in text.split(" { bytes: [").enumerate() {
+        let Some((bytes, rest)) = part.split_once("] }").filter(|_| i > 0) else {
+            out.push_str(part);
+            continue;
+        };
+        for name in ["Be16", "Be32", "Mac"] {
+            if let Some(without) = out.strip_suffix(name) {
+                out.truncate(without.len());
+            }
+        }
+        let bytes: Vec<u8> = bytes.split(", ").filter_map(|byte| byte.parse().ok()).collect();
+        match bytes[..] {
+            [high, low] => out += &u16::from_be_bytes([high, low]).to_string(),
+            [a, b, c, d] => out += &std::net::Ipv4Addr::new(a, b, c, d).to_string(),
+            _ => out += &bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
+        }
+        out.push_str(rest);
+    }
+    out
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&readable(&self.tell().unwrap_or_default()))
+    }
+}
+
+impl Failure {
+    fn tell(&self) -> Result<String, fmt::Error> {
+        use fmt::Write as _;
+        let mut f = String::new();
         let Self { seed, disagreement, steps, tables } = self;
         writeln!(f, "seed {seed}, step {}: the program and the model disagree", steps.len())?;
         if let Some(Step { program, packet }) = steps.last() {
-            writeln!(f, "program {}, {} bytes: {packet:02x?}", program.name(), packet.len())?;
+            writeln!(f, "program {}, {} bytes: {}", program.name(), packet.len(), hex(packet))?;
         }
         writeln!(f, "{disagreement}\n{:?}", tables.config)?;
         let agent = &tables.agent;
@@ -60,8 +98,21 @@ impl fmt::Display for Failure {
             writeln!(f, "{key:?}: {entry:?}")?;
         }
         match self.write_pcap() {
-            Ok(path) => write!(f, "the sequence: {}", path.display()),
-            Err(error) => write!(f, "the sequence cannot be written: {error}"),
+            Ok(path) => write!(f, "the sequence: {}", path.display())?,
+            Err(error) => write!(f, "the sequence cannot be written: {error}")?,
         }
+        Ok(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_ports_are_told_as_they_are_read() {
+        let text = "K { ip: Be32 { bytes: [10, 0, 1, 2] }, p: Be16 { bytes: [0, 80] }, \
+                    mac: Mac { bytes: [2, 66, 10, 0, 1, 2] } }";
+        assert_eq!(readable(text), "K { ip: 10.0.1.2, p: 80, mac: 02:42:0a:00:01:02 }");
     }
 }

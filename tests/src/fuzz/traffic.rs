@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use overlay_common::{BRIDGE_VNI, Be32, INGRESS_VNI, maps::ConntrackKey};
+use overlay_common::{
+    BRIDGE_VNI, Be32, INGRESS_VNI,
+    maps::{CONNTRACK_RETURN, ConntrackKey},
+};
 use rand::{Rng as _, RngExt as _, rngs::SmallRng};
 
 use super::{
@@ -13,6 +16,10 @@ use crate::{
     model::{Program, Tables, ones_complement},
     rig::{IFINDEX, NODE, NODE_MAC, OTHER_VNI, PEER, PEER_MAC, VNI, mac},
 };
+
+/// Where containers send to outside their network.
+const OUTSIDE: [Ipv4Addr; 5] =
+    [CLIENTS[0], CLIENTS[1], CLIENTS[2], CLIENTS[3], Ipv4Addr::new(224, 0, 0, 1)];
 
 /// Who speaks to whom.
 #[derive(Clone, Copy)]
@@ -78,16 +85,23 @@ fn known(
     let key = any(rng, &keys);
     let (src, dst) = (key.saddr.into(), key.daddr.into());
     let (sport, dport) = (key.sport.get(), key.dport.get());
-    Some((key.vni, Tuple { src, dst, proto: key.proto, sport, dport }))
+    let tuple = Tuple { src, dst, proto: key.proto, sport, dport };
+    let is_return = tables.conntrack[key].action == CONNTRACK_RETURN;
+    if is_return && rng.random_bool(0.5) {
+        // The client speaks again.
+        let Tuple { src, dst, sport, dport, .. } = tuple;
+        return Some((key.vni, Tuple { src: dst, dst: src, sport: dport, dport: sport, ..tuple }));
+    }
+    Some((key.vni, tuple))
 }
 
 fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = Ipv4Addr::from(link.ip);
     let to = if rng.random_bool(0.1) {
-        any(rng, &CLIENTS)
+        any(rng, &OUTSIDE)
     } else {
-        taken(rng, tables, link.vni, &[0, 1, 2, 3, 4, 4])
+        taken(rng, tables, link.vni, &[0, 1, 2, 3, 4])
     };
     if rng.random_bool(0.1) {
         return arp(rng, own, to);

@@ -74,13 +74,13 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     for vni in VNIS {
         network(rng, &mut tables.agent, vni);
     }
-    for _ in 0..6 {
-        service(rng, &mut tables);
-        backend(rng, &mut tables.agent);
+    for number in 1..=NUMBERS {
+        service(rng, &mut tables, number);
+        backend(rng, &mut tables.agent, number);
         published(rng, &mut tables.agent);
     }
     for node in NODES {
-        if rng.random_bool(if node == PEER { 0.97 } else { 0.7 }) {
+        if rng.random_bool(if node == PEER { 0.97 } else { 0.85 }) {
             tables.agent.peers.insert(PeerKey { vni: 0, node: node.into() }, Peer::default());
         }
     }
@@ -96,15 +96,15 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
 /// Changes one thing, or lets time go by for conntrack.
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
+    let number = rng.random_range(1..=NUMBERS);
     match rng.random_range(0..12) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, &mut tables.agent, vni),
-        2 => service(rng, tables),
-        3 => backend(rng, &mut tables.agent),
+        2 => service(rng, tables, number),
+        3 => backend(rng, &mut tables.agent, number),
         4 => published(rng, &mut tables.agent),
         5 | 6 => link(rng, &mut tables.agent),
         7 => {
-            let number = rng.random_range(1..=NUMBERS);
             tables.agent.backends.remove(&number);
         }
         8 => {
@@ -183,8 +183,7 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-fn service(rng: &mut SmallRng, tables: &mut Tables) {
-    let number = rng.random_range(1..=NUMBERS);
+fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     tables.agent.slots.retain(|slot, _| slot.service != number);
     tables.agent.services.remove(&number);
     tables.cursors.remove(&number);
@@ -206,14 +205,13 @@ fn service(rng: &mut SmallRng, tables: &mut Tables) {
     }
 }
 
-fn backend(rng: &mut SmallRng, agent: &mut DatapathState) {
+fn backend(rng: &mut SmallRng, agent: &mut DatapathState, number: u32) {
     let vni = any(rng, &VNIS);
     // Any address: endpoints here and elsewhere, nobody's, the gateway, a VIP (its own included).
     let ip = address(rng, vni);
     let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
     let ifindex = rng.random_range(0..60);
     let state = rng.random_range(0..3);
-    let number = rng.random_range(1..=NUMBERS);
     agent
         .backends
         .insert(number, Backend { vni, ip: ip.into(), node, ifindex, mac: mac(ip), state });

@@ -96,6 +96,7 @@ fn run(command: &str) {
 
 impl Rig {
     /// Loads the programs in a fresh namespace of this thread, which ends with it.
+    #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the datapath suites need root");
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
