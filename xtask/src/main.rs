@@ -1,5 +1,7 @@
-//! `cargo xtask`: sets a machine up, builds, loads the datapath, runs the demo and the tests.
+//! `cargo xtask`: sets a machine up, builds, loads the datapath, runs the demo, the tests and the
+//! benchmarks.
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -44,6 +46,7 @@ enum Command {
     Unload(unload::Unload),
     Demo(demo::Demo),
     Test(test::Test),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Unload(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
