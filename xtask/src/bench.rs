@@ -47,6 +47,9 @@ struct Overlay {
     /// How many rounds, at least 5.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(5..))]
     rounds: Option<u32>,
+    /// Whether sender and receiver share a CPU: `together` (the default) or `apart`.
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
     /// Only these measurements; an unknown name lists those there are.
     #[arg(long = "case", value_name = "NAME", num_args = 1..)]
     cases: Vec<String>,
@@ -78,6 +81,9 @@ impl Overlay {
         }
         if let Some(rounds) = self.rounds {
             bench.args(["--rounds", &rounds.to_string()]);
+        }
+        if let Some(placement) = &self.placement {
+            bench.args(["--placement", placement]);
         }
         for case in &self.cases {
             bench.args(["--case", case]);

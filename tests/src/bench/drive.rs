@@ -71,7 +71,7 @@ const LOST: Duration = Duration::from_millis(200);
 /// # Errors
 /// If the server cannot be reached or breaks off.
 pub fn main(args: &DriveArgs) -> anyhow::Result<ExitCode> {
-    pin::to_cpu(pin::CLIENT_CPU)?;
+    pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let driven = match args.traffic {
         Traffic::Stream => streams(args),
         Traffic::Datagrams => datagrams(args),

@@ -24,7 +24,8 @@ use clap::{Parser, Subcommand};
 
 use self::{
     cases::Measurement,
-    report::{Report, Sample, Subject},
+    pin::Placement,
+    report::{Machine, Report, Sample, Subject},
     rig::Rig,
 };
 use crate::{binaries, cluster::require_root, on_interrupt};
@@ -43,7 +44,11 @@ enum Command {
     Overlay(OverlayArgs),
     /// The receiving side.
     #[command(hide = true)]
-    Serve,
+    Serve {
+        /// CPU to run on.
+        #[arg(long)]
+        cpu: usize,
+    },
     /// The sending side.
     #[command(hide = true)]
     Drive(drive::DriveArgs),
@@ -73,6 +78,9 @@ struct OverlayArgs {
     /// How many rounds.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(5..=1000))]
     rounds: u32,
+    /// Whether sender and receiver share a CPU.
+    #[arg(long, value_enum, default_value_t = Placement::Together)]
+    placement: Placement,
     /// Only these measurements.
     #[arg(long = "case", value_name = "NAME", num_args = 1.., value_parser = measurement_names())]
     cases: Vec<String>,
@@ -86,7 +94,7 @@ fn measurement_names() -> clap::builder::PossibleValuesParser {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Overlay(args) => compare(&args),
-        Command::Serve => serve::main(),
+        Command::Serve { cpu } => serve::main(cpu),
         Command::Drive(args) => drive::main(&args),
         Command::Flood(args) => flood::send(&args),
         Command::Count { device } => flood::receive(&device),
@@ -116,7 +124,7 @@ fn compare(args: &OverlayArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .filter(|m| args.cases.is_empty() || args.cases.iter().any(|name| name == m.name))
         .collect();
-    let rig = Rig::new()?;
+    let rig = Rig::new(args.placement)?;
     let mut samples = Vec::new();
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
@@ -124,7 +132,13 @@ fn compare(args: &OverlayArgs) -> anyhow::Result<ExitCode> {
     }
     drop(rig);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel")?;
-    let report = Report::new(args.rounds, kernel.trim().to_owned(), cpus, &samples);
+    let machine = Machine {
+        kernel: kernel.trim().to_owned(),
+        cpus,
+        rounds: args.rounds,
+        placement: args.placement.name(),
+    };
+    let report = Report::new(machine, &samples);
     println!("{}", report.table());
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";

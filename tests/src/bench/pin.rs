@@ -1,6 +1,7 @@
 //! Where and how urgently the traffic programs run: alike for every subject.
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 use nix::{
     errno::Errno,
     libc,
@@ -10,19 +11,55 @@ use nix::{
 
 /// CPU of the sending side.
 pub const CLIENT_CPU: usize = 0;
-/// CPU of the receiving side.
-pub const SERVER_CPU: usize = 1;
 
-/// Keeps this thread, and those it starts, on one CPU, ahead of what else runs there.
+/// Where the two sides run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Placement {
+    /// Both on one CPU: no wake-up of another CPU is measured with the path.
+    Together,
+    /// Each on its own CPU.
+    Apart,
+}
+
+impl Placement {
+    /// CPU of the receiving side.
+    pub fn server_cpu(self) -> usize {
+        match self {
+            Self::Together => CLIENT_CPU,
+            Self::Apart => CLIENT_CPU + 1,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Together => "together",
+            Self::Apart => "apart",
+        }
+    }
+}
+
+/// Which side this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It sends.
+    Client = 1,
+    /// It receives, and goes first where both are on one CPU: what arrives is taken at once.
+    Server = 2,
+}
+
+/// Keeps this thread, and those it starts, on one CPU, ahead of everything that is no real-time
+/// program (`SCHED_FIFO`): other work of the machine then disturbs by the caches only.
 ///
 /// # Errors
 /// If there is no such CPU, or without root.
-pub fn to_cpu(cpu: usize) -> anyhow::Result<()> {
+pub fn to_cpu(cpu: usize, side: Side) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("run on CPU {cpu}"))?;
-    // SAFETY: the call takes and returns plain numbers.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    let parameters = libc::sched_param { sched_priority: side as libc::c_int };
+    // SAFETY: the parameters live through the call, which only reads them.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
     Errno::result(result).context("run ahead of others").map(drop)
 }
 

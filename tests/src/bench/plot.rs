@@ -23,10 +23,11 @@ pub fn svg(report: &Report) -> String {
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"white\"/>\n\
          <text x=\"10\" y=\"20\" font-size=\"14\">Medians of {} rounds, relative to the \
-         underlay (Linux {}, {} CPUs)</text>\n",
-        report.rounds,
-        escaped(&report.kernel),
-        report.cpus,
+         underlay (Linux {}, {} CPUs, {})</text>\n",
+        report.machine.rounds,
+        escaped(&report.machine.kernel),
+        report.machine.cpus,
+        report.machine.placement,
     );
     for (index, (name, colour)) in COLOURS.iter().enumerate() {
         let x = LEFT + index as f64 * 120.0;
@@ -78,7 +79,7 @@ fn escaped(words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::{Sample, Subject};
+    use crate::bench::report::{Machine, Sample, Subject};
 
     #[test]
     fn every_case_measured_on_all_subjects_has_three_bars() {
@@ -88,12 +89,14 @@ mod tests {
             subject,
             value: 2.0,
         });
-        let report = Report::new(5, "6.18 <&>".to_owned(), 2, &samples);
+        let kernel = "6.18 <&>".to_owned();
+        let machine = Machine { kernel, cpus: 2, rounds: 5, placement: "apart" };
+        let report = Report::new(machine.clone(), &samples);
         let picture = svg(&report);
         // The background, three in the legend, three bars.
         assert_eq!(picture.matches("<rect").count(), 7, "{picture}");
         assert!(picture.contains("6.18 &lt;&amp;&gt;"), "{picture}");
-        let partial = Report::new(5, String::new(), 2, &samples[2..]);
+        let partial = Report::new(machine, &samples[2..]);
         assert_eq!(svg(&partial).matches("<rect").count(), 4);
     }
 }

@@ -53,22 +53,32 @@ pub struct Case {
     pub overlay_vs_underlay: Option<f64>,
 }
 
-/// The result of a run.
+/// Where and how it was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// How many rounds.
-    pub rounds: u32,
+pub struct Machine {
     /// Release of the kernel.
     pub kernel: String,
     /// Number of CPUs.
     pub cpus: usize,
+    /// How many rounds.
+    pub rounds: u32,
+    /// Whether sender and receiver shared a CPU: `together` or `apart`.
+    pub placement: &'static str,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Where and how.
+    #[serde(flatten)]
+    pub machine: Machine,
     /// The cases, in the order of the run.
     pub cases: Vec<Case>,
 }
 
 impl Report {
     /// Sums up the samples.
-    pub fn new(rounds: u32, kernel: String, cpus: usize, samples: &[Sample]) -> Self {
+    pub fn new(machine: Machine, samples: &[Sample]) -> Self {
         let mut names: Vec<(&str, &str)> = Vec::new();
         for sample in samples {
             if !names.contains(&(sample.case, sample.unit)) {
@@ -76,7 +86,7 @@ impl Report {
             }
         }
         let cases = names.into_iter().map(|(name, unit)| Case::new(name, unit, samples)).collect();
-        Self { rounds, kernel, cpus, cases }
+        Self { machine, cases }
     }
 
     /// A table in Markdown: medians with the smallest and the largest round.
@@ -169,7 +179,8 @@ mod tests {
             sample("tcp_1_stream", Subject::Overlay, 28.0),
             sample("from_container", Subject::Overlay, 200.0),
         ];
-        Report::new(3, "6.18".to_owned(), 2, &samples)
+        let kernel = "6.18".to_owned();
+        Report::new(Machine { kernel, cpus: 2, rounds: 3, placement: "apart" }, &samples)
     }
 
     #[test]

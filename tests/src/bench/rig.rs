@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::report::Subject;
+use super::{pin::Placement, report::Subject};
 use crate::{
     Cluster, Container, Options, Place, netns,
     place::wait_listening,
@@ -114,7 +114,7 @@ impl Rig {
     ///
     /// # Errors
     /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
-    pub fn new() -> anyhow::Result<Self> {
+    pub fn new(placement: Placement) -> anyhow::Result<Self> {
         let cluster = Cluster::new(2, Options::default())?;
         let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
         // The harness joins hosts by a switch; a wire between them adds nothing of its own.
@@ -151,9 +151,10 @@ impl Rig {
             },
         ];
         let program = std::env::current_exe().context("the path of this program")?;
+        let cpu = placement.server_cpu().to_string();
         let mut servers = Vec::new();
         for way in &ways {
-            let mut server = way.server.spawn(&program, &["serve"])?;
+            let mut server = way.server.spawn(&program, &["serve", "--cpu", &cpu])?;
             wait_listening(&mut server)?;
             servers.push(server);
         }

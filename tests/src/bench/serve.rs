@@ -29,8 +29,8 @@ pub const COUNT: u16 = 7004;
 ///
 /// # Errors
 /// If a port is taken, or without root.
-pub fn main() -> anyhow::Result<ExitCode> {
-    pin::to_cpu(pin::SERVER_CPU)?;
+pub fn main(cpu: usize) -> anyhow::Result<ExitCode> {
+    pin::to_cpu(cpu, pin::Side::Server)?;
     let counted = Arc::new(AtomicU64::new(0));
     let counter = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, COUNT)).context("the counting port")?;
     let echo = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, ECHO)).context("the echoing port")?;

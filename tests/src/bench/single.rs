@@ -58,7 +58,7 @@ pub struct Single {
 /// # Errors
 /// If the program is not there or gives another verdict.
 pub fn main(args: &SingleArgs) -> anyhow::Result<ExitCode> {
-    pin::to_cpu(pin::CLIENT_CPU)?;
+    pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let frame = std::fs::read(&args.frame).context("the frame")?;
     let ifindex = nix::net::if_::if_nametoindex(args.device.as_str())
         .with_context(|| format!("interface {}", args.device))?;
