@@ -20,6 +20,7 @@
 //! environment variable of every process. Whatever happens to the process that made it, a
 //! guardian process removes it all (see [`cleanup`]).
 
+pub mod bench;
 pub mod binaries;
 pub mod bpffs;
 pub mod cleanup;

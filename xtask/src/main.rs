@@ -1,5 +1,7 @@
-//! `cargo xtask`: sets a machine up, builds, loads the datapath, runs the demo and the tests.
+//! `cargo xtask`: sets a machine up, builds, loads the datapath, runs the demo, the tests and the
+//! benchmarks.
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -46,6 +48,7 @@ enum Command {
     Demo(demo::Demo),
     Test(test::Test),
     Fuzz(fuzz::Fuzz),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
+        Command::Bench(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -1,0 +1,83 @@
+//! Packets as fast as they can be received: an XDP program that sends every frame out of the
+//! sending host's link, driven with live frames, and a counter that drops them where they arrive.
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+
+use super::{kernel, pin};
+
+/// What to send, and where.
+#[derive(Clone, Debug, Args)]
+pub struct FloodArgs {
+    /// A file with the frame.
+    frame: PathBuf,
+    /// The interface to send from.
+    device: String,
+    /// How many.
+    #[arg(long, default_value_t = 1_000_000)]
+    frames: u32,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Flooded {
+    /// Frames.
+    pub sent: u64,
+    /// In this time.
+    pub seconds: f64,
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Received {
+    /// Frames.
+    pub packets: u64,
+}
+
+/// Frames of the small call.
+const FEW: u32 = 64;
+
+fn index_of(device: &str) -> anyhow::Result<u32> {
+    nix::net::if_::if_nametoindex(device).with_context(|| format!("interface {device}"))
+}
+
+/// Sends and prints a [`Flooded`].
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
+    pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
+    let frame = std::fs::read(&args.frame).context("the frame")?;
+    let program = kernel::sender(index_of(&args.device)?)?;
+    // A call takes some 20 ms to set itself up and to end: a small one tells how long.
+    let start = Instant::now();
+    kernel::run_live(&program, &frame, FEW)?;
+    let overhead = start.elapsed();
+    let start = Instant::now();
+    kernel::run_live(&program, &frame, args.frames)?;
+    let took = start.elapsed().saturating_sub(overhead);
+    let sent = u64::from(FEW) + u64::from(args.frames);
+    let flooded = Flooded { sent, seconds: took.as_secs_f64() };
+    println!("{}", serde_json::to_string(&flooded)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Counts until SIGTERM and prints a [`Received`].
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn receive(device: &str) -> anyhow::Result<ExitCode> {
+    let mut end = SigSet::empty();
+    end.add(Signal::SIGTERM);
+    // Blocked, and taken when it comes: no handler is needed.
+    end.thread_block().context("block SIGTERM")?;
+    let sink = kernel::Sink::attach(index_of(device)?)?;
+    println!("listening: on {device}");
+    end.wait().context("wait for SIGTERM")?;
+    println!("{}", serde_json::to_string(&Received { packets: sink.packets()? })?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,262 @@
+//! The few bpf(2) calls that aya has no words for: programs of some instructions, runs with live
+//! frames, runs of programs that another process has pinned.
+
+use std::{
+    ffi::CString,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use anyhow::Context as _;
+use nix::{errno::Errno, libc};
+
+/// `enum bpf_cmd` of the kernel's uapi/linux/bpf.h.
+const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const PROG_LOAD: libc::c_long = 5;
+const OBJ_GET: libc::c_long = 7;
+const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
+
+/// `BPF_MAP_TYPE_ARRAY`.
+const MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_TCX_INGRESS` (Linux 6.6).
+const TCX_INGRESS: u32 = 46;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES` (Linux 5.18).
+const LIVE_FRAMES: u32 = 1 << 1;
+/// Offset of `ifindex` in `struct __sk_buff`, and how much of it is handed in.
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF: usize = 64;
+
+/// `enum bpf_prog_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramType {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    Tc = 3,
+    /// `BPF_PROG_TYPE_XDP`.
+    Xdp = 6,
+}
+
+/// `union bpf_attr`, zero-padded; fields are written at their offsets.
+#[repr(C, align(8))]
+struct Attr([u8; 128]);
+
+impl Attr {
+    fn new() -> Self {
+        Self([0; 128])
+    }
+
+    fn u32(mut self, offset: usize, value: u32) -> Self {
+        self.0[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn u64(mut self, offset: usize, value: u64) -> Self {
+        self.0[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn pointer<T: ?Sized>(self, offset: usize, to: *const T) -> Self {
+        self.u64(offset, to.cast::<u8>() as u64)
+    }
+
+    fn fd(self, offset: usize, fd: &OwnedFd) -> Self {
+        self.u32(offset, fd.as_raw_fd().unsigned_abs())
+    }
+
+    fn read(&self, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.0[offset..offset + 4]);
+        u32::from_ne_bytes(bytes)
+    }
+
+    fn call(&mut self, command: libc::c_long) -> Result<libc::c_long, Errno> {
+        // SAFETY: the attributes live through the call and are as large as we say; every address
+        // in them is of memory that the caller of this function holds, as large as it says.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(self), size_of::<Self>())
+        };
+        Errno::result(result)
+    }
+
+    fn open(mut self, command: libc::c_long) -> Result<OwnedFd, Errno> {
+        let fd = i32::try_from(self.call(command)?).map_err(|_| Errno::EBADF)?;
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// One instruction: opcode, destination and source register, offset, immediate value.
+fn instruction(code: u8, (dst, src): (u8, u8), offset: i16, value: u32) -> u64 {
+    let mut bytes = [code, src << 4 | dst, 0, 0, 0, 0, 0, 0];
+    bytes[2..4].copy_from_slice(&offset.to_ne_bytes());
+    bytes[4..].copy_from_slice(&value.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+/// `MOV64 dst, value`.
+fn set(dst: u8, value: u32) -> u64 {
+    instruction(0xb7, (dst, 0), 0, value)
+}
+
+const CALL: u8 = 0x85;
+const EXIT: u64 = 0x95;
+
+fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> {
+    Attr::new()
+        .u32(0, kind as u32)
+        .u32(4, u32::try_from(instructions.len())?)
+        .pointer(8, instructions.as_ptr())
+        .pointer(16, c"GPL".as_ptr())
+        .open(PROG_LOAD)
+        .context("load a program")
+}
+
+/// A program that does nothing.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn empty(kind: ProgramType) -> anyhow::Result<OwnedFd> {
+    load(kind, &[set(0, 0), EXIT])
+}
+
+/// An XDP program that sends every frame out of an interface.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn sender(ifindex: u32) -> anyhow::Result<OwnedFd> {
+    const REDIRECT: u32 = 23;
+    load(
+        ProgramType::Xdp,
+        &[set(1, ifindex), set(2, 0), instruction(CALL, (0, 0), 0, REDIRECT), EXIT],
+    )
+}
+
+/// A pinned program.
+///
+/// # Errors
+/// If there is none.
+pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    Attr::new().pointer(0, name.as_ptr()).open(OBJ_GET).with_context(|| path.display().to_string())
+}
+
+/// Counts what an interface receives, and drops it there; until this is dropped.
+#[derive(Debug)]
+pub struct Sink {
+    map: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Sink {
+    /// On an interface of this namespace.
+    ///
+    /// # Errors
+    /// If the kernel has no tcx (6.6).
+    pub fn attach(ifindex: u32) -> anyhow::Result<Self> {
+        const LOOKUP: u32 = 1;
+        const DROP: u32 = 2;
+        let map = Attr::new()
+            .u32(0, MAP_TYPE_ARRAY)
+            .u32(4, 4)
+            .u32(8, 8)
+            .u32(12, 1)
+            .open(MAP_CREATE)
+            .context("make the counter")?;
+        let program = load(
+            ProgramType::Tc,
+            &[
+                // The map, in two halves.
+                instruction(0x18, (1, 1), 0, map.as_raw_fd().unsigned_abs()),
+                0,
+                // *(u32 *)(r10 - 4) = 0; r2 = r10 - 4
+                instruction(0x62, (10, 0), -4, 0),
+                instruction(0xbf, (2, 10), 0, 0),
+                instruction(0x07, (2, 0), 0, 4u32.wrapping_neg()),
+                instruction(CALL, (0, 0), 0, LOOKUP),
+                // if r0 == 0 skip two
+                instruction(0x15, (0, 0), 2, 0),
+                set(1, 1),
+                // lock *(u64 *)r0 += r1
+                instruction(0xdb, (0, 1), 0, 0),
+                set(0, DROP),
+                EXIT,
+            ],
+        )?;
+        let link = Attr::new()
+            .fd(0, &program)
+            .u32(4, ifindex)
+            .u32(8, TCX_INGRESS)
+            .open(LINK_CREATE)
+            .context("attach the counter with tcx (Linux 6.6)")?;
+        Ok(Self { map, _link: link })
+    }
+
+    /// Packets so far.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn packets(&self) -> anyhow::Result<u64> {
+        let (key, mut packets) = (0u32, 0u64);
+        Attr::new()
+            .fd(0, &self.map)
+            .pointer(8, &raw const key)
+            .pointer(16, &raw mut packets)
+            .call(MAP_LOOKUP_ELEM)
+            .context("read the counter")?;
+        Ok(packets)
+    }
+}
+
+/// Runs a TC program once on a frame, as if it came in by an interface of this namespace. Returns
+/// its verdict and the nanoseconds it took.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn run_tc(program: &OwnedFd, frame: &[u8], ifindex: u32) -> anyhow::Result<(u32, u32)> {
+    let mut context = [0u8; SK_BUFF];
+    context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut attr = Attr::new()
+        .fd(0, program)
+        .u32(8, u32::try_from(frame.len())?)
+        .pointer(16, frame.as_ptr())
+        .u32(32, 1)
+        .u32(40, u32::try_from(context.len())?)
+        .pointer(48, context.as_ptr());
+    attr.call(PROG_TEST_RUN).context("run a TC program")?;
+    Ok((attr.read(4), attr.read(36)))
+}
+
+/// Runs an XDP program once on a frame.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
+    let mut attr = Attr::new()
+        .fd(0, program)
+        .u32(8, u32::try_from(frame.len())?)
+        .pointer(16, frame.as_ptr())
+        .u32(32, 1);
+    attr.call(PROG_TEST_RUN).context("run an XDP program")?;
+    Ok((attr.read(4), attr.read(36)))
+}
+
+/// Hands `count` copies of a frame to an XDP program, and acts upon its verdicts.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn run_live(program: &OwnedFd, frame: &[u8], count: u32) -> anyhow::Result<()> {
+    Attr::new()
+        .fd(0, program)
+        .u32(8, u32::try_from(frame.len())?)
+        .pointer(16, frame.as_ptr())
+        .u32(32, count)
+        .u32(64, LIVE_FRAMES)
+        .u32(72, 64)
+        .call(PROG_TEST_RUN)
+        .context("send live frames")
+        .map(drop)
+}

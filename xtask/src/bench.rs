@@ -1,0 +1,122 @@
+//! `cargo xtask bench`
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+
+use crate::{cargo, machine, root, setup, status};
+
+/// Measure overlay beside what it stands on and what it replaces.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  cargo xtask bench overlay --rounds 9 --json results.json --svg results.svg")]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Overlay(Overlay),
+}
+
+/// Two hosts in network namespaces: the bare underlay, the kernel's vxlan device with a bridge (what
+/// Docker's overlay uses), and overlay, measured in turns.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  cargo xtask bench overlay --rounds 9 --json results.json --svg results.svg
+  cargo xtask bench overlay --case tcp_1 udp_64
+
+Prints a table of medians with the smallest and the largest round. Everything measured is built with
+--release. Needs two CPUs and root (sudo when you are not), for network namespaces and eBPF. What
+else the machine does is in the numbers: compare the ratios, and look at the spread.")]
+struct Overlay {
+    /// Write the medians, spreads and ratios to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a plot of the medians to this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// How many rounds, at least 5.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(5..))]
+    rounds: Option<u32>,
+    /// Whether sender and receiver share a CPU: `together` (the default) or `apart`.
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
+    /// Only these measurements; an unknown name lists those there are.
+    #[arg(long = "case", value_name = "NAME", num_args = 1..)]
+    cases: Vec<String>,
+}
+
+impl Bench {
+    /// Runs the command.
+    pub fn run(&self) -> Result<ExitCode> {
+        let What::Overlay(overlay) = &self.what;
+        setup::ensure(setup::Scope::Run)?;
+        root::require("making network namespaces and loading eBPF programs")?;
+        let build = ["--release", "-p", "overlay-user", "-p", "overlay-tests"];
+        let products = cargo::build(&build)?;
+        let mut bench = machine::command(&cargo::binary(&products, "overlay-bench")?);
+        overlay.pass(&mut bench)?;
+        bench.status().map(status).context("cannot run overlay-bench")
+    }
+}
+
+impl Overlay {
+    fn pass(&self, bench: &mut Command) -> Result<()> {
+        // Where the person who typed a relative name stands, also after sudo.
+        let folder = env::current_dir().context("cannot tell the current folder")?;
+        bench.arg("overlay");
+        for (option, file) in [("--json", &self.json), ("--svg", &self.svg)] {
+            if let Some(file) = file {
+                bench.arg(option).arg(folder.join(file));
+            }
+        }
+        if let Some(rounds) = self.rounds {
+            bench.args(["--rounds", &rounds.to_string()]);
+        }
+        if let Some(placement) = &self.placement {
+            bench.args(["--placement", placement]);
+        }
+        for case in &self.cases {
+            bench.args(["--case", case]);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        overlay: Overlay,
+    }
+
+    #[test]
+    fn what_was_asked_reaches_the_program() {
+        let words = ["x", "--json", "a.json", "--rounds", "6", "--case", "tcp_1", "udp_64"];
+        let mut command = Command::new("overlay-bench");
+        Cli::parse_from(words).overlay.pass(&mut command).unwrap();
+        let passed: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
+        assert_eq!(passed[..2], ["overlay", "--json"]);
+        assert!(passed[2].starts_with('/') && passed[2].ends_with("/a.json"), "{passed:?}");
+        assert_eq!(passed[3..], ["--rounds", "6", "--case", "tcp_1", "--case", "udp_64"]);
+    }
+
+    #[test]
+    fn too_few_rounds_are_refused() {
+        assert!(Cli::try_parse_from(["x", "--rounds", "4"]).is_err());
+    }
+}
