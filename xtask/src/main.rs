@@ -11,6 +11,7 @@ mod setup;
 mod test;
 mod totals;
 mod unload;
+mod vm_test;
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -44,6 +45,7 @@ enum Command {
     Unload(unload::Unload),
     Demo(demo::Demo),
     Test(test::Test),
+    VmTest(vm_test::VmTest),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Unload(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::VmTest(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
