@@ -54,7 +54,8 @@ pub fn probe(kernel: &Kernel, archive: &Path, console: PathBuf) -> Result<Accele
         return Ok(Acceleration::Emulation);
     }
     let boot = Boot { kernel, archive, acceleration: Acceleration::Kvm, console };
-    let mut machine = Machine::start(&boot, "overlay.probe")?;
+    // What QEMU says when KVM gives up is a page of registers.
+    let mut machine = Machine::start(&boot, "overlay.probe", Stdio::null())?;
     let deadline = Instant::now() + PROBE;
     while let Some(line) = machine.line(deadline) {
         if line.starts_with("vm-test: booted") {
@@ -76,7 +77,8 @@ pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report>
         Acceleration::Emulation => EMULATED_PATIENCE,
     };
     // The kernel hands what it does not know to the first process as its environment.
-    let mut machine = Machine::start(boot, &format!("OVERLAY_BOX_PATIENCE={patience}"))?;
+    let parameters = format!("OVERLAY_BOX_PATIENCE={patience}");
+    let mut machine = Machine::start(boot, &parameters, Stdio::inherit())?;
     let deadline = Instant::now() + limit;
     let mut report = Report::new(&boot.kernel.name, steps);
     while let Some(line) = machine.line(deadline) {
@@ -104,13 +106,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(boot: &Boot<'_>, parameters: &str) -> Result<Self> {
+    fn start(boot: &Boot<'_>, parameters: &str, stderr: Stdio) -> Result<Self> {
         let mut command = machine::command(Path::new("qemu-system-x86_64"));
         match boot.acceleration {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
             Acceleration::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
         };
-        command.args(["-m", "2G", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"]);
+        command.args(["-m", "3G", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-serial").arg(format!("file:{}", boot.console.display()));
         command.args(["-serial", "stdio"]);
         command.arg("-kernel").arg(&boot.kernel.image).arg("-initrd").arg(boot.archive);
@@ -118,6 +120,7 @@ impl Machine {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .context("cannot run qemu-system-x86_64")?;
         let stdout = child.stdout.take().context("the child has a pipe")?;
