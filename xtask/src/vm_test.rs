@@ -8,7 +8,7 @@ mod userland;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     cargo::{self, Product},
-    setup,
+    root, setup,
     test::{self, Suite},
     totals::Totals,
 };
@@ -76,10 +76,16 @@ impl VmTest {
         setup::ensure(setup::Scope::Boot)?;
         let cache = cache();
         fs::create_dir_all(&cache)?;
+        let result = self.run_in(&cache);
+        root::give_back(&cache)?;
+        result
+    }
+
+    fn run_in(&self, cache: &Path) -> Result<ExitCode> {
         let kernels = self
             .kernels
             .iter()
-            .map(|asked| kernel::find(asked, &cache))
+            .map(|asked| kernel::find(asked, cache))
             .collect::<Result<Vec<Kernel>>>()?;
         // All suites, as `cargo xtask test` builds them: so that neither undoes the other's work.
         let products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;

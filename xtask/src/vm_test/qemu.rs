@@ -107,7 +107,9 @@ struct Machine {
 
 impl Machine {
     fn start(boot: &Boot<'_>, parameters: &str, stderr: Stdio) -> Result<Self> {
-        let mut command = machine::command(Path::new("qemu-system-x86_64"));
+        // Whatever ends us ends the machine.
+        let mut command = machine::command(Path::new("setpriv"));
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         match boot.acceleration {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
             Acceleration::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
@@ -122,7 +124,7 @@ impl Machine {
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn()
-            .context("cannot run qemu-system-x86_64")?;
+            .context("cannot run setpriv (util-linux) with qemu-system-x86_64")?;
         let stdout = child.stdout.take().context("the child has a pipe")?;
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
