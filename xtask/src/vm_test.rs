@@ -90,7 +90,8 @@ impl VmTest {
         // All suites, as `cargo xtask test` builds them: so that neither undoes the other's work.
         let products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;
         let (steps, beside) = self.steps(&products)?;
-        let probe = cache.join("probe.cpio");
+        let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
+        let probe = room.path().join("probe.cpio");
         userland::write_probe(&probe)?;
         let mut acceleration = None;
         let mut sum = Totals::default();
@@ -101,8 +102,15 @@ impl VmTest {
                 None => qemu::probe(kernel, &probe, cache.join("console-probe.log"))?,
             };
             acceleration = Some(by);
-            let report = self.boot(kernel, by, &steps, &beside)?;
+            let archive = room.path().join(format!("{}.cpio", kernel.name));
+            userland::write(&archive, &kernel.modules, &steps, &beside)?;
+            let report = self.boot(kernel, by, &archive, &steps)?;
+            fs::remove_file(&archive)?;
             println!("{}: {}", kernel.name, report.totals);
+            if let (0, 0, Some(filter)) = (report.totals.passed, report.totals.failed, &self.filter)
+            {
+                bail!("no test has {filter:?} in its name");
+            }
             tables.push((kernel.name.clone(), report.table));
             sum.add(report.totals);
         }
@@ -148,19 +156,16 @@ impl VmTest {
         &self,
         kernel: &Kernel,
         acceleration: Acceleration,
+        archive: &Path,
         steps: &[Step],
-        beside: &[PathBuf],
     ) -> Result<Report> {
         println!("\n== Linux {} ==", kernel.name);
-        let archive = cache().join(format!("initramfs-{}.cpio", kernel.name));
-        userland::write(&archive, &kernel.modules, steps, beside)?;
         let console = cache().join(format!("console-{}.log", kernel.name));
         let names: Vec<String> = steps.iter().map(|step| step.name.clone()).collect();
-        let boot = Boot { kernel, archive: &archive, acceleration, console };
+        let boot = Boot { kernel, archive, acceleration, console };
         let start = Instant::now();
         let report = qemu::run(&boot, &names, Duration::from_secs(self.minutes * 60));
         println!("vm-test: {} took {} s", kernel.name, start.elapsed().as_secs());
-        fs::remove_file(&archive)?;
         report
     }
 }

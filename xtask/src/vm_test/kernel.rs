@@ -4,7 +4,7 @@ use std::{
     cmp::Ordering,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -86,7 +86,7 @@ fn download(series: &str, cache: &Path) -> Result<PathBuf> {
         );
     };
     println!("vm-test: downloading {package} to boot it in QEMU; it is not installed");
-    let downloads = cache.join("download");
+    let downloads = cache.join(format!("download-{}", process::id()));
     fs::create_dir_all(&downloads)?;
     let status = machine::command(Path::new("apt-get"))
         .args(["download", "-qq", &package])
@@ -112,7 +112,7 @@ fn download(series: &str, cache: &Path) -> Result<PathBuf> {
 
 /// Unpacks beside the final place first: a folder that is there is complete.
 fn unpack(archive: &Path, folder: &Path) -> Result<PathBuf> {
-    let partial = folder.with_extension("partial");
+    let partial = folder.with_extension(format!("partial-{}", process::id()));
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
     let status = Command::new("dpkg-deb")
