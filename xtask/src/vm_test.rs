@@ -38,7 +38,8 @@ Example:
 Boots Debian's cloud kernels (downloaded and unpacked below target/vm, not installed) with KVM when
 that works here and emulated when not. Loads every program and reports what the kernel's verifier
 says of them, then runs the suites. The last line is `N passed, N failed`, after the names of what
-failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log.")]
+failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log. Emulated on two
+cores a kernel takes some two minutes for the datapath suites and ten for the clusters.")]
 pub struct VmTest {
     /// A series of Debian's cloud kernels, its package, or a folder that one is unpacked in; can be
     /// given several times.
@@ -48,7 +49,7 @@ pub struct VmTest {
     #[arg(long, value_enum, value_name = "NAME")]
     suite: Option<VmSuite>,
     /// Power each machine off after this time and count what has not run as failed.
-    #[arg(long, value_name = "N", default_value_t = 15,
+    #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u64).range(1..=240))]
     minutes: u64,
     /// Run only tests whose name contains this.
