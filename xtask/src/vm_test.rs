@@ -38,8 +38,9 @@ Example:
 Boots Debian's cloud kernels (downloaded and unpacked below target/vm, not installed) with KVM when
 that works here and emulated when not. Loads every program and reports what the kernel's verifier
 says of them, then runs the suites. The last line is `N passed, N failed`, after the names of what
-failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log. Emulated on two
-cores a kernel takes some two minutes for the datapath suites and ten for the clusters.")]
+failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log.
+Emulated on two busy cores, a kernel took three to seven minutes for the datapath suites, and six to
+more than nine for the clusters.")]
 pub struct VmTest {
     /// A series of Debian's cloud kernels, its package, or a folder that one is unpacked in; can be
     /// given several times.
