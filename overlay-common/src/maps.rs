@@ -8,9 +8,17 @@
 
 use crate::{Be16, Be32, Mac, pod::plain};
 
-/// Most entries of the maps that the agent fills (`endpoints`, `backends`, `slots`, ...). They are
-/// allocated without preallocation, so an empty map costs nothing.
-pub const MAX_ENTRIES: usize = 1 << 20;
+/// Most entries of `endpoints`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
+/// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
+/// possible entry, are there from the start.
+pub const LARGE_TABLE: usize = 1 << 18;
+
+/// Most entries of `networks`, `services`, `rr_cursor` and `published`: room for 10,000 services with
+/// several networks and every port there is.
+pub const MEDIUM_TABLE: usize = 1 << 16;
+
+/// Most entries of `links` and `local_addrs`, which hold what is on one node.
+pub const SMALL_TABLE: usize = 1 << 14;
 
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;

@@ -10,8 +10,8 @@ use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint,
-        EndpointKey, Link, LocalAddr, MAX_ENTRIES, Network, Peer, PeerKey, Published, PublishedKey,
-        Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+        EndpointKey, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey, Published,
+        PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
     },
 };
 
@@ -21,40 +21,40 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
 const SOCK_ORIGINS: usize = 1 << 16;
 
-type Table<K, V> = HashMap<K, V, MAX_ENTRIES, NO_PREALLOC>;
+type Table<K, V, const ENTRIES: usize> = HashMap<K, V, ENTRIES, NO_PREALLOC>;
 
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "networks")]
-pub static NETWORKS: Table<u32, Network> = Table::new();
+pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "endpoints")]
-pub static ENDPOINTS: Table<EndpointKey, Endpoint> = Table::new();
+pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "links")]
-pub static LINKS: Table<u32, Link> = Table::new();
+pub static LINKS: Table<u32, Link, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "peers")]
-pub static PEERS: Table<PeerKey, Peer> = Table::new();
+pub static PEERS: Table<PeerKey, Peer, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "services")]
-pub static SERVICES: Table<u32, Service> = Table::new();
+pub static SERVICES: Table<u32, Service, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "rr_cursor")]
-pub static RR_CURSOR: Table<u32, Cursor> = Table::new();
+pub static RR_CURSOR: Table<u32, Cursor, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "slots")]
-pub static SLOTS: Table<SlotKey, Slot> = Table::new();
+pub static SLOTS: Table<SlotKey, Slot, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "backends")]
-pub static BACKENDS: Table<u32, Backend> = Table::new();
+pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "published")]
-pub static PUBLISHED: Table<PublishedKey, Published> = Table::new();
+pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "local_addrs")]
-pub static LOCAL_ADDRS: Table<Be32, LocalAddr> = Table::new();
+pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
 pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
@@ -92,7 +92,10 @@ pub fn work() -> Result<&'static mut Work, Reason> {
 /// reference must not outlive the look-up; a torn copy of a value that is being replaced is
 /// harmless here, because every combination of old and new fields names things that existed.
 #[inline(always)]
-pub fn lookup<K: Plain, V: Plain>(table: &Table<K, V>, key: &K) -> Option<V> {
+pub fn lookup<K: Plain, V: Plain, const ENTRIES: usize>(
+    table: &Table<K, V, ENTRIES>,
+    key: &K,
+) -> Option<V> {
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     table.get_ptr(key).map(|value| unsafe { *value })
 }

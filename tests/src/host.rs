@@ -25,7 +25,7 @@ use crate::{
     container::ContainerBuilder,
     place::{Place, log_file},
     process::{self, Output, Process},
-    wait::eventually,
+    wait::{eventually, patience},
 };
 
 /// How long nodes may take to apply a change, and daemons to start.
@@ -222,13 +222,13 @@ impl Host {
     /// # Errors
     /// Names the nodes that have not.
     pub fn sync(&self) -> anyhow::Result<()> {
-        let timeout_ms = u64::try_from(PATIENCE.as_millis())?;
+        let timeout_ms = u64::try_from((PATIENCE * patience()).as_millis())?;
         let answer: SyncAnswer = self.call("sync", &Sync { revision: None, timeout_ms })?;
         ensure!(
             answer.lagging.is_empty(),
             "not applied by {} after {} s: revision {}",
             answer.lagging.join(", "),
-            PATIENCE.as_secs(),
+            (PATIENCE * patience()).as_secs(),
             answer.revision
         );
         Ok(())

@@ -96,10 +96,31 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     if *wire { pass_xdp(switch, port) } else { Ok(()) }
 }
 
+/// The datapath's maps that are sized for a real node.
+const TABLES: [&str; 12] = [
+    "networks",
+    "endpoints",
+    "links",
+    "peers",
+    "services",
+    "rr_cursor",
+    "slots",
+    "backends",
+    "published",
+    "local_addrs",
+    "conntrack",
+    "sock_origin",
+];
+
 /// Attaches an XDP program that passes everything to a port of the switch: the datapath's own,
 /// which passes what it knows nothing of, with empty maps that are nobody else's.
 fn pass_xdp(switch: &str, port: &str) -> anyhow::Result<()> {
-    let mut object = aya::Ebpf::load(overlay::datapath::OBJECT).context("load the object")?;
+    let mut loader = aya::EbpfLoader::new();
+    // They stay empty, and the kernel sets aside memory for each by its size.
+    for map in TABLES {
+        loader.map_max_entries(map, 64);
+    }
+    let mut object = loader.load(overlay::datapath::OBJECT).context("load the object")?;
     let program = object.program_mut("xdp_underlay").context("no program xdp_underlay")?;
     overlay::datapath::load_program(program)?;
     // `ip` takes a program by its pin; the interface keeps it when the pin goes.

@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::wait::check_interrupted;
+use crate::wait::{check_interrupted, patience};
 
 /// A program that takes longer is killed and counts as failed.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -132,7 +132,7 @@ fn run_limited(
         Some(status) => Ok(Output { command: shown, status, stdout, stderr }),
         None => bail!(
             "`{shown}` did not end within {} s\nstdout: {stdout}\nstderr: {stderr}",
-            limit.as_secs()
+            (limit * patience()).as_secs()
         ),
     }
 }
@@ -149,7 +149,7 @@ fn wait(
     limit: Duration,
     interruptible: bool,
 ) -> anyhow::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit * patience();
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -247,7 +247,7 @@ impl Process {
             None => bail!(
                 "`{}` did not end within {} s\nit printed: {}",
                 self.command,
-                limit.as_secs(),
+                (limit * patience()).as_secs(),
                 self.output().trim_end()
             ),
         }

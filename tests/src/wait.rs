@@ -40,7 +40,14 @@ pub fn check_interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks again until the answer is good, for at most `limit`.
+/// How much longer everything may take than on a machine of its own, from `OVERLAY_BOX_PATIENCE`:
+/// an emulated machine is several times slower.
+pub fn patience() -> u32 {
+    let factor = std::env::var("OVERLAY_BOX_PATIENCE").ok().and_then(|text| text.parse().ok());
+    factor.unwrap_or(1).max(1)
+}
+
+/// Asks again until the answer is good, for at most `limit` times [`patience`].
 ///
 /// # Errors
 /// What was waited for, and the last answer.
@@ -49,6 +56,7 @@ pub fn eventually<T>(
     limit: Duration,
     mut ask: impl FnMut() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    let limit = limit * patience();
     let start = Instant::now();
     let mut pause = Duration::from_millis(5);
     loop {

@@ -14,6 +14,7 @@ mod setup;
 mod test;
 mod totals;
 mod unload;
+mod vm_test;
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -49,6 +50,7 @@ enum Command {
     Test(test::Test),
     Fuzz(fuzz::Fuzz),
     Bench(bench::Bench),
+    VmTest(vm_test::VmTest),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::VmTest(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -59,6 +59,14 @@ const TO_RUN: [Need; 7] = [
     program("etcdctl", &["etcd-client"], "put and get in the demo's etcd"),
 ];
 
+/// What a booted machine is made of; its tools are copies of this machine's.
+const TO_BOOT: [Need; 4] = [
+    program("qemu-system-x86_64", &["qemu-system-x86"], "the machine that other kernels boot in"),
+    program("busybox", &["busybox-static"], "the first process of that machine, and its shell"),
+    program("ip", &["iproute2"], "network namespaces and links of the tests"),
+    program("ethtool", &["ethtool"], "offloads of the links in the tests"),
+];
+
 /// What is missing on this machine.
 ///
 /// # Errors
@@ -78,8 +86,12 @@ pub fn missing(scope: Scope) -> Result<Vec<Need>> {
 }
 
 fn needs(scope: Scope) -> impl Iterator<Item = Need> {
-    let to_run: &[Need] = if scope == Scope::Run { &TO_RUN } else { &[] };
-    TO_BUILD.into_iter().chain(to_run.iter().copied())
+    let further: &[Need] = match scope {
+        Scope::Build => &[],
+        Scope::Run => &TO_RUN,
+        Scope::Boot => &TO_BOOT,
+    };
+    TO_BUILD.into_iter().chain(further.iter().copied())
 }
 
 /// Installs what is missing.
@@ -211,12 +223,15 @@ mod tests {
 
     #[test]
     fn every_package_has_its_reason_and_is_named_once() {
-        let all: Vec<Need> = needs(Scope::Run).collect();
-        let mut packages: Vec<&str> = all.iter().flat_map(|need| need.packages).copied().collect();
-        let count = packages.len();
-        packages.sort_unstable();
-        packages.dedup();
-        assert_eq!(packages.len(), count);
-        assert!(all.iter().all(|need| !need.why.is_empty()));
+        for scope in [Scope::Run, Scope::Boot] {
+            let all: Vec<Need> = needs(scope).collect();
+            let mut packages: Vec<&str> =
+                all.iter().flat_map(|need| need.packages).copied().collect();
+            let count = packages.len();
+            packages.sort_unstable();
+            packages.dedup();
+            assert_eq!(packages.len(), count);
+            assert!(all.iter().all(|need| !need.why.is_empty()));
+        }
     }
 }

@@ -1,6 +1,13 @@
 //! Becoming root, and stepping down again for what needs no root.
 
-use std::{env, ffi::OsString, fs, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::{fs::lchown, process::CommandExt as _},
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -48,6 +55,27 @@ pub fn step_down(command: &mut Command) {
         // Dropping the user id drops root's supplementary groups as well.
         command.uid(uid).gid(gid);
     }
+}
+
+/// Gives a folder and everything in it to the person who started us, when sudo stands between.
+///
+/// # Errors
+/// A file cannot be read or given away.
+pub fn give_back(folder: &Path) -> Result<()> {
+    match env::var(CALLER).ok().as_deref().and_then(parse_caller) {
+        Some(caller) if ids()?.0 == 0 => give(folder, caller),
+        _ => Ok(()),
+    }
+}
+
+fn give(path: &Path, (uid, gid): (u32, u32)) -> Result<()> {
+    lchown(path, Some(uid), Some(gid)).with_context(|| path.display().to_string())?;
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
+            give(&entry?.path(), (uid, gid))?;
+        }
+    }
+    Ok(())
 }
 
 fn assignments<'a>(

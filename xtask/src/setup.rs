@@ -28,6 +28,8 @@ pub enum Scope {
     Build,
     /// Loading programs, running the demo and the tests.
     Run,
+    /// Booting other kernels.
+    Boot,
 }
 
 impl Setup {

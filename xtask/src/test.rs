@@ -36,8 +36,9 @@ pub struct Test {
     filter: Option<String>,
 }
 
+/// The suites of `cargo xtask test`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Suite {
+pub enum Suite {
     /// The crates' own tests and the examples in their documentation.
     Unit,
     /// The eBPF programs, one by one, through BPF_PROG_TEST_RUN.
@@ -149,7 +150,8 @@ impl Suite {
         }
     }
 
-    fn owns(self, product: &Product) -> bool {
+    /// Whether a program belongs to it.
+    pub fn owns(self, product: &Product) -> bool {
         let in_package = product.package == overlay_build::workspace_root().join("tests");
         let suite = if in_package && product.kind == "test" {
             Self::of_target(&product.name).ok()
@@ -161,7 +163,7 @@ impl Suite {
 }
 
 /// The integration tests of [`PACKAGE`].
-fn test_targets() -> Result<Vec<String>> {
+pub fn test_targets() -> Result<Vec<String>> {
     let output = cargo::command()
         .args(["metadata", "--no-deps", "--format-version=1"])
         .stderr(Stdio::inherit())
@@ -183,7 +185,7 @@ fn parse_targets(metadata: &Value) -> Vec<String> {
 }
 
 /// One call builds the tests and the programs that they start, so that both share their crates.
-fn build_args(suite: Option<Suite>, targets: &[String]) -> Result<Vec<String>> {
+pub fn build_args(suite: Option<Suite>, targets: &[String]) -> Result<Vec<String>> {
     let mut args = ["--workspace", "--bins", "--keep-going"].map(str::to_owned).to_vec();
     let suite_of = |name: &String| Suite::of_target(name).map(|suite| (suite, name.clone()));
     let targets = targets.iter().map(suite_of).collect::<Result<Vec<_>>>()?;

@@ -11,6 +11,7 @@ mod ping;
 mod serve;
 mod tcp;
 mod udp;
+mod verifier;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -112,6 +113,8 @@ enum Command {
     },
     /// ICMP echo.
     Ping(ping::PingArgs),
+    /// Loads every program of the datapath and prints what the kernel's verifier says of it.
+    Verifier,
     /// Removes what is left of an instance once its maker is gone: standard input is a pipe that
     /// ends with the maker.
     Guard {
@@ -151,6 +154,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Resolve(args) => print(&dns::resolve(&args)?),
         Command::DnsServe { listen, records } => dns::serve(listen, &records),
         Command::Ping(args) => print(&ping::ping(&args)?),
+        Command::Verifier => verifier::report(),
         Command::Guard { prefix, dir } => crate::guardian::guard(&prefix, &dir),
     }
 }

@@ -1,0 +1,191 @@
+//! `cargo xtask vm-test`
+
+mod cpio;
+mod kernel;
+mod modules;
+mod qemu;
+mod userland;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+use self::{
+    kernel::Kernel,
+    qemu::{Acceleration, Boot, Report},
+    userland::Step,
+};
+use crate::{
+    cargo::{self, Product},
+    root, setup,
+    test::{self, Suite},
+    totals::Totals,
+};
+
+/// Run the datapath and cluster suites under other kernels, in QEMU.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  cargo xtask vm-test
+  cargo xtask vm-test --kernel 6.1 --suite datapath
+  cargo xtask vm-test --kernel ./linux-image-6.6.13-cloud-amd64.deb --suite cluster published
+
+Boots Debian's cloud kernels (downloaded and unpacked below target/vm, not installed) with KVM when
+that works here and emulated when not. Loads every program and reports what the kernel's verifier
+says of them, then runs the suites. The last line is `N passed, N failed`, after the names of what
+failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log.
+Emulated on two busy cores, a kernel took three to seven minutes for the datapath suites, and six to
+more than nine for the clusters.")]
+pub struct VmTest {
+    /// A series of Debian's cloud kernels, its package, or a folder that one is unpacked in; can be
+    /// given several times.
+    #[arg(long = "kernel", value_name = "6.1|6.12|PATH", default_values = ["6.1", "6.12"])]
+    kernels: Vec<String>,
+    /// Run one suite only.
+    #[arg(long, value_enum, value_name = "NAME")]
+    suite: Option<VmSuite>,
+    /// Power each machine off after this time and count what has not run as failed.
+    #[arg(long, value_name = "N", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(1..=240))]
+    minutes: u64,
+    /// Run only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// The suites that make sense there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum VmSuite {
+    /// The eBPF programs, one by one, through BPF_PROG_TEST_RUN.
+    Datapath,
+    /// Clusters of a few hosts: networks, and published ports.
+    Cluster,
+}
+
+/// The step that reports on the verifier.
+const VERIFIER: &str = "verifier";
+
+/// The cluster suites whose subject is the kernel; the others' is the same under any.
+const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
+
+impl VmTest {
+    /// Runs the command.
+    pub fn run(&self) -> Result<ExitCode> {
+        setup::ensure(setup::Scope::Boot)?;
+        let cache = cache();
+        fs::create_dir_all(&cache)?;
+        let result = self.run_in(&cache);
+        root::give_back(&cache)?;
+        result
+    }
+
+    fn run_in(&self, cache: &Path) -> Result<ExitCode> {
+        let kernels = self
+            .kernels
+            .iter()
+            .map(|asked| kernel::find(asked, cache))
+            .collect::<Result<Vec<Kernel>>>()?;
+        // All suites, as `cargo xtask test` builds them: so that neither undoes the other's work.
+        let products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;
+        let (steps, beside) = self.steps(&products)?;
+        let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
+        let probe = room.path().join("probe.cpio");
+        userland::write_probe(&probe)?;
+        let mut acceleration = None;
+        let mut sum = Totals::default();
+        let mut tables = Vec::new();
+        for kernel in &kernels {
+            let by = match acceleration {
+                Some(by) => by,
+                None => qemu::probe(kernel, &probe, cache.join("console-probe.log"))?,
+            };
+            acceleration = Some(by);
+            let archive = room.path().join(format!("{}.cpio", kernel.name));
+            userland::write(&archive, &kernel.modules, &steps, &beside)?;
+            let report = self.boot(kernel, by, &archive, &steps)?;
+            fs::remove_file(&archive)?;
+            println!("{}: {}", kernel.name, report.totals);
+            if let (0, 0, Some(filter)) = (report.totals.passed, report.totals.failed, &self.filter)
+            {
+                bail!("no test has {filter:?} in its name");
+            }
+            tables.push((kernel.name.clone(), report.table));
+            sum.add(report.totals);
+        }
+        report(&tables, &sum)
+    }
+
+    /// What runs in the machine, and what that needs beside it.
+    fn steps(&self, products: &[Product]) -> Result<(Vec<Step>, Vec<PathBuf>)> {
+        let testkit = cargo::binary(products, "overlay-testkit")?;
+        let beside = vec![cargo::binary(products, "overlay")?];
+        let mut steps = vec![Step {
+            name: VERIFIER.to_owned(),
+            program: testkit,
+            place: "overlay-testkit".to_owned(),
+            arguments: vec![VERIFIER.to_owned()],
+        }];
+        let mut tests: Vec<&Product> =
+            products.iter().filter(|product| product.test && self.wants(product)).collect();
+        tests.sort_by_key(|product| &product.name);
+        if tests.is_empty() {
+            bail!("the build made no test programs for a machine");
+        }
+        steps.extend(tests.into_iter().map(|product| Step {
+            name: product.name.clone(),
+            program: product.executable.clone(),
+            place: format!("deps/{}", product.name),
+            arguments: self.filter.iter().cloned().collect(),
+        }));
+        Ok((steps, beside))
+    }
+
+    fn wants(&self, product: &Product) -> bool {
+        let of = |suite: Suite| suite.owns(product);
+        let cluster = of(Suite::Cluster) && CLUSTER.contains(&product.name.as_str());
+        match self.suite {
+            None => of(Suite::Datapath) || cluster,
+            Some(VmSuite::Datapath) => of(Suite::Datapath),
+            Some(VmSuite::Cluster) => cluster,
+        }
+    }
+
+    fn boot(
+        &self,
+        kernel: &Kernel,
+        acceleration: Acceleration,
+        archive: &Path,
+        steps: &[Step],
+    ) -> Result<Report> {
+        println!("\n== Linux {} ==", kernel.name);
+        let console = cache().join(format!("console-{}.log", kernel.name));
+        let names: Vec<String> = steps.iter().map(|step| step.name.clone()).collect();
+        let boot = Boot { kernel, archive, acceleration, console };
+        let start = Instant::now();
+        let report = qemu::run(&boot, &names, Duration::from_secs(self.minutes * 60));
+        println!("vm-test: {} took {} s", kernel.name, start.elapsed().as_secs());
+        report
+    }
+}
+
+/// Kernels and initial file systems are kept here.
+fn cache() -> PathBuf {
+    overlay_build::workspace_root().join("target").join("vm")
+}
+
+fn report(tables: &[(String, Vec<String>)], sum: &Totals) -> Result<ExitCode> {
+    for (kernel, table) in tables {
+        println!("\nLinux {kernel}, by its verifier:");
+        table.iter().for_each(|line| println!("{line}"));
+    }
+    println!();
+    for failure in &sum.failures {
+        println!("failed: {failure}");
+    }
+    println!("{sum}");
+    Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,294 @@
+//! A machine in QEMU: booting it, and following what it says.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::kernel::Kernel;
+use crate::{machine, totals::Totals};
+
+/// A machine that boots at all does so in this time under KVM.
+const PROBE: Duration = Duration::from_secs(15);
+
+/// Emulated, everything takes this many times longer.
+const EMULATED_PATIENCE: u32 = 6;
+
+/// How the processor is provided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceleration {
+    /// The host's own, by /dev/kvm.
+    Kvm,
+    /// QEMU translates the instructions.
+    Emulation,
+}
+
+/// What to boot.
+pub struct Boot<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// The initial file system.
+    pub archive: &'a Path,
+    /// Who executes it.
+    pub acceleration: Acceleration,
+    /// Where the kernel's own words go.
+    pub console: PathBuf,
+}
+
+/// KVM when a machine boots with it: /dev/kvm may be there and not work, as in some clouds.
+///
+/// # Errors
+/// QEMU cannot be run.
+pub fn probe(kernel: &Kernel, archive: &Path, console: PathBuf) -> Result<Acceleration> {
+    let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    if kvm.is_err() {
+        println!("vm-test: no usable /dev/kvm here: emulating");
+        return Ok(Acceleration::Emulation);
+    }
+    let boot = Boot { kernel, archive, acceleration: Acceleration::Kvm, console };
+    // What QEMU says when KVM gives up is a page of registers.
+    let mut machine = Machine::start(&boot, "overlay.probe", Stdio::null())?;
+    let deadline = Instant::now() + PROBE;
+    while let Some(line) = machine.line(deadline) {
+        if line.starts_with("vm-test: booted") {
+            println!("vm-test: KVM works");
+            return Ok(Acceleration::Kvm);
+        }
+    }
+    println!("vm-test: nothing boots with KVM here within {} s: emulating", PROBE.as_secs());
+    Ok(Acceleration::Emulation)
+}
+
+/// Boots and follows the machine to its end or to the time limit.
+///
+/// # Errors
+/// QEMU cannot be run.
+pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report> {
+    let patience = match boot.acceleration {
+        Acceleration::Kvm => 1,
+        Acceleration::Emulation => EMULATED_PATIENCE,
+    };
+    // The kernel hands what it does not know to the first process as its environment.
+    let parameters = format!("OVERLAY_BOX_PATIENCE={patience}");
+    let mut machine = Machine::start(boot, &parameters, Stdio::inherit())?;
+    let deadline = Instant::now() + limit;
+    let mut report = Report::new(&boot.kernel.name, steps);
+    while let Some(line) = machine.line(deadline) {
+        println!("{line}");
+        report.read_line(&line);
+    }
+    if !report.over {
+        let console = fs::read(&boot.console).unwrap_or_default();
+        println!("vm-test: the end of the kernel's log, {}:", boot.console.display());
+        println!("{}", tail(&String::from_utf8_lossy(&console), 30));
+    }
+    report.finish(limit);
+    Ok(report)
+}
+
+fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// QEMU, killed when dropped.
+struct Machine {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Machine {
+    fn start(boot: &Boot<'_>, parameters: &str, stderr: Stdio) -> Result<Self> {
+        // Whatever ends us ends the machine.
+        let mut command = machine::command(Path::new("setpriv"));
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        match boot.acceleration {
+            Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+            Acceleration::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        };
+        command.args(["-m", "3G", "-smp", "2", "-nodefaults", "-display", "none", "-no-reboot"]);
+        command.arg("-serial").arg(format!("file:{}", boot.console.display()));
+        command.args(["-serial", "stdio"]);
+        command.arg("-kernel").arg(&boot.kernel.image).arg("-initrd").arg(boot.archive);
+        command.arg("-append").arg(format!("console=ttyS0 loglevel=6 panic=-1 {parameters}"));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .context("cannot run setpriv (util-linux) with qemu-system-x86_64")?;
+        let stdout = child.stdout.take().context("the child has a pipe")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { child, lines })
+    }
+
+    /// The next line; none when the machine is off or the time is up.
+    fn line(&mut self, deadline: Instant) -> Option<String> {
+        self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a machine has said.
+#[derive(Debug)]
+pub struct Report {
+    /// The results of its programs.
+    pub totals: Totals,
+    /// The lines of each program that printed a table.
+    pub table: Vec<String>,
+    kernel: String,
+    waiting: Vec<String>,
+    current: Option<(String, Totals)>,
+    over: bool,
+}
+
+impl Report {
+    fn new(kernel: &str, steps: &[String]) -> Self {
+        Self {
+            totals: Totals::default(),
+            table: Vec::new(),
+            kernel: kernel.to_owned(),
+            waiting: steps.to_vec(),
+            current: None,
+            over: false,
+        }
+    }
+
+    fn label(&self, name: &str) -> String {
+        format!("{} {name}", self.kernel)
+    }
+
+    fn read_line(&mut self, line: &str) {
+        match line.strip_prefix("vm-test: ").map(|rest| rest.split_once(' ').unwrap_or((rest, "")))
+        {
+            Some(("run", name)) => {
+                self.waiting.retain(|step| step != name);
+                self.current = Some((name.to_owned(), Totals::default()));
+            }
+            Some(("end", rest)) => {
+                let code = rest.rsplit(' ').next().and_then(|code| code.parse().ok());
+                self.end(code.unwrap_or(1));
+            }
+            Some(("over", _)) => self.over = true,
+            Some(("broken", what)) => self.totals.add(Totals::broken(self.label(what))),
+            _ => self.follow(line),
+        }
+    }
+
+    fn follow(&mut self, line: &str) {
+        let kernel = &self.kernel;
+        if let Some((name, totals)) = &mut self.current {
+            totals.read_line(&format!("{kernel} {name}"), line);
+            if name == super::VERIFIER {
+                self.table.push(line.to_owned());
+            }
+        }
+    }
+
+    fn end(&mut self, code: i32) {
+        if let Some((name, mut totals)) = self.current.take() {
+            totals.read_status(&self.label(&name), ExitStatus::from_raw(code << 8));
+            self.totals.add(totals);
+        }
+    }
+
+    /// What did not come to its end is a failure.
+    fn finish(&mut self, limit: Duration) {
+        if self.over {
+            return;
+        }
+        let place = match self.current.take() {
+            Some((name, totals)) => {
+                self.totals.add(totals);
+                format!("in {name}")
+            }
+            None => "outside of any program".to_owned(),
+        };
+        let mut what =
+            format!("the machine hung or died {place} within its {} minutes", limit.as_secs() / 60);
+        if !self.waiting.is_empty() {
+            what.push_str(&format!("; not run: {}", self.waiting.join(", ")));
+        }
+        self.totals.add(Totals::broken(self.label(&what)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(600);
+
+    fn report(lines: &[&str]) -> Report {
+        let mut report = Report::new("6.1", &["one".to_owned(), "two".to_owned()]);
+        lines.iter().for_each(|line| report.read_line(line));
+        report.finish(LIMIT);
+        report
+    }
+
+    #[test]
+    fn programs_results_add_up() {
+        let result = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        let run = ["vm-test: run one", result, "vm-test: end one 0"];
+        let other = ["vm-test: run two", result, "vm-test: end two 0", "vm-test: over"];
+        assert_eq!(report(&[run, other[..3].try_into().unwrap()].concat()).totals.failed, 1);
+        let mut all = run.to_vec();
+        all.extend(other);
+        assert_eq!(report(&all).totals.to_string(), "6 passed, 0 failed");
+    }
+
+    #[test]
+    fn a_failing_test_is_named_with_its_kernel_and_a_status_counts() {
+        let lines = [
+            "vm-test: run one",
+            "test encap ... FAILED",
+            "test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+            "vm-test: end one 101",
+            "vm-test: run two",
+            "vm-test: end two 134",
+            "vm-test: over",
+        ];
+        let totals = report(&lines).totals;
+        assert_eq!(totals.failed, 2);
+        assert_eq!(totals.failures[0], "6.1 one: encap");
+        assert!(totals.failures[1].starts_with("6.1 two ended with"), "{totals:?}");
+    }
+
+    #[test]
+    fn a_machine_that_stops_tells_where_and_what_was_left() {
+        let totals = report(&["vm-test: run one", "running 3 tests"]).totals;
+        assert_eq!(totals.failed, 1);
+        assert_eq!(
+            totals.failures[0],
+            "6.1 the machine hung or died in one within its 10 minutes; not run: two"
+        );
+    }
+
+    #[test]
+    fn a_module_that_does_not_load_is_a_failure() {
+        let totals = report(&["vm-test: broken module vxlan.ko", "vm-test: over"]).totals;
+        assert_eq!(totals.failures, ["6.1 module vxlan.ko"]);
+    }
+}
