@@ -8,10 +8,13 @@ mod plain;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
+
+use nix::sys::signal::{self, SigHandler, Signal};
 
 /// A patience that only a failure uses up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,6 +41,17 @@ impl Overlay {
         command.env("OVERLAY_RUN_DIR", self.run_dir());
         command.env("OVERLAY_PIN_DIR", self.dir.path().join("pins"));
         command.stdin(Stdio::null());
+        // A shell that runs the tests in the background ignores SIGINT and SIGQUIT, and so would
+        // everything below: a shell cannot trap what was ignored when it began.
+        let to_default = || {
+            for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+                // SAFETY: the default disposition runs no code of ours.
+                unsafe { signal::signal(signal, SigHandler::SigDfl) }?;
+            }
+            Ok(())
+        };
+        // SAFETY: sigaction is async-signal-safe.
+        unsafe { command.pre_exec(to_default) };
         command
     }
 
