@@ -2,6 +2,7 @@
 //! container:NAME.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use overlay_tests::{Cluster, Options, Place as _, Shared, process::Output};
 
@@ -132,6 +133,14 @@ fn the_end_of_a_container_leaves_nothing_on_the_host() -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     let links =
         || -> anyhow::Result<String> { Ok(h1.exec("ip", &["-brief", "link"])?.success()?.stdout) };
+    // What an earlier test ended may still be on its way out.
+    overlay_tests::eventually("a host without containers", Duration::from_secs(20), || {
+        let links = links()?;
+        let left = links.lines().any(|link| link.starts_with("ov") && !link.starts_with("ovl-"));
+        anyhow::ensure!(!left && h1.containers()?.is_empty(), "there is still: {links}");
+        Ok(())
+    })?;
+    cluster.settle()?;
     let (links_before, entries_before) = (links()?, h1.status()?.entries);
     for _ in 0..3 {
         run(&cluster, &["-p", "8091:80"], &["true"])?.success()?;
