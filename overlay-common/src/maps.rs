@@ -156,8 +156,9 @@ pub struct PeerKey {
 }
 
 /// Map `peers`, hash: nodes that may send us VXLAN, by network; an entry under
-/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read by
-/// `from_underlay` and `xdp_underlay`.
+/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read, under
+/// [`crate::UNDERLAY_VNI`] only, by `from_underlay` and `xdp_underlay`: what a node may send on a
+/// network is decided by the node that `endpoints` gives the inner source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Peer {

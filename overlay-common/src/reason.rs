@@ -103,7 +103,7 @@ reasons! {
     NoBackend = 21, Drop, "no_backend";
     /// A fragment of a flow that would have to be translated.
     Fragment = 22, Drop, "fragment";
-    /// VXLAN from an address that is no node of the cluster, or shares no such network with us.
+    /// VXLAN from an address that is no node of the cluster.
     NotPeer = 23, Drop, "not_peer";
     /// VXLAN without a valid VNI.
     InvalidVni = 24, Drop, "invalid_vni";
