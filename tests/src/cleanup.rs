@@ -260,6 +260,8 @@ fn remove_pins(dir: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
     use super::*;
 
     #[test]
@@ -287,6 +289,9 @@ mod tests {
         .expect("found");
         let other = Instance::random().processes();
         child.kill().expect("killed");
+        // The signal takes a moment: wait until it is a zombie, and leave it one.
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), ended).expect("a zombie");
         let zombie = instance.processes();
         child.wait().expect("ended");
         assert_eq!(other, []);
