@@ -1,6 +1,8 @@
 //! `cargo xtask vm-test`
 
 mod cpio;
+mod debian;
+mod emulator;
 mod kernel;
 mod modules;
 mod qemu;
@@ -17,7 +19,7 @@ use anyhow::{Result, bail};
 
 use self::{
     kernel::Kernel,
-    qemu::{Acceleration, Boot, Report},
+    qemu::{Boot, Report},
     userland::Step,
 };
 use crate::{
@@ -35,8 +37,8 @@ Example:
   cargo xtask vm-test --kernel 6.1 --suite datapath
   cargo xtask vm-test --kernel ./linux-image-6.6.13-cloud-amd64.deb --suite cluster published
 
-Boots Debian's cloud kernels (downloaded and unpacked below target/vm, not installed) with KVM when
-that works here and emulated when not. Loads every program and reports what the kernel's verifier
+Boots Debian's cloud kernels in QEMU, with KVM when that works here and emulated when not. The
+kernels, and QEMU where it is missing, are downloaded and unpacked below target/vm, not installed. Loads every program and reports what the kernel's verifier
 says of them, then runs the suites. The last line is `N passed, N failed`, after the names of what
 failed; the exit status says the same. The kernels' own messages are in target/vm/console-*.log.
 Emulated on two busy cores, a kernel took three to seven minutes for the datapath suites, and six to
@@ -84,6 +86,7 @@ impl VmTest {
     }
 
     fn run_in(&self, cache: &Path) -> Result<ExitCode> {
+        let emulator = emulator::find(cache)?;
         let kernels = self
             .kernels
             .iter()
@@ -94,19 +97,29 @@ impl VmTest {
         let (steps, beside) = self.steps(&products)?;
         let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
         let probe = room.path().join("probe.cpio");
-        userland::write_probe(&probe)?;
+        userland::write_probe(&probe, &emulator.busybox)?;
         let mut acceleration = None;
         let mut sum = Totals::default();
         let mut tables = Vec::new();
         for kernel in &kernels {
             let by = match acceleration {
                 Some(by) => by,
-                None => qemu::probe(kernel, &probe, cache.join("console-probe.log"))?,
+                None => {
+                    let console = cache.join("console-probe.log");
+                    qemu::probe(&emulator, kernel, &probe, console)?
+                }
             };
             acceleration = Some(by);
             let archive = room.path().join(format!("{}.cpio", kernel.name));
-            userland::write(&archive, &kernel.modules, &steps, &beside)?;
-            let report = self.boot(kernel, by, &archive, &steps)?;
+            userland::write(&archive, (&emulator.busybox, &kernel.modules), &steps, &beside)?;
+            let machine = Boot {
+                emulator: &emulator,
+                kernel,
+                archive: &archive,
+                acceleration: by,
+                console: cache.join(format!("console-{}.log", kernel.name)),
+            };
+            let report = self.boot(&machine, &steps)?;
             fs::remove_file(&archive)?;
             println!("{}: {}", kernel.name, report.totals);
             if let (0, 0, Some(filter)) = (report.totals.passed, report.totals.failed, &self.filter)
@@ -154,25 +167,17 @@ impl VmTest {
         }
     }
 
-    fn boot(
-        &self,
-        kernel: &Kernel,
-        acceleration: Acceleration,
-        archive: &Path,
-        steps: &[Step],
-    ) -> Result<Report> {
-        println!("\n== Linux {} ==", kernel.name);
-        let console = cache().join(format!("console-{}.log", kernel.name));
+    fn boot(&self, machine: &Boot<'_>, steps: &[Step]) -> Result<Report> {
+        println!("\n== Linux {} ==", machine.kernel.name);
         let names: Vec<String> = steps.iter().map(|step| step.name.clone()).collect();
-        let boot = Boot { kernel, archive, acceleration, console };
         let start = Instant::now();
-        let report = qemu::run(&boot, &names, Duration::from_secs(self.minutes * 60));
-        println!("vm-test: {} took {} s", kernel.name, start.elapsed().as_secs());
+        let report = qemu::run(machine, &names, Duration::from_secs(self.minutes * 60));
+        println!("vm-test: {} took {} s", machine.kernel.name, start.elapsed().as_secs());
         report
     }
 }
 
-/// Kernels and initial file systems are kept here.
+/// Kernels, what boots them, and initial file systems are kept here.
 fn cache() -> PathBuf {
     overlay_build::workspace_root().join("target").join("vm")
 }

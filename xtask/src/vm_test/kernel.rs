@@ -4,12 +4,11 @@ use std::{
     cmp::Ordering,
     fs,
     path::{Path, PathBuf},
-    process::{self, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::machine;
+use super::debian;
 
 /// A kernel to boot.
 #[derive(Clone, Debug)]
@@ -33,7 +32,9 @@ pub fn find(asked: &str, cache: &Path) -> Result<Kernel> {
     }
     if path.is_file() {
         let name = path.file_stem().context("a package's name")?;
-        return unpacked(&unpack(path, &cache.join(name))?);
+        let folder = cache.join(name);
+        debian::unpack([path], &folder)?;
+        return unpacked(&folder);
     }
     if !is_series(asked) {
         bail!(
@@ -71,14 +72,8 @@ fn cached(cache: &Path, series: &str) -> Vec<String> {
 }
 
 fn download(series: &str, cache: &Path) -> Result<PathBuf> {
-    let output = machine::command(Path::new("apt-cache"))
-        .args(["search", "--names-only", "^linux-image-.*-cloud-amd64$"])
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run apt-cache: kernels come from Debian's packages; give --kernel PATH")?;
-    let listing = String::from_utf8_lossy(&output.stdout);
-    let names = listing.lines().filter_map(|line| line.split_whitespace().next());
-    let known = names.filter(|name| is_image_of(name, series)).map(str::to_owned).collect();
+    let names = debian::names("^linux-image-.*-cloud-amd64$")?;
+    let known = names.into_iter().filter(|name| is_image_of(name, series)).collect();
     let Some(package) = newest(known) else {
         bail!(
             "apt knows no linux-image-{series}.*-cloud-amd64: run `apt-get update`, add the suite \
@@ -86,46 +81,9 @@ fn download(series: &str, cache: &Path) -> Result<PathBuf> {
         );
     };
     println!("vm-test: downloading {package} to boot it in QEMU; it is not installed");
-    let downloads = cache.join(format!("download-{}", process::id()));
-    fs::create_dir_all(&downloads)?;
-    let status = machine::command(Path::new("apt-get"))
-        .args(["download", "-qq", &package])
-        .current_dir(&downloads)
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot run apt-get")?;
-    if !status.success() {
-        bail!("apt-get download {package} ended with {status}; its messages are above");
-    }
-    let archive = fs::read_dir(&downloads)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            name.starts_with(&format!("{package}_"))
-        })
-        .with_context(|| format!("apt-get download {package} left no file"))?;
-    let folder = unpack(&archive, &cache.join(package))?;
-    fs::remove_dir_all(&downloads)?;
+    let folder = cache.join(&package);
+    debian::fetch(&[package], &folder)?;
     Ok(folder)
-}
-
-/// Unpacks beside the final place first: a folder that is there is complete.
-fn unpack(archive: &Path, folder: &Path) -> Result<PathBuf> {
-    let partial = folder.with_extension(format!("partial-{}", process::id()));
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial)?;
-    let status = Command::new("dpkg-deb")
-        .arg("-x")
-        .args([archive, &partial])
-        .status()
-        .context("cannot run dpkg-deb")?;
-    if !status.success() {
-        bail!("dpkg-deb -x {} ended with {status}", archive.display());
-    }
-    let _ = fs::remove_dir_all(folder);
-    fs::rename(&partial, folder)?;
-    Ok(folder.to_owned())
 }
 
 fn unpacked(folder: &Path) -> Result<Kernel> {

@@ -40,21 +40,28 @@ pub struct Step {
 }
 
 /// Writes the initial file system for a probe: it boots and says so.
-pub fn write_probe(archive: &Path) -> Result<()> {
+pub fn write_probe(archive: &Path, busybox: &Path) -> Result<()> {
     let mut out = create(archive)?;
-    add_base(&mut out)?;
+    add_base(&mut out, busybox)?;
     out.finish().map(drop).with_context(|| archive.display().to_string())
 }
 
 /// Writes the initial file system that runs the steps.
 ///
-/// `beside` are programs that the steps start.
+/// `base` is busybox and the folder of the kernel's modules; `beside` are programs that the steps
+/// start.
 ///
 /// # Errors
 /// Something to put in cannot be read.
-pub fn write(archive: &Path, folder: &Path, steps: &[Step], beside: &[PathBuf]) -> Result<()> {
+pub fn write(
+    archive: &Path,
+    base: (&Path, &Path),
+    steps: &[Step],
+    beside: &[PathBuf],
+) -> Result<()> {
+    let (busybox, folder) = base;
     let mut out = create(archive)?;
-    add_base(&mut out)?;
+    add_base(&mut out, busybox)?;
     let order: Vec<String> = add_modules(&mut out, modules::collect(folder)?)?;
     out.file(Path::new("/modules/order"), lines(&order).as_bytes())?;
     let stripped = tempfolder(archive)?;
@@ -98,10 +105,9 @@ fn tempfolder(archive: &Path) -> Result<PathBuf> {
 
 type Out = Archive<BufWriter<File>>;
 
-fn add_base(out: &mut Out) -> Result<()> {
+fn add_base(out: &mut Out, busybox: &Path) -> Result<()> {
     out.file(Path::new("/init"), INIT.as_bytes())?;
-    let busybox = machine::find_program("busybox").context("there is no busybox")?;
-    add_program(out, &busybox, Path::new("/bin/busybox"))?;
+    add_program(out, busybox, Path::new("/bin/busybox"))?;
     for tool in TOOLS {
         let path = machine::find_program(tool).with_context(|| format!("there is no {tool}"))?;
         add_program(out, &path, &Path::new("/usr/sbin").join(tool))?;
