@@ -131,6 +131,8 @@ reasons! {
     NotConfigured = 35, Drop, "not_configured";
     /// From outside to an endpoint that publishes nothing.
     NotPublished = 36, Drop, "not_published";
+    /// Did not fit the path and was answered with ICMP "fragmentation needed".
+    TooBigAnswered = 37, Forward, "too_big_answered";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

@@ -74,6 +74,26 @@ impl Ipv4 {
         Be32::from_octets(self.dst)
     }
 
+    /// The header checksum, computed from scratch over the other fields.
+    #[inline(always)]
+    pub const fn sum(&self) -> Be16 {
+        let [a, b, c, d] = self.src;
+        let [e, f, g, h] = self.dst;
+        let words = [
+            u16::from_ne_bytes([self.version_ihl, self.tos]),
+            self.total_length.raw(),
+            self.id.raw(),
+            self.fragment.raw(),
+            u16::from_ne_bytes([self.ttl, self.protocol]),
+            u16::from_ne_bytes([a, b]),
+            u16::from_ne_bytes([c, d]),
+            u16::from_ne_bytes([e, f]),
+            u16::from_ne_bytes([g, h]),
+            0,
+        ];
+        Be16::from_raw(crate::checksum::ipv4_header(&words))
+    }
+
     /// Whether this is a fragment, first ones included.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
@@ -183,7 +203,48 @@ pub struct Encapsulation {
     pub inner: Ethernet,
 }
 
-plain!(Ethernet, Ipv4, Arp, Udp, Vxlan, Encapsulation);
+/// An ICMP header of the kinds whose second word says how large a packet may be (RFC 792; the MTU:
+/// RFC 1191, section 4; 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum of the header and what follows it.
+    pub checksum: Be16,
+    /// Unused, zero.
+    pub unused: Be16,
+    /// MTU of the next hop in bytes.
+    pub mtu: Be16,
+}
+
+/// ICMP type: destination unreachable.
+pub const ICMP_UNREACHABLE: u8 = 3;
+/// Code of [`ICMP_UNREACHABLE`]: fragmentation needed and DF set.
+pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
+
+/// Whether an ICMP type reports an error: destination unreachable, source quench, redirect, time
+/// exceeded, parameter problem (RFC 792). None of them is ever answered with another error.
+#[inline(always)]
+pub const fn is_icmp_error(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 5 | 11 | 12)
+}
+
+/// The headers of an ICMP error, written to the packet in one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IcmpError {
+    /// Ethernet.
+    pub ethernet: Ethernet,
+    /// IPv4.
+    pub ipv4: Ipv4,
+    /// ICMP.
+    pub icmp: Icmp,
+}
+
+plain!(Ethernet, Ipv4, Arp, Udp, Vxlan, Encapsulation, Icmp, IcmpError);
 
 #[cfg(test)]
 mod tests {
@@ -198,6 +259,8 @@ mod tests {
         assert_eq!(size_of::<Udp>(), 8);
         assert_eq!(size_of::<Vxlan>(), 8);
         assert_eq!(size_of::<Encapsulation>(), 64);
+        assert_eq!(size_of::<Icmp>(), 8);
+        assert_eq!(size_of::<IcmpError>(), 42);
         assert_eq!(offset_of!(Encapsulation, inner), crate::VXLAN_OVERHEAD as usize);
     }
 

@@ -1,7 +1,7 @@
 //! `from_container`: what an endpoint sends. Checked against what it may send, then delivered here,
 //! tunnelled, translated or answered.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
@@ -13,8 +13,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, arp, conntrack, echo,
-    forward::{deliver, deliver_backend, route_out},
+    Outcome, Verdict, arp, conntrack, echo, fallible,
+    forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
+    icmp::{self, Router},
     maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
     nat,
     packet::{
@@ -112,8 +113,48 @@ fn to_endpoint(packet: &Packet<'_>, endpoint: &Endpoint) -> Outcome {
         return deliver(ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
     }
     let inner = Ethernet { dst: endpoint.mac, ..*ethernet };
-    let action = vxlan::encapsulate(ctx, link.vni, endpoint.node, &inner)?;
-    Ok(Verdict::Done(action, Reason::Encapsulated))
+    tunnel(packet, (link.vni, endpoint.node), &inner, false)
+}
+
+/// Into the tunnel on a network to a node.
+#[inline(always)]
+fn tunnel(
+    packet: &Packet<'_>,
+    (vni, node): (u32, Be32),
+    inner: &Ethernet,
+    translated: bool,
+) -> Outcome {
+    match vxlan::encapsulate(packet.ctx, vni, node, inner) {
+        Err(Reason::TooBig) => {
+            let mtu = vxlan::inner_mtu(packet.ctx, node)?;
+            too_big(packet.ctx, packet.link.vni, mtu, translated)
+        }
+        sent => sent.map(|action| Verdict::Done(action, Reason::Encapsulated)),
+    }
+}
+
+/// Answers a packet of network `vni` that a path of `mtu` bytes does not take, from the gateway.
+/// `translated` says that the packet was rewritten as the work area has it.
+#[inline(always)]
+fn too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Outcome {
+    fallible::unpack(too_big_packed(ctx.skb.skb, vni, mtu, translated))?;
+    Ok(back_out(ctx, Reason::TooBigAnswered))
+}
+
+#[inline(never)]
+fn too_big_packed(skb: *mut __sk_buff, vni: u32, mtu: u32, translated: bool) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(answer_too_big(&ctx, vni, mtu, translated).map(|()| 0))
+}
+
+#[inline(always)]
+fn answer_too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Result<(), Reason> {
+    if translated {
+        let work = work()?;
+        nat::undo(ctx, usize::from(work.flow.transport), work)?;
+    }
+    let network = lookup(&NETWORKS, &vni).ok_or(Reason::TooBig)?;
+    icmp::too_big(ctx, &Router::gateway(&network), mtu)
 }
 
 /// To a VIP.
@@ -159,8 +200,7 @@ fn to_backend(packet: &Packet<'_>, work: &Work) -> Outcome {
         return deliver_backend(ctx, backend, ethernet.src);
     }
     let inner = Ethernet { dst: backend.mac, ..*ethernet };
-    let action = vxlan::encapsulate(ctx, backend.vni, backend.node, &inner)?;
-    Ok(Verdict::Done(action, Reason::Encapsulated))
+    tunnel(packet, (backend.vni, backend.node), &inner, true)
 }
 
 /// To an address that is nobody's on the network: on the ways that flows from outside came in, and
@@ -180,12 +220,12 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
     match packet.tracked(work) {
         CONNTRACK_REPLY => reply(packet, work),
         CONNTRACK_RETURN => {
-            if work.entry.dport != work.flow.key.dport {
+            let translated = work.entry.dport != work.flow.key.dport;
+            if translated {
                 nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
             }
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
-            let action = vxlan::encapsulate(ctx, link.vni, work.entry.node, &inner)?;
-            Ok(Verdict::Done(action, Reason::Encapsulated))
+            tunnel(packet, (link.vni, work.entry.node), &inner, translated)
         }
         _ => Err(Reason::NoWayOut),
     }
@@ -199,7 +239,13 @@ fn reply(packet: &Packet<'_>, work: &Work) -> Outcome {
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {
-        return route_out(ctx, entry.saddr, entry.daddr);
+        return match route_out(ctx, entry.saddr, entry.daddr) {
+            Err(Reason::TooBig) => {
+                let mtu = outside_mtu(ctx, entry.saddr, entry.daddr)?;
+                too_big(ctx, packet.link.vni, mtu, true)
+            }
+            sent => sent,
+        };
     }
     let key = EndpointKey { vni: entry.vni, ip: entry.daddr };
     let client = lookup(&ENDPOINTS, &key).ok_or(Reason::NoEndpoint)?;

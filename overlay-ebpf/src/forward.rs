@@ -20,7 +20,7 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, fallible,
     maps::config,
-    packet::{ifindex, is_gso, mark_for_host, store},
+    packet::{ETH_LEN, ifindex, longest, mark_for_host, store},
 };
 
 /// Address family of IPv4 in `bpf_fib_lookup`.
@@ -75,7 +75,7 @@ impl NextHop {
 }
 
 /// The next hop from `addresses.0` to `addresses.1` by the host's routing table. `total` is the
-/// length of the IPv4 packet for the check against the route's MTU, or 0 for aggregates.
+/// length of the IPv4 packet for the check against the route's MTU.
 ///
 /// The look-up is made as for a packet that came in by the host link: that device is ours and has
 /// forwarding on, whatever the host's own interfaces have.
@@ -89,17 +89,7 @@ pub fn next_hop(
     addresses: (Be32, Be32),
     total: u32,
 ) -> Result<NextHop, Reason> {
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut params: FibLookup = unsafe { core::mem::zeroed() };
-    params.family = AF_INET;
-    params.ifindex = if config.host_link_ifindex != 0 {
-        config.host_link_ifindex
-    } else {
-        config.underlay_ifindex
-    };
-    params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
-    params.__bindgen_anon_3.ipv4_src = addresses.0.raw();
-    params.__bindgen_anon_4.ipv4_dst = addresses.1.raw();
+    let mut params = question(config, addresses, total);
     // SAFETY: the context is the program's own and `params` lives on the stack.
     let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
     match result as u32 {
@@ -115,6 +105,59 @@ pub fn next_hop(
         BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Reason::TooBig),
         _ => Err(Reason::NoRoute),
     }
+}
+
+/// What to ask of the routing table.
+#[inline(always)]
+fn question(config: &Config, addresses: (Be32, Be32), total: u32) -> FibLookup {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.ifindex = if config.host_link_ifindex != 0 {
+        config.host_link_ifindex
+    } else {
+        config.underlay_ifindex
+    };
+    params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
+    params.__bindgen_anon_3.ipv4_src = addresses.0.raw();
+    params.__bindgen_anon_4.ipv4_dst = addresses.1.raw();
+    params
+}
+
+/// MTU in bytes of the path that [`next_hop`] found too small. What the host has learned of a path
+/// by ICMP counts (RFC 1191): it is in the routing table.
+///
+/// # Errors
+/// [`Reason::NoRoute`] when there is none any more.
+#[inline(always)]
+pub fn path_mtu(ctx: *mut c_void, config: &Config, addresses: (Be32, Be32)) -> Result<u32, Reason> {
+    let mut params = question(config, addresses, 0xffff);
+    // SAFETY: as in `next_hop`; the kernel writes the MTU over the length (Linux 5.12).
+    let (result, mtu) = unsafe {
+        let size = size_of::<FibLookup>() as i32;
+        let result = bpf_fib_lookup(ctx, &raw mut params, size, 0);
+        (result, params.__bindgen_anon_1.mtu_result)
+    };
+    if result as u32 == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        Ok(mtu.into())
+    } else {
+        Err(Reason::NoRoute)
+    }
+}
+
+/// [`path_mtu`] of the way on which [`route_out`] said [`Reason::TooBig`].
+///
+/// # Errors
+/// Those of [`path_mtu`].
+#[inline(always)]
+pub fn outside_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
+    fallible::unpack(outside_mtu_packed(ctx.skb.skb, from, to))
+}
+
+#[inline(never)]
+fn outside_mtu_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
+    let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
+    fallible::pack(path_mtu(skb.cast(), config, (from, to)))
 }
 
 #[inline(always)]
@@ -185,8 +228,7 @@ fn route_out_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
 #[inline(always)]
 fn route(ctx: &TcContext, from: Be32, to: Be32) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
-    let total = if is_gso(ctx) { 0 } else { ctx.len() - size_of::<Ethernet>() as u32 };
-    let hop = next_hop(ctx.skb.skb.cast(), config, (from, to), total)?;
+    let hop = next_hop(ctx.skb.skb.cast(), config, (from, to), longest(ctx, ETH_LEN))?;
     let ethernet = Ethernet {
         dst: hop.destination(),
         src: hop.source(),

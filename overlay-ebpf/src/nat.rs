@@ -19,7 +19,7 @@ use overlay_common::{
 use crate::{
     fallible,
     maps::Work,
-    packet::{ETH_LEN, store, store_rehash},
+    packet::{ETH_LEN, load, store, store_rehash},
 };
 
 /// Offset of the checksum in a TCP header.
@@ -41,6 +41,22 @@ type Addresses = [u8; 10];
 pub fn translate(ctx: &TcContext, ip: &Ipv4, transport: usize, work: &Work) -> Result<(), Reason> {
     let packed = translate_packed(ctx.skb.skb, ip.checksum, transport, work);
     fallible::unpack(packed).map(|_| ())
+}
+
+/// Takes a translation back: what is quoted to its sender must be what it sent.
+///
+/// # Errors
+/// Those of [`translate`].
+#[inline(always)]
+pub fn undo(ctx: &TcContext, transport: usize, work: &mut Work) -> Result<(), Reason> {
+    let ip: Ipv4 = load(ctx, ETH_LEN)?;
+    let Work { flow, entry, .. } = work;
+    let key = &mut flow.key;
+    core::mem::swap(&mut key.saddr, &mut entry.saddr);
+    core::mem::swap(&mut key.daddr, &mut entry.daddr);
+    core::mem::swap(&mut key.sport, &mut entry.sport);
+    core::mem::swap(&mut key.dport, &mut entry.dport);
+    translate(ctx, &ip, transport, work)
 }
 
 #[inline(never)]

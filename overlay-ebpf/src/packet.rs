@@ -80,6 +80,35 @@ pub fn is_gso(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
+/// Length of the longest IPv4 packet that the packet, with its IPv4 header at `offset`, is on the
+/// wire: its own, or that of an aggregate's segments.
+#[inline(always)]
+pub fn longest(ctx: &TcContext, offset: usize) -> u32 {
+    // SAFETY: as above.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    if segment == 0 {
+        return ctx.len() - offset as u32;
+    }
+    // What cannot be read is not known to be too long.
+    segment + headers_length(ctx, offset).unwrap_or(0)
+}
+
+/// Length of the IPv4 and the transport header that every segment of an aggregate has.
+#[inline(always)]
+fn headers_length(ctx: &TcContext, offset: usize) -> Result<u32, Reason> {
+    let ip: Ipv4 = load(ctx, offset)?;
+    let header = usize::from(ip.version_ihl & 0xf) * 4;
+    let transport = match ip.protocol {
+        PROTO_TCP => {
+            let data_offset: u8 = load_at(ctx, offset + header + TCP_FLAGS - 1)?;
+            usize::from(data_offset >> 4) * 4
+        }
+        PROTO_UDP => size_of::<Udp>(),
+        _ => 0,
+    };
+    Ok((header + transport) as u32)
+}
+
 /// Marks the packet as one for the host that receives it: a container's frame carries the MAC of
 /// another container, so the kernel took it for somebody else's.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! `from_underlay`: what the host's NIC receives. Tunnel packets are checked, popped and delivered;
 //! published ports are balanced; the rest is the host's.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{
@@ -12,8 +12,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack,
-    forward::{deliver, deliver_backend, route_out},
+    Outcome, Verdict, conntrack, fallible,
+    forward::{back_out, deliver, deliver_backend, route_out},
+    icmp::{self, Router},
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, is_gso, load, pull},
@@ -97,8 +98,31 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
         return deliver_backend(ctx, backend, gateway);
     }
     let inner = Ethernet { dst: backend.mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV4) };
-    let action = vxlan::encapsulate(ctx, backend.vni, backend.node, &inner)?;
-    Ok(Verdict::Done(action, Reason::Encapsulated))
+    match vxlan::encapsulate(ctx, backend.vni, backend.node, &inner) {
+        Err(Reason::TooBig) => {
+            let mtu = vxlan::inner_mtu(ctx, backend.node)?;
+            fallible::unpack(too_big_packed(ctx.skb.skb, mtu))?;
+            Ok(back_out(ctx, Reason::TooBigAnswered))
+        }
+        sent => sent.map(|action| Verdict::Done(action, Reason::Encapsulated)),
+    }
+}
+
+/// Answers a client outside whose packet, translated as the work area has it, a path of `mtu` bytes
+/// does not take: from the address that it asked.
+#[inline(never)]
+fn too_big_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(answer_too_big(&ctx, mtu).map(|()| 0))
+}
+
+#[inline(always)]
+fn answer_too_big(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
+    let work = work()?;
+    let asked = work.flow.key.daddr;
+    nat::undo(ctx, usize::from(work.flow.transport), work)?;
+    let ethernet: Ethernet = load(ctx, 0)?;
+    icmp::too_big(ctx, &Router { ip: asked, mac: ethernet.dst }, mtu)
 }
 
 /// The MAC that a client's packets come from: the gateway's, where the network is known here. Where

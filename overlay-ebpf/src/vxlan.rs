@@ -17,9 +17,9 @@ use overlay_common::{
 
 use crate::{
     fallible,
-    forward::next_hop,
+    forward::{next_hop, path_mtu},
     maps::config,
-    packet::{ETH_LEN, is_gso, store_rehash},
+    packet::{ETH_LEN, longest, store_rehash},
 };
 
 /// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
@@ -117,7 +117,8 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
     let length = ctx.len();
     // SAFETY: the context is valid for the whole run of the program.
     let flow_hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
-    let total = if is_gso(ctx) { 0 } else { length + VXLAN_OVERHEAD - ETH_LEN as u32 };
+    // The inner Ethernet header is inside now.
+    let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD;
     let hop = next_hop(ctx.skb.skb.cast(), config, (config.vtep, node), total)?;
     ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH).map_err(|_| Reason::TunnelRefused)?;
     let outer = Ethernet {
@@ -128,6 +129,23 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
     let headers = headers(config, outer, node, (vni, flow_hash), (*inner, length));
     store_rehash(ctx, 0, &headers)?;
     Ok(hop.send())
+}
+
+/// MTU in bytes that IPv4 packets inside the tunnel to `node` have, after [`encapsulate`] said
+/// [`Reason::TooBig`].
+///
+/// # Errors
+/// Those of [`path_mtu`].
+#[inline(always)]
+pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
+    fallible::unpack(inner_mtu_packed(ctx.skb.skb, node))
+}
+
+#[inline(never)]
+fn inner_mtu_packed(skb: *mut __sk_buff, node: Be32) -> i64 {
+    let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
+    let path = path_mtu(skb.cast(), config, (config.vtep, node));
+    fallible::pack(path.map(|mtu| mtu.saturating_sub(VXLAN_OVERHEAD)))
 }
 
 /// Removes the four outer headers. The Ethernet header that is then in front is the outer one: the

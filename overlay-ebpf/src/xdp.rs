@@ -116,9 +116,12 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
         return Ok(Verdict::Pass);
     }
     let total = length + VXLAN_OVERHEAD - ETH_LEN as u32;
-    let hop = next_hop(ctx.ctx.cast(), config, (config.vtep, backend.node), total)?;
+    let hop = match next_hop(ctx.ctx.cast(), config, (config.vtep, backend.node), total) {
+        // TC can wait for the neighbour and tell the client what fits, XDP cannot.
+        Err(Reason::TooBig) => return Ok(Verdict::Pass),
+        hop => hop?,
+    };
     if !hop.is_resolved() {
-        // TC can wait for the neighbour, XDP cannot.
         return Ok(Verdict::Pass);
     }
     translate(ctx, ip, ETH_LEN, work)?;

@@ -126,17 +126,6 @@ fn a_node_without_a_route_is_a_counted_drop() {
 }
 
 #[test]
-fn a_packet_that_does_not_fit_the_tunnel_is_a_counted_drop() {
-    let mut rig = rig();
-    let fits = udp((ME, 1), (FAR, 2), &[0; 1450 - 28]);
-    let ran = rig.run("from_container", &fits);
-    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
-    let too_big = udp((ME, 1), (FAR, 2), &[0; 1451 - 28]);
-    let ran = rig.run("from_container", &too_big);
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::TooBig][..]));
-}
-
-#[test]
 fn nobody_sends_as_another() {
     let mut rig = rig();
     let ran = rig.run("from_container", &ping(NEIGHBOUR, FAR));

@@ -11,7 +11,9 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, Ip, bytes, half, put, updated},
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, Ip, TUNNEL, bytes, half, put, updated},
+    host::MTU,
+    icmp,
     walk::{End, Outcome, Walk},
 };
 
@@ -102,13 +104,32 @@ fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Ou
         && let Ok(flow) = walk.flow(&packet.ip, packet.link.vni)
         && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
     {
-        return reply(walk, &flow, &entry);
+        return reply(walk, packet, &flow, &entry);
     }
     if endpoint.kind == ENDPOINT_LOCAL {
         return walk.deliver(endpoint, packet.ethernet.src, Reason::DeliveredLocal);
     }
     let inner = Ethernet { dst: endpoint.mac, ..packet.ethernet };
-    walk.tunnel(packet.link.vni, endpoint.node.into(), inner)
+    let sent = walk.tunnel(packet.link.vni, endpoint.node.into(), inner);
+    or_told(walk, packet, sent, (MTU - TUNNEL, None))
+}
+
+/// "A packet with DF that does not fit is answered by the gateway of the sender's network." The
+/// packet is not told of its translation.
+fn or_told(
+    walk: &mut Walk<'_>,
+    packet: &Checked,
+    sent: Outcome,
+    (mtu, translated): (usize, Option<&Flow>),
+) -> Outcome {
+    if !matches!(sent, Err(Reason::TooBig)) {
+        return sent;
+    }
+    if let Some(flow) = translated {
+        icmp::undo(walk, flow)?;
+    }
+    let gateway = walk.network(packet.link.vni).ok_or(Reason::TooBig)?.gateway;
+    icmp::fragmentation_needed(walk, (Mac::of_ip(gateway), gateway.into()), mtu)
 }
 
 fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
@@ -119,7 +140,7 @@ fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
     if packet.is_from(ENDPOINT_FLAG_BACKEND)
         && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
     {
-        return reply(walk, &flow, &entry);
+        return reply(walk, packet, &flow, &entry);
     }
     let (entry, backend) = walk.balance(&flow, service, flow.key.dport)?;
     to_backend(walk, packet, &flow, (&entry, &backend))
@@ -150,7 +171,8 @@ fn to_backend(
         return walk.deliver(&endpoint, packet.ethernet.src, Reason::DeliveredLocal);
     }
     let inner = Ethernet { dst: backend.mac, ..packet.ethernet };
-    walk.tunnel(backend.vni, backend.node.into(), inner)
+    let sent = walk.tunnel(backend.vni, backend.node.into(), inner);
+    or_told(walk, packet, sent, (MTU - TUNNEL, Some(flow)))
 }
 
 /// To an address of no endpoint: only on the way that its flow came in.
@@ -166,23 +188,26 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     }
     let flow = walk.flow(ip, link.vni)?;
     match walk.find(&flow) {
-        Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, &flow, &entry),
+        Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
         Some(entry) if entry.action == CONNTRACK_RETURN => {
             if entry.dport != flow.key.dport {
                 walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
             }
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
-            walk.tunnel(link.vni, entry.node.into(), inner)
+            let sent = walk.tunnel(link.vni, entry.node.into(), inner);
+            let translated = (entry.dport != flow.key.dport).then_some(&flow);
+            or_told(walk, packet, sent, (MTU - TUNNEL, translated))
         }
         _ => Err(Reason::NoWayOut),
     }
 }
 
 /// A backend's reply goes to the client of its flow, from the address that the client asked.
-fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+fn reply(walk: &mut Walk<'_>, packet: &Checked, flow: &Flow, entry: &Conntrack) -> Outcome {
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
-        return walk.route_out(entry);
+        let sent = walk.route_out(entry);
+        return or_told(walk, packet, sent, (MTU, Some(flow)));
     }
     walk.deliver_reply(entry, Reason::DeliveredLocal)
 }

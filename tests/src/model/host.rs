@@ -25,7 +25,7 @@ pub struct NextHop {
 }
 
 /// MTU of the NIC.
-const MTU: usize = 1500;
+pub const MTU: usize = 1500;
 
 impl Host {
     /// The rig's.

@@ -9,6 +9,7 @@ mod conntrack;
 mod container;
 mod frame;
 mod host;
+mod icmp;
 mod underlay;
 mod walk;
 mod xdp;

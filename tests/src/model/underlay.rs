@@ -13,6 +13,8 @@ use overlay_common::{
 use super::{
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes},
+    host::MTU,
+    icmp,
     walk::{End, Outcome, Walk},
 };
 
@@ -88,7 +90,15 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         let endpoint = Endpoint { mac: backend.mac, ..Endpoint::default() };
         return walk.deliver(&endpoint, source, Reason::DeliveredLocal);
     }
-    walk.tunnel(backend.vni, backend.node.into(), Ethernet::ipv4(source, backend.mac))
+    let asked = Ethernet::at(&walk.frame, 0)?.dst;
+    match walk.tunnel(backend.vni, backend.node.into(), Ethernet::ipv4(source, backend.mac)) {
+        // The client is told by the address that it asked.
+        Err(Reason::TooBig) => {
+            icmp::undo(walk, &flow)?;
+            icmp::fragmentation_needed(walk, (asked, ip.dst), MTU - TUNNEL)
+        }
+        sent => sent,
+    }
 }
 
 fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {

@@ -43,7 +43,11 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         return Ok(End::Pass);
     }
     let total = walk.frame.len() + TUNNEL - ETHERNET;
-    let hop = walk.host.next_hop(&walk.tables.config, backend.node.into(), total)?;
+    let hop = match walk.host.next_hop(&walk.tables.config, backend.node.into(), total) {
+        // The answer is for `from_underlay` to give.
+        Err(Reason::TooBig) => return Ok(End::Pass),
+        hop => hop?,
+    };
     if !hop.resolved {
         return Ok(End::Pass);
     }

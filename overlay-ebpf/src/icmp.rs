@@ -1,0 +1,206 @@
+//! What does not fit its path is answered with ICMP "fragmentation needed" (RFC 792, RFC 1191), so
+//! that the sender sends smaller packets instead of waiting for answers that never come.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_adj_room_mode},
+    helpers::{bpf_csum_diff, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Mac, Reason, checksum,
+    maps::Network,
+    wire::{
+        ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_UNREACHABLE, IPV4_DF, Icmp,
+        IcmpError, Ipv4, PROTO_ICMP, is_icmp_error,
+    },
+};
+
+use crate::{
+    fallible,
+    packet::{ETH_LEN, load, load_at, pull, store},
+};
+
+/// How much of a packet its answer quotes. The longest IPv4 header and 8 bytes are the least that
+/// RFC 1122, section 3.2.2, asks for; more, because the kernel cuts no packet before the checksum
+/// that it has yet to fill in, which in a container's own tunnel is behind two sets of headers.
+const QUOTE: u32 = 128;
+/// Length of the headers in front of the quote, without Ethernet's.
+const HEADERS: u32 = (size_of::<IcmpError>() - ETH_LEN) as u32;
+/// Precedence "internetwork control", as RFC 1812, section 4.3.2.5, wants it for ICMP errors.
+const TOS: u8 = 0xc0;
+const TTL: u8 = 64;
+
+/// Who an answer comes from.
+pub struct Router {
+    /// Its address.
+    pub ip: Be32,
+    /// Its MAC.
+    pub mac: Mac,
+}
+
+impl Router {
+    /// The gateway of a network.
+    #[inline(always)]
+    pub fn gateway(network: &Network) -> Self {
+        Self { ip: network.gateway, mac: Mac::of_ip(network.gateway) }
+    }
+}
+
+/// Tells the sender of a packet, which is as it was sent, that the path takes IPv4 packets of `mtu`
+/// bytes: makes the answer of it, which the caller sends back out.
+///
+/// # Errors
+/// [`Reason::TooBig`] for what nobody may be told of (RFC 1122, section 3.2.2): ICMP errors, later
+/// fragments, packets without DF and ones from addresses that are not one host's. The packet may be
+/// cut already then.
+#[inline(always)]
+pub fn too_big(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
+    fallible::unpack(too_big_packed(ctx.skb.skb, router, mtu)).map(|_| ())
+}
+
+#[inline(never)]
+fn too_big_packed(skb: *mut __sk_buff, router: &Router, mtu: u32) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(answer(&ctx, router, mtu).map(|()| 0))
+}
+
+#[inline(always)]
+fn answer(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
+    let length = ETH_LEN as u32 + QUOTE;
+    if ctx.len() < length {
+        return Err(Reason::TooBig);
+    }
+    pull(ctx, length);
+    let ethernet: Ethernet = load(ctx, 0)?;
+    let ip: Ipv4 = load(ctx, ETH_LEN)?;
+    if !may_be_answered(&ip) {
+        return Err(Reason::TooBig);
+    }
+    if ip.protocol == PROTO_ICMP {
+        let kind: u8 = load_at(ctx, ETH_LEN + usize::from(ip.version_ihl & 0xf) * 4)?;
+        if is_icmp_error(kind) {
+            return Err(Reason::TooBig);
+        }
+    }
+    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
+        return Err(Reason::RewriteRefused);
+    }
+    pull(ctx, length);
+    let quote = quote_sum(ctx)?;
+    ctx.adjust_room(HEADERS as i32, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0)
+        .map_err(|_| Reason::RewriteRefused)?;
+    store(ctx, 0, &headers(&ethernet, &ip, router, (mtu, quote)))
+}
+
+/// Whether the packet may be answered as far as its IPv4 header tells.
+#[inline(always)]
+fn may_be_answered(ip: &Ipv4) -> bool {
+    let [first, ..] = ip.src;
+    ip.fragment.get() & IPV4_DF != 0
+        && !ip.is_later_fragment()
+        && first != 0
+        && first != 127
+        && first < 224
+}
+
+/// Sum of the words that are quoted.
+#[inline(always)]
+fn quote_sum(ctx: &TcContext) -> Result<u64, Reason> {
+    let start = ctx.data() + ETH_LEN;
+    if start + QUOTE as usize > ctx.data_end() {
+        return Err(Reason::Truncated);
+    }
+    // SAFETY: the bounds were checked.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, QUOTE, 0) };
+    // At most 32 bits, or an error.
+    u32::try_from(sum).map(u64::from).map_err(|_| Reason::RewriteRefused)
+}
+
+/// The headers of an answer to a packet with these; `told` is the MTU and the sum of the quote.
+#[inline(always)]
+fn headers(ethernet: &Ethernet, ip: &Ipv4, router: &Router, told: (u32, u64)) -> IcmpError {
+    let (mtu, quote) = told;
+    let mut ipv4 = Ipv4 {
+        version_ihl: 0x45,
+        tos: TOS,
+        total_length: Be16::new((HEADERS + QUOTE) as u16),
+        id: Be16::ZERO,
+        fragment: Be16::new(IPV4_DF),
+        ttl: TTL,
+        protocol: PROTO_ICMP,
+        checksum: Be16::ZERO,
+        src: router.ip.octets(),
+        dst: ip.src,
+    };
+    ipv4.checksum = ipv4.sum();
+    let mut icmp = Icmp {
+        kind: ICMP_UNREACHABLE,
+        code: ICMP_FRAGMENTATION_NEEDED,
+        mtu: Be16::new(if mtu > 0xffff { 0xffff } else { mtu as u16 }),
+        ..Icmp::default()
+    };
+    let first = u16::from_ne_bytes([icmp.kind, icmp.code]);
+    let sum = u64::from(first) + u64::from(icmp.mtu.raw()) + quote;
+    icmp.checksum = Be16::from_raw(!checksum::fold(sum));
+    let ethernet =
+        Ethernet { dst: ethernet.src, src: router.mac, ethertype: Be16::new(ETHERTYPE_IPV4) };
+    IcmpError { ethernet, ipv4, icmp }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_common::wire::IPV4_MF;
+
+    fn ip() -> Ipv4 {
+        Ipv4 {
+            version_ihl: 0x45,
+            fragment: Be16::new(IPV4_DF),
+            src: [10, 0, 1, 2],
+            dst: [10, 0, 1, 4],
+            ..Ipv4::default()
+        }
+    }
+
+    #[test]
+    fn only_one_hosts_whole_packets_with_df_are_answered() {
+        assert!(may_be_answered(&ip()));
+        let first = Ipv4 { fragment: Be16::new(IPV4_DF | IPV4_MF), ..ip() };
+        assert!(may_be_answered(&first), "a first fragment has the transport header");
+        for fragment in [0, IPV4_MF, IPV4_DF | 185] {
+            assert!(!may_be_answered(&Ipv4 { fragment: Be16::new(fragment), ..ip() }));
+        }
+        for src in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
+            assert!(!may_be_answered(&Ipv4 { src, ..ip() }), "{src:?}");
+        }
+    }
+
+    #[test]
+    fn the_quote_holds_the_longest_header_and_eight_bytes() {
+        const { assert!(QUOTE >= 60 + 8) };
+        const { assert!(QUOTE.is_multiple_of(4), "bpf_csum_diff takes whole words") };
+        const { assert!(HEADERS + QUOTE <= 576, "RFC 1812, section 4.3.2.3") };
+    }
+
+    #[test]
+    fn both_checksums_of_an_answer_verify_from_scratch() {
+        let quote: Vec<u8> = (0..QUOTE).map(|i| (i * 31 + 7) as u8).collect();
+        let sum = u64::from(!checksum::of_bytes(&quote, 0));
+        let ip_of_gateway = Be32::from_octets([10, 0, 1, 1]);
+        let router = Router { ip: ip_of_gateway, mac: Mac::of_ip(ip_of_gateway) };
+        let answer = headers(&Ethernet::default(), &ip(), &router, (1400, sum));
+        assert_eq!((answer.ipv4.src, answer.ipv4.dst), ([10, 0, 1, 1], [10, 0, 1, 2]));
+        assert_eq!(answer.icmp.mtu.get(), 1400);
+        assert_eq!(Ipv4 { checksum: Be16::ZERO, ..answer.ipv4 }.sum(), answer.ipv4.checksum);
+        let Icmp { kind, code, checksum, unused, mtu } = answer.icmp;
+        let mut bytes = vec![kind, code];
+        for word in [checksum, unused, mtu] {
+            bytes.extend(word.raw().to_ne_bytes());
+        }
+        bytes.extend(quote);
+        assert_eq!(checksum::of_bytes(&bytes, 0), 0);
+    }
+}
