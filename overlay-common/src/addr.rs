@@ -2,7 +2,7 @@
 
 /// A 16-bit value in network byte order, as it stands in the packet: a port mostly. It is kept as
 /// bytes, so that a dump of a map shows them in the order of the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(2))]
 pub struct Be16 {
     bytes: [u8; 2],
@@ -39,7 +39,7 @@ impl Be16 {
 
 /// A 32-bit value in network byte order, as it stands in the packet: an IPv4 address mostly. It is
 /// kept as bytes, so that a dump of a map shows an address as it is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
 pub struct Be32 {
     bytes: [u8; 4],
@@ -98,9 +98,9 @@ impl From<Be32> for core::net::Ipv4Addr {
     }
 }
 
-/// An Ethernet address, bytes in wire order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
+/// An Ethernet address, bytes in wire order. It is aligned as it is in every header.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
+#[repr(C, align(2))]
 pub struct Mac {
     bytes: [u8; 6],
 }
@@ -125,6 +125,13 @@ impl Mac {
         Self { bytes: [0x02, 0x42, a, b, c, d] }
     }
 
+    /// The same six bytes as three words.
+    #[inline(always)]
+    const fn words(self) -> [u16; 3] {
+        // SAFETY: of one size, and any bytes are valid words.
+        unsafe { core::mem::transmute::<Self, [u16; 3]>(self) }
+    }
+
     /// True for broadcast and multicast: the group bit of the first byte (IEEE 802, I/G).
     #[inline(always)]
     pub const fn is_group(self) -> bool {
@@ -138,6 +145,29 @@ impl core::fmt::Display for Mac {
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
+
+/// Equality by words: what is derived for arrays of bytes forgets how they are aligned, and BPF then
+/// compares byte by byte.
+macro_rules! equal_by {
+    ($type:ty, $words:ident) => {
+        impl PartialEq for $type {
+            #[inline(always)]
+            fn eq(&self, other: &Self) -> bool {
+                self.$words() == other.$words()
+            }
+        }
+
+        impl core::hash::Hash for $type {
+            fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+                self.bytes.hash(state);
+            }
+        }
+    };
+}
+
+equal_by!(Be16, raw);
+equal_by!(Be32, raw);
+equal_by!(Mac, words);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! Flow hashing.
 
+use crate::{Be16, Be32};
+
 /// First UDP source port of tunnel packets (RFC 7348, section 5: the dynamic range).
 pub const SOURCE_PORT_MIN: u16 = 49152;
 /// Last UDP source port of tunnel packets.
@@ -11,6 +13,13 @@ pub const SOURCE_PORT_MAX: u16 = 65535;
 pub const fn source_port(hash: u32) -> u16 {
     let range = (SOURCE_PORT_MAX - SOURCE_PORT_MIN) as u64 + 1;
     (((hash as u64 * range) >> 32) as u16) + SOURCE_PORT_MIN
+}
+
+/// A hash of a flow's addresses and ports (source first), the same for all its packets.
+#[inline(always)]
+pub const fn of_flow(saddr: Be32, daddr: Be32, [sport, dport]: [Be16; 2]) -> u32 {
+    let ports = (sport.raw() as u32) << 16 | dport.raw() as u32;
+    mix(saddr.raw() ^ daddr.raw().rotate_left(16), ports)
 }
 
 /// A hash of two words, for programs that have no flow hash from the kernel (XDP): a

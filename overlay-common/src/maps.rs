@@ -6,7 +6,7 @@
 //!
 //! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
 
-use crate::{Be16, Be32, Mac, pod::plain};
+use crate::{Be16, Be32, Mac, pod::plain, wire::Ethernet};
 
 /// Most entries of `endpoints`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
 /// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
@@ -19,6 +19,9 @@ pub const MEDIUM_TABLE: usize = 1 << 16;
 
 /// Most entries of `links` and `local_addrs`, which hold what is on one node.
 pub const SMALL_TABLE: usize = 1 << 14;
+
+/// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
+pub const HOPS: usize = 1 << 10;
 
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;
@@ -53,6 +56,46 @@ pub struct Config {
     pub underlay_mac: Mac,
     /// Spare, zero.
     pub reserved: u32,
+}
+
+/// Map `hops`, per-CPU array indexed by [`Hop::slot`]: what the host's routing table last said of the
+/// way to another node. Written and read by the programs only, each CPU by itself; an answer is used
+/// for [`Hop::LIFETIME`], so a change of routes, neighbours, links or MTU is followed after that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hop {
+    /// When it was asked, in ticks of the kernel's clock (`bpf_jiffies64`); 0 for never.
+    pub asked: u64,
+    /// The node's VTEP, which was asked for.
+    pub node: Be32,
+    /// This node's VTEP, for routing by source.
+    pub vtep: Be32,
+    /// Index of the interface that the packet was said to come in by.
+    pub via: u32,
+    /// Index of the interface it leaves by.
+    pub ifindex: u32,
+    /// MTU of the route in bytes.
+    pub mtu: u32,
+    /// Ethernet header of an IPv4 packet to there; its MACs are zero when the kernel has yet to
+    /// resolve them.
+    pub ethernet: Ethernet,
+    /// 1 if the MACs are known, otherwise 0.
+    pub resolved: u16,
+    /// Padding, zero.
+    pub pad: u32,
+}
+
+impl Hop {
+    /// For how many ticks an answer is used: 32 ms where the kernel's clock ticks 1000 times a
+    /// second (CONFIG_HZ), 128 ms at 250, 320 ms at 100.
+    pub const LIFETIME: u64 = 32;
+
+    /// Where the answer for a node is kept. Nodes whose addresses follow each other do not meet
+    /// (Fibonacci hashing).
+    #[inline(always)]
+    pub const fn slot(node: Be32) -> u32 {
+        node.get().wrapping_mul(0x9e37_79b9) >> (32 - HOPS.ilog2())
+    }
 }
 
 /// Map `networks`, hash by VNI (`u32`): written by the agent for each network with endpoints or
@@ -157,8 +200,8 @@ pub struct PeerKey {
 
 /// Map `peers`, hash: nodes that may send us VXLAN, by network; an entry under
 /// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read, under
-/// [`crate::UNDERLAY_VNI`] only, by `from_underlay` and `xdp_underlay`: what a node may send on a
-/// network is decided by the node that `endpoints` gives the inner source.
+/// [`crate::UNDERLAY_VNI`] only, by `from_underlay` and `xdp_underlay`, unless `endpoints` has said
+/// that the inner source is on the sending node: that decides what a node may send on a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Peer {
@@ -370,6 +413,7 @@ pub struct Counter {
 
 plain!(
     Config,
+    Hop,
     Network,
     EndpointKey,
     Endpoint,
@@ -417,6 +461,7 @@ mod tests {
             underlay_mac,
             reserved,
         });
+        packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });
         packed!(EndpointKey { vni, ip });
         packed!(Endpoint { kind, flags, mac, ifindex, node, service });
@@ -453,6 +498,7 @@ mod tests {
         assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
         assert_eq!(size_of::<Config>(), 48);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
+        assert_eq!(size_of::<Hop>(), 48);
         assert_eq!(size_of::<Network>(), 20);
         assert_eq!(size_of::<EndpointKey>(), 8);
         assert_eq!(size_of::<Endpoint>(), 20);
@@ -463,6 +509,14 @@ mod tests {
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
         assert_eq!(size_of::<SockOriginKey>(), 16);
+    }
+
+    #[test]
+    fn nodes_with_consecutive_addresses_have_slots_of_their_own() {
+        let node = |n: u32| Be32::new(0xac10_0000 + n);
+        assert!((0..100_000).all(|n| (Hop::slot(node(n)) as usize) < HOPS));
+        let slots: std::collections::HashSet<u32> = (0..500).map(|n| Hop::slot(node(n))).collect();
+        assert!(slots.len() > 450, "{} slots for 500 nodes", slots.len());
     }
 
     #[test]

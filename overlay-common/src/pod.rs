@@ -23,7 +23,7 @@ pub(crate) use plain;
 
 plain!(crate::Be16, crate::Be32, crate::Mac);
 
-// SAFETY: integers and arrays of bytes have no padding and no invalid values.
+// SAFETY: integers have no padding and no invalid values.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for u16 {}
@@ -31,5 +31,5 @@ unsafe impl Plain for u16 {}
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for u64 {}
-// SAFETY: as above.
-unsafe impl<const N: usize> Plain for [u8; N] {}
+// SAFETY: as above; elements without padding have none between them.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}

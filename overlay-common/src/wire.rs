@@ -150,39 +150,39 @@ pub struct Udp {
     pub checksum: Be16,
 }
 
-/// A VXLAN header (RFC 7348, section 5, 8 bytes).
+/// A VXLAN header (RFC 7348, section 5, 8 bytes). The fields have an alignment of 2 on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Vxlan {
-    /// Flags; [`VXLAN_FLAG_VNI`] must be set, the others are ignored on receipt.
-    pub flags: u8,
+    /// Flags, in the first byte, and reserved bits: [`VXLAN_FLAG_VNI`] must be set; the others are
+    /// zero when sent and ignored on receipt.
+    pub flags: Be16,
     /// Reserved: zero when sent, ignored on receipt.
-    pub reserved1: [u8; 3],
-    /// The VNI, 24 bits, wire order.
-    pub vni: [u8; 3],
-    /// Reserved: zero when sent, ignored on receipt.
-    pub reserved2: u8,
+    pub reserved: Be16,
+    /// The VNI in the upper 24 of 32 bits, which are split; the rest is reserved, zero when sent and
+    /// ignored on receipt.
+    pub vni: [Be16; 2],
 }
 
-/// The I flag: the VNI is valid.
-pub const VXLAN_FLAG_VNI: u8 = 0x08;
+/// The I flag in [`Vxlan::flags`]: the VNI is valid.
+pub const VXLAN_FLAG_VNI: u16 = 0x0800;
 
 impl Vxlan {
     /// A header for `vni` (24 bits).
     #[inline(always)]
     pub const fn new(vni: u32) -> Self {
-        let [_, a, b, c] = vni.to_be_bytes();
-        Self { flags: VXLAN_FLAG_VNI, reserved1: [0; 3], vni: [a, b, c], reserved2: 0 }
+        let [high, low] = [Be16::new((vni >> 8) as u16), Be16::new((vni << 8) as u16)];
+        Self { flags: Be16::new(VXLAN_FLAG_VNI), reserved: Be16::ZERO, vni: [high, low] }
     }
 
     /// The VNI in host order, if the I flag says that there is one.
     #[inline(always)]
     pub const fn vni(&self) -> Option<u32> {
-        if self.flags & VXLAN_FLAG_VNI == 0 {
+        if self.flags.get() & VXLAN_FLAG_VNI == 0 {
             return None;
         }
-        let [a, b, c] = self.vni;
-        Some(u32::from_be_bytes([0, a, b, c]))
+        let [high, low] = self.vni;
+        Some((high.get() as u32) << 8 | low.get() as u32 >> 8)
     }
 }
 
@@ -267,11 +267,16 @@ mod tests {
     #[test]
     fn a_vni_is_written_in_24_bits_of_network_order() {
         let header = Vxlan::new(0x12_3456);
-        assert_eq!(header.vni, [0x12, 0x34, 0x56]);
+        // SAFETY: eight bytes without padding.
+        let bytes: [u8; 8] = unsafe { core::mem::transmute(header) };
+        assert_eq!(bytes, [0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
         assert_eq!(header.vni(), Some(0x12_3456));
-        assert_eq!(Vxlan { flags: 0, ..header }.vni(), None);
-        // Other flags are reserved and ignored (RFC 7348, section 5).
-        assert_eq!(Vxlan { flags: 0xff, ..header }.vni(), Some(0x12_3456));
+        assert_eq!(Vxlan { flags: Be16::ZERO, ..header }.vni(), None);
+        // Other bits are reserved and ignored (RFC 7348, section 5).
+        let [high, low] = header.vni;
+        let vni = [high, Be16::new(low.get() | 0xff)];
+        let noisy = Vxlan { flags: Be16::new(0xffff), reserved: Be16::new(0xffff), vni };
+        assert_eq!(noisy.vni(), Some(0x12_3456));
     }
 
     #[test]

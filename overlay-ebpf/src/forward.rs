@@ -19,57 +19,38 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, fallible,
-    maps::config,
+    maps::{config, scratch},
     packet::{ETH_LEN, ifindex, longest, mark_for_host, store},
 };
+
+const _: () = assert!(size_of::<FibLookup>() == 64 && align_of::<FibLookup>() <= 8);
 
 /// Address family of IPv4 in `bpf_fib_lookup`.
 const AF_INET: u8 = 2;
 
 /// Where a packet leaves the host.
 pub struct NextHop {
-    ifindex: u32,
-    source: Mac,
-    destination: Mac,
-    resolved: bool,
+    /// Index of the interface it leaves by.
+    pub ifindex: u32,
+    /// Its Ethernet header; the MACs are zero when the kernel has yet to resolve them.
+    pub ethernet: Ethernet,
+    /// MTU of the route in bytes (Linux 5.12); 0 when it is not resolved, or not 16 bits long.
+    pub mtu: u16,
+    /// Whether the MACs are known.
+    pub resolved: bool,
 }
 
-impl NextHop {
-    /// MAC of the interface it leaves by.
-    #[inline(always)]
-    pub fn source(&self) -> Mac {
-        self.source
-    }
-
-    /// MAC of the neighbour; zero when the kernel has yet to resolve it.
-    #[inline(always)]
-    pub fn destination(&self) -> Mac {
-        self.destination
-    }
-
-    /// Index of the interface it leaves by.
-    #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
-        self.ifindex
-    }
-
-    /// Whether the MACs are known.
-    #[inline(always)]
-    pub fn is_resolved(&self) -> bool {
-        self.resolved
-    }
-
-    /// Sends the packet; the kernel resolves and fills in the MACs where we could not.
-    #[inline(always)]
-    pub fn send(&self) -> i32 {
-        // SAFETY: helpers without preconditions; a null parameter makes the kernel route by the
-        // packet's own addresses.
-        unsafe {
-            if self.resolved {
-                bpf_redirect(self.ifindex, 0) as i32
-            } else {
-                bpf_redirect_neigh(self.ifindex, core::ptr::null_mut(), 0, 0) as i32
-            }
+/// Sends the packet out of an interface; the kernel resolves and fills in the MACs where they are
+/// not known.
+#[inline(always)]
+pub fn send(ifindex: u32, resolved: bool) -> i32 {
+    // SAFETY: helpers without preconditions; a null parameter makes the kernel route by the packet's
+    // own addresses.
+    unsafe {
+        if resolved {
+            bpf_redirect(ifindex, 0) as i32
+        } else {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
         }
     }
 }
@@ -89,14 +70,16 @@ pub fn next_hop(
     addresses: (Be32, Be32),
     total: u32,
 ) -> Result<NextHop, Reason> {
-    let mut params = question(config, addresses, total);
-    // SAFETY: the context is the program's own and `params` lives on the stack.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    let params = question(config, addresses, total)?;
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is the program's own, and the kernel fills in `params` as far as told.
+    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) };
     match result as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop {
             ifindex: params.ifindex,
-            source: Mac::new(params.smac),
-            destination: Mac::new(params.dmac),
+            ethernet: header(Mac::new(params.smac), Mac::new(params.dmac)),
+            // SAFETY: both fields of the union are the same integer.
+            mtu: unsafe { params.__bindgen_anon_1.mtu_result },
             resolved: true,
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Ok(unresolved(params.ifindex)),
@@ -107,21 +90,23 @@ pub fn next_hop(
     }
 }
 
-/// What to ask of the routing table.
+/// What to ask of the routing table, in the scratch area.
 #[inline(always)]
-fn question(config: &Config, addresses: (Be32, Be32), total: u32) -> FibLookup {
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+fn question(
+    config: &Config,
+    addresses: (Be32, Be32),
+    total: u32,
+) -> Result<&'static mut FibLookup, Reason> {
+    let fib = &mut scratch()?.fib;
+    *fib = [0; 8];
+    // SAFETY: the struct is plain C, as large as its room and no more aligned; zero is a value of it.
+    let params = unsafe { &mut *fib.as_mut_ptr().cast::<FibLookup>() };
     params.family = AF_INET;
-    params.ifindex = if config.host_link_ifindex != 0 {
-        config.host_link_ifindex
-    } else {
-        config.underlay_ifindex
-    };
+    params.ifindex = via(config);
     params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
     params.__bindgen_anon_3.ipv4_src = addresses.0.raw();
     params.__bindgen_anon_4.ipv4_dst = addresses.1.raw();
-    params
+    Ok(params)
 }
 
 /// MTU in bytes of the path that [`next_hop`] found too small. What the host has learned of a path
@@ -131,11 +116,11 @@ fn question(config: &Config, addresses: (Be32, Be32), total: u32) -> FibLookup {
 /// [`Reason::NoRoute`] when there is none any more.
 #[inline(always)]
 pub fn path_mtu(ctx: *mut c_void, config: &Config, addresses: (Be32, Be32)) -> Result<u32, Reason> {
-    let mut params = question(config, addresses, 0xffff);
+    let params = question(config, addresses, 0xffff)?;
     // SAFETY: as in `next_hop`; the kernel writes the MTU over the length (Linux 5.12).
     let (result, mtu) = unsafe {
         let size = size_of::<FibLookup>() as i32;
-        let result = bpf_fib_lookup(ctx, &raw mut params, size, 0);
+        let result = bpf_fib_lookup(ctx, &raw mut *params, size, 0);
         (result, params.__bindgen_anon_1.mtu_result)
     };
     if result as u32 == BPF_FIB_LKUP_RET_FRAG_NEEDED {
@@ -160,9 +145,21 @@ fn outside_mtu_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
     fallible::pack(path_mtu(skb.cast(), config, (from, to)))
 }
 
+/// The interface that packets are looked up for as if they came in by it.
+#[inline(always)]
+pub fn via(config: &Config) -> u32 {
+    if config.host_link_ifindex != 0 { config.host_link_ifindex } else { config.underlay_ifindex }
+}
+
 #[inline(always)]
 fn unresolved(ifindex: u32) -> NextHop {
-    NextHop { ifindex, source: Mac::default(), destination: Mac::default(), resolved: false }
+    let ethernet = header(Mac::default(), Mac::default());
+    NextHop { ifindex, ethernet, mtu: 0, resolved: false }
+}
+
+#[inline(always)]
+fn header(src: Mac, dst: Mac) -> Ethernet {
+    Ethernet { dst, src, ethertype: Be16::new(ETHERTYPE_IPV4) }
 }
 
 /// Puts the packet into a local endpoint, with `source` as the Ethernet source.
@@ -171,9 +168,7 @@ fn unresolved(ifindex: u32) -> NextHop {
 /// [`Reason::RewriteRefused`].
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
-    let ethernet =
-        Ethernet { dst: endpoint.mac, src: source, ethertype: Be16::new(ETHERTYPE_IPV4) };
-    store(ctx, 0, &ethernet)?;
+    store(ctx, 0, &header(source, endpoint.mac))?;
     if endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
         // Both ends of the host link are in this namespace, where redirect_peer refuses.
         // SAFETY: a helper without preconditions.
@@ -229,11 +224,6 @@ fn route_out_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
 fn route(ctx: &TcContext, from: Be32, to: Be32) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let hop = next_hop(ctx.skb.skb.cast(), config, (from, to), longest(ctx, ETH_LEN))?;
-    let ethernet = Ethernet {
-        dst: hop.destination(),
-        src: hop.source(),
-        ethertype: Be16::new(ETHERTYPE_IPV4),
-    };
-    store(ctx, 0, &ethernet)?;
-    Ok(hop.send())
+    store(ctx, 0, &hop.ethernet)?;
+    Ok(send(hop.ifindex, hop.resolved))
 }

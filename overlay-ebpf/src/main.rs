@@ -19,6 +19,7 @@ mod container;
 mod echo;
 mod fallible;
 mod forward;
+mod hop;
 mod icmp;
 mod maps;
 mod nat;

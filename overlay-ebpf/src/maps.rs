@@ -10,9 +10,10 @@ use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint,
-        EndpointKey, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey, Published,
-        PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+        EndpointKey, HOPS, Hop, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey,
+        Published, PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
     },
+    wire::Encapsulation,
 };
 
 use crate::packet::Flow;
@@ -25,6 +26,9 @@ type Table<K, V, const ENTRIES: usize> = HashMap<K, V, ENTRIES, NO_PREALLOC>;
 
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "hops")]
+pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 
 #[btf_map(name = "networks")]
 pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
@@ -65,6 +69,9 @@ pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = Lr
 #[btf_map(name = "work")]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
 #[btf_map(name = "counters")]
 pub static COUNTER: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
@@ -86,6 +93,23 @@ pub struct Work {
 pub fn work() -> Result<&'static mut Work, Reason> {
     // SAFETY: the slot exists as long as the program and no other run on this CPU overlaps.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }).ok_or(Reason::NotConfigured)
+}
+
+/// What helpers are handed by address, apart from [`Work`], which their callers still hold.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Scratch {
+    /// Room for the kernel's `struct bpf_fib_lookup`, 64 bytes.
+    pub fib: [u64; 8],
+    /// Headers on their way into the packet.
+    pub headers: Encapsulation,
+}
+
+/// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.
+#[inline(always)]
+pub fn scratch() -> Result<&'static mut Scratch, Reason> {
+    // SAFETY: as in `work`.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }).ok_or(Reason::NotConfigured)
 }
 
 /// A copy of the value under `key`. The kernel may reuse the slot of a removed value, so a

@@ -23,8 +23,9 @@ const PACKET_HOST: u32 = 0;
 /// Sees to it that the first `length` bytes can be read directly, as far as the packet has them.
 #[inline(always)]
 pub fn pull(ctx: &TcContext, length: u32) {
-    if ctx.data() + length as usize > ctx.data_end() {
-        // A packet shorter than `length` is left as it is: `load` finds out.
+    let linear = (ctx.data_end() - ctx.data()) as u32;
+    // A packet shorter than `length` is left as it is: `load` finds out.
+    if linear < length && linear < ctx.len() {
         let _ = ctx.pull_data(if ctx.len() < length { ctx.len() } else { length });
     }
 }
@@ -36,8 +37,16 @@ pub fn load<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     if start + size_of::<T>() > ctx.data_end() {
         return Err(Reason::Truncated);
     }
-    // SAFETY: the bounds were checked and any bit pattern is a valid `T`.
-    Ok(unsafe { (start as *const T).read_unaligned() })
+    Ok(read(start as *const T))
+}
+
+/// Reads a header in the packet. The kernel puts frames at even addresses and all our headers are
+/// of even length, so nothing is read byte by byte, as BPF's compiler does for what may be anywhere.
+#[inline(always)]
+pub fn read<T: Plain>(header: *const T) -> T {
+    const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
+    // SAFETY: the callers checked the bounds, any bit pattern is a valid `T`, and see above.
+    unsafe { header.read() }
 }
 
 /// As [`load`] for an offset that is not a constant: by copy, without direct access.
@@ -271,13 +280,7 @@ fn load_ports(
     offset: usize,
     transport: usize,
 ) -> Result<[Be16; 2], Reason> {
-    let ports: [u8; 4] = if ip.version_ihl == 0x45 {
-        load(ctx, offset + IPV4_LEN)?
-    } else {
-        load_at(ctx, transport)?
-    };
-    let [a, b, c, d] = ports;
-    Ok([Be16::from_raw(u16::from_ne_bytes([a, b])), Be16::from_raw(u16::from_ne_bytes([c, d]))])
+    if ip.version_ihl == 0x45 { load(ctx, offset + IPV4_LEN) } else { load_at(ctx, transport) }
 }
 
 /// Whether the protocol is one that an echo can be asked with.

@@ -51,7 +51,7 @@ pub fn receive(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::Pass);
     };
     if is_tunnel(config, &ip, &udp) {
-        return from_tunnel(ctx, ip.saddr());
+        return from_tunnel(ctx, config, ip.saddr());
     }
     // TCP and UDP both start with the two ports.
     match published::find_on_host(&ip, udp.dest) {
@@ -139,24 +139,50 @@ fn gateway_mac(ip: &Ipv4, vni: u32) -> Result<Mac, Reason> {
     }
 }
 
-/// The VNI of a tunnel packet from `sender`, if both are ones we accept.
+/// The VNI of a tunnel packet.
 ///
 /// # Errors
-/// [`Reason::NotPeer`] and [`Reason::InvalidVni`].
+/// [`Reason::InvalidVni`].
 #[inline(always)]
-pub fn check_tunnel(vxlan: &Vxlan, sender: Be32) -> Result<u32, Reason> {
-    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender };
-    lookup(&PEERS, &peer).ok_or(Reason::NotPeer)?;
+pub fn vni_of(vxlan: &Vxlan) -> Result<u32, Reason> {
     match vxlan.vni() {
         None | Some(UNDERLAY_VNI | BRIDGE_VNI) => Err(Reason::InvalidVni),
         Some(vni) => Ok(vni),
     }
 }
 
+/// Whether `sender` is a node of the cluster.
+///
+/// # Errors
+/// [`Reason::NotPeer`].
 #[inline(always)]
-fn from_tunnel(ctx: &TcContext, sender: Be32) -> Outcome {
+pub fn check_peer(sender: Be32) -> Result<(), Reason> {
+    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender };
+    lookup(&PEERS, &peer).map(|_| ()).ok_or(Reason::NotPeer)
+}
+
+/// Whether `sender` can be another node at all: what is on it is then proof enough that it is one.
+///
+/// # Errors
+/// [`Reason::NotPeer`].
+#[inline(always)]
+pub fn check_other(config: &Config, sender: Be32) -> Result<(), Reason> {
+    if sender == Be32::ZERO || sender == config.vtep { Err(Reason::NotPeer) } else { Ok(()) }
+}
+
+/// Most packets are from an endpoint on the node that they come from, so that one look-up says both
+/// whose they are and that their node is of the cluster; only the rest are looked up in `peers`.
+#[inline(always)]
+fn from_tunnel(ctx: &TcContext, config: &Config, sender: Be32) -> Outcome {
+    check_other(config, sender)?;
+    // What a stranger sends is dropped as that, whatever else is wrong with it.
+    accept(ctx, sender).map_err(|reason| check_peer(sender).err().unwrap_or(reason))
+}
+
+#[inline(always)]
+fn accept(ctx: &TcContext, sender: Be32) -> Outcome {
     let vxlan: Vxlan = load(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>())?;
-    let vni = check_tunnel(&vxlan, sender)?;
+    let vni = vni_of(&vxlan)?;
     let ethernet: Ethernet = load(ctx, INNER)?;
     if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
         return Err(Reason::UnsupportedProtocol);
@@ -200,6 +226,7 @@ fn to_local(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
 /// with the gateway's MAC.
 #[inline(always)]
 fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
+    check_peer(inner.sender)?;
     let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
     if network.contains(inner.ip.saddr()) {
         return Err(Reason::SpoofedInnerSource);
@@ -220,6 +247,7 @@ fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
 /// A backend's reply for a flow that was translated here: to a client outside or to the host.
 #[inline(always)]
 fn to_client(inner: &Inner<'_>) -> Outcome {
+    check_peer(inner.sender)?;
     let work = work()?;
     if inner.flow(work).is_err() || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
     {

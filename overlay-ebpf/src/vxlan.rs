@@ -12,14 +12,15 @@ use aya_ebpf::{
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, checksum, hash,
     maps::Config,
-    wire::{ETHERTYPE_IPV4, Encapsulation, Ethernet, IPV4_DF, Ipv4, PROTO_UDP, Udp, Vxlan},
+    wire::{Encapsulation, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
 };
 
 use crate::{
     fallible,
-    forward::{next_hop, path_mtu},
-    maps::config,
-    packet::{ETH_LEN, longest, store_rehash},
+    forward::{path_mtu, send},
+    hop,
+    maps::{config, scratch},
+    packet::{ETH_LEN, IPV4_LEN, load, longest, store_rehash},
 };
 
 /// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
@@ -115,20 +116,37 @@ fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Etherne
 fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let length = ctx.len();
-    // SAFETY: the context is valid for the whole run of the program.
-    let flow_hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+    let flow_hash = flow_hash(ctx);
     // The inner Ethernet header is inside now.
     let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD;
-    let hop = next_hop(ctx.skb.skb.cast(), config, (config.vtep, node), total)?;
+    let hop = hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
     ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH).map_err(|_| Reason::TunnelRefused)?;
-    let outer = Ethernet {
-        dst: hop.destination(),
-        src: hop.source(),
-        ethertype: Be16::new(ETHERTYPE_IPV4),
-    };
-    let headers = headers(config, outer, node, (vni, flow_hash), (*inner, length));
-    store_rehash(ctx, 0, &headers)?;
-    Ok(hop.send())
+    let scratch = scratch()?;
+    scratch.headers = headers(config, hop.ethernet, node, (vni, flow_hash), (*inner, length));
+    store_rehash(ctx, 0, &scratch.headers)?;
+    Ok(send(hop.ifindex, hop.resolved != 0))
+}
+
+/// A hash of the packet's flow: the kernel's, if the sending socket or the NIC has left one, or one of
+/// our own, because the kernel's dissector takes longer than all else that happens to a packet here.
+#[inline(always)]
+fn flow_hash(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    let known = unsafe { (*ctx.skb.skb).hash };
+    if known != 0 {
+        return known;
+    }
+    match load::<Ipv4>(ctx, ETH_LEN) {
+        Ok(ip) if ip.version_ihl == 0x45 && !ip.is_fragment() => {
+            let ports: [Be16; 2] = match ip.protocol {
+                PROTO_TCP | PROTO_UDP => load(ctx, ETH_LEN + IPV4_LEN).unwrap_or_default(),
+                _ => [Be16::ZERO; 2],
+            };
+            hash::of_flow(ip.saddr(), ip.daddr(), ports)
+        }
+        // SAFETY: as above.
+        _ => unsafe { bpf_get_hash_recalc(ctx.skb.skb) },
+    }
 }
 
 /// MTU in bytes that IPv4 packets inside the tunnel to `node` have, after [`encapsulate`] said
@@ -161,7 +179,7 @@ pub fn decapsulate(ctx: &TcContext) -> Result<(), Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_common::Mac;
+    use overlay_common::{Mac, wire::ETHERTYPE_IPV4};
 
     fn config() -> Config {
         Config {

@@ -15,12 +15,13 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, conntrack,
-    forward::{NextHop, next_hop},
+    forward::next_hop,
+    hop,
     maps::{ENDPOINTS, Work, config, lookup, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
-    packet::{ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
+    packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
     published, service,
-    underlay::{check_backend, check_tunnel, is_tunnel},
+    underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
     vxlan,
 };
 
@@ -36,15 +37,15 @@ fn at<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 
 #[inline(always)]
 fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    // SAFETY: `at` checked the bounds and any bit pattern is a valid `T`.
-    at::<T>(ctx, offset).map(|header| unsafe { header.read_unaligned() })
+    at::<T>(ctx, offset).map(|header| packet::read(header.cast_const()))
 }
 
 #[inline(always)]
 fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
     let header = at::<T>(ctx, offset).ok_or(Reason::RewriteRefused)?;
-    // SAFETY: `at` checked the bounds.
-    unsafe { header.write_unaligned(value) };
+    const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
+    // SAFETY: `at` checked the bounds; on the address see `packet::read`.
+    unsafe { header.write(value) };
     Ok(())
 }
 
@@ -116,12 +117,12 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
         return Ok(Verdict::Pass);
     }
     let total = length + VXLAN_OVERHEAD - ETH_LEN as u32;
-    let hop = match next_hop(ctx.ctx.cast(), config, (config.vtep, backend.node), total) {
+    let hop = match hop::to_node(ctx.ctx.cast(), config, backend.node, total) {
         // TC can wait for the neighbour and tell the client what fits, XDP cannot.
         Err(Reason::TooBig) => return Ok(Verdict::Pass),
         hop => hop?,
     };
-    if !hop.is_resolved() {
+    if hop.resolved == 0 {
         return Ok(Verdict::Pass);
     }
     translate(ctx, ip, ETH_LEN, work)?;
@@ -129,15 +130,14 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(VXLAN_OVERHEAD as i32)) } != 0 {
         return Err(Reason::TunnelRefused);
     }
-    let outer = ethernet(&hop);
+    let outer = hop.ethernet;
     let inner = Ethernet { dst: backend.mac, src: Mac::default(), ..outer };
     let key = &work.flow.key;
-    let ports = u32::from(key.sport.raw()) << 16 | u32::from(key.dport.raw());
-    let flow_hash = hash::mix(key.saddr.raw(), ports);
+    let flow_hash = hash::of_flow(key.saddr, key.daddr, [key.sport, key.dport]);
     let headers: Encapsulation =
         vxlan::headers(config, outer, backend.node, (backend.vni, flow_hash), (inner, length));
     write(ctx, 0, headers)?;
-    Ok(Verdict::Done(send(ctx, &hop), Reason::XdpEncapsulated))
+    Ok(Verdict::Done(send(ctx, hop.ifindex), Reason::XdpEncapsulated))
 }
 
 /// A tunnel packet: dropped here unless it comes from a node of the cluster; replies to clients
@@ -145,7 +145,9 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
 #[inline(always)]
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32) -> Outcome {
     let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
-    let vni = check_tunnel(&vxlan, sender)?;
+    check_other(config, sender)?;
+    check_peer(sender)?;
+    let vni = vni_of(&vxlan)?;
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
     let inner: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
     let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;
@@ -181,7 +183,7 @@ fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outco
         (work.entry.saddr, work.entry.daddr),
         u32::from(ip.total_length.get()),
     )?;
-    if !hop.is_resolved() {
+    if !hop.resolved {
         return Ok(Verdict::Pass);
     }
     translate(ctx, ip, INNER + ETH_LEN, work)?;
@@ -189,22 +191,17 @@ fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outco
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, VXLAN_OVERHEAD as i32) } != 0 {
         return Err(Reason::TunnelRefused);
     }
-    write(ctx, 0, ethernet(&hop))?;
-    Ok(Verdict::Done(send(ctx, &hop), Reason::XdpSentToClient))
+    write(ctx, 0, hop.ethernet)?;
+    Ok(Verdict::Done(send(ctx, hop.ifindex), Reason::XdpSentToClient))
 }
 
 #[inline(always)]
-fn ethernet(hop: &NextHop) -> Ethernet {
-    Ethernet { dst: hop.destination(), src: hop.source(), ethertype: Be16::new(ETHERTYPE_IPV4) }
-}
-
-#[inline(always)]
-fn send(ctx: &XdpContext, hop: &NextHop) -> i32 {
-    if hop.ifindex() as usize == ctx.ingress_ifindex() {
+fn send(ctx: &XdpContext, ifindex: u32) -> i32 {
+    if ifindex as usize == ctx.ingress_ifindex() {
         return xdp_action::XDP_TX as i32;
     }
     // SAFETY: a helper without preconditions.
-    unsafe { bpf_redirect(hop.ifindex(), 0) as i32 }
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// Rewrites a packet with its IPv4 header, without options, at `offset`. A NIC has verified or

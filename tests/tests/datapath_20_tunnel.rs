@@ -59,6 +59,13 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
     let arp = arp_request(FAR, HERE);
     for (what, packet, reason) in [
         ("no node", vxlan_from(stranger, VNI, &frame), Reason::NotPeer),
+        ("no node, and no inner frame", vxlan_from(stranger, VNI, &[]), Reason::NotPeer),
+        (
+            "no node, and a spoofed source",
+            vxlan_from(stranger, VNI, &ping(NOBODY, HERE)),
+            Reason::NotPeer,
+        ),
+        ("this node itself", vxlan_from(NODE, VNI, &frame), Reason::NotPeer),
         ("no I flag", no_vni, Reason::InvalidVni),
         ("the bridge's VNI", vxlan(BRIDGE_VNI, &frame), Reason::InvalidVni),
         ("VNI 0", vxlan(0, &frame), Reason::InvalidVni),

@@ -43,19 +43,28 @@ pub fn published_here(walk: &Walk<'_>, ip: &Ip, port: Be16) -> Option<Published>
     [TCP, UDP].contains(&ip.protocol).then(|| walk.published(ip.protocol, port)).flatten()
 }
 
-/// "The receiver accepts VXLAN from nodes of the cluster only." Returns the VNI.
-pub fn vni(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<u32, Reason> {
+/// The VNI of a tunnel packet.
+pub fn vni(walk: &Walk<'_>) -> Result<u32, Reason> {
     let header: [u8; 8] = bytes(&walk.frame, TUNNEL - 8).ok_or(Reason::Truncated)?;
-    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender.into() };
-    if !walk.tables.agent.peers.contains_key(&peer) {
-        return Err(Reason::NotPeer);
-    }
     // The I flag; everything else but the 24 bits is ignored (RFC 7348, section 5).
     let vni = u32::from_be_bytes([0, header[4], header[5], header[6]]);
     if header[0] & 0x08 == 0 || vni == UNDERLAY_VNI || vni == BRIDGE_VNI {
         return Err(Reason::InvalidVni);
     }
     Ok(vni)
+}
+
+/// "The receiver accepts VXLAN from nodes of the cluster only."
+pub fn check_peer(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
+    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender.into() };
+    let is_peer = walk.tables.agent.peers.contains_key(&peer);
+    if is_peer { check_other(walk, sender) } else { Err(Reason::NotPeer) }
+}
+
+/// "A node hears nothing from itself."
+pub fn check_other(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
+    let is_other = !sender.is_unspecified() && Be32::from(sender) != walk.tables.config.vtep;
+    if is_other { Ok(()) } else { Err(Reason::NotPeer) }
 }
 
 /// A packet that came in by the NIC.
@@ -101,8 +110,19 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     }
 }
 
+/// "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it." What
+/// others send is dropped as theirs, whatever else is wrong with it.
 fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
-    let vni = vni(walk, sender)?;
+    check_other(walk, sender)?;
+    let outcome = accept(walk, sender);
+    if outcome.is_err() {
+        check_peer(walk, sender)?;
+    }
+    outcome
+}
+
+fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
+    let vni = vni(walk)?;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     if ethernet.kind != IPV4 {
         return Err(Reason::UnsupportedProtocol);
@@ -150,6 +170,7 @@ fn from_outside(
     ip: &Ip,
     endpoint: &Endpoint,
 ) -> Outcome {
+    check_peer(walk, sender)?;
     let network = walk.network(vni).ok_or(Reason::NoEndpoint)?;
     let source = Be32::from(ip.src).get();
     if source & network.mask.get() == network.subnet.get() {
@@ -171,6 +192,7 @@ fn from_outside(
 
 /// To nobody here: the reply of a flow that was translated here, or nothing.
 fn to_client(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
+    check_peer(walk, sender)?;
     let flow = walk.flow(ip, vni).map_err(|_| Reason::NoEndpoint)?;
     let entry = walk.find_action(&flow, CONNTRACK_REPLY).ok_or(Reason::NoEndpoint)?;
     check_backend(walk, &entry, sender)?;

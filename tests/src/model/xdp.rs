@@ -9,7 +9,7 @@ use overlay_common::{
 use super::{
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, Ip, TUNNEL},
-    underlay::{check_backend, is_tunnel, outer, published_here, vni},
+    underlay::{check_backend, check_peer, is_tunnel, outer, published_here, vni},
     walk::{End, Outcome, Walk},
 };
 
@@ -58,7 +58,8 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
 }
 
 fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
-    let vni = vni(walk, outer.src)?;
+    check_peer(walk, outer.src)?;
+    let vni = vni(walk)?;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
     if ethernet.kind != IPV4 || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len())
