@@ -8,6 +8,7 @@ mod addr;
 pub mod checksum;
 pub mod hash;
 pub mod maps;
+pub mod observe;
 mod pod;
 mod reason;
 pub mod wire;

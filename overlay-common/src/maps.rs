@@ -155,6 +155,8 @@ pub struct Endpoint {
     pub node: Be32,
     /// `SERVICE`: number of the service whose VIP this is. Otherwise 0.
     pub service: u32,
+    /// `LOCAL`: its slot in `endpoint_counters`. Otherwise 0.
+    pub slot: u32,
 }
 
 /// An endpoint on this node.
@@ -186,6 +188,8 @@ pub struct Link {
     pub mac: Mac,
     /// Bits of `ENDPOINT_FLAG_*`.
     pub flags: u16,
+    /// The endpoint's slot in `endpoint_counters`.
+    pub slot: u32,
 }
 
 /// Key of map `peers`.
@@ -259,6 +263,8 @@ pub struct Backend {
     pub mac: Mac,
     /// One of `BACKEND_*`.
     pub state: u16,
+    /// Its slot in `endpoint_counters` when it is on this node, otherwise 0.
+    pub slot: u32,
 }
 
 /// The backend takes new flows.
@@ -464,13 +470,13 @@ mod tests {
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });
         packed!(EndpointKey { vni, ip });
-        packed!(Endpoint { kind, flags, mac, ifindex, node, service });
-        packed!(Link { vni, ip, mac, flags });
+        packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
+        packed!(Link { vni, ip, mac, flags, slot });
         packed!(PeerKey { vni, node });
         packed!(Peer { flags });
         packed!(Service { vni, vip, slots, flags });
         packed!(SlotKey { service, index });
-        packed!(Backend { vni, ip, node, ifindex, mac, state });
+        packed!(Backend { vni, ip, node, ifindex, mac, state, slot });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, pad });
         packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
@@ -501,10 +507,10 @@ mod tests {
         assert_eq!(size_of::<Hop>(), 48);
         assert_eq!(size_of::<Network>(), 20);
         assert_eq!(size_of::<EndpointKey>(), 8);
-        assert_eq!(size_of::<Endpoint>(), 20);
+        assert_eq!(size_of::<Endpoint>(), 24);
         assert_eq!(offset_of!(Endpoint, mac), 2);
-        assert_eq!(size_of::<Link>(), 16);
-        assert_eq!(size_of::<Backend>(), 24);
+        assert_eq!(size_of::<Link>(), 20);
+        assert_eq!(size_of::<Backend>(), 28);
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);

@@ -56,11 +56,19 @@ impl Packet<'_> {
     }
 }
 
-/// What an endpoint sends.
+/// Whose interface the packet came in by.
+///
+/// # Errors
+/// [`Reason::UnknownLink`].
 #[inline(always)]
-pub fn receive(ctx: &TcContext) -> Outcome {
+pub fn sender(ctx: &TcContext) -> Result<Link, Reason> {
+    lookup(&LINKS, &ifindex(ctx)).ok_or(Reason::UnknownLink)
+}
+
+/// What the endpoint behind `link` sends.
+#[inline(always)]
+pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
     pull(ctx, HEADERS);
-    let link = lookup(&LINKS, &ifindex(ctx)).ok_or(Reason::UnknownLink)?;
     let ethernet: Ethernet = load(ctx, 0)?;
     if ethernet.src != link.mac {
         return Err(Reason::SpoofedMac);

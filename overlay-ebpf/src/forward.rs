@@ -173,12 +173,12 @@ pub fn deliver(ctx: &TcContext, endpoint: &Endpoint, source: Mac, reason: Reason
         // Both ends of the host link are in this namespace, where redirect_peer refuses.
         // SAFETY: a helper without preconditions.
         let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
-        return Ok(Verdict::Done(action as i32, Reason::DeliveredHost));
+        return Ok(Verdict::Delivered(action as i32, Reason::DeliveredHost, endpoint.slot));
     }
     mark_for_host(ctx);
     // SAFETY: a helper without preconditions.
     let action = unsafe { bpf_redirect_peer(endpoint.ifindex, 0) };
-    Ok(Verdict::Done(action as i32, reason))
+    Ok(Verdict::Delivered(action as i32, reason, endpoint.slot))
 }
 
 /// As [`deliver`], into a backend on this node.
@@ -191,6 +191,7 @@ pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outco
         kind: ENDPOINT_LOCAL,
         mac: backend.mac,
         ifindex: backend.ifindex,
+        slot: backend.slot,
         ..Endpoint::default()
     };
     deliver(ctx, &endpoint, source, Reason::DeliveredLocal)

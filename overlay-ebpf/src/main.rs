@@ -37,7 +37,8 @@ use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use overlay_common::Reason;
+use observe::Party;
+use overlay_common::{Reason, maps::Link};
 
 /// What to do with a packet that is not dropped.
 #[derive(Clone, Copy)]
@@ -46,6 +47,8 @@ pub enum Verdict {
     Pass,
     /// We dealt with it, for a reason that is counted. The number is the program type's action.
     Done(i32, Reason),
+    /// As `Done`: it went to the endpoint of this node with the slot that is last.
+    Delivered(i32, Reason, u32),
 }
 
 /// The way of a packet: on, or dropped for a reason.
@@ -54,13 +57,19 @@ pub type Outcome = Result<Verdict, Reason>;
 /// TC ingress of every endpoint's host-side interface: what a container sends.
 #[classifier]
 pub fn from_container(ctx: TcContext) -> i32 {
-    conclude_tc(&ctx, container::receive(&ctx))
+    let (sender, outcome) = match container::sender(&ctx) {
+        Ok(link) => (Party::sender(&link), container::receive(&ctx, link)),
+        Err(reason) => (Party::sender(&Link::default()), Err(reason)),
+    };
+    conclude_tc(&ctx, &sender, outcome)
 }
 
 /// TC ingress of the underlay interface: tunnel packets and published ports.
 #[classifier]
 pub fn from_underlay(ctx: TcContext) -> i32 {
-    conclude_tc(&ctx, underlay::receive(&ctx))
+    let mut receiver = Party::receiver();
+    let outcome = underlay::receive(&ctx, &mut receiver);
+    conclude_tc(&ctx, &receiver, outcome)
 }
 
 /// XDP on the underlay interface: peer check, published ports whose backend is remote, and their
@@ -68,14 +77,19 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;
-    match xdp::receive(&ctx) {
+    let mut receiver = Party::receiver();
+    match xdp::receive(&ctx, &mut receiver) {
         Ok(Verdict::Pass) => xdp_action::XDP_PASS,
         Ok(Verdict::Done(action, reason)) => {
-            observe::count(reason, length);
+            observe::forwarded(&receiver, 0, reason, length);
+            action as u32
+        }
+        Ok(Verdict::Delivered(action, reason, slot)) => {
+            observe::forwarded(&receiver, slot, reason, length);
             action as u32
         }
         Err(reason) => {
-            observe::count(reason, length);
+            observe::dropped(&receiver, reason, length);
             xdp_action::XDP_DROP
         }
     }
@@ -110,15 +124,19 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn conclude_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
+fn conclude_tc(ctx: &TcContext, party: &Party, outcome: Outcome) -> i32 {
     match outcome {
         Ok(Verdict::Pass) => TC_ACT_OK,
         Ok(Verdict::Done(action, reason)) => {
-            observe::count(reason, ctx.len());
+            observe::forwarded(party, 0, reason, ctx.len());
+            action
+        }
+        Ok(Verdict::Delivered(action, reason, slot)) => {
+            observe::forwarded(party, slot, reason, ctx.len());
             action
         }
         Err(reason) => {
-            observe::count(reason, ctx.len());
+            observe::dropped(party, reason, ctx.len());
             observe::log_drop(ctx, reason);
             TC_ACT_SHOT
         }

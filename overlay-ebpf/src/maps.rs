@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap},
     macros::btf_map,
 };
 use overlay_common::{
@@ -13,6 +13,7 @@ use overlay_common::{
         EndpointKey, HOPS, Hop, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey,
         Published, PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
     },
+    observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::Encapsulation,
 };
 
@@ -74,6 +75,13 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 #[btf_map(name = "counters")]
 pub static COUNTER: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+
+#[btf_map(name = "endpoint_counters")]
+pub static ENDPOINT_COUNTERS: PerCpuArray<Tally, ENDPOINT_SLOTS> = PerCpuArray::new();
+
+#[btf_map(name = "drop_counters")]
+pub static DROP_COUNTER: PerCpuHashMap<DropKey, Counter, DROP_COUNTERS, NO_PREALLOC> =
+    PerCpuHashMap::new();
 
 /// What a program remembers of the packet it works on. It lives in a per-CPU map, because a
 /// program's stack is 512 bytes for all its functions together; programs of one CPU never nest.

@@ -17,6 +17,7 @@ use crate::{
     icmp::{self, Router},
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
+    observe::Party,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, is_gso, load, pull},
     published, service, vxlan,
 };
@@ -45,13 +46,13 @@ impl Inner<'_> {
 
 /// What the NIC receives.
 #[inline(always)]
-pub fn receive(ctx: &TcContext) -> Outcome {
+pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, HEADERS);
     let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
         return Ok(Verdict::Pass);
     };
     if is_tunnel(config, &ip, &udp) {
-        return from_tunnel(ctx, config, ip.saddr());
+        return from_tunnel(ctx, config, ip.saddr(), receiver);
     }
     // TCP and UDP both start with the two ports.
     match published::find_on_host(&ip, udp.dest) {
@@ -173,16 +174,23 @@ pub fn check_other(config: &Config, sender: Be32) -> Result<(), Reason> {
 /// Most packets are from an endpoint on the node that they come from, so that one look-up says both
 /// whose they are and that their node is of the cluster; only the rest are looked up in `peers`.
 #[inline(always)]
-fn from_tunnel(ctx: &TcContext, config: &Config, sender: Be32) -> Outcome {
+fn from_tunnel(ctx: &TcContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
     check_other(config, sender)?;
     // What a stranger sends is dropped as that, whatever else is wrong with it.
-    accept(ctx, sender).map_err(|reason| check_peer(sender).err().unwrap_or(reason))
+    accept(ctx, sender, receiver).map_err(|reason| match check_peer(sender) {
+        Ok(()) => reason,
+        Err(stranger) => {
+            *receiver = Party::receiver();
+            stranger
+        }
+    })
 }
 
 #[inline(always)]
-fn accept(ctx: &TcContext, sender: Be32) -> Outcome {
+fn accept(ctx: &TcContext, sender: Be32, receiver: &mut Party) -> Outcome {
     let vxlan: Vxlan = load(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>())?;
     let vni = vni_of(&vxlan)?;
+    receiver.vni = vni;
     let ethernet: Ethernet = load(ctx, INNER)?;
     if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
         return Err(Reason::UnsupportedProtocol);
@@ -191,7 +199,10 @@ fn accept(ctx: &TcContext, sender: Be32) -> Outcome {
     check_ipv4(&ip, ctx.len() - (INNER + ETH_LEN) as u32, is_gso(ctx))?;
     let inner = Inner { ctx, vni, sender, ip };
     match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
-        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => to_local(&inner, &endpoint),
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
+            receiver.slot = endpoint.slot;
+            to_local(&inner, &endpoint)
+        }
         _ => to_client(&inner),
     }
 }

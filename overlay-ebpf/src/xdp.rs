@@ -19,6 +19,7 @@ use crate::{
     hop,
     maps::{ENDPOINTS, Work, config, lookup, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
+    observe::Party,
     packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
     published, service,
     underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
@@ -51,7 +52,7 @@ fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reas
 
 /// What the NIC receives.
 #[inline(always)]
-pub fn receive(ctx: &XdpContext) -> Outcome {
+pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
     let Some((ip, udp)) = outer_headers(ctx) else {
         return Ok(Verdict::Pass);
     };
@@ -59,7 +60,7 @@ pub fn receive(ctx: &XdpContext) -> Outcome {
         return Ok(Verdict::Pass);
     };
     if is_tunnel(config, &ip, &udp) {
-        return from_tunnel(ctx, config, ip.saddr());
+        return from_tunnel(ctx, config, ip.saddr(), receiver);
     }
     match published::find_on_host(&ip, udp.dest) {
         Some(published) => to_published(ctx, config, &ip, &published),
@@ -143,11 +144,12 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
 /// A tunnel packet: dropped here unless it comes from a node of the cluster; replies to clients
 /// outside leave from here.
 #[inline(always)]
-fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32) -> Outcome {
+fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
     let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
     check_other(config, sender)?;
     check_peer(sender)?;
     let vni = vni_of(&vxlan)?;
+    receiver.vni = vni;
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
     let inner: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
     let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;

@@ -51,7 +51,7 @@ pub fn network_mtu(network: &Network, underlay_mtu: u32) -> u32 {
 }
 
 /// What the maps of `node` should hold for the cluster to be as `state` says. A node that is not
-/// part of the state gets empty maps.
+/// part of the state gets empty maps. Slots of endpoints are given afterwards.
 pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathState {
     let mut out = DatapathState::default();
     let Some(me) = state.nodes.get(node) else { return out };
@@ -179,7 +179,8 @@ impl<'a> View<'a> {
             let entry = maps::Endpoint { flags, mac, ..maps::Endpoint::default() };
             let entry = if let Some(ifindex) = self.ifindex(endpoint) {
                 let (vni, ip) = (network.vni, endpoint.ip.into());
-                out.links.insert(ifindex, maps::Link { vni, ip, mac, flags: u16::from(flags) });
+                let flags = u16::from(flags);
+                out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, slot: 0 });
                 maps::Endpoint { kind: ENDPOINT_LOCAL, ifindex, ..entry }
             } else {
                 let node = self.vtep(&endpoint.node);
@@ -254,7 +255,8 @@ impl<'a> View<'a> {
         };
         out.endpoints.insert(key(ingress, self.me.ingress_ip), entry);
         let (vni, ip) = (ingress.vni, self.me.ingress_ip.into());
-        out.links.insert(ifindex, maps::Link { vni, ip, mac, flags: u16::from(flags) });
+        let flags = u16::from(flags);
+        out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, slot: 0 });
     }
 
     fn add_service(
@@ -334,6 +336,7 @@ impl<'a> View<'a> {
             ifindex: self.ifindex(endpoint).unwrap_or(0),
             mac: mac_of(endpoint.ip),
             state: if active { BACKEND_ACTIVE } else { BACKEND_DRAINING },
+            slot: 0,
         })
     }
 

@@ -27,9 +27,11 @@ mod reconcile;
 mod records;
 mod run;
 mod server;
+mod slots;
 mod status;
 mod surroundings;
 mod tables;
+mod traffic;
 
 #[cfg(test)]
 mod compile_properties;

@@ -1,8 +1,8 @@
 //! Makes the maps show the state: compile, diff against what they hold, apply.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{Agent, AgentError, compile::compile, lock};
+use super::{Agent, AgentError, compile::compile, lock, slots};
 use crate::{
     datapath::{Datapath, DatapathState, diff},
     link::Links,
@@ -49,7 +49,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         // Looked at only now that the lock is held: a later call sees a later state.
         let Some(state) = self.state.borrow().clone() else { return Ok(()) };
         let facts = lock(&self.facts).clone();
-        let target = compile(&state, self.node(), &facts);
+        let mut target = compile(&state, self.node(), &facts);
         let remembered = applied.known.take();
         let drift_is_news = look == Look::Maps && remembered.is_some();
         let current = match remembered {
@@ -65,14 +65,33 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 held
             }
         };
+        // Before a new endpoint's packets are counted there.
+        let fresh = slots::assign(&current.links, &mut target);
+        if !fresh.is_empty() {
+            self.datapath.forget(&fresh, &BTreeSet::new())?;
+        }
         let operations = diff(&current, &target);
         self.datapath.apply(&operations)?;
+        self.forget_gone(&current, &target)?;
         if !operations.is_empty() {
             tracing::debug!(revision = state.revision, writes = operations.len(), "applied");
         }
         applied.known = Some(target);
         let revision = state.revision;
         self.progress.send_if_modified(|shown| std::mem::replace(shown, revision) != revision);
+        Ok(())
+    }
+
+    /// Counters of an endpoint and of a network go with it.
+    fn forget_gone(&self, old: &DatapathState, new: &DatapathState) -> Result<(), AgentError> {
+        let slots = |state: &DatapathState| state.links.values().map(|l| l.slot).collect();
+        let (was, is): (BTreeSet<u32>, BTreeSet<u32>) = (slots(old), slots(new));
+        let slots: BTreeSet<u32> = was.difference(&is).copied().filter(|slot| *slot != 0).collect();
+        let networks = old.networks.keys().copied();
+        let networks: BTreeSet<u32> = networks.filter(|v| !new.networks.contains_key(v)).collect();
+        if !slots.is_empty() || !networks.is_empty() {
+            self.datapath.forget(&slots, &networks)?;
+        }
         Ok(())
     }
 

@@ -47,8 +47,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
         let now = monotonic_ns();
+        let held = self.datapath.read()?;
         Ok(Tables {
-            state: dump(&self.datapath.read()?, &names),
+            traffic: self.traffic(&held, &names)?,
+            state: dump(&held, &names),
             conntrack: conntrack(self.datapath.conntrack(limit)?, now),
             counters: self.counters()?,
         })
@@ -66,7 +68,7 @@ fn monotonic_ns() -> u64 {
 
 /// What the numbers of the maps are called.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     networks: HashMap<u32, String>,
     nodes: HashMap<Be32, String>,
     services: HashMap<u32, String>,
@@ -76,7 +78,7 @@ struct Names {
 }
 
 impl Names {
-    fn new(state: &ClusterState) -> Self {
+    pub(super) fn new(state: &ClusterState) -> Self {
         let mut names = Self::default();
         for network in state.networks.values() {
             names.networks.insert(network.vni, network.name.clone());
@@ -100,13 +102,23 @@ impl Names {
         }
         names
     }
+
+    /// Name of a network.
+    pub(super) fn network(&self, vni: u32) -> Option<String> {
+        self.networks.get(&vni).cloned()
+    }
+
+    /// Name of who has an address of a network; of a node, where it is the node itself.
+    pub(super) fn endpoint(&self, vni: u32, address: Be32) -> Option<String> {
+        self.endpoints.get(&(vni, address)).cloned()
+    }
 }
 
 fn named<K: std::hash::Hash + Eq>(names: &HashMap<K, String>, key: &K) -> String {
     names.get(key).cloned().unwrap_or_else(|| "-".to_owned())
 }
 
-fn ip(address: Be32) -> String {
+pub(super) fn ip(address: Be32) -> String {
     if address == Be32::ZERO { "-".to_owned() } else { Ipv4Addr::from(address).to_string() }
 }
 

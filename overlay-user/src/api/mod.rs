@@ -9,6 +9,8 @@
 //! curl --unix-socket /run/overlay/overlay.sock -d '{}' http://localhost/v1/state
 //! ```
 
+mod observe;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -16,6 +18,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
+pub use observe::TrafficRow;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Availability, EndpointMode, EndpointState, Id, Port, Role};

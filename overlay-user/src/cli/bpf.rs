@@ -4,8 +4,9 @@ use clap::{Args, ValueEnum};
 
 use super::{
     Context,
-    error::refuse,
+    error::{refuse, usage_error},
     format::{Format, FormatArg, json, print, print_rows, table},
+    traffic,
 };
 use crate::{
     api::{CounterRow, LocalRequest},
@@ -20,11 +21,15 @@ use crate::{
 Examples:
   overlay bpf endpoints
   overlay bpf conntrack --format json
-  overlay bpf counters")]
+  overlay bpf counters
+  overlay bpf counters --by endpoint")]
 pub(super) struct BpfArgs {
     /// The table
     #[arg(value_enum)]
     table: TableName,
+    /// What counters are added up by
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    by: By,
     #[command(flatten)]
     format: FormatArg,
 }
@@ -55,6 +60,18 @@ enum TableName {
     Counters,
 }
 
+/// What counters are added up by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// The host's packets, by reason alone
+    #[default]
+    Reason,
+    /// By network: those of its endpoints on this host, and drops that are no endpoint's
+    Network,
+    /// By endpoint of this host
+    Endpoint,
+}
+
 impl TableName {
     /// Name of the map.
     const fn map(self) -> &'static str {
@@ -76,11 +93,21 @@ impl TableName {
 
 /// Prints the table.
 pub(super) async fn run(context: &Context, args: &BpfArgs) -> anyhow::Result<()> {
+    if args.by != By::Reason && args.table != TableName::Counters {
+        return Err(usage_error(
+            "--by is for counters only",
+            "try `overlay bpf counters --by network`",
+        ));
+    }
     let tables: Tables = context.client().local(LocalRequest::Tables {}).await?;
     let format = args.format.format;
     match args.table {
         TableName::Conntrack => print_conntrack(format, &tables.conntrack),
-        TableName::Counters => print_counters(format, &tables.counters),
+        TableName::Counters => match args.by {
+            By::Reason => print_counters(format, &tables.counters),
+            By::Network => traffic::print_networks(format, &tables.traffic),
+            By::Endpoint => traffic::print_endpoints(format, &tables.traffic),
+        },
         name => {
             let dump =
                 tables.state.iter().find(|dump| dump.name == name.map()).ok_or_else(|| {

@@ -18,6 +18,7 @@ mod run;
 mod service;
 mod status;
 mod token;
+mod traffic;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 

@@ -1,7 +1,7 @@
 //! [`Datapath`] as tables in memory, for tests of the controller: any call can be made to fail.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -9,9 +9,10 @@ use std::{
 use overlay_common::{
     Reason,
     maps::{Config, Conntrack, ConntrackKey, Counter, Cursor},
+    observe::{DropKey, Tally},
 };
 
-use super::{Datapath, DatapathError, DatapathState, MapOp, XdpMode};
+use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode};
 
 /// The calls of [`Datapath`], to say which one shall fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,10 @@ pub enum DatapathCall {
     Attachments,
     /// [`Datapath::counters`]
     Counters,
+    /// [`Datapath::breakdown`]
+    Breakdown,
+    /// [`Datapath::forget`]
+    Forget,
     /// [`Datapath::conntrack`]
     Conntrack,
 }
@@ -55,6 +60,7 @@ struct Kernel {
     underlay: Option<(String, XdpMode)>,
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
+    breakdown: Breakdown,
     conntrack: Vec<(ConntrackKey, Conntrack)>,
     failures: BTreeMap<DatapathCall, Failure>,
 }
@@ -185,6 +191,16 @@ impl MemoryDatapath {
         self.kernel().counters.insert(reason, counter);
     }
 
+    /// Sets the counters of an endpoint's slot.
+    pub fn set_tally(&self, slot: u32, tally: Tally) {
+        self.kernel().breakdown.forwarded.insert(slot, tally);
+    }
+
+    /// Sets a counter of drops.
+    pub fn set_drops(&self, key: DropKey, counter: Counter) {
+        self.kernel().breakdown.dropped.insert(key, counter);
+    }
+
     /// Adds a conntrack entry.
     pub fn add_conntrack(&self, key: ConntrackKey, entry: Conntrack) {
         self.kernel().conntrack.push((key, entry));
@@ -262,6 +278,22 @@ impl Datapath for MemoryDatapath {
         let kernel = self.enter(DatapathCall::Counters)?;
         let value = |reason: &Reason| kernel.counters.get(reason).copied().unwrap_or_default();
         Ok(Reason::ALL.iter().map(|reason| (*reason, value(reason))).collect())
+    }
+
+    fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
+        let mut breakdown = self.enter(DatapathCall::Breakdown)?.breakdown.clone();
+        breakdown.forwarded.retain(|slot, _| slots.contains(slot));
+        Ok(breakdown)
+    }
+
+    fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        let mut kernel = self.enter(DatapathCall::Forget)?;
+        kernel.breakdown.forwarded.retain(|slot, _| !slots.contains(slot));
+        kernel.breakdown.dropped.retain(|key, _| {
+            let slot = u32::from(key.slot);
+            !slots.contains(&slot) && (slot != 0 || !networks.contains(&key.vni))
+        });
+        Ok(())
     }
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {

@@ -4,12 +4,14 @@
 pub mod bpf;
 pub mod host;
 mod memory;
+mod observe;
 mod state;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 pub use bpf::{BpfDatapath, LoadOptions, OBJECT, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
+pub use observe::Breakdown;
 use overlay_common::maps;
 pub use state::{DatapathState, MapOp, diff};
 
@@ -79,6 +81,8 @@ pub struct Tables {
     pub conntrack: Vec<ConntrackRow>,
     /// Counters.
     pub counters: Vec<crate::api::CounterRow>,
+    /// Counters of endpoints and networks, those that are not zero.
+    pub traffic: Vec<crate::api::TrafficRow>,
 }
 
 /// One table in words.
@@ -180,6 +184,19 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be read.
     fn counters(&self) -> Result<Vec<(overlay_common::Reason, maps::Counter)>, DatapathError>;
+
+    /// What was counted for the endpoints with these slots, and all drops.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be read.
+    fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError>;
+
+    /// Forgets what was counted for the endpoints with these slots, and the drops of these
+    /// networks that are no endpoint's.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be written.
+    fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
     /// Up to `limit` conntrack entries in no order.
     ///

@@ -40,6 +40,9 @@ pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), 
             ran.verdict, ran.moved, predicted.verdict, predicted.moved
         ));
     }
+    if predicted.told != ran.told {
+        return Err(format!("of endpoints: {:?}\nmodel: {:?}", ran.told, predicted.told));
+    }
     let mut real = ran.packet.clone();
     if is_encapsulated(ran) {
         let port = u16::from_be_bytes([real[34], real[35]]);

@@ -31,6 +31,8 @@ pub const NODES: [Ipv4Addr; 4] = [PEER, UNRESOLVED, UNROUTED, NODE];
 pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 /// Ports.
 pub const PORTS: [u16; 5] = [53, 80, 8080, 40_000, 40_001];
+/// Slots of endpoints: nobody's, real ones, and one that does not exist.
+pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
 /// Services and backends are numbered from 1 to this.
 const NUMBERS: u32 = 6;
 /// The numbers of services.
@@ -149,6 +151,7 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
         ifindex: rng.random_range(1..60),
         node: any(rng, &NODES[..3]).into(),
         service: rng.random_range(1..=NUMBERS + 1),
+        slot: any(rng, &SLOTS),
     };
     let key = EndpointKey { vni, ip: ip.into() };
     if rng.random_bool(0.95) {
@@ -179,7 +182,10 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
         let (vni, ip) =
             if rng.random_bool(0.5) { own } else { any(rng, &[&backends[..], &[own]].concat()) };
         let flags = any(rng, &[0, 1, 1, 5, 5, 5, 2, 7]);
-        agent.links.insert(IFINDEX, Link { vni, ip: ip.into(), mac: mac(ip), flags });
+        agent.links.insert(
+            IFINDEX,
+            Link { vni, ip: ip.into(), mac: mac(ip), flags, slot: any(rng, &SLOTS) },
+        );
     }
 }
 
@@ -212,9 +218,10 @@ fn backend(rng: &mut SmallRng, agent: &mut DatapathState, number: u32) {
     let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
     let ifindex = rng.random_range(0..60);
     let state = rng.random_range(0..3);
+    let slot = any(rng, &SLOTS);
     agent
         .backends
-        .insert(number, Backend { vni, ip: ip.into(), node, ifindex, mac: mac(ip), state });
+        .insert(number, Backend { vni, ip: ip.into(), node, ifindex, mac: mac(ip), state, slot });
 }
 
 fn published(rng: &mut SmallRng, agent: &mut DatapathState) {

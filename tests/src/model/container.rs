@@ -7,6 +7,7 @@ use overlay_common::{
         ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
         Endpoint, Link,
     },
+    observe::Traffic,
 };
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, Ip, TUNNEL, bytes, half, put, updated},
     host::MTU,
     icmp,
+    observe::Party,
     walk::{End, Outcome, Walk},
 };
 
@@ -32,7 +34,9 @@ impl Checked {
 
 /// A packet that came in by an endpoint's interface.
 pub fn receive(walk: &mut Walk<'_>, ifindex: u32) -> Outcome {
+    walk.party.traffic = Traffic::Sent;
     let link = *walk.tables.agent.links.get(&ifindex).ok_or(Reason::UnknownLink)?;
+    walk.party = Party { traffic: Traffic::Sent, vni: link.vni, slot: link.slot };
     let ethernet = Ethernet::at(&walk.frame, 0)?;
     if ethernet.src != link.mac {
         return Err(Reason::SpoofedMac);
@@ -167,7 +171,7 @@ fn to_backend(
 ) -> Outcome {
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if backend.node == Be32::ZERO {
-        let endpoint = Endpoint { mac: backend.mac, ..Endpoint::default() };
+        let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
         return walk.deliver(&endpoint, packet.ethernet.src, Reason::DeliveredLocal);
     }
     let inner = Ethernet { dst: backend.mac, ..packet.ethernet };

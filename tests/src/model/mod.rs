@@ -10,6 +10,7 @@ mod container;
 mod frame;
 mod host;
 mod icmp;
+mod observe;
 mod underlay;
 mod walk;
 mod xdp;
@@ -24,6 +25,8 @@ use overlay_common::{
 
 pub use frame::ones_complement;
 pub use host::Host;
+
+use crate::rig::Told;
 
 /// Which program a packet meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,8 @@ pub struct Predicted {
     pub packet: Vec<u8>,
     /// The counters that move, and how far.
     pub moved: BTreeMap<Reason, Counter>,
+    /// What is counted for endpoints and networks.
+    pub told: Told,
 }
 
 /// What the maps hold.
@@ -106,12 +111,14 @@ pub fn run(
         Ok(walk::End::Pass) => Verdict::Pass,
         Ok(walk::End::Sent(reason)) => {
             walk.count(reason, length);
+            walk.tell_forwarded(reason, length);
             Verdict::Sent
         }
         Err(reason) => {
             walk.count(reason, length);
+            walk.tell_dropped(reason, length);
             Verdict::Drop
         }
     };
-    Predicted { verdict, packet: walk.frame, moved: walk.moved }
+    Predicted { verdict, packet: walk.frame, moved: walk.moved, told: walk.told }
 }

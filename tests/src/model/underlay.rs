@@ -15,6 +15,7 @@ use super::{
     frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes},
     host::MTU,
     icmp,
+    observe::Party,
     walk::{End, Outcome, Walk},
 };
 
@@ -96,7 +97,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     };
     walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
     if backend.node == Be32::ZERO {
-        let endpoint = Endpoint { mac: backend.mac, ..Endpoint::default() };
+        let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
         return walk.deliver(&endpoint, source, Reason::DeliveredLocal);
     }
     let asked = Ethernet::at(&walk.frame, 0)?.dst;
@@ -116,13 +117,16 @@ fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     check_other(walk, sender)?;
     let outcome = accept(walk, sender);
     if outcome.is_err() {
+        let party = std::mem::replace(&mut walk.party, Party::nobody());
         check_peer(walk, sender)?;
+        walk.party = party;
     }
     outcome
 }
 
 fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     let vni = vni(walk)?;
+    walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     if ethernet.kind != IPV4 {
         return Err(Reason::UnsupportedProtocol);
@@ -130,7 +134,10 @@ fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
     ip.check(&walk.frame)?;
     match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
-        Some(endpoint) => to_local(walk, (vni, sender), &ip, &endpoint),
+        Some(endpoint) => {
+            walk.party.slot = endpoint.slot;
+            to_local(walk, (vni, sender), &ip, &endpoint)
+        }
         None => to_client(walk, (vni, sender), &ip),
     }
 }

@@ -16,7 +16,9 @@ use super::{
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated},
     host::NextHop,
+    observe::Party,
 };
+use crate::rig::Told;
 
 /// How a packet that is not dropped ends.
 pub enum End {
@@ -53,12 +55,27 @@ pub struct Walk<'a> {
     pub frame: Vec<u8>,
     /// What was counted.
     pub moved: BTreeMap<Reason, Counter>,
+    /// The endpoint that it is counted for.
+    pub party: Party,
+    /// Slot of the endpoint of this node that it went into; 0 where it went elsewhere.
+    pub delivered: u32,
+    /// What was counted for endpoints and networks.
+    pub told: Told,
 }
 
 impl<'a> Walk<'a> {
     /// A packet that has just come in.
     pub fn new(tables: &'a mut Tables, host: &'a Host, now: u64, packet: &[u8]) -> Self {
-        Self { tables, host, now, frame: packet.to_vec(), moved: BTreeMap::new() }
+        Self {
+            tables,
+            host,
+            now,
+            frame: packet.to_vec(),
+            moved: BTreeMap::new(),
+            party: Party::nobody(),
+            delivered: 0,
+            told: Told::default(),
+        }
     }
 
     /// Counts a packet.
@@ -186,6 +203,7 @@ impl<'a> Walk<'a> {
     /// Into an endpoint of this node.
     pub fn deliver(&mut self, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
         put(&mut self.frame, 0, &Ethernet::ipv4(source, endpoint.mac).bytes());
+        self.delivered = endpoint.slot;
         let to_host = endpoint.flags & ENDPOINT_FLAG_HOST != 0;
         Ok(End::Sent(if to_host { Reason::DeliveredHost } else { reason }))
     }

@@ -60,6 +60,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
 fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     check_peer(walk, outer.src)?;
     let vni = vni(walk)?;
+    walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
     if ethernet.kind != IPV4 || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len())

@@ -5,6 +5,7 @@
 //! have neighbour entries, so that forwarding look-ups succeed. BPF_PROG_TEST_RUN hands packets
 //! over as if they came in by interface 1.
 
+mod observe;
 pub mod packets;
 
 use std::{collections::BTreeMap, io::ErrorKind, net::Ipv4Addr, process::Command};
@@ -14,6 +15,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
+pub use observe::Told;
 use overlay::datapath::{DatapathState, MapOp, diff};
 use overlay_common::{
     Be16, Be32, Mac, Reason,
@@ -68,6 +70,8 @@ pub struct Ran {
     pub counted: Vec<Reason>,
     /// How far they moved.
     pub moved: BTreeMap<Reason, Counter>,
+    /// What was counted for endpoints and networks.
+    pub told: Told,
 }
 
 /// The programs, their maps and the namespace they run in.
@@ -83,6 +87,11 @@ pub struct Rig {
 /// The MAC of an address.
 pub fn mac(ip: Ipv4Addr) -> Mac {
     Mac::of_ip(ip.into())
+}
+
+/// The slot of an endpoint of this node.
+pub fn slot(ip: Ipv4Addr) -> u32 {
+    100 + u32::from(ip.octets()[3])
 }
 
 fn run(command: &str) {
@@ -215,7 +224,8 @@ impl Rig {
             })
             .collect();
         let counted = moved.keys().copied().collect();
-        Ran { verdict: result.return_value, packet: out, counted, moved }
+        let told = self.take_told();
+        Ran { verdict: result.return_value, packet: out, counted, moved, told }
     }
 
     /// All counters that are not zero.
@@ -295,6 +305,7 @@ impl Rig {
     pub fn local(&mut self, vni: u32, ip: Ipv4Addr, flags: u8, sends: bool) {
         self.set(|state| {
             let ifindex = if sends { IFINDEX } else { 40 + u32::from(ip.octets()[3]) };
+            let slot = slot(ip);
             state.endpoints.insert(
                 EndpointKey { vni, ip: ip.into() },
                 Endpoint {
@@ -302,12 +313,13 @@ impl Rig {
                     flags,
                     mac: mac(ip),
                     ifindex,
+                    slot,
                     ..Endpoint::default()
                 },
             );
             state.links.insert(
                 ifindex,
-                Link { vni, ip: ip.into(), mac: mac(ip), flags: u16::from(flags) },
+                Link { vni, ip: ip.into(), mac: mac(ip), flags: u16::from(flags), slot },
             );
         });
     }
@@ -356,6 +368,7 @@ impl Rig {
                         ifindex: if *local { 40 + u32::from(ip.octets()[3]) } else { 0 },
                         mac: mac(*ip),
                         state: maps::BACKEND_ACTIVE,
+                        slot: if *local { slot(*ip) } else { 0 },
                     },
                 );
             }

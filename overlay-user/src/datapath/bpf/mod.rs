@@ -10,6 +10,7 @@ mod clsact;
 mod log;
 mod netlink;
 mod object;
+mod observe;
 pub use object::{OBJECT, load_program};
 mod pins;
 mod sys;
@@ -18,12 +19,14 @@ mod tables;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use attach::Attacher;
 use aya::maps::{Array, Map, MapData};
+use observe::TrafficTables;
 use overlay_common::{
     Reason,
     maps::{Config, Conntrack, ConntrackKey, Counter},
@@ -32,7 +35,7 @@ use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
 use tables::{AgentTables, ProgramTables};
 
-use super::{Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
+use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
 
 /// How to load.
 #[derive(Clone, Debug)]
@@ -64,6 +67,7 @@ pub struct BpfDatapath {
     config: Mutex<Array<MapData, Config>>,
     agent: Mutex<AgentTables>,
     programs: ProgramTables,
+    traffic: Mutex<TrafficTables>,
     attacher: Mutex<Attacher>,
     flavour: TcFlavour,
 }
@@ -109,9 +113,10 @@ impl BpfDatapath {
         let config = Mutex::new(tables::take_config(&mut ebpf)?);
         let agent = Mutex::new(AgentTables::take(&mut ebpf)?);
         let programs = ProgramTables::take(&mut ebpf)?;
+        let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
         let attacher = Attacher { ebpf, pins, flavour };
         attacher.prune()?;
-        Ok(Self { config, agent, programs, attacher: Mutex::new(attacher), flavour })
+        Ok(Self { config, agent, programs, traffic, attacher: Mutex::new(attacher), flavour })
     }
 
     /// Detaches and removes everything in a pin directory, of whatever version: links, filters
@@ -183,6 +188,14 @@ impl Datapath for BpfDatapath {
 
     fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
         self.programs.counters()
+    }
+
+    fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
+        lock(&self.traffic).read(slots)
+    }
+
+    fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        lock(&self.traffic).forget(slots, networks)
     }
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {

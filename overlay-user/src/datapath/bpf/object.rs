@@ -17,7 +17,7 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 14] = [
+pub(super) const MAPS: [&str; 16] = [
     "config",
     "networks",
     "endpoints",
@@ -32,6 +32,8 @@ pub(super) const MAPS: [&str; 14] = [
     "conntrack",
     "sock_origin",
     "counters",
+    "endpoint_counters",
+    "drop_counters",
 ];
 
 /// The socket programs, which are attached to a cgroup.

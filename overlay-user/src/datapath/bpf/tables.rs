@@ -16,7 +16,7 @@ use overlay_common::{
 };
 
 use super::{kernel, object::missing, words};
-use crate::datapath::{DatapathError, DatapathState, MapOp};
+use crate::datapath::{DatapathError, DatapathState, MapOp, observe::sum as sum_of_two};
 
 type Table<K, V> = HashMap<MapData, K, V>;
 
@@ -119,11 +119,7 @@ impl ProgramTables {
                 .counters
                 .get(&(*reason as u32), 0)
                 .map_err(|e| kernel("read the map counters", words(&e)))?;
-            let add = |sum: Counter, cpu: &Counter| Counter {
-                packets: sum.packets.wrapping_add(cpu.packets),
-                bytes: sum.bytes.wrapping_add(cpu.bytes),
-            };
-            Ok((*reason, values.iter().fold(Counter::default(), add)))
+            Ok((*reason, values.iter().fold(Counter::default(), sum_of_two)))
         };
         Reason::ALL.iter().map(sum).collect()
     }
@@ -155,7 +151,7 @@ pub(super) fn take_config(ebpf: &mut Ebpf) -> Result<Array<MapData, Config>, Dat
     take(ebpf, "config")
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &str,
 ) -> Result<T, DatapathError> {
@@ -181,7 +177,7 @@ fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Res
     }
 }
 
-fn errno(error: &MapError) -> Option<i32> {
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(e) => e.io_error.raw_os_error(),
         MapError::KeyNotFound => Some(libc::ENOENT),

@@ -434,7 +434,9 @@ fn endpoints_reach_each_other_and_a_restart_loses_no_packet() {
         });
         let endpoint = Endpoint { kind: ENDPOINT_LOCAL, mac: link.mac, ifindex, ..gateway };
         state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(last) }, endpoint);
-        state.links.insert(ifindex, Link { vni: 4097, ip: ip(last), mac: link.mac, flags: 0 });
+        state
+            .links
+            .insert(ifindex, Link { vni: 4097, ip: ip(last), mac: link.mac, ..Link::default() });
         host.netns.run(|| datapath.attach_container(&link.host_name).expect("attached"));
     }
     datapath.apply(&diff(&DatapathState::default(), &state)).expect("applied");

@@ -1,0 +1,164 @@
+//! What the programs tell of the traffic: counters of each endpoint and network.
+//!
+//! An endpoint of this node has a small number, its *slot*, which the agent writes beside its
+//! address and its interface, so that counting its packets takes an array look-up. Slot 0 is
+//! nobody's.
+
+use crate::{Reason, maps::Counter, pod::plain};
+
+/// Slots, the one that is nobody's included: how many endpoints of one node have counters of their
+/// own. The array holds [`Tally`]s of all slots for each CPU, half a MiB.
+pub const ENDPOINT_SLOTS: usize = 1 << 11;
+
+/// Counters of one endpoint, each for one reason in one direction.
+pub const WAYS: usize = 16;
+
+/// Whether an endpoint sent a packet or was to receive it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Traffic {
+    /// The endpoint sent it.
+    Sent = 0,
+    /// It was for the endpoint.
+    Received = 1,
+}
+
+impl Traffic {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Sent, Self::Received];
+
+    /// The direction with this number.
+    pub const fn from_index(index: u8) -> Option<Self> {
+        match index {
+            0 => Some(Self::Sent),
+            1 => Some(Self::Received),
+            _ => None,
+        }
+    }
+
+    /// `sent` or `received`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Received => "received",
+        }
+    }
+}
+
+/// What the ways of [`Tally`] are that no other name is for: it is shown nowhere, and a test
+/// demands that nothing a packet can meet is counted there.
+const NO_WAY: u32 = WAYS as u32 - 1;
+
+macro_rules! ways {
+    ($($index:literal = $traffic:ident $reason:ident;)+) => {
+        /// The ways that are counted: index in [`Tally`], direction, reason.
+        pub const ALL_WAYS: &[(usize, Traffic, Reason)] =
+            &[$(($index, Traffic::$traffic, Reason::$reason),)+];
+
+        /// Index in [`Tally`] of a packet that went on for a reason.
+        #[inline(always)]
+        pub const fn way(traffic: Traffic, reason: Reason) -> u32 {
+            match (traffic, reason) {
+                $((Traffic::$traffic, Reason::$reason) => $index,)+
+                _ => NO_WAY,
+            }
+        }
+    };
+}
+
+ways! {
+    0 = Sent DeliveredLocal;
+    1 = Sent Encapsulated;
+    2 = Sent SentToClient;
+    3 = Sent DeliveredHost;
+    4 = Sent ArpAnswered;
+    5 = Sent EchoAnswered;
+    6 = Sent TooBigAnswered;
+    8 = Received DeliveredLocal;
+    9 = Received Decapsulated;
+    10 = Received DeliveredHost;
+}
+
+/// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by
+/// [`way`]. Written by the programs, read and, before a slot is given to another endpoint, cleared
+/// by the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tally {
+    /// By [`way`].
+    pub ways: [Counter; WAYS],
+}
+
+/// Key of map `drop_counters`, a per-CPU hash of [`Counter`]: drops by endpoint, network and
+/// reason. Entries are made by the programs and removed by the agent with their endpoint or
+/// network. A full map loses only this breakdown: map `counters` has every drop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct DropKey {
+    /// The network, or [`crate::UNDERLAY_VNI`] where the packet is of no network that is known here.
+    pub vni: u32,
+    /// Slot of the endpoint; 0 when the packet is no endpoint's of this node.
+    pub slot: u16,
+    /// The [`Reason`].
+    pub reason: u8,
+    /// A [`Traffic`].
+    pub traffic: u8,
+}
+
+/// Most entries of `drop_counters`.
+pub const DROP_COUNTERS: usize = 1 << 14;
+
+plain!(Tally, DropKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Direction;
+    use core::mem::size_of;
+
+    #[test]
+    fn layouts_have_no_hidden_padding() {
+        let DropKey { vni, slot, reason, traffic } = DropKey::default();
+        let sum =
+            size_of_val(&vni) + size_of_val(&slot) + size_of_val(&reason) + size_of_val(&traffic);
+        assert_eq!(sum, size_of::<DropKey>());
+        assert_eq!(size_of::<Tally>(), WAYS * size_of::<Counter>());
+        assert!(ENDPOINT_SLOTS <= usize::from(u16::MAX) + 1, "a slot fits a DropKey");
+    }
+
+    #[test]
+    fn every_reason_for_which_a_packet_goes_on_has_a_way() {
+        // These count what happens to flows, and packets that are no endpoint's of this node.
+        let of_no_endpoint = [
+            Reason::FlowCreated,
+            Reason::FlowRepicked,
+            Reason::XdpEncapsulated,
+            Reason::XdpSentToClient,
+        ];
+        for reason in Reason::ALL.iter().filter(|r| r.direction() == Direction::Forward) {
+            let counted = ALL_WAYS.iter().any(|(_, _, of)| of == reason);
+            assert!(counted != of_no_endpoint.contains(reason), "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn ways_have_indexes_of_their_own() {
+        let mut indexes: Vec<_> = ALL_WAYS.iter().map(|(index, _, _)| *index).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        assert_eq!(indexes.len(), ALL_WAYS.len());
+        assert!(indexes.iter().all(|index| *index < NO_WAY as usize));
+        for (index, traffic, reason) in ALL_WAYS {
+            assert_eq!(way(*traffic, *reason) as usize, *index);
+        }
+        assert_eq!(way(Traffic::Received, Reason::Encapsulated), NO_WAY);
+    }
+
+    #[test]
+    fn a_direction_survives_its_number() {
+        for traffic in Traffic::ALL {
+            assert_eq!(Traffic::from_index(traffic as u8), Some(traffic));
+        }
+        assert_eq!(Traffic::from_index(2), None);
+    }
+}

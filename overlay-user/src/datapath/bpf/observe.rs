@@ -1,0 +1,96 @@
+//! The maps that tell of the traffic.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, PerCpuArray, PerCpuHashMap, PerCpuValues},
+    util::nr_cpus,
+};
+use nix::libc;
+use overlay_common::{
+    maps::Counter,
+    observe::{DropKey, Tally},
+};
+
+use super::{
+    kernel,
+    tables::{errno, take},
+    words,
+};
+use crate::datapath::{Breakdown, DatapathError, observe::sum};
+
+/// The counters of endpoints and networks.
+pub(super) struct TrafficTables {
+    endpoints: PerCpuArray<MapData, Tally>,
+    drops: PerCpuHashMap<MapData, DropKey, Counter>,
+}
+
+impl TrafficTables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            endpoints: take(ebpf, "endpoint_counters")?,
+            drops: take(ebpf, "drop_counters")?,
+        })
+    }
+
+    /// The counters of these slots, and all drops.
+    pub(super) fn read(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
+        let mut forwarded = BTreeMap::new();
+        for slot in slots {
+            let values = self.endpoints.get(slot, 0).map_err(|e| {
+                kernel(format!("read the counters of endpoint slot {slot}"), words(&e))
+            })?;
+            let mut total = Tally::default();
+            for tally in values.iter() {
+                for (way, counter) in total.ways.iter_mut().zip(&tally.ways) {
+                    *way = sum(*way, counter);
+                }
+            }
+            forwarded.insert(*slot, total);
+        }
+        let mut dropped = BTreeMap::new();
+        for key in self.drop_keys()? {
+            match self.drops.get(&key, 0) {
+                Ok(values) => {
+                    dropped.insert(key, values.iter().fold(Counter::default(), sum));
+                }
+                // It went in between.
+                Err(e) if errno(&e) == Some(libc::ENOENT) => {}
+                Err(e) => return Err(kernel("read the map drop_counters", words(&e))),
+            }
+        }
+        Ok(Breakdown { forwarded, dropped })
+    }
+
+    fn drop_keys(&self) -> Result<BTreeSet<DropKey>, DatapathError> {
+        let keys = self.drops.keys().collect::<Result<_, _>>();
+        keys.map_err(|e| kernel("list the map drop_counters", words(&e)))
+    }
+
+    /// Sets the counters of these slots to zero and removes the drops of these slots, and of these
+    /// networks those that are no endpoint's.
+    pub(super) fn forget(
+        &mut self,
+        slots: &BTreeSet<u32>,
+        networks: &BTreeSet<u32>,
+    ) -> Result<(), DatapathError> {
+        let failed = |e: String| kernel("clear the counters of endpoints that are gone", e);
+        let cpus = nr_cpus().map_err(|(file, e)| failed(format!("{file}: {e}")))?;
+        for slot in slots {
+            let zero = PerCpuValues::try_from(vec![Tally::default(); cpus])
+                .map_err(|e| failed(e.to_string()))?;
+            self.endpoints.set(*slot, zero, 0).map_err(|e| failed(words(&e)))?;
+        }
+        for key in self.drop_keys()? {
+            let slot = u32::from(key.slot);
+            if slots.contains(&slot) || (slot == 0 && networks.contains(&key.vni)) {
+                match self.drops.remove(&key) {
+                    Err(e) if errno(&e) != Some(libc::ENOENT) => return Err(failed(words(&e))),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! For whom a packet is counted: "the endpoint that sent it or that it was for, and its network".
+
+use overlay_common::{
+    Reason, UNDERLAY_VNI,
+    observe::{ALL_WAYS, DropKey, ENDPOINT_SLOTS, Traffic},
+};
+
+use super::walk::Walk;
+
+/// The endpoint of this node that a packet is of, as far as the program got.
+#[derive(Clone, Copy, Debug)]
+pub struct Party {
+    /// Whether it sent the packet.
+    pub traffic: Traffic,
+    /// Its network.
+    pub vni: u32,
+    /// Its slot.
+    pub slot: u32,
+}
+
+impl Party {
+    /// Nobody's packet, from the underlay.
+    pub const fn nobody() -> Self {
+        Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, slot: 0 }
+    }
+}
+
+impl Walk<'_> {
+    /// Counts a packet that goes on for its sender and for whom it went into.
+    pub fn tell_forwarded(&mut self, reason: Reason, length: usize) {
+        let sender = if self.party.traffic == Traffic::Sent { self.party.slot } else { 0 };
+        for (slot, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
+            let exists = (1..ENDPOINT_SLOTS).contains(&(slot as usize));
+            if exists && ALL_WAYS.iter().any(|(_, t, r)| (*t, *r) == (traffic, reason)) {
+                let counter = self.told.forwarded.entry((slot, traffic, reason)).or_default();
+                counter.packets += 1;
+                counter.bytes += length as u64;
+            }
+        }
+    }
+
+    /// Counts a packet that is dropped. What a packet says of its network counts only where there
+    /// is such a network.
+    pub fn tell_dropped(&mut self, reason: Reason, length: usize) {
+        let Party { traffic, vni, slot } = self.party;
+        let vni = if self.network(vni).is_some() { vni } else { UNDERLAY_VNI };
+        let (slot, reason, traffic) = (slot as u16, reason as u8, traffic as u8);
+        let counter = self.told.dropped.entry(DropKey { vni, slot, reason, traffic }).or_default();
+        counter.packets += 1;
+        counter.bytes += length as u64;
+    }
+}
