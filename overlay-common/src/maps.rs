@@ -54,8 +54,9 @@ pub struct Config {
     pub vxlan_port: Be16,
     /// MAC address of the underlay NIC.
     pub underlay_mac: Mac,
-    /// Spare, zero.
-    pub reserved: u32,
+    /// What this kernel's `bpf_skb_adjust_room` is told when the tunnel's headers are removed, beside
+    /// what all of them know: [`DECAP_L4_UDP`] or nothing.
+    pub decap_flags: u32,
 }
 
 /// Map `hops`, per-CPU array indexed by [`Hop::slot`]: what the host's routing table last said of the
@@ -97,6 +98,12 @@ impl Hop {
         node.get().wrapping_mul(0x9e37_79b9) >> (32 - HOPS.ilog2())
     }
 }
+
+/// `BPF_F_ADJ_ROOM_DECAP_L4_UDP` of linux/bpf.h, newer than Linux 6.18: removing the headers also
+/// removes the mark of an aggregate inside a UDP tunnel. Without it the mark stays, so that a TCP
+/// aggregate that a container forwards is cut into segments earlier than it must be, and the kernel's
+/// vxlan device has to take apart what minds more.
+pub const DECAP_L4_UDP: u32 = 1 << 10;
 
 /// Map `networks`, hash by VNI (`u32`): written by the agent for each network with endpoints or
 /// backends of interest here; read by `from_container` and `from_underlay`.
@@ -465,7 +472,7 @@ mod tests {
             underlay_mtu,
             vxlan_port,
             underlay_mac,
-            reserved,
+            decap_flags,
         });
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });

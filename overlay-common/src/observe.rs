@@ -74,6 +74,7 @@ ways! {
     4 = Sent ArpAnswered;
     5 = Sent EchoAnswered;
     6 = Sent TooBigAnswered;
+    7 = Sent HandedOver;
     8 = Received DeliveredLocal;
     9 = Received Decapsulated;
     10 = Received DeliveredHost;
@@ -128,8 +129,10 @@ mod tests {
 
     #[test]
     fn every_reason_for_which_a_packet_goes_on_has_a_way() {
-        // These count what happens to flows, and packets that are no endpoint's of this node.
+        // These count what happens to flows, and packets that are no endpoint's of this node, or not
+        // yet.
         let of_no_endpoint = [
+            Reason::HandedUp,
             Reason::FlowCreated,
             Reason::FlowRepicked,
             Reason::XdpEncapsulated,

@@ -133,6 +133,12 @@ reasons! {
     NotPublished = 36, Drop, "not_published";
     /// Did not fit the path and was answered with ICMP "fragmentation needed".
     TooBigAnswered = 37, Forward, "too_big_answered";
+    /// Given to the kernel's vxlan device to send.
+    HandedOver = 38, Forward, "handed_over";
+    /// From the tunnel, left to the kernel's vxlan device to take apart.
+    HandedUp = 39, Forward, "handed_up";
+    /// The underlay marked congestion on a packet whose sender does not use ECN.
+    EcnUnexpected = 40, Drop, "ecn_unexpected";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

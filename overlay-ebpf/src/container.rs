@@ -13,14 +13,14 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, arp, conntrack, echo, fallible,
+    Outcome, arp, conntrack, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     icmp::{self, Router},
     maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
     nat,
     packet::{
         ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
-        pull,
+        pull, refuse_vlan_tag,
     },
     published, service, vxlan,
 };
@@ -73,9 +73,6 @@ pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
     if ethernet.src != link.mac {
         return Err(Reason::SpoofedMac);
     }
-    if has_vlan_tag(ctx) {
-        return Err(Reason::UnsupportedProtocol);
-    }
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => ipv4(ctx, link, ethernet),
         ETHERTYPE_ARP => arp::answer(ctx, &link),
@@ -110,7 +107,8 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
 /// flow that was translated on this node.
 #[inline(always)]
 fn to_endpoint(packet: &Packet<'_>, endpoint: &Endpoint) -> Outcome {
-    if packet.is_from(ENDPOINT_FLAG_BACKEND) {
+    // Tags cross between endpoints and mean nothing elsewhere, so tagged flows are never translated.
+    if packet.is_from(ENDPOINT_FLAG_BACKEND) && !has_vlan_tag(packet.ctx) {
         let work = work()?;
         if packet.flow(work).is_ok() && packet.tracked(work) == CONNTRACK_REPLY {
             return reply(packet, work);
@@ -137,7 +135,7 @@ fn tunnel(
             let mtu = vxlan::inner_mtu(packet.ctx, node)?;
             too_big(packet.ctx, packet.link.vni, mtu, translated)
         }
-        sent => sent.map(|action| Verdict::Done(action, Reason::Encapsulated)),
+        sent => sent,
     }
 }
 
@@ -168,6 +166,7 @@ fn answer_too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Resu
 /// To a VIP.
 #[inline(always)]
 fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
+    refuse_vlan_tag(packet.ctx)?;
     if is_icmp(&packet.ip) {
         return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
     }
@@ -184,6 +183,7 @@ fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
 /// To the gateway: ping for everybody, published ports for the host itself.
 #[inline(always)]
 fn to_gateway(packet: &Packet<'_>) -> Outcome {
+    refuse_vlan_tag(packet.ctx)?;
     if is_icmp(&packet.ip) {
         return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
     }
@@ -215,6 +215,7 @@ fn to_backend(packet: &Packet<'_>, work: &Work) -> Outcome {
 /// on no other.
 #[inline(always)]
 fn to_outside(packet: &Packet<'_>) -> Outcome {
+    refuse_vlan_tag(packet.ctx)?;
     let Packet { ctx, link, ethernet, ip } = packet;
     let network = lookup(&NETWORKS, &link.vni).ok_or(Reason::NoEndpoint)?;
     if network.contains(ip.daddr()) {

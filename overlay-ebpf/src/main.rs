@@ -17,8 +17,10 @@ mod arp;
 mod conntrack;
 mod container;
 mod echo;
+mod ecn;
 mod fallible;
 mod forward;
+mod handover;
 mod hop;
 mod icmp;
 mod maps;
@@ -38,7 +40,10 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext, XdpContext},
 };
 use observe::Party;
-use overlay_common::{Reason, maps::Link};
+use overlay_common::{
+    Reason,
+    maps::{DECAP_L4_UDP, Link},
+};
 
 /// What to do with a packet that is not dropped.
 #[derive(Clone, Copy)]
@@ -70,6 +75,21 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, outcome)
+}
+
+/// TC ingress of the kernel's vxlan device: what it has taken out of the tunnel.
+#[classifier]
+pub fn from_vxlan(ctx: TcContext) -> i32 {
+    let mut receiver = Party::receiver();
+    let outcome = underlay::receive_inner(&ctx, &mut receiver);
+    conclude_tc(&ctx, &receiver, outcome)
+}
+
+/// Attached nowhere: run once by the loader on a tunnel packet, to learn whether this kernel knows
+/// `DECAP_L4_UDP`. Returns 1 if it does.
+#[classifier]
+pub fn probe_decap(ctx: TcContext) -> i32 {
+    i32::from(vxlan::remove(&ctx, DECAP_L4_UDP).is_ok())
 }
 
 /// XDP on the underlay interface: peer check, published ports whose backend is remote, and their

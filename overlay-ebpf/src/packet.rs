@@ -82,6 +82,21 @@ pub fn has_vlan_tag(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
+/// Length of the VLAN tag that a packet has or will have on the wire, in bytes.
+#[inline(always)]
+pub fn vlan_tag_length(ctx: &TcContext) -> u32 {
+    if has_vlan_tag(ctx) { 4 } else { 0 }
+}
+
+/// For ways on which VLAN tags have no meaning.
+///
+/// # Errors
+/// [`Reason::UnsupportedProtocol`] when the packet has one.
+#[inline(always)]
+pub fn refuse_vlan_tag(ctx: &TcContext) -> Result<(), Reason> {
+    if has_vlan_tag(ctx) { Err(Reason::UnsupportedProtocol) } else { Ok(()) }
+}
+
 /// Whether the packet is an aggregate of segments.
 #[inline(always)]
 pub fn is_gso(ctx: &TcContext) -> bool {

@@ -1,5 +1,8 @@
 //! `from_underlay`: what the host's NIC receives. Tunnel packets are checked, popped and delivered;
-//! published ports are balanced; the rest is the host's.
+//! published ports are balanced; the rest is the host's. `from_vxlan`: what the kernel's vxlan device
+//! has popped.
+
+use core::mem::offset_of;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -8,27 +11,29 @@ use overlay_common::{
         CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
         ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey, Published,
     },
-    wire::{ETHERTYPE_IPV4, Ethernet, Ipv4, PROTO_UDP, Udp, Vxlan},
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, fallible,
+    Outcome, Verdict, conntrack, ecn, fallible,
     forward::{back_out, deliver, deliver_backend, route_out},
+    handover,
     icmp::{self, Router},
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
     observe::Party,
-    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, is_gso, load, pull},
+    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, pull},
     published, service, vxlan,
 };
 
 /// Offset of the inner Ethernet header.
 const INNER: usize = VXLAN_OVERHEAD as usize;
-/// Headers that are read directly: the tunnel's, and Ethernet, IPv4 and TCP inside.
-const HEADERS: u32 = VXLAN_OVERHEAD + 54;
+/// Headers of a frame that are read directly: Ethernet, IPv4 and TCP.
+const HEADERS: u32 = 54;
 
-/// A checked tunnel packet.
-struct Inner<'a> {
+/// A checked tunnel packet, with `OUTER` bytes of outer headers in front: [`INNER`], or none where
+/// the kernel's device has removed them.
+struct Inner<'a, const OUTER: usize> {
     ctx: &'a TcContext,
     vni: u32,
     /// VTEP of the node it came from.
@@ -36,29 +41,77 @@ struct Inner<'a> {
     ip: Ipv4,
 }
 
-impl Inner<'_> {
+impl<const OUTER: usize> Inner<'_, OUTER> {
     /// Fills `work.flow`.
     #[inline(always)]
     fn flow(&self, work: &mut Work) -> Result<(), Reason> {
-        flow(self.ctx, &self.ip, INNER + ETH_LEN, self.vni, &mut work.flow)
+        flow(self.ctx, &self.ip, OUTER + ETH_LEN, self.vni, &mut work.flow)
+    }
+
+    /// Removes the outer headers, if there are any. `leaves` says that the packet goes out of the
+    /// host.
+    ///
+    /// # Errors
+    /// [`Reason::TunnelRefused`] when it is for the kernel's device to do that.
+    #[inline(always)]
+    fn pop(&self, leaves: bool) -> Result<(), Reason> {
+        if OUTER == 0 {
+            return Ok(());
+        }
+        let config = config().ok_or(Reason::NotConfigured)?;
+        // Where the kernel cannot be told, an aggregate keeps the mark of a tunnel that it is no
+        // longer in. A TCP socket does not mind. Cutting datagrams apart for a UDP socket fails by
+        // it (seen on Linux 6.18), and a NIC might.
+        let may_keep_mark = self.ip.protocol == PROTO_TCP && !leaves;
+        if config.decap_flags == 0 && is_gso(self.ctx) && !may_keep_mark {
+            return Err(Reason::TunnelRefused);
+        }
+        vxlan::remove(self.ctx, config.decap_flags)
+    }
+
+    /// Whether the frame has a VLAN tag. Under outer headers none is seen: those that say so are left
+    /// to the kernel's device.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        OUTER == 0 && has_vlan_tag(self.ctx)
+    }
+
+    /// As [`refuse_vlan_tag`].
+    ///
+    /// # Errors
+    /// [`Reason::UnsupportedProtocol`] when the frame has one.
+    #[inline(always)]
+    fn refuse_tag(&self) -> Result<(), Reason> {
+        if self.is_tagged() { Err(Reason::UnsupportedProtocol) } else { Ok(()) }
     }
 }
 
 /// What the NIC receives.
 #[inline(always)]
 pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
-    pull(ctx, HEADERS);
+    pull(ctx, VXLAN_OVERHEAD + HEADERS);
     let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
         return Ok(Verdict::Pass);
     };
     if is_tunnel(config, &ip, &udp) {
-        return from_tunnel(ctx, config, ip.saddr(), receiver);
+        return from_tunnel(ctx, config, &ip, receiver);
     }
     // TCP and UDP both start with the two ports.
     match published::find_on_host(&ip, udp.dest) {
         Some(published) => to_published(ctx, &ip, &published),
         None => Ok(Verdict::Pass),
     }
+}
+
+/// What the kernel's vxlan device receives, without the outer headers. Nothing of it is the host's.
+#[inline(always)]
+pub fn receive_inner(ctx: &TcContext, receiver: &mut Party) -> Outcome {
+    pull(ctx, HEADERS);
+    let (vni, sender) = handover::origin(ctx)?;
+    check_peer(sender)?;
+    receiver.vni = vni_of(&Vxlan::new(vni))?;
+    // The device has combined the marks of RFC 6040.
+    accept::<0>(ctx, sender, 0, receiver)
 }
 
 /// IPv4 without options and the first eight bytes behind it; what is anything else is the host's.
@@ -75,8 +128,8 @@ fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
     Some((ip, load(ctx, ETH_LEN + IPV4_LEN).ok()?))
 }
 
-/// Whether the packet is VXLAN to this node. The kernel reassembles fragments and has its own
-/// vxlan device on the port, where nothing listens: fragments of the tunnel end there.
+/// Whether the packet is VXLAN to this node. What is not seen as that here (fragments, headers with
+/// options) comes back from the kernel's vxlan device.
 #[inline(always)]
 pub fn is_tunnel(config: &Config, ip: &Ipv4, udp: &Udp) -> bool {
     ip.protocol == PROTO_UDP
@@ -105,7 +158,7 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
             fallible::unpack(too_big_packed(ctx.skb.skb, mtu))?;
             Ok(back_out(ctx, Reason::TooBigAnswered))
         }
-        sent => sent.map(|action| Verdict::Done(action, Reason::Encapsulated)),
+        sent => sent,
     }
 }
 
@@ -174,30 +227,52 @@ pub fn check_other(config: &Config, sender: Be32) -> Result<(), Reason> {
 /// Most packets are from an endpoint on the node that they come from, so that one look-up says both
 /// whose they are and that their node is of the cluster; only the rest are looked up in `peers`.
 #[inline(always)]
-fn from_tunnel(ctx: &TcContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
+fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Ipv4, receiver: &mut Party) -> Outcome {
+    let sender = outer.saddr();
     check_other(config, sender)?;
+    let reason = match under_headers(ctx, sender, outer.tos, receiver) {
+        Err(reason) => reason,
+        outcome => return outcome,
+    };
     // What a stranger sends is dropped as that, whatever else is wrong with it.
-    accept(ctx, sender, receiver).map_err(|reason| match check_peer(sender) {
-        Ok(()) => reason,
-        Err(stranger) => {
-            *receiver = Party::receiver();
-            stranger
-        }
-    })
+    if let Err(stranger) = check_peer(sender) {
+        *receiver = Party::receiver();
+        return Err(stranger);
+    }
+    // Nobody says so after anything else has changed the packet.
+    if reason == Reason::TunnelRefused { handover::leave(ctx) } else { Err(reason) }
 }
 
+/// A packet with the outer headers in front. [`Reason::TunnelRefused`] leaves it to the kernel's
+/// device.
 #[inline(always)]
-fn accept(ctx: &TcContext, sender: Be32, receiver: &mut Party) -> Outcome {
+fn under_headers(ctx: &TcContext, sender: Be32, outer_tos: u8, receiver: &mut Party) -> Outcome {
     let vxlan: Vxlan = load(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>())?;
-    let vni = vni_of(&vxlan)?;
-    receiver.vni = vni;
-    let ethernet: Ethernet = load(ctx, INNER)?;
+    receiver.vni = vni_of(&vxlan)?;
+    let ethertype: Be16 = load(ctx, INNER + offset_of!(Ethernet, ethertype))?;
+    if ethertype.get() == ETHERTYPE_VLAN {
+        return Err(Reason::TunnelRefused);
+    }
+    accept::<INNER>(ctx, sender, outer_tos, receiver)
+}
+
+/// A frame of network `receiver.vni` from node `sender`, under an outer TOS byte.
+#[inline(always)]
+fn accept<const OUTER: usize>(
+    ctx: &TcContext,
+    sender: Be32,
+    outer_tos: u8,
+    receiver: &mut Party,
+) -> Outcome {
+    let vni = receiver.vni;
+    let ethernet: Ethernet = load(ctx, OUTER)?;
     if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
         return Err(Reason::UnsupportedProtocol);
     }
-    let ip: Ipv4 = load(ctx, INNER + ETH_LEN)?;
-    check_ipv4(&ip, ctx.len() - (INNER + ETH_LEN) as u32, is_gso(ctx))?;
-    let inner = Inner { ctx, vni, sender, ip };
+    let mut ip: Ipv4 = load(ctx, OUTER + ETH_LEN)?;
+    check_ipv4(&ip, ctx.len() - (OUTER + ETH_LEN) as u32, is_gso(ctx))?;
+    ecn::combine(ctx, outer_tos, &mut ip, OUTER + ETH_LEN)?;
+    let inner = Inner::<OUTER> { ctx, vni, sender, ip };
     match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
             receiver.slot = endpoint.slot;
@@ -210,14 +285,14 @@ fn accept(ctx: &TcContext, sender: Be32, receiver: &mut Party) -> Outcome {
 /// To an endpoint of this node: from another endpoint of the network, or from a client outside
 /// whose flow another node has translated.
 #[inline(always)]
-fn to_local(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
+fn to_local<const OUTER: usize>(inner: &Inner<'_, OUTER>, endpoint: &Endpoint) -> Outcome {
     let Inner { ctx, vni, sender, ip } = inner;
     let source = match lookup(&ENDPOINTS, &EndpointKey { vni: *vni, ip: ip.saddr() }) {
         Some(from) => {
             if from.kind != ENDPOINT_REMOTE || from.node != *sender {
                 return Err(Reason::SpoofedInnerSource);
             }
-            if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
+            if from.flags & ENDPOINT_FLAG_BACKEND != 0 && !inner.is_tagged() {
                 let work = work()?;
                 if inner.flow(work).is_ok()
                     && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
@@ -229,15 +304,16 @@ fn to_local(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
         }
         None => return from_outside(inner, endpoint),
     };
-    vxlan::decapsulate(ctx)?;
+    inner.pop(false)?;
     deliver(ctx, endpoint, source, Reason::Decapsulated)
 }
 
 /// From a client outside, whose flow another node has translated: notes the way back, and delivers
 /// with the gateway's MAC.
 #[inline(always)]
-fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
+fn from_outside<const OUTER: usize>(inner: &Inner<'_, OUTER>, endpoint: &Endpoint) -> Outcome {
     check_peer(inner.sender)?;
+    inner.refuse_tag()?;
     let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
     if network.contains(inner.ip.saddr()) {
         return Err(Reason::SpoofedInnerSource);
@@ -248,17 +324,18 @@ fn from_outside(inner: &Inner<'_>, endpoint: &Endpoint) -> Outcome {
     let work = work()?;
     inner.flow(work)?;
     let translate = conntrack::note_return(&work.flow, inner.sender, &mut work.entry)?;
-    vxlan::decapsulate(inner.ctx)?;
+    inner.pop(false)?;
     if translate {
-        nat::translate(inner.ctx, &inner.ip, usize::from(work.flow.transport) - INNER, work)?;
+        nat::translate(inner.ctx, &inner.ip, usize::from(work.flow.transport) - OUTER, work)?;
     }
     deliver(inner.ctx, endpoint, Mac::of_ip(network.gateway), Reason::Decapsulated)
 }
 
 /// A backend's reply for a flow that was translated here: to a client outside or to the host.
 #[inline(always)]
-fn to_client(inner: &Inner<'_>) -> Outcome {
+fn to_client<const OUTER: usize>(inner: &Inner<'_, OUTER>) -> Outcome {
     check_peer(inner.sender)?;
+    inner.refuse_tag()?;
     let work = work()?;
     if inner.flow(work).is_err() || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
     {
@@ -280,10 +357,10 @@ pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
 
 /// Pops the tunnel headers of a reply, translates it back and sends it to the client.
 #[inline(always)]
-fn reply(inner: &Inner<'_>, work: &Work) -> Outcome {
+fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &Work) -> Outcome {
     let Inner { ctx, ip, .. } = inner;
-    vxlan::decapsulate(ctx)?;
-    nat::translate(ctx, ip, usize::from(work.flow.transport) - INNER, work)?;
+    inner.pop(work.entry.vni == UNDERLAY_VNI)?;
+    nat::translate(ctx, ip, usize::from(work.flow.transport) - OUTER, work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {
         return route_out(ctx, entry.saddr, entry.daddr);

@@ -1,5 +1,7 @@
 //! The tunnel (RFC 7348): pushing and popping 50 bytes.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
@@ -12,19 +14,21 @@ use aya_ebpf::{
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, checksum, hash,
     maps::Config,
-    wire::{Encapsulation, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
+    wire::{
+        ETHERTYPE_IPV4, Encapsulation, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan,
+    },
 };
 
 use crate::{
-    fallible,
+    Outcome, Verdict, ecn, fallible,
     forward::{path_mtu, send},
-    hop,
+    handover, hop,
     maps::{config, scratch},
-    packet::{ETH_LEN, IPV4_LEN, load, longest, store_rehash},
+    packet::{ETH_LEN, IPV4_LEN, load, longest, store_rehash, vlan_tag_length},
 };
 
 /// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
-const TTL: u8 = 64;
+pub const TTL: u8 = 64;
 
 const ROOM_MAC: u32 = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 /// The containers' MTU leaves room for the tunnel headers, so segments keep their size.
@@ -36,21 +40,22 @@ const PUSH: u64 = GSO
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | ((ETH_LEN as u64) << 56);
 
-/// The four outer headers for an inner frame of `length` bytes, followed by its own header.
+/// The four outer headers for an inner frame of `length` bytes, followed by its own header. `tunnel`
+/// is the VNI, the flow's hash and the outer TOS byte.
 #[inline(always)]
 pub fn headers(
     config: &Config,
     outer: Ethernet,
     node: Be32,
-    tunnel: (u32, u32),
+    tunnel: (u32, u32, u8),
     inner: (Ethernet, u32),
 ) -> Encapsulation {
-    let (vni, flow_hash) = tunnel;
+    let (vni, flow_hash, tos) = tunnel;
     let (inner, length) = inner;
     let udp_length = length + (size_of::<Udp>() + size_of::<Vxlan>()) as u32;
     let mut ipv4 = Ipv4 {
         version_ihl: 0x45,
-        tos: 0,
+        tos,
         total_length: length16(udp_length + size_of::<Ipv4>() as u32),
         id: Be16::ZERO,
         fragment: Be16::new(IPV4_DF),
@@ -96,20 +101,34 @@ fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
     Be16::from_raw(!checksum::fold(sum))
 }
 
-/// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`.
-/// Returns the TC action.
+/// Beside a TC action: the packet was handed over.
+const HANDED_OVER: u32 = 1 << 8;
+
+/// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`:
+/// here, or where that cannot be by the kernel's vxlan device.
 ///
 /// # Errors
-/// [`Reason::NoRoute`], [`Reason::TooBig`], [`Reason::TunnelRefused`].
+/// [`Reason::NoRoute`], [`Reason::TunnelRefused`], [`Reason::TooBig`] for what must not be
+/// fragmented.
 #[inline(always)]
-pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Reason> {
-    fallible::unpack(encapsulate_packed(ctx.skb.skb, vni, node, inner)).map(|action| action as i32)
+pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Outcome {
+    let sent = fallible::unpack(encapsulate_packed(ctx.skb.skb, vni, node, inner))?;
+    let action = (sent & !HANDED_OVER) as i32;
+    let is_handed_over = sent & HANDED_OVER != 0;
+    let reason = if is_handed_over { Reason::HandedOver } else { Reason::Encapsulated };
+    Ok(Verdict::Done(action, reason))
 }
 
 #[inline(never)]
 fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(push(&ctx, vni, node, inner).map(|action| action as u32))
+    match push(&ctx, vni, node, inner) {
+        Err(refused @ (Reason::TooBig | Reason::TunnelRefused)) => {
+            let sent = handover::send_packed(skb, vni, node, inner, refused as u32);
+            fallible::pack(fallible::unpack(sent).map(|action| action | HANDED_OVER))
+        }
+        sent => fallible::pack(sent.map(|action| action as u32)),
+    }
 }
 
 #[inline(always)]
@@ -118,11 +137,17 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
     let length = ctx.len();
     let flow_hash = flow_hash(ctx);
     // The inner Ethernet header is inside now.
-    let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD;
+    let tag = vlan_tag_length(ctx);
+    let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD + tag;
     let hop = hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
+    // A tag waits outside the packet data and would end up on the outer frame.
+    if tag != 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    let tos = tos(ctx, inner)?;
     ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH).map_err(|_| Reason::TunnelRefused)?;
     let scratch = scratch()?;
-    scratch.headers = headers(config, hop.ethernet, node, (vni, flow_hash), (*inner, length));
+    scratch.headers = headers(config, hop.ethernet, node, (vni, flow_hash, tos), (*inner, length));
     store_rehash(ctx, 0, &scratch.headers)?;
     Ok(send(hop.ifindex, hop.resolved != 0))
 }
@@ -149,6 +174,15 @@ fn flow_hash(ctx: &TcContext) -> u32 {
     }
 }
 
+/// TOS byte of the outer header.
+#[inline(always)]
+fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
+    if inner.ethertype.get() != ETHERTYPE_IPV4 {
+        return Ok(0);
+    }
+    load::<u8>(ctx, ETH_LEN + offset_of!(Ipv4, tos)).map(ecn::outer)
+}
+
 /// MTU in bytes that IPv4 packets inside the tunnel to `node` have, after [`encapsulate`] said
 /// [`Reason::TooBig`].
 ///
@@ -163,17 +197,19 @@ pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
 fn inner_mtu_packed(skb: *mut __sk_buff, node: Be32) -> i64 {
     let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
     let path = path_mtu(skb.cast(), config, (config.vtep, node));
-    fallible::pack(path.map(|mtu| mtu.saturating_sub(VXLAN_OVERHEAD)))
+    let overhead = VXLAN_OVERHEAD + vlan_tag_length(&TcContext::new(skb));
+    fallible::pack(path.map(|mtu| mtu.saturating_sub(overhead)))
 }
 
 /// Removes the four outer headers. The Ethernet header that is then in front is the outer one: the
-/// caller writes another.
+/// caller writes another. `flags` are [`Config::decap_flags`].
 ///
 /// # Errors
 /// [`Reason::TunnelRefused`].
 #[inline(always)]
-pub fn decapsulate(ctx: &TcContext) -> Result<(), Reason> {
-    ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, GSO).map_err(|_| Reason::TunnelRefused)
+pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
+    let flags = GSO | u64::from(flags);
+    ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, flags).map_err(|_| Reason::TunnelRefused)
 }
 
 #[cfg(test)]
@@ -196,7 +232,7 @@ mod tests {
             ethertype: Be16::new(ETHERTYPE_IPV4),
         };
         let node = Be32::from_octets([172, 16, 1, 11]);
-        headers(&config(), outer, node, (4097, 0x1234_5678), (outer, length))
+        headers(&config(), outer, node, (4097, 0x1234_5678, 3), (outer, length))
     }
 
     #[test]
@@ -204,7 +240,7 @@ mod tests {
         let headers = some_headers(98);
         assert_eq!(headers.udp.length.get(), 98 + 16);
         assert_eq!(headers.ipv4.total_length.get(), 98 + 36);
-        assert_eq!(headers.vxlan.vni(), Some(4097));
+        assert_eq!((headers.vxlan.vni(), headers.ipv4.tos), (Some(4097), 3));
         assert_eq!(headers.udp.checksum, Be16::ZERO);
         assert_eq!(headers.ipv4.fragment.get(), IPV4_DF);
     }

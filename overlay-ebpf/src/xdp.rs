@@ -14,7 +14,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack,
+    Outcome, Verdict, conntrack, ecn,
     forward::next_hop,
     hop,
     maps::{ENDPOINTS, Work, config, lookup, work},
@@ -60,6 +60,10 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
         return Ok(Verdict::Pass);
     };
     if is_tunnel(config, &ip, &udp) {
+        // What routers marked is TC's to bring inside.
+        if ecn::is_marked(ip.tos) {
+            return Ok(Verdict::Pass);
+        }
         return from_tunnel(ctx, config, ip.saddr(), receiver);
     }
     match published::find_on_host(&ip, udp.dest) {
@@ -135,8 +139,9 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     let inner = Ethernet { dst: backend.mac, src: Mac::default(), ..outer };
     let key = &work.flow.key;
     let flow_hash = hash::of_flow(key.saddr, key.daddr, [key.sport, key.dport]);
+    let tunnel = (backend.vni, flow_hash, ecn::outer(ip.tos));
     let headers: Encapsulation =
-        vxlan::headers(config, outer, backend.node, (backend.vni, flow_hash), (inner, length));
+        vxlan::headers(config, outer, backend.node, tunnel, (inner, length));
     write(ctx, 0, headers)?;
     Ok(Verdict::Done(send(ctx, hop.ifindex), Reason::XdpEncapsulated))
 }

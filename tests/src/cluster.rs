@@ -22,6 +22,8 @@ use crate::{
 pub struct Options {
     /// Links behave like wire, see [`Attachment::wire`].
     pub wire: bool,
+    /// MTU of the underlay in bytes, where it is not Ethernet's usual one.
+    pub mtu: Option<u32>,
     /// Arguments for `overlay init` and `overlay join` on every host.
     pub every: Vec<String>,
     /// Further arguments for `overlay init`.
@@ -190,6 +192,7 @@ impl Cluster {
             machine: &namespace,
             address,
             wire: self.options.wire,
+            mtu: self.options.mtu,
         })
     }
 

@@ -44,6 +44,6 @@ mod wait;
 pub use cluster::{Client, Cluster, Options};
 pub use container::{Container, ContainerBuilder};
 pub use host::{Host, refusal};
-pub use place::{Place, Running};
+pub use place::{Place, Running, wait_listening};
 pub use shared::Shared;
 pub use wait::{check_interrupted, eventually, on_interrupt};

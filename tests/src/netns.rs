@@ -74,6 +74,8 @@ pub struct Attachment<'a> {
     /// that passes everything: without one the kernel queues what XDP_TX sends out of a veth at its
     /// peer, but does not wake the peer (`veth_xdp_flush`, seen on Linux 6.18 with GRO alone).
     pub wire: bool,
+    /// MTU of the link in bytes, where it is not Ethernet's usual one.
+    pub mtu: Option<u32>,
 }
 
 /// Plugs a machine into the switch.
@@ -81,11 +83,16 @@ pub struct Attachment<'a> {
 /// # Errors
 /// What `ip` or `ethtool` said.
 pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
-    let Attachment { switch, port, machine, address, wire } = attachment;
+    let Attachment { switch, port, machine, address, wire, mtu } = attachment;
     ip(&[
         "-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", machine,
     ])?;
     ip(&["-n", machine, "address", "add", &format!("{address}/{UNDERLAY_PREFIX}"), "dev", "eth0"])?;
+    if let Some(mtu) = mtu {
+        let mtu = mtu.to_string();
+        ip(&["-n", machine, "link", "set", "eth0", "mtu", &mtu])?;
+        ip(&["-n", switch, "link", "set", port, "mtu", &mtu])?;
+    }
     if *wire {
         let off = ["-K", "eth0", "tx", "off", "tso", "off"];
         ethtool(machine, &off)?;

@@ -171,7 +171,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             underlay_mtu: underlay.mtu,
             vxlan_port: Be16::new(self.config.data_path_port),
             underlay_mac: underlay.mac,
-            reserved: 0,
+            // For the datapath to fill in.
+            decap_flags: 0,
         };
         Ok(self.datapath.set_config(&config)?)
     }
@@ -180,6 +181,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if host_link {
             self.datapath.attach_container(PROGRAM_END)?;
         }
+        self.datapath.attach_vxlan(VXLAN)?;
         let xdp = self.datapath.attach_underlay(&self.config.iface, self.config.xdp)?;
         let sockets = self.attach_sockets();
         match &sockets {

@@ -27,6 +27,8 @@ pub enum DatapathCall {
     AttachContainer,
     /// [`Datapath::attach_underlay`]
     AttachUnderlay,
+    /// [`Datapath::attach_vxlan`]
+    AttachVxlan,
     /// [`Datapath::attach_sockets`]
     AttachSockets,
     /// [`Datapath::detach`]
@@ -58,6 +60,7 @@ struct Kernel {
     applied: Vec<MapOp>,
     containers: Vec<String>,
     underlay: Option<(String, XdpMode)>,
+    vxlan: Option<String>,
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
     breakdown: Breakdown,
@@ -166,6 +169,11 @@ impl MemoryDatapath {
         self.kernel().underlay.clone()
     }
 
+    /// The vxlan device.
+    pub fn vxlan(&self) -> Option<String> {
+        self.kernel().vxlan.clone()
+    }
+
     /// The cgroup of the socket programs.
     pub fn cgroup(&self) -> Option<PathBuf> {
         self.kernel().cgroup.clone()
@@ -253,6 +261,11 @@ impl Datapath for MemoryDatapath {
         Ok(mode)
     }
 
+    fn attach_vxlan(&self, iface: &str) -> Result<(), DatapathError> {
+        self.enter(DatapathCall::AttachVxlan)?.vxlan = Some(iface.to_owned());
+        Ok(())
+    }
+
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
         self.enter(DatapathCall::AttachSockets)?.cgroup = Some(cgroup.to_owned());
         Ok(())
@@ -262,13 +275,14 @@ impl Datapath for MemoryDatapath {
         let mut kernel = self.enter(DatapathCall::Detach)?;
         kernel.containers.retain(|name| name != iface);
         kernel.underlay.take_if(|(name, _)| name == iface);
+        kernel.vxlan.take_if(|name| name == iface);
         Ok(())
     }
 
     fn attachments(&self) -> Result<Vec<String>, DatapathError> {
         let kernel = self.enter(DatapathCall::Attachments)?;
-        let underlay = kernel.underlay.iter().map(|(name, _)| name);
-        let mut names: Vec<String> = kernel.containers.iter().chain(underlay).cloned().collect();
+        let others = kernel.underlay.iter().map(|(name, _)| name).chain(&kernel.vxlan);
+        let mut names: Vec<String> = kernel.containers.iter().chain(others).cloned().collect();
         names.sort();
         names.dedup();
         Ok(names)

@@ -9,7 +9,7 @@ mod state;
 
 use std::{collections::BTreeSet, path::Path};
 
-pub use bpf::{BpfDatapath, LoadOptions, OBJECT, load_program};
+pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
 pub use observe::Breakdown;
 use overlay_common::maps;
@@ -130,7 +130,8 @@ pub struct ConntrackRow {
 /// The datapath of one host. Every method is an idempotent *set*: calling it again changes
 /// nothing, and a new process adopts what an earlier one left pinned.
 pub trait Datapath: Send + Sync + 'static {
-    /// Sets what the programs know about the node.
+    /// Sets what the programs know about the node. What they must know of the kernel
+    /// ([`maps::Config::decap_flags`]) is filled in here.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
@@ -160,6 +161,12 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] names the interface and, for XDP, the mode.
     fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError>;
+
+    /// Attaches `from_vxlan` to the kernel's vxlan device.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the interface.
+    fn attach_vxlan(&self, iface: &str) -> Result<(), DatapathError>;
 
     /// Attaches the socket programs to a cgroup v2 directory.
     ///

@@ -129,8 +129,13 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let src = if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { src };
     let tuple = known.map_or_else(|| tuple(rng, src, dst), |k| k.1);
     let sender = node_of(rng, tables, (vni, tuple.src));
-    let inner = ethernet((mac(tuple.src).bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple));
-    let mut payload = vec![0x08, 0, 0, 0];
+    let macs_inside = (mac(tuple.src).bytes(), mac(tuple.dst).bytes());
+    let mut inner = ethernet(macs_inside, &ipv4(rng, tuple));
+    if rng.random_bool(0.02) {
+        // A VLAN tag.
+        inner.splice(12..12, [0x81, 0, 0, 5]);
+    }
+    let mut payload = vec![0x08, 0, 0, any(rng, &[0, 0, 0, 1])];
     payload.extend((vni << 8).to_be_bytes());
     payload.extend(inner);
     let port = tables.config.vxlan_port.get();
@@ -181,7 +186,8 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
         body[6..8].fill(0);
     }
     let options: &[u8] = if rng.random_bool(0.05) { &[1, 1, 1, 0] } else { &[] };
-    let fragment = if rng.random_bool(0.05) { any(rng, &[0x2000, 0x2001, 185]) } else { 0x4000 };
+    let fragment = any(rng, &[0, 0x4000, 0x4000, 0x4000]);
+    let fragment = if rng.random_bool(0.05) { any(rng, &[0x2000, 0x2001, 185]) } else { fragment };
     header(rng, (tuple.src, tuple.dst, tuple.proto), &body, (options, fragment))
 }
 
@@ -192,7 +198,7 @@ fn header(
     (options, fragment): (&[u8], u16),
 ) -> Vec<u8> {
     let length = 20 + options.len();
-    let mut ip = vec![0x40 | (length / 4) as u8, any(rng, &[0, 0, 0xb8])];
+    let mut ip = vec![0x40 | (length / 4) as u8, any(rng, &[0, 0, 0, 0xb8, 1, 2, 3, 0xbb])];
     ip.extend(((length + body.len()) as u16).to_be_bytes());
     ip.extend(rng.random::<u16>().to_be_bytes());
     ip.extend(fragment.to_be_bytes());

@@ -10,6 +10,8 @@ pub const ETHERNET: usize = 14;
 pub const TUNNEL: usize = 14 + 20 + 8 + 8;
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
+/// EtherType of a VLAN tag.
+pub const VLAN: u16 = 0x8100;
 /// EtherType of ARP.
 pub const ARP: u16 = 0x0806;
 /// Protocol number of ICMP.
@@ -84,6 +86,8 @@ pub struct Ip {
     pub more: bool,
     /// The fragment's offset is not zero.
     pub later: bool,
+    /// ECN field (RFC 3168).
+    pub ecn: u8,
     /// Protocol.
     pub protocol: u8,
     /// Source.
@@ -104,6 +108,7 @@ impl Ip {
             total: half(&header, 2)?.into(),
             more: fragment & 0x2000 != 0,
             later: fragment & 0x1fff != 0,
+            ecn: header[1] & 3,
             protocol: header[9],
             src: Ipv4Addr::from(bytes::<4>(&header, 12)?),
             dst: Ipv4Addr::from(bytes::<4>(&header, 16)?),

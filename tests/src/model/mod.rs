@@ -114,6 +114,10 @@ pub fn run(
             walk.tell_forwarded(reason, length);
             Verdict::Sent
         }
+        Ok(walk::End::Left(reason)) => {
+            walk.count(reason, length);
+            Verdict::Pass
+        }
         Err(reason) => {
             walk.count(reason, length);
             walk.tell_dropped(reason, length);

@@ -12,7 +12,7 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, bytes},
+    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, VLAN, bytes, put},
     host::MTU,
     icmp,
     observe::Party,
@@ -74,7 +74,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
         return Ok(End::Pass);
     };
     if is_tunnel(walk, &ip, port) {
-        return from_tunnel(walk, ip.src);
+        return from_tunnel(walk, &ip);
     }
     match published_here(walk, &ip, port) {
         Some(published) => to_published(walk, &ip, &published),
@@ -113,10 +113,11 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
 
 /// "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it." What
 /// others send is dropped as theirs, whatever else is wrong with it.
-fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
+fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
+    let sender = outer.src;
     check_other(walk, sender)?;
-    let outcome = accept(walk, sender);
-    if outcome.is_err() {
+    let outcome = accept(walk, outer);
+    if !matches!(outcome, Ok(End::Sent(_))) {
         let party = std::mem::replace(&mut walk.party, Party::nobody());
         check_peer(walk, sender)?;
         walk.party = party;
@@ -124,15 +125,23 @@ fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     outcome
 }
 
-fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
+fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
+    let sender = outer.src;
     let vni = vni(walk)?;
     walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
+    if ethernet.kind == VLAN {
+        // The kernel's device is given no reserved bit to stumble over.
+        let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
+        put(&mut walk.frame, TUNNEL - 8, &header);
+        return Ok(End::Left(Reason::HandedUp));
+    }
     if ethernet.kind != IPV4 {
         return Err(Reason::UnsupportedProtocol);
     }
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
     ip.check(&walk.frame)?;
+    walk.combine(outer.ecn, ip.at)?;
     match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
         Some(endpoint) => {
             walk.party.slot = endpoint.slot;

@@ -26,6 +26,8 @@ pub enum End {
     Pass,
     /// On its way, counted.
     Sent(Reason),
+    /// With the host, counted.
+    Left(Reason),
 }
 
 /// How any packet ends.
@@ -234,18 +236,32 @@ impl<'a> Walk<'a> {
     /// Into the tunnel to a node.
     pub fn tunnel(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet) -> Outcome {
         let total = self.frame.len() + TUNNEL - ETHERNET;
-        let hop = self.host.next_hop(&self.tables.config, node, total)?;
+        let hop = match self.host.next_hop(&self.tables.config, node, total) {
+            Err(Reason::TooBig) => return self.hand_over(inner),
+            hop => hop?,
+        };
         self.push(vni, node, inner, &hop);
         Ok(End::Sent(Reason::Encapsulated))
+    }
+
+    /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside."
+    fn hand_over(&mut self, inner: Ethernet) -> Outcome {
+        let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
+        if has_df || self.tables.config.vxlan_ifindex == 0 {
+            return Err(Reason::TooBig);
+        }
+        put(&mut self.frame, 0, &inner.bytes());
+        Ok(End::Sent(Reason::HandedOver))
     }
 
     /// Puts the outer headers in front (RFC 7348, section 5). The source port is left at zero: it
     /// is the hash's.
     pub fn push(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet, hop: &NextHop) {
+        let ecn = self.frame[ETHERNET + 1] & 3;
         put(&mut self.frame, 0, &inner.bytes());
         let config = self.tables.config;
         let length = (self.frame.len() + 16) as u16;
-        let mut ip = vec![0x45, 0];
+        let mut ip = vec![0x45, ecn];
         ip.extend((length + 20).to_be_bytes());
         ip.extend([0, 0, 0x40, 0, 64, UDP, 0, 0]);
         ip.extend(config.vtep.octets());
@@ -263,6 +279,27 @@ impl<'a> Walk<'a> {
         frame.extend((vni << 8).to_be_bytes());
         frame.append(&mut self.frame);
         self.frame = frame;
+    }
+
+    /// "What routers of the underlay marked reaches the receiver" (RFC 6040, figure 4). The inner
+    /// IPv4 header is at `at`.
+    pub fn combine(&mut self, outer_ecn: u8, at: usize) -> Result<(), Reason> {
+        // Not-ECT 0, ECT(1) 1, ECT(0) 2, CE 3.
+        let [version, tos] = [self.frame[at], self.frame[at + 1]];
+        let ecn = match (tos & 3, outer_ecn) {
+            (0, 3) => return Err(Reason::EcnUnexpected),
+            (1 | 2, 3) => 3,
+            (2, 1) => 1,
+            (inner, _) => inner,
+        };
+        let marked = tos & 0xfc | ecn;
+        if marked != tos {
+            let old = half(&self.frame, at + 10).ok_or(Reason::Truncated)?;
+            let new = updated(old, &[version, tos], &[version, marked]);
+            self.frame[at + 1] = marked;
+            put(&mut self.frame, at + 10, &new.to_be_bytes());
+        }
+        Ok(())
     }
 
     /// Takes the outer headers away.

@@ -19,6 +19,10 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
         return Ok(End::Pass);
     };
     if is_tunnel(walk, &ip, port) {
+        // ECT(1) or CE: only TC combines marks.
+        if ip.ecn & 1 != 0 {
+            return Ok(End::Pass);
+        }
         return from_tunnel(walk, &ip);
     }
     match published_here(walk, &ip, port) {

@@ -82,6 +82,9 @@ pub struct Rig {
     pub underlay: u32,
     /// Index of an interface that is up and does not forward.
     pub no_forwarding: u32,
+    /// Index of the kernel's vxlan device.
+    pub vxlan: u32,
+    decap_flags: u32,
 }
 
 /// The MAC of an address.
@@ -114,21 +117,26 @@ impl Rig {
         run("ip addr add 172.16.1.10/24 dev u0");
         run("ip link set u0 up");
         run("ip link set u1 up");
+        run("ip link add vx0 type vxlan external dstport 4789");
+        run("ip link set vx0 up");
         run("ip neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
         run("ip neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent");
         std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "1").expect("forwarding on");
         std::fs::write("/proc/sys/net/ipv4/conf/u1/forwarding", "0").expect("forwarding off");
         let underlay = nix::net::if_::if_nametoindex("u0").expect("u0 has an index");
         let no_forwarding = nix::net::if_::if_nametoindex("u1").expect("u1 has an index");
+        let vxlan = nix::net::if_::if_nametoindex("vx0").expect("vx0 has an index");
 
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
-        for name in ["from_container", "from_underlay", "xdp_underlay"] {
+        for name in ["from_container", "from_underlay", "from_vxlan", "xdp_underlay"] {
             overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
         }
-        let mut rig = Self { ebpf, state: DatapathState::default(), underlay, no_forwarding };
+        let decap_flags = overlay::datapath::decap_flags(&mut ebpf).expect("the probe runs");
+        let state = DatapathState::default();
+        let mut rig = Self { ebpf, state, underlay, no_forwarding, vxlan, decap_flags };
         let config = rig.config();
         rig.set_config(&config);
         rig
@@ -142,9 +150,11 @@ impl Rig {
             host_ip: Ipv4Addr::new(10, 255, 0, 2).into(),
             underlay_ifindex: self.underlay,
             host_link_ifindex: self.underlay,
+            vxlan_ifindex: self.vxlan,
             underlay_mtu: 1500,
             vxlan_port: Be16::new(4789),
             underlay_mac: Mac::new(NODE_MAC),
+            decap_flags: self.decap_flags,
             ..Config::default()
         }
     }

@@ -8,7 +8,9 @@ mod dns;
 mod http;
 mod load;
 mod ping;
+mod segment;
 mod serve;
+mod tag;
 mod tcp;
 mod udp;
 mod verifier;
@@ -23,7 +25,9 @@ use clap::{Args, Parser, Subcommand};
 pub use dns::Resolved;
 pub use load::LoadReport;
 pub use ping::Pinged;
+pub use segment::Segmented;
 use serde::Serialize;
+pub use tag::Tagged;
 
 /// Small real servers and clients for the suites.
 #[derive(Debug, Parser)]
@@ -86,6 +90,8 @@ enum Command {
     UdpEcho(Identity),
     /// Asks a `udp-echo`.
     UdpAsk(udp::UdpArgs),
+    /// Says many things to a `udp-echo` in one call.
+    UdpSegment(segment::SegmentArgs),
     /// Receives transfers and answers with their SHA-256.
     BulkRecv {
         /// Port to listen on.
@@ -111,6 +117,10 @@ enum Command {
         #[arg(long = "record")]
         records: Vec<String>,
     },
+    /// Sends a frame with a VLAN tag.
+    TagSend(tag::SendArgs),
+    /// Waits for a frame of `tag-send`.
+    TagRecv(tag::ReceiveArgs),
     /// ICMP echo.
     Ping(ping::PingArgs),
     /// Loads every program of the datapath and prints what the kernel's verifier says of it.
@@ -149,10 +159,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::HttpLoad(args) => print(&load::run(&args)?),
         Command::UdpEcho(identity) => udp::serve(&identity),
         Command::UdpAsk(args) => print(&udp::ask(&args)?),
+        Command::UdpSegment(args) => print(&segment::send(&args)?),
         Command::BulkRecv { port } => bulk::receive(port),
         Command::BulkSend { target, bytes } => print(&bulk::send(&target, bytes)?),
         Command::Resolve(args) => print(&dns::resolve(&args)?),
         Command::DnsServe { listen, records } => dns::serve(listen, &records),
+        Command::TagSend(args) => print(&tag::send(&args)?),
+        Command::TagRecv(args) => print(&tag::receive(&args)?),
         Command::Ping(args) => print(&ping::ping(&args)?),
         Command::Verifier => verifier::report(),
         Command::Guard { prefix, dir } => crate::guardian::guard(&prefix, &dir),

@@ -11,7 +11,7 @@ mod log;
 mod netlink;
 mod object;
 mod observe;
-pub use object::{OBJECT, load_program};
+pub use object::{OBJECT, decap_flags, load_program};
 mod pins;
 mod sys;
 mod tables;
@@ -70,6 +70,7 @@ pub struct BpfDatapath {
     traffic: Mutex<TrafficTables>,
     attacher: Mutex<Attacher>,
     flavour: TcFlavour,
+    decap_flags: u32,
 }
 
 impl BpfDatapath {
@@ -110,13 +111,15 @@ impl BpfDatapath {
         let mut ebpf = object::load(options, &pins)?;
         #[cfg(feature = "log")]
         log::start(&mut ebpf)?;
+        let decap_flags = decap_flags(&mut ebpf)?;
         let config = Mutex::new(tables::take_config(&mut ebpf)?);
         let agent = Mutex::new(AgentTables::take(&mut ebpf)?);
         let programs = ProgramTables::take(&mut ebpf)?;
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
         let attacher = Attacher { ebpf, pins, flavour };
         attacher.prune()?;
-        Ok(Self { config, agent, programs, traffic, attacher: Mutex::new(attacher), flavour })
+        let attacher = Mutex::new(attacher);
+        Ok(Self { config, agent, programs, traffic, attacher, flavour, decap_flags })
     }
 
     /// Detaches and removes everything in a pin directory, of whatever version: links, filters
@@ -152,6 +155,7 @@ impl BpfDatapath {
 
 impl Datapath for BpfDatapath {
     fn set_config(&self, config: &Config) -> Result<(), DatapathError> {
+        let config = Config { decap_flags: self.decap_flags, ..*config };
         lock(&self.config).set(0, config, 0).map_err(|e| kernel("write the map config", words(&e)))
     }
 
@@ -172,6 +176,10 @@ impl Datapath for BpfDatapath {
         let mut attacher = self.attacher();
         attacher.classifier("from_underlay", iface)?;
         attacher.xdp(iface, xdp)
+    }
+
+    fn attach_vxlan(&self, iface: &str) -> Result<(), DatapathError> {
+        self.attacher().classifier("from_vxlan", iface)
     }
 
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, TestRunOptions,
     maps::MapInfo,
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, SchedClassifier, TestRun as _},
 };
 use aya_obj::{Object, generated::bpf_map_type};
+use overlay_common::{VXLAN_OVERHEAD, maps};
 
 use super::{LoadOptions, bad_pin, kernel, pins::Pins, words};
 use crate::datapath::DatapathError;
@@ -40,9 +41,10 @@ pub(super) const MAPS: [&str; 16] = [
 pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
 
 /// All programs, by their names in the object, which are those of their pins.
-pub(super) const PROGRAMS: [&str; 7] = [
+pub(super) const PROGRAMS: [&str; 8] = [
     "from_container",
     "from_underlay",
+    "from_vxlan",
     "xdp_underlay",
     SOCKET_PROGRAMS[0],
     SOCKET_PROGRAMS[1],
@@ -75,6 +77,31 @@ pub(super) fn missing(what: &str, name: &str) -> DatapathError {
         "load the datapath",
         format!("the embedded object has no {what} {name}; build the program again"),
     )
+}
+
+/// The program that tells what this kernel's `bpf_skb_adjust_room` knows.
+const PROBE: &str = "probe_decap";
+
+/// What is to be written to [`maps::Config::decap_flags`] on this kernel: the flags that were added
+/// after the oldest one supported and that it accepts.
+///
+/// # Errors
+/// [`DatapathError::Kernel`] when the probe cannot be loaded or run.
+pub fn decap_flags(ebpf: &mut Ebpf) -> Result<u32, DatapathError> {
+    let action = || "find out how this kernel removes tunnel headers";
+    let program = ebpf.program_mut(PROBE).ok_or_else(|| missing("program", PROBE))?;
+    load_program(program).map_err(|e| kernel(action(), verifier(&e)))?;
+    let program: &SchedClassifier =
+        (&*program).try_into().map_err(|_| missing("program of the right type named", PROBE))?;
+    let mut packet = [0; VXLAN_OVERHEAD as usize + 34];
+    // An outer and an inner Ethernet header of IPv4, which is all that the kernel looks at.
+    for frame in [0, VXLAN_OVERHEAD as usize] {
+        packet[frame + 12] = 0x08;
+        packet[frame + 14] = 0x45;
+    }
+    let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+    let ran = program.test_run(options).map_err(|e| kernel(action(), words(&e)))?;
+    Ok(if ran.return_value == 1 { maps::DECAP_L4_UDP } else { 0 })
 }
 
 /// How often a load is tried that the kernel gave up: as often as libbpf does.

@@ -1,0 +1,123 @@
+//! The kernel's own vxlan device, which has the tunnel's port, sends and receives what the programs
+//! cannot: packets that must be fragmented outside, VLAN tags, and what `bpf_skb_adjust_room`
+//! refuses, as packets that are encapsulated already and aggregates other than TCP's and UDP's.
+//!
+//! What it receives (all of those, outer fragments, outer IP options) comes to `from_vxlan`, where
+//! the same is checked as in `from_underlay`.
+
+use core::mem::{offset_of, size_of};
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_OK, bpf_tunnel_key as TunnelKey,
+    },
+    helpers::{bpf_redirect, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Reason,
+    wire::{ETHERTYPE_IPV4, Ethernet, IPV4_DF, Ipv4, Udp, Vxlan},
+};
+
+use crate::{
+    Outcome, Verdict, fallible,
+    maps::config,
+    packet::{ETH_LEN, IPV4_LEN, load, store},
+    vxlan::TTL,
+};
+
+/// Gives a frame, whose Ethernet header becomes `inner`, to the device, to be sent to `node`.
+/// `refused` is why it cannot go the usual way: what is too big is fragmented outside.
+///
+/// # Errors
+/// `refused`, when there is no device or a packet must not be fragmented; the kernel's refusal.
+#[inline(never)]
+pub fn send_packed(
+    skb: *mut __sk_buff,
+    vni: u32,
+    node: Be32,
+    inner: &Ethernet,
+    refused: u32,
+) -> i64 {
+    let ctx = TcContext::new(skb);
+    let refused = Reason::from_index(refused).unwrap_or(Reason::TunnelRefused);
+    fallible::pack(send(&ctx, (vni, node), inner, refused))
+}
+
+#[inline(always)]
+fn send(
+    ctx: &TcContext,
+    (vni, node): (u32, Be32),
+    inner: &Ethernet,
+    refused: Reason,
+) -> Result<u32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    if config.vxlan_ifindex == 0 {
+        return Err(refused);
+    }
+    let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+    if refused != Reason::TooBig {
+        flags |= u64::from(BPF_F_DONT_FRAGMENT);
+    } else if !may_be_fragmented(ctx, inner)? {
+        return Err(refused);
+    }
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    key.tunnel_id = vni;
+    // The helper takes addresses in host order.
+    key.__bindgen_anon_1.remote_ipv4 = node.get();
+    key.__bindgen_anon_3.local_ipv4 = config.vtep.get();
+    key.tunnel_ttl = TTL;
+    // SAFETY: the context is the program's own and the key lives on the stack.
+    let set = unsafe {
+        let size = size_of::<TunnelKey>() as u32;
+        bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, size, flags)
+    };
+    if set != 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    store(ctx, 0, inner)?;
+    // SAFETY: a helper without preconditions.
+    Ok(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as u32)
+}
+
+/// Whether the sender leaves it to the path to make fragments.
+#[inline(always)]
+fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> {
+    if inner.ethertype.get() != ETHERTYPE_IPV4 {
+        return Ok(false);
+    }
+    let fragment: Be16 = load(ctx, ETH_LEN + offset_of!(Ipv4, fragment))?;
+    Ok(fragment.get() & IPV4_DF == 0)
+}
+
+/// Leaves a tunnel packet, outer headers and all, to the device. Reserved bits, which it would drop
+/// the packet for, are cleared: RFC 7348, section 5, has them ignored.
+#[inline(always)]
+pub fn leave(ctx: &TcContext) -> Outcome {
+    const VXLAN: usize = ETH_LEN + IPV4_LEN + size_of::<Udp>();
+    let vxlan: Vxlan = load(ctx, VXLAN)?;
+    let vni = vxlan.vni().ok_or(Reason::InvalidVni)?;
+    store(ctx, VXLAN, &Vxlan::new(vni))?;
+    Ok(Verdict::Done(TC_ACT_OK, Reason::HandedUp))
+}
+
+/// Where a frame from the device comes from: its VNI, and the outer source.
+///
+/// # Errors
+/// [`Reason::InvalidVni`] when it did not come out of a tunnel.
+#[inline(always)]
+pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    // SAFETY: the context is the program's own and the key lives on the stack.
+    let got = unsafe {
+        let size = size_of::<TunnelKey>() as u32;
+        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, 0)
+    };
+    if got != 0 {
+        return Err(Reason::InvalidVni);
+    }
+    // SAFETY: the device has IPv4 tunnels only, whose addresses the helper gives in host order.
+    Ok((key.tunnel_id, Be32::new(unsafe { key.__bindgen_anon_1.remote_ipv4 })))
+}
