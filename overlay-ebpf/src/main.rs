@@ -24,6 +24,10 @@ mod icmp;
 mod maps;
 mod nat;
 mod observe;
+mod outside;
+mod outside_error;
+mod outside_flow;
+mod outside_limit;
 mod packet;
 mod published;
 mod service;
@@ -70,6 +74,13 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, outcome)
+}
+
+/// TC ingress of the other interfaces with a way out: published ports, and what comes back to
+/// containers.
+#[classifier]
+pub fn from_outside(ctx: TcContext) -> i32 {
+    conclude_tc(&ctx, &Party::receiver(), underlay::receive_outside(&ctx))
 }
 
 /// XDP on the underlay interface: peer check, published ports whose backend is remote, and their

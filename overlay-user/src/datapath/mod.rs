@@ -7,7 +7,10 @@ mod memory;
 mod observe;
 mod state;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 pub use bpf::{BpfDatapath, LoadOptions, OBJECT, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
@@ -107,7 +110,7 @@ pub struct ConntrackRow {
     pub source: std::net::SocketAddrV4,
     /// Destination as seen.
     pub destination: std::net::SocketAddrV4,
-    /// forward, reply or return.
+    /// forward, reply, return, masquerade or unmasquerade.
     pub action: String,
     /// Source after translation.
     pub new_source: std::net::SocketAddrV4,
@@ -161,6 +164,12 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] names the interface and, for XDP, the mode.
     fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError>;
 
+    /// Attaches `from_outside` to an interface with a way out that is not the underlay's.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the interface.
+    fn attach_outside(&self, iface: &str) -> Result<(), DatapathError>;
+
     /// Attaches the socket programs to a cgroup v2 directory.
     ///
     /// # Errors
@@ -206,6 +215,18 @@ pub trait Datapath: Send + Sync + 'static {
         &self,
         limit: usize,
     ) -> Result<Vec<(maps::ConntrackKey, maps::Conntrack)>, DatapathError>;
+
+    /// How many flows to the outside endpoints have, by interface index.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn usage(&self) -> Result<BTreeMap<u32, maps::Usage>, DatapathError>;
+
+    /// Corrects or, with `None`, forgets the number of an endpoint's flows to the outside.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn set_usage(&self, ifindex: u32, usage: Option<maps::Usage>) -> Result<(), DatapathError>;
 
     /// How TC programs are attached: `tcx` or `clsact`.
     fn tc_flavour(&self) -> &'static str;

@@ -84,6 +84,8 @@ pub struct Ip {
     pub more: bool,
     /// The fragment's offset is not zero.
     pub later: bool,
+    /// Time to live.
+    pub ttl: u8,
     /// Protocol.
     pub protocol: u8,
     /// Source.
@@ -104,6 +106,7 @@ impl Ip {
             total: half(&header, 2)?.into(),
             more: fragment & 0x2000 != 0,
             later: fragment & 0x1fff != 0,
+            ttl: header[8],
             protocol: header[9],
             src: Ipv4Addr::from(bytes::<4>(&header, 12)?),
             dst: Ipv4Addr::from(bytes::<4>(&header, 16)?),
