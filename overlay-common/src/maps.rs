@@ -57,6 +57,19 @@ pub struct Config {
     /// What this kernel's `bpf_skb_adjust_room` is told when the tunnel's headers are removed, beside
     /// what all of them know: [`DECAP_L4_UDP`] or nothing.
     pub decap_flags: u32,
+    /// First and last port, in host byte order, that flows to the outside leave from.
+    pub outside_ports: [u16; 2],
+    /// Most flows to the outside that an endpoint may have at a time.
+    pub outside_flows: u32,
+}
+
+impl Config {
+    /// Whether flows to the outside may leave from `port`, or with it as ICMP echo identifier.
+    #[inline(always)]
+    pub const fn is_outside_port(&self, port: Be16) -> bool {
+        let [first, last] = self.outside_ports;
+        first <= port.get() && port.get() <= last
+    }
 }
 
 /// Map `hops`, per-CPU array indexed by [`Hop::slot`]: what the host's routing table last said of the
@@ -308,6 +321,43 @@ pub struct Published {
 /// published ports answer. Written by the agent.
 pub type LocalAddr = u32;
 
+/// Map `egress`, hash by interface index (`u32`) of addresses ([`Be32`]): the interfaces that lead
+/// outside and the address that flows leave by each with. Written by the agent; read by
+/// `from_container` where a flow to the outside is new.
+pub type Egress = Be32;
+
+/// Key of map `subnets`, in the form of the kernel's LPM tries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct SubnetKey {
+    /// Length of the prefix in bits.
+    pub prefix: u32,
+    /// The subnet's address.
+    pub ip: Be32,
+}
+
+/// Map `subnets`, LPM trie of VNIs (`u32`): the subnets of all networks of the cluster, which are
+/// never outside. Written by the agent; read by `from_container` where a flow to the outside is
+/// new.
+pub type Subnet = u32;
+
+/// Map `usage`, hash by interface index (`u32`): how many flows to the outside an endpoint has.
+/// `from_container` counts new ones; the agent counts what is live and corrects the number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Usage {
+    /// Flows.
+    pub flows: u32,
+    /// Spare, zero.
+    pub pad: u32,
+    /// CLOCK_MONOTONIC in ns when the number was last corrected.
+    pub counted: u64,
+}
+
+/// While nobody corrects [`Usage::flows`] for so long, in ns, it is halved when it is in the way:
+/// flows end, and an endpoint must not be shut out for as long as the agent is away.
+pub const USAGE_UNCOUNTED: u64 = 60_000_000_000;
+
 /// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -316,9 +366,9 @@ pub struct ConntrackKey {
     pub saddr: Be32,
     /// Destination address.
     pub daddr: Be32,
-    /// Source port; for ICMP echo the identifier.
+    /// Source port; the identifier of an ICMP echo request, zero of a reply.
     pub sport: Be16,
-    /// Destination port; for ICMP echo zero.
+    /// Destination port; the identifier of an ICMP echo reply, zero of a request.
     pub dport: Be16,
     /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
     pub vni: u32,
@@ -362,7 +412,7 @@ pub struct Conntrack {
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction.
+    /// Bits of `TCP_SEEN_*` of this direction; [`UDP_ANSWERED`] of UDP.
     pub state: u8,
     /// Padding, zero.
     pub pad: u16,
@@ -377,6 +427,10 @@ pub const CONNTRACK_REPLY: u8 = 2;
 /// Backend to client, on the backend's node: send through the tunnel to the node the flow came
 /// through, which translates. Only a source port that was changed here is changed back here.
 pub const CONNTRACK_RETURN: u8 = 3;
+/// Container to the outside: rewrite the source to this host's address.
+pub const CONNTRACK_MASQUERADE: u8 = 4;
+/// The outside to a container of this node: undo [`CONNTRACK_MASQUERADE`].
+pub const CONNTRACK_UNMASQUERADE: u8 = 5;
 
 /// A SYN was seen.
 pub const TCP_SEEN_SYN: u8 = 1 << 0;
@@ -386,6 +440,8 @@ pub const TCP_SEEN_ACK: u8 = 1 << 1;
 pub const TCP_SEEN_FIN: u8 = 1 << 2;
 /// A RST was seen.
 pub const TCP_SEEN_RST: u8 = 1 << 3;
+/// Of a UDP flow to the outside: both sides have spoken.
+pub const UDP_ANSWERED: u8 = 1 << 4;
 
 /// Key of map `sock_origin`: a socket of the host and where its datagrams really come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -438,6 +494,8 @@ plain!(
     Backend,
     PublishedKey,
     Published,
+    SubnetKey,
+    Usage,
     ConntrackKey,
     Conntrack,
     SockOriginKey,
@@ -473,6 +531,8 @@ mod tests {
             vxlan_port,
             underlay_mac,
             decap_flags,
+            outside_ports,
+            outside_flows,
         });
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });
@@ -486,6 +546,8 @@ mod tests {
         packed!(Backend { vni, ip, node, ifindex, mac, state, slot });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, pad });
+        packed!(SubnetKey { prefix, ip });
+        packed!(Usage { flows, pad, counted });
         packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
         packed!(Conntrack {
             saddr,
@@ -509,7 +571,7 @@ mod tests {
     #[test]
     fn layouts_are_those_of_version_1() {
         assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
-        assert_eq!(size_of::<Config>(), 48);
+        assert_eq!(size_of::<Config>(), 56);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
         assert_eq!(size_of::<Hop>(), 48);
         assert_eq!(size_of::<Network>(), 20);
@@ -518,6 +580,8 @@ mod tests {
         assert_eq!(offset_of!(Endpoint, mac), 2);
         assert_eq!(size_of::<Link>(), 20);
         assert_eq!(size_of::<Backend>(), 28);
+        assert_eq!(size_of::<SubnetKey>(), 8);
+        assert_eq!(size_of::<Usage>(), 16);
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
@@ -541,6 +605,14 @@ mod tests {
         }
         let distinct: std::collections::HashSet<_> = seen.iter().collect();
         assert_eq!(distinct.len(), seen.len());
+    }
+
+    #[test]
+    fn ports_to_the_outside_are_those_from_the_first_to_the_last() {
+        let config = Config { outside_ports: [61_000, 61_010], ..Config::default() };
+        let is = |port| config.is_outside_port(Be16::new(port));
+        assert!(is(61_000) && is(61_010));
+        assert!(!is(60_999) && !is(61_011));
     }
 
     #[test]

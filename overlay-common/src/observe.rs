@@ -74,10 +74,13 @@ ways! {
     4 = Sent ArpAnswered;
     5 = Sent EchoAnswered;
     6 = Sent TooBigAnswered;
-    7 = Sent HandedOver;
+    7 = Sent Masqueraded;
     8 = Received DeliveredLocal;
     9 = Received Decapsulated;
     10 = Received DeliveredHost;
+    11 = Received ReturnedFromOutside;
+    12 = Sent TtlExceededAnswered;
+    13 = Sent HandedOver;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

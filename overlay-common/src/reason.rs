@@ -97,7 +97,8 @@ reasons! {
     ArpUnknown = 18, Drop, "arp_unknown";
     /// No endpoint has the destination address.
     NoEndpoint = 19, Drop, "no_endpoint";
-    /// The destination is outside and the network has no way out.
+    /// No way out leads there: the network is internal, or the address is a host's own, of another
+    /// network, or behind an interface without a way out.
     NoWayOut = 20, Drop, "no_way_out";
     /// The service has no backend that takes new flows.
     NoBackend = 21, Drop, "no_backend";
@@ -139,6 +140,18 @@ reasons! {
     HandedUp = 39, Forward, "handed_up";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
+    /// Sent outside under this host's address.
+    Masqueraded = 45, Forward, "masqueraded";
+    /// Came back from outside, or an ICMP error about what was sent there, and was delivered.
+    ReturnedFromOutside = 46, Forward, "returned_from_outside";
+    /// No free source port of this host for a flow to the outside.
+    MasqueradePortsExhausted = 47, Drop, "masquerade_ports_exhausted";
+    /// The endpoint has as many flows to the outside as it may have.
+    MasqueradeLimit = 48, Drop, "masquerade_limit";
+    /// The time to live of a packet to the outside ended at the gateway.
+    TtlExceeded = 49, Drop, "ttl_exceeded";
+    /// The time to live ended at the gateway, which answered with ICMP "time exceeded".
+    TtlExceededAnswered = 50, Forward, "ttl_exceeded_answered";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

@@ -228,6 +228,9 @@ pub const ICMP_UNREACHABLE: u8 = 3;
 /// Code of [`ICMP_UNREACHABLE`]: fragmentation needed and DF set.
 pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
 
+/// ICMP type: time exceeded; code 0 is "in transit".
+pub const ICMP_TIME_EXCEEDED: u8 = 11;
+
 /// Whether an ICMP type reports an error: destination unreachable, source quench, redirect, time
 /// exceeded, parameter problem (RFC 792). None of them is ever answered with another error.
 #[inline(always)]

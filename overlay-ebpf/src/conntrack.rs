@@ -5,56 +5,28 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
 };
 use overlay_common::{
-    Be16, Be32, Reason, hash,
+    Be16, Be32, Reason,
+    flow::is_expired,
+    hash,
     maps::{
         CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        TCP_SEEN_FIN, TCP_SEEN_RST,
     },
-    wire::PROTO_TCP,
 };
 
 use crate::{fallible, maps::CONNTRACK, packet::Flow};
 
-const SECOND: u64 = 1_000_000_000;
-/// An idle established TCP connection is kept for longer than the two hours after which hosts send
-/// keep-alives (RFC 9293, section 3.8.4).
-const TCP_ESTABLISHED: u64 = 7_500 * SECOND;
-/// A connection that is being opened.
-const TCP_OPENING: u64 = 60 * SECOND;
-/// A connection after a FIN or RST of this direction.
-const TCP_CLOSING: u64 = 30 * SECOND;
-/// A UDP flow.
-const UDP: u64 = 60 * SECOND;
 /// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
 /// every packet.
-const RESOLUTION: u64 = SECOND;
+pub const RESOLUTION: u64 = 1_000_000_000;
 /// How many source ports are tried when a tuple is taken.
 const PORT_TRIES: u32 = 8;
 /// Translated source ports start here: the dynamic range of RFC 6335.
 const PORT_MIN: u32 = 49152;
 
-/// How long an entry may be idle, in ns.
+/// The time of `last_seen`.
 #[inline(always)]
-fn timeout(proto: u8, state: u8) -> u64 {
-    if proto != PROTO_TCP {
-        UDP
-    } else if state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
-        TCP_CLOSING
-    } else if state & TCP_SEEN_ACK != 0 {
-        TCP_ESTABLISHED
-    } else {
-        TCP_OPENING
-    }
-}
-
-/// Whether the flow's entry has been idle for too long at time `now`.
-#[inline(always)]
-fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
-    now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry.state) && now > entry.last_seen
-}
-
-#[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
@@ -127,7 +99,7 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
 
 /// The tuple that the backend's replies to `forward` have.
 #[inline(always)]
-fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
+pub fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
     ConntrackKey {
         saddr: forward.daddr,
         daddr: forward.saddr,
@@ -197,14 +169,14 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
 
 /// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
 #[inline(always)]
-fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
+pub fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
     let Some(entry) = CONNTRACK.get_ptr_mut(key) else {
         return false;
     };
     // SAFETY: as in `find`.
     unsafe {
         let old = &*entry;
-        let ours = old.action == CONNTRACK_REPLY && same_client(old, reply);
+        let ours = old.action == reply.action && same_client(old, reply);
         if ours || is_expired(key, old, now) {
             *entry = *reply;
             return true;
@@ -343,7 +315,7 @@ fn insert(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reaso
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_common::{maps::TCP_SEEN_SYN, wire::PROTO_UDP};
+    use overlay_common::{maps::TCP_SEEN_SYN, wire::PROTO_TCP};
 
     fn flow() -> Flow {
         Flow {
@@ -411,24 +383,5 @@ mod tests {
         flow.key.vni = 0;
         let forward = forward_to([10, 0, 1, 2], &flow);
         assert_eq!(forward.saddr, flow.key.saddr);
-    }
-
-    #[test]
-    fn timeouts_follow_the_state_of_the_flow() {
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN), TCP_OPENING);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
-        assert_eq!(timeout(PROTO_UDP, 0), UDP);
-        const { assert!(TCP_ESTABLISHED > 7200 * SECOND, "longer than a host's keep-alive") };
-    }
-
-    #[test]
-    fn an_entry_expires_after_its_timeout_and_not_before() {
-        let flow = flow();
-        let entry = Conntrack { last_seen: 1_000, ..forward_to([10, 0, 1, 3], &flow) };
-        assert!(!is_expired(&flow.key, &entry, 1_000 + TCP_OPENING));
-        assert!(is_expired(&flow.key, &entry, 1_001 + TCP_OPENING));
-        assert!(!is_expired(&flow.key, &entry, 999), "clocks of two CPUs may differ a little");
     }
 }

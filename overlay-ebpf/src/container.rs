@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{
         CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey,
-        Link,
+        Link, Network,
     },
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4},
 };
@@ -17,7 +17,7 @@ use crate::{
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     icmp::{self, Router},
     maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
-    nat,
+    nat, outside,
     packet::{
         ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
         pull, refuse_vlan_tag,
@@ -211,8 +211,8 @@ fn to_backend(packet: &Packet<'_>, work: &Work) -> Outcome {
     tunnel(packet, (backend.vni, backend.node), &inner, true)
 }
 
-/// To an address that is nobody's on the network: on the ways that flows from outside came in, and
-/// on no other.
+/// To an address that is nobody's on the network: back on the way that a flow from outside came in,
+/// or out on a new one.
 #[inline(always)]
 fn to_outside(packet: &Packet<'_>) -> Outcome {
     refuse_vlan_tag(packet.ctx)?;
@@ -221,10 +221,12 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
     if network.contains(ip.daddr()) {
         return Err(Reason::NoEndpoint);
     }
-    if is_icmp(ip) {
-        return Err(Reason::NoWayOut);
-    }
     let work = work()?;
+    if is_icmp(ip) {
+        outside::echo_flow(ctx, ip, link.vni, &mut work.flow)?;
+        let action = packet.tracked(work);
+        return leave(packet, &network, work, action);
+    }
     packet.flow(work)?;
     match packet.tracked(work) {
         CONNTRACK_REPLY => reply(packet, work),
@@ -236,7 +238,27 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
             tunnel(packet, (link.vni, work.entry.node), &inner, translated)
         }
-        _ => Err(Reason::NoWayOut),
+        action => leave(packet, &network, work, action),
+    }
+}
+
+/// Leaves the cluster's networks. The host itself has ways of its own.
+#[inline(always)]
+fn leave(packet: &Packet<'_>, network: &Network, work: &mut Work, action: u8) -> Outcome {
+    if packet.is_from(ENDPOINT_FLAG_HOST) {
+        return Err(Reason::NoWayOut);
+    }
+    let Packet { ctx, link, ip, .. } = packet;
+    match outside::send(ctx, ip, network, work, action) {
+        Err(Reason::TooBig) => {
+            let mtu = outside_mtu(ctx, Be32::ZERO, ip.daddr())?;
+            too_big(ctx, link.vni, mtu, false)
+        }
+        Err(Reason::TtlExceeded) => {
+            icmp::time_exceeded(ctx, &Router::gateway(network))?;
+            Ok(back_out(ctx, Reason::TtlExceededAnswered))
+        }
+        sent => sent,
     }
 }
 

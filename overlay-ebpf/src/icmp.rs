@@ -1,5 +1,6 @@
 //! What does not fit its path is answered with ICMP "fragmentation needed" (RFC 792, RFC 1191), so
-//! that the sender sends smaller packets instead of waiting for answers that never come.
+//! that the sender sends smaller packets instead of waiting for answers that never come, and what
+//! has passed enough routers with "time exceeded", so that a way can be traced.
 
 use core::mem::size_of;
 
@@ -12,8 +13,8 @@ use overlay_common::{
     Be16, Be32, Mac, Reason, checksum,
     maps::Network,
     wire::{
-        ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_UNREACHABLE, IPV4_DF, Icmp,
-        IcmpError, Ipv4, PROTO_ICMP, is_icmp_error,
+        ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE,
+        IPV4_DF, Icmp, IcmpError, Ipv4, PROTO_ICMP, PROTO_TCP, is_icmp_error,
     },
 };
 
@@ -26,6 +27,10 @@ use crate::{
 /// RFC 1122, section 3.2.2, asks for; more, because the kernel cuts no packet before the checksum
 /// that it has yet to fill in, which in a container's own tunnel is behind two sets of headers.
 const QUOTE: u32 = 128;
+/// Of a short packet the least is quoted: header and ports, ..
+const QUOTE_SHORT: u32 = 28;
+/// .. and of TCP the checksum, for the same reason.
+const QUOTE_TCP: u32 = 40;
 /// Length of the headers in front of the quote, without Ethernet's.
 const HEADERS: u32 = (size_of::<IcmpError>() - ETH_LEN) as u32;
 /// Precedence "internetwork control", as RFC 1812, section 4.3.2.5, wants it for ICMP errors.
@@ -84,15 +89,70 @@ fn answer(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
             return Err(Reason::TooBig);
         }
     }
+    let error = Error { kind: [ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED], mtu };
+    send::<QUOTE>(ctx, (&ethernet, &ip), router, &error)
+}
+
+/// Tells the sender of a packet, which is as it was sent, that its time to live has ended: makes
+/// the answer of it, which the caller sends back out. The packet is TCP, UDP or an echo request,
+/// with its transport header.
+///
+/// # Errors
+/// [`Reason::TtlExceeded`] when it is too short to be quoted behind its options.
+/// [`Reason::RewriteRefused`] when the kernel refuses.
+#[inline(always)]
+pub fn time_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
+    fallible::unpack(time_exceeded_packed(ctx.skb.skb, router)).map(|_| ())
+}
+
+#[inline(never)]
+fn time_exceeded_packed(skb: *mut __sk_buff, router: &Router) -> i64 {
+    let ctx = TcContext::new(skb);
+    fallible::pack(answer_exceeded(&ctx, router).map(|()| 0))
+}
+
+#[inline(always)]
+fn answer_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
+    let ethernet: Ethernet = load(ctx, 0)?;
+    let ip: Ipv4 = load(ctx, ETH_LEN)?;
+    let sent = (&ethernet, &ip);
+    let error = Error { kind: [ICMP_TIME_EXCEEDED, 0], mtu: 0 };
+    // The length that is summed must be known to the verifier.
+    if ctx.len() >= ETH_LEN as u32 + QUOTE {
+        send::<QUOTE>(ctx, sent, router, &error)
+    } else if ip.version_ihl != 0x45 {
+        Err(Reason::TtlExceeded)
+    } else if ip.protocol == PROTO_TCP {
+        send::<QUOTE_TCP>(ctx, sent, router, &error)
+    } else {
+        send::<QUOTE_SHORT>(ctx, sent, router, &error)
+    }
+}
+
+/// What an answer says: type and code, and the MTU where there is one to tell.
+struct Error {
+    kind: [u8; 2],
+    mtu: u32,
+}
+
+/// Makes an answer that quotes `LENGTH` bytes of the packet, which it has.
+#[inline(always)]
+fn send<const LENGTH: u32>(
+    ctx: &TcContext,
+    (ethernet, ip): (&Ethernet, &Ipv4),
+    router: &Router,
+    error: &Error,
+) -> Result<(), Reason> {
+    let length = ETH_LEN as u32 + LENGTH;
     // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
         return Err(Reason::RewriteRefused);
     }
     pull(ctx, length);
-    let quote = quote_sum(ctx)?;
+    let quote = quote_sum::<LENGTH>(ctx)?;
     ctx.adjust_room(HEADERS as i32, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0)
         .map_err(|_| Reason::RewriteRefused)?;
-    store(ctx, 0, &headers(&ethernet, &ip, router, (mtu, quote)))
+    store(ctx, 0, &headers(ethernet, ip, router, (error, LENGTH, quote)))
 }
 
 /// Whether the packet may be answered as far as its IPv4 header tells.
@@ -108,25 +168,26 @@ fn may_be_answered(ip: &Ipv4) -> bool {
 
 /// Sum of the words that are quoted.
 #[inline(always)]
-fn quote_sum(ctx: &TcContext) -> Result<u64, Reason> {
+fn quote_sum<const LENGTH: u32>(ctx: &TcContext) -> Result<u64, Reason> {
     let start = ctx.data() + ETH_LEN;
-    if start + QUOTE as usize > ctx.data_end() {
+    if start + LENGTH as usize > ctx.data_end() {
         return Err(Reason::Truncated);
     }
     // SAFETY: the bounds were checked.
-    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, QUOTE, 0) };
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, LENGTH, 0) };
     // At most 32 bits, or an error.
     u32::try_from(sum).map(u64::from).map_err(|_| Reason::RewriteRefused)
 }
 
-/// The headers of an answer to a packet with these; `told` is the MTU and the sum of the quote.
+/// The headers of an answer to a packet with these; `told` is what it says, and the length and sum
+/// of the quote.
 #[inline(always)]
-fn headers(ethernet: &Ethernet, ip: &Ipv4, router: &Router, told: (u32, u64)) -> IcmpError {
-    let (mtu, quote) = told;
+fn headers(ethernet: &Ethernet, ip: &Ipv4, router: &Router, told: (&Error, u32, u64)) -> IcmpError {
+    let (Error { kind: [kind, code], mtu }, length, quote) = told;
     let mut ipv4 = Ipv4 {
         version_ihl: 0x45,
         tos: TOS,
-        total_length: Be16::new((HEADERS + QUOTE) as u16),
+        total_length: Be16::new((HEADERS + length) as u16),
         id: Be16::ZERO,
         fragment: Be16::new(IPV4_DF),
         ttl: TTL,
@@ -137,9 +198,9 @@ fn headers(ethernet: &Ethernet, ip: &Ipv4, router: &Router, told: (u32, u64)) ->
     };
     ipv4.checksum = ipv4.sum();
     let mut icmp = Icmp {
-        kind: ICMP_UNREACHABLE,
-        code: ICMP_FRAGMENTATION_NEEDED,
-        mtu: Be16::new(if mtu > 0xffff { 0xffff } else { mtu as u16 }),
+        kind: *kind,
+        code: *code,
+        mtu: Be16::new(if *mtu > 0xffff { 0xffff } else { *mtu as u16 }),
         ..Icmp::default()
     };
     let first = u16::from_ne_bytes([icmp.kind, icmp.code]);
@@ -191,7 +252,8 @@ mod tests {
         let sum = u64::from(!checksum::of_bytes(&quote, 0));
         let ip_of_gateway = Be32::from_octets([10, 0, 1, 1]);
         let router = Router { ip: ip_of_gateway, mac: Mac::of_ip(ip_of_gateway) };
-        let answer = headers(&Ethernet::default(), &ip(), &router, (1400, sum));
+        let error = Error { kind: [ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED], mtu: 1400 };
+        let answer = headers(&Ethernet::default(), &ip(), &router, (&error, QUOTE, sum));
         assert_eq!((answer.ipv4.src, answer.ipv4.dst), ([10, 0, 1, 1], [10, 0, 1, 2]));
         assert_eq!(answer.icmp.mtu.get(), 1400);
         assert_eq!(Ipv4 { checksum: Be16::ZERO, ..answer.ipv4 }.sum(), answer.ipv4.checksum);

@@ -26,6 +26,10 @@ mod icmp;
 mod maps;
 mod nat;
 mod observe;
+mod outside;
+mod outside_error;
+mod outside_flow;
+mod outside_limit;
 mod packet;
 mod published;
 mod service;
@@ -90,6 +94,13 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn probe_decap(ctx: TcContext) -> i32 {
     i32::from(vxlan::remove(&ctx, DECAP_L4_UDP).is_ok())
+}
+
+/// TC ingress of the other interfaces with a way out: published ports, and what comes back to
+/// containers.
+#[classifier]
+pub fn from_outside(ctx: TcContext) -> i32 {
+    conclude_tc(&ctx, &Party::receiver(), underlay::receive_outside(&ctx))
 }
 
 /// XDP on the underlay interface: peer check, published ports whose backend is remote, and their

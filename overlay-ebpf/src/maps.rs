@@ -3,15 +3,16 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
     macros::btf_map,
 };
 use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
     maps::{
-        Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint,
-        EndpointKey, HOPS, Hop, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey,
-        Published, PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+        Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
+        Endpoint, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network,
+        Peer, PeerKey, Published, PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin,
+        SockOriginKey, Subnet, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::Encapsulation,
@@ -60,6 +61,15 @@ pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new(
 
 #[btf_map(name = "local_addrs")]
 pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "egress")]
+pub static EGRESS: Table<u32, Egress, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "subnets")]
+pub static SUBNETS: LpmTrie<Be32, Subnet, MEDIUM_TABLE> = LpmTrie::new();
+
+#[btf_map(name = "usage")]
+pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
 pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();

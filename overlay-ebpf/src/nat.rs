@@ -9,11 +9,11 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     programs::TcContext,
 };
-use network_types::{tcp::TcpHdr, udp::UdpHdr};
+use network_types::{icmp::Icmpv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 use overlay_common::{
     Be16, Reason, checksum,
     maps::Conntrack,
-    wire::{Ipv4, PROTO_TCP},
+    wire::{Ipv4, PROTO_ICMP, PROTO_TCP},
 };
 
 use crate::{
@@ -26,6 +26,10 @@ use crate::{
 pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
 /// Offset of the checksum in a UDP header.
 pub const UDP_CHECKSUM: usize = offset_of!(UdpHdr, check);
+/// Offset of the checksum in an ICMP header.
+const ECHO_CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
+/// Offset of the identifier in the header of an ICMP echo.
+const ECHO_ID: usize = offset_of!(Icmpv4Hdr, data);
 /// Offset of the checksum in an IPv4 header; the two addresses follow it.
 const IPV4_CHECKSUM: usize = offset_of!(Ipv4, checksum);
 
@@ -73,6 +77,11 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
         + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
     let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
         + checksum::diff16(key.dport.raw(), entry.dport.raw());
+    if key.proto == PROTO_ICMP {
+        rewrite_echo(ctx, transport, work)?;
+        let header = checksum::apply(header.raw(), addresses);
+        return store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry));
+    }
     let (offset, flags) = if key.proto == PROTO_TCP {
         (transport + TCP_CHECKSUM, 0)
     } else {
@@ -88,6 +97,24 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     store(ctx, transport, &port_bytes(entry.sport, entry.dport))?;
     let header = checksum::apply(header.raw(), addresses);
     store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry))
+}
+
+/// Rewrites the identifier of an ICMP echo, whose checksum covers no address. Of the two ports of
+/// its tuples the other is zero.
+#[inline(always)]
+fn rewrite_echo(ctx: &TcContext, transport: usize, work: &Work) -> Result<(), Reason> {
+    let either = |a: Be16, b: Be16| Be16::from_raw(a.raw() | b.raw());
+    let old = either(work.flow.key.sport, work.flow.key.dport);
+    let new = either(work.entry.sport, work.entry.dport);
+    ctx.skb
+        .l4_csum_replace(
+            transport + ECHO_CHECKSUM,
+            u64::from(old.raw()),
+            u64::from(new.raw()),
+            size_of::<Be16>() as u64,
+        )
+        .map_err(|_| Reason::RewriteRefused)?;
+    store(ctx, transport + ECHO_ID, &new)
 }
 
 #[inline(always)]

@@ -22,6 +22,7 @@ use crate::{
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
     observe::Party,
+    outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, pull},
     published, service, vxlan,
 };
@@ -96,9 +97,33 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     if is_tunnel(config, &ip, &udp) {
         return from_tunnel(ctx, config, &ip, receiver);
     }
+    to_host(ctx, config, &ip, &udp)
+}
+
+/// What an interface receives that is not the underlay's: no tunnel ends there, because only the
+/// underlay is trusted with the nodes' addresses.
+#[inline(always)]
+pub fn receive_outside(ctx: &TcContext) -> Outcome {
+    pull(ctx, HEADERS);
+    let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
+        return Ok(Verdict::Pass);
+    };
+    to_host(ctx, config, &ip, &udp)
+}
+
+/// To an address of the host, as far as we can tell.
+#[inline(always)]
+fn to_host(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
+    // The VLAN's own interface sees it again, without the tag.
+    if has_vlan_tag(ctx) {
+        return Ok(Verdict::Pass);
+    }
+    if let Some(outcome) = outside::receive(ctx, config, ip, udp) {
+        return outcome;
+    }
     // TCP and UDP both start with the two ports.
-    match published::find_on_host(&ip, udp.dest) {
-        Some(published) => to_published(ctx, &ip, &published),
+    match published::find_on_host(ip, udp.dest) {
+        Some(published) => to_published(ctx, ip, &published),
         None => Ok(Verdict::Pass),
     }
 }

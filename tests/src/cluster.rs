@@ -210,6 +210,29 @@ impl Cluster {
         })
     }
 
+    /// Adds a machine that is connected to nothing but another one's new interface. `addresses` are
+    /// that interface's and the new machine's, of one /24.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn behind(
+        &self,
+        machine: &impl Place,
+        iface: &str,
+        name: &str,
+        addresses: (Ipv4Addr, Ipv4Addr),
+    ) -> anyhow::Result<Client> {
+        let namespace = self.instance.namespace(name);
+        netns::create(&namespace)?;
+        netns::link((machine.tag(), iface, addresses.0), (&namespace, addresses.1))?;
+        Ok(Client {
+            name: name.to_owned(),
+            namespace,
+            address: addresses.1,
+            logs: self.instance.dir.clone(),
+        })
+    }
+
     /// Host `number`, from 1.
     ///
     /// # Panics

@@ -103,8 +103,29 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     if *wire { pass_xdp(switch, port) } else { Ok(()) }
 }
 
+/// Connects a machine and another one that is only reached through it: their ends of the link are
+/// `iface` and eth0, in one /24, and the other one's default route leads through the machine.
+///
+/// # Errors
+/// What `ip` said.
+pub fn link(
+    (machine, iface, address): (&str, &str, Ipv4Addr),
+    (other, other_address): (&str, Ipv4Addr),
+) -> anyhow::Result<()> {
+    ip(&[
+        "-n", machine, "link", "add", iface, "type", "veth", "peer", "name", "eth0", "netns", other,
+    ])?;
+    for (namespace, device, address) in [(machine, iface, address), (other, "eth0", other_address)]
+    {
+        let address = format!("{address}/24");
+        ip(&["-n", namespace, "address", "add", &address, "dev", device])?;
+        ip(&["-n", namespace, "link", "set", device, "up"])?;
+    }
+    ip(&["-n", other, "route", "add", "default", "via", &address.to_string()])
+}
+
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 15] = [
     "networks",
     "endpoints",
     "links",
@@ -115,6 +136,9 @@ const TABLES: [&str; 12] = [
     "backends",
     "published",
     "local_addrs",
+    "egress",
+    "subnets",
+    "usage",
     "conntrack",
     "sock_origin",
 ];

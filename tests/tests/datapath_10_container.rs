@@ -164,8 +164,8 @@ fn what_goes_nowhere_says_why() {
     };
     for (packet, reason) in [
         (ping(ME, NOBODY), Reason::NoEndpoint),
-        (ping(ME, outside), Reason::NoWayOut),
-        (udp((ME, 1), (outside, 53), b"?"), Reason::NoWayOut),
+        (ping(ME, outside), Reason::NoRoute),
+        (udp((ME, 1), (outside, 53), b"?"), Reason::NoRoute),
         (udp((ME, 1), (Ipv4Addr::new(224, 0, 0, 251), 5353), b"?"), Reason::Multicast),
         (udp((ME, 1), (Ipv4Addr::BROADCAST, 67), b"?"), Reason::Multicast),
         (tcp((ME, 1), (GATEWAY, 22), Tcp::Syn), Reason::GatewayPort),

@@ -198,6 +198,7 @@ fn only_the_published_port_and_protocol_answer() {
 #[test]
 fn a_container_cannot_answer_who_never_asked() {
     let mut rig = rig(NEAR);
+    rig.way_out();
     let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, 40_000), Tcp::SynAck));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoWayOut][..]));
 }

@@ -299,7 +299,7 @@ fn same_addresses(wires: &[Wire], endpoints: &[Endpoint]) -> bool {
 
 /// Whether an interface's name is one that [`host_name`] gives: other software has interfaces
 /// that begin with the same two letters.
-fn is_endpoint_link(name: &str) -> bool {
+pub(super) fn is_endpoint_link(name: &str) -> bool {
     let id = name.strip_prefix(ENDPOINT_PREFIX).unwrap_or_default();
     let ours = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     id.len() == host_name(&Id::random()).len() - ENDPOINT_PREFIX.len() && id.bytes().all(ours)

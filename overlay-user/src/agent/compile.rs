@@ -14,7 +14,7 @@ use overlay_common::{
         self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
         ENDPOINT_SERVICE, EndpointKey, NETWORK_INTERNAL, NETWORK_LOCAL, PeerKey, PublishedKey,
-        SlotKey,
+        SlotKey, SubnetKey,
     },
 };
 
@@ -39,6 +39,8 @@ pub struct LocalFacts {
     pub host_link: Option<(u32, Mac)>,
     /// Addresses of the host on which published ports answer.
     pub addresses: Vec<Ipv4Addr>,
+    /// Interfaces that lead outside, by index, and the address that flows leave by each with.
+    pub ways_out: BTreeMap<u32, Ipv4Addr>,
     /// MTU of the underlay in bytes, without the Ethernet header.
     pub underlay_mtu: u32,
 }
@@ -71,6 +73,13 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     }
     let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
     out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
+    out.egress.extend(facts.ways_out.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
+    // Of all networks, not of those that are held only: what is inside does not depend on where
+    // a container runs.
+    out.subnets.extend(state.networks.values().map(|network| {
+        let prefix = u32::from(network.subnet.prefix_len());
+        (SubnetKey { prefix, ip: network.subnet.network().into() }, network.vni)
+    }));
     out
 }
 

@@ -169,6 +169,8 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Backend(k, v) => set(&mut state.backends, k, v),
         MapOp::Published(k, v) => set(&mut state.published, k, v),
         MapOp::LocalAddr(k, v) => set(&mut state.local_addrs, k, v),
+        MapOp::Egress(k, v) => set(&mut state.egress, k, v),
+        MapOp::Subnet(k, v) => set(&mut state.subnets, k, v),
     }
 }
 

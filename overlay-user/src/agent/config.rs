@@ -104,11 +104,21 @@ pub struct AgentConfig {
     pub xdp: XdpMode,
     /// Size of the conntrack table.
     pub conntrack_size: u32,
+    /// First and last source port of flows to the outside.
+    pub outside_ports: [u16; 2],
+    /// Most flows to the outside that an endpoint may have at a time.
+    pub outside_flows: u32,
     /// cgroup v2 directory for the socket programs; `None` looks for the mount.
     pub cgroup: Option<PathBuf>,
     /// Where names outside the cluster are asked; empty reads /etc/resolv.conf.
     pub dns_upstreams: Vec<SocketAddr>,
 }
+
+/// Default of [`AgentConfig::outside_ports`]: above the ports that Linux gives to sockets by
+/// default (net.ipv4.ip_local_port_range, 32768 to 60999) and those that services are given.
+pub const OUTSIDE_PORTS: [u16; 2] = [61_000, 65_535];
+/// Default of [`AgentConfig::outside_flows`].
+pub const OUTSIDE_FLOWS: u32 = 4096;
 
 /// Current version of `agent.json`.
 pub const CONFIG_FORMAT: u32 = 1;
@@ -223,6 +233,8 @@ mod tests {
             managers: vec![],
             xdp: XdpMode::Auto,
             conntrack_size: 1024,
+            outside_ports: OUTSIDE_PORTS,
+            outside_flows: OUTSIDE_FLOWS,
             cgroup: None,
             dns_upstreams: vec![],
         }

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Agent, AgentConfig, AgentError, Host, NameServers, NamespaceId, Parts, Paths, boot_id,
-    namespace_at, server,
+    local_ports, namespace_at, server,
 };
 use crate::{
     datapath::{BpfDatapath, DatapathError, LoadOptions, host},
@@ -169,6 +169,10 @@ impl Host for LinuxHost {
 
     fn cgroup2(&self) -> Option<PathBuf> {
         host::cgroup2_mount()
+    }
+
+    fn local_ports(&self) -> Option<(u16, u16)> {
+        local_ports()
     }
 
     fn boot_id(&self) -> String {

@@ -9,7 +9,7 @@ use overlay_common::{Be16, Be32, Mac, maps::Config};
 use super::{Agent, AgentError, compile::network_mtu, lock, reconcile::Look};
 use crate::{
     datapath::{Datapath, XdpMode},
-    link::{HostLink, Links, UnderlayFacts},
+    link::{HostLink, Links, UnderlayFacts, WayOut},
     model::ClusterState,
 };
 
@@ -28,6 +28,7 @@ const SOCKETS: &str = "attaching the socket programs";
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inputs {
     underlay: UnderlayFacts,
+    ways_out: Vec<WayOut>,
     /// The host link and the gateway behind it; `None` without an ingress network.
     ingress: Option<(HostLink, std::net::Ipv4Addr)>,
 }
@@ -45,6 +46,8 @@ pub struct HostSetup {
 pub struct Report {
     /// Facts of the underlay interface.
     pub underlay: Option<UnderlayFacts>,
+    /// Interfaces that lead outside.
+    pub ways_out: Vec<WayOut>,
     /// XDP mode in force.
     pub xdp: Option<XdpMode>,
     /// Whether the socket programs are attached, and else why not.
@@ -59,8 +62,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     /// [`AgentError::Link`] when the interface is gone.
     pub(super) async fn look_around(&self) -> Result<(), AgentError> {
         let underlay = self.links.underlay(&self.config.iface).await?;
-        let mut addresses = self.links.addresses(&[HOST_END, PROGRAM_END, VXLAN]).await?;
+        let own = [HOST_END, PROGRAM_END, VXLAN];
+        let mut addresses = self.links.addresses(&own).await?;
         addresses.sort_unstable();
+        let ways_out = self.links.ways_out(&own).await?;
         let mut changed = false;
         {
             let mut facts = lock(&self.facts);
@@ -68,8 +73,14 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             changed |= facts.addresses != addresses;
             facts.addresses = addresses;
         }
-        let before = lock(&self.report).underlay.replace(underlay.clone());
-        changed |= before.as_ref() != Some(&underlay);
+        {
+            let mut report = lock(&self.report);
+            let before = report.underlay.replace(underlay.clone());
+            changed |= before.as_ref() != Some(&underlay);
+            changed |= report.ways_out != ways_out;
+            report.ways_out = ways_out;
+        }
+        self.check_outside_ports();
         if changed {
             self.wake.notify_one();
         }
@@ -86,10 +97,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     /// `None` as long as too little is known, or this node is not of the cluster.
     fn inputs(&self) -> Option<Inputs> {
         let state = self.state.borrow().clone()?;
-        let underlay = lock(&self.report).underlay.clone()?;
+        let Report { underlay, ways_out, .. } = lock(&self.report).clone();
+        let underlay = underlay?;
         state.nodes.get(self.node())?;
         let ingress = self.host_link(&state, underlay.mtu);
-        Some(Inputs { underlay, ingress })
+        Some(Inputs { underlay, ways_out, ingress })
     }
 
     fn host_link(
@@ -125,8 +137,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let vxlan = self.links.ensure_vxlan(VXLAN, self.config.data_path_port).await?;
         let host_link = self.ensure_host_link(&inputs).await?;
         self.configure(&inputs, vxlan, host_link)?;
+        let ways_out = self.attach_ways_out(&inputs.ways_out);
+        lock(&self.facts).ways_out = ways_out;
         self.reconcile(look).await?;
         self.attach_programs(host_link.is_some())?;
+        self.detach_former_ways_out(&inputs.ways_out)?;
         setup.done = Some(inputs);
         Ok(())
     }
@@ -155,7 +170,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         vxlan_ifindex: u32,
         host_link: Option<u32>,
     ) -> Result<(), AgentError> {
-        let Inputs { underlay, ingress } = inputs;
+        let Inputs { underlay, ingress, .. } = inputs;
         let (host_ip, gateway) = ingress
             .as_ref()
             .map_or((Be32::ZERO, Be32::ZERO), |(l, gw)| (l.address.addr().into(), (*gw).into()));
@@ -173,6 +188,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             underlay_mac: underlay.mac,
             // For the datapath to fill in.
             decap_flags: 0,
+            outside_ports: self.config.outside_ports,
+            outside_flows: self.config.outside_flows,
         };
         Ok(self.datapath.set_config(&config)?)
     }

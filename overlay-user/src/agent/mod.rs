@@ -22,6 +22,7 @@ mod error;
 mod follow;
 mod host;
 mod leave;
+mod outside;
 mod ready;
 mod reconcile;
 mod records;
@@ -47,12 +48,16 @@ use std::{
 
 pub use client::LocalClient;
 pub use compile::{HOST_MODE, LocalFacts, compile, network_mtu};
-pub use config::{AgentConfig, CONFIG_FORMAT, ConfigError, Paths, write_atomically};
+pub use config::{
+    AgentConfig, CONFIG_FORMAT, ConfigError, OUTSIDE_FLOWS, OUTSIDE_PORTS, Paths, write_atomically,
+};
 pub use control::{Control, Watch};
 
 pub use daemon::daemon;
 pub use error::AgentError;
-pub use surroundings::{Host, NameServers, NamespaceId, Process, boot_id, namespace_at};
+pub use surroundings::{
+    Host, NameServers, NamespaceId, Process, boot_id, local_ports, namespace_at,
+};
 use tokio::sync::{Notify, watch};
 
 use self::{containers::Containers, host::HostSetup, reconcile::Applied};

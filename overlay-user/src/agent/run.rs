@@ -17,7 +17,8 @@ use crate::{datapath::Datapath, link::Links};
 
 /// How long the start waits for a live state before it takes the last known one.
 const LIVE_WITHIN: Duration = Duration::from_secs(3);
-/// How often the host's addresses and the containers' namespaces are looked at.
+/// How often the host's addresses, the containers' namespaces and their flows to the outside are
+/// looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often the real maps and interfaces are compared with what they should be.
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
@@ -110,6 +111,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 Err(error) => self.trouble(LOOKING, error),
             }
             self.sweep_namespaces().await;
+            self.count_flows().await;
         }
     }
 

@@ -103,6 +103,8 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("backends", state.backends.len()),
         ("published", state.published.len()),
         ("local_addrs", state.local_addrs.len()),
+        ("egress", state.egress.len()),
+        ("subnets", state.subnets.len()),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), u64::try_from(count).unwrap_or(u64::MAX)))

@@ -58,6 +58,10 @@ pub trait Host: Send + Sync + 'static {
     /// Where cgroup v2 is mounted.
     fn cgroup2(&self) -> Option<PathBuf>;
 
+    /// First and last port that the kernel gives to sockets that ask for none; `None` when it does
+    /// not say.
+    fn local_ports(&self) -> Option<(u16, u16)>;
+
     /// Changes with every boot.
     fn boot_id(&self) -> String;
 
@@ -120,6 +124,14 @@ pub fn namespace_at(path: &Path) -> Result<NamespaceId, AgentError> {
         )));
     }
     Ok(found)
+}
+
+/// The host's ports for sockets that ask for none (`net.ipv4.ip_local_port_range`), of the network
+/// namespace of the calling thread.
+pub fn local_ports() -> Option<(u16, u16)> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = text.split_ascii_whitespace().map(str::parse);
+    Some((ports.next()?.ok()?, ports.next()?.ok()?))
 }
 
 /// The boot id; empty where /proc does not tell.

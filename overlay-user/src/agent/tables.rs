@@ -8,11 +8,11 @@ use std::{
 use overlay_common::{
     Be16, Be32, UNDERLAY_VNI,
     maps::{
-        BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN,
-        Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
-        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK, TCP_SEEN_FIN,
-        TCP_SEEN_RST, TCP_SEEN_SYN,
+        BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY,
+        CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK,
+        TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
     },
     wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
@@ -42,6 +42,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 }
             }
         }
+        for way in lock(&self.report).ways_out.clone() {
+            names.interfaces.insert(way.ifindex, way.name);
+        }
         if let Some((ifindex, _)) = lock(&self.facts).host_link {
             names.interfaces.insert(ifindex, PROGRAM_END.to_owned());
         }
@@ -58,7 +61,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 }
 
 /// The clock of [`Conntrack::last_seen`].
-fn monotonic_ns() -> u64 {
+pub(super) fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |t| {
         let (seconds, nanos) = (t.tv_sec().unsigned_abs(), t.tv_nsec().unsigned_abs());
@@ -168,6 +171,9 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         backends(state, names),
         published(state, names),
         table("local_addrs", &["address"], &state.local_addrs, |address, _| vec![ip(*address)]),
+        table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
+            vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
+        }),
     ]
 }
 
@@ -319,9 +325,17 @@ fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, now: u64) -> ConntrackRo
         CONNTRACK_FORWARD => "forward",
         CONNTRACK_REPLY => "reply",
         CONNTRACK_RETURN => "return",
+        CONNTRACK_MASQUERADE => "masquerade",
+        CONNTRACK_UNMASQUERADE => "unmasquerade",
         _ => "unknown",
     };
-    let seen = [(TCP_SEEN_SYN, 'S'), (TCP_SEEN_ACK, 'A'), (TCP_SEEN_FIN, 'F'), (TCP_SEEN_RST, 'R')];
+    // A UDP flow that was answered is shown as TCP's are.
+    let seen = [
+        (TCP_SEEN_SYN, 'S'),
+        (TCP_SEEN_ACK | UDP_ANSWERED, 'A'),
+        (TCP_SEEN_FIN, 'F'),
+        (TCP_SEEN_RST, 'R'),
+    ];
     ConntrackRow {
         protocol: protocol(key.proto),
         vni: key.vni,

@@ -189,6 +189,7 @@ impl TestCluster {
             links: mine.map(|e| (e.id.clone(), 1000 + e.number)).collect(),
             host_link: Some((7, overlay_common::Mac::of_ip(node.ingress_ip.into()))),
             addresses: vec![node.data_path_addr],
+            ways_out: [(2, node.data_path_addr)].into(),
             underlay_mtu: 1500,
         }
     }

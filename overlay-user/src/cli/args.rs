@@ -73,6 +73,20 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A range of ports, `FIRST-LAST`, none of them below 1024.
+pub(super) fn port_range(text: &str) -> Result<[u16; 2], String> {
+    let wrong = || format!("{text:?} is no range of ports; write it as 61000-65535");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let (first, last) = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
+    if first > last {
+        return Err(format!("{text:?}: the first port is above the last"));
+    }
+    if first < 1024 {
+        return Err(format!("{text:?}: ports below 1024 are those of services"));
+    }
+    Ok([first, last])
+}
+
 /// A DNS server: an address, port 53 unless given.
 pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
     address_and_port(text, 53)
@@ -155,6 +169,15 @@ mod tests {
         assert!(positive_duration("0s").is_err());
         for text in ["5", "", "x", "-5s", "5 fortnights"] {
             assert!(duration(text).expect_err(text).contains(&format!("{text:?}")));
+        }
+    }
+
+    #[test]
+    fn a_range_of_ports_has_a_first_and_a_last() {
+        assert_eq!(port_range("61000-65535"), Ok([61_000, 65_535]));
+        assert_eq!(port_range("2000-2000"), Ok([2000, 2000]));
+        for text in ["", "61000", "61000-", "-5", "a-b", "61000-70000", "3000-2000", "80-90"] {
+            assert!(port_range(text).expect_err(text).contains(&format!("{text:?}")));
         }
     }
 

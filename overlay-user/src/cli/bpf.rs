@@ -54,6 +54,8 @@ enum TableName {
     Links,
     /// Addresses of the host on which published ports answer
     LocalAddrs,
+    /// Interfaces that lead outside and the host's address on each
+    Egress,
     /// Translated flows, newest first
     Conntrack,
     /// Packets by named reason, drops included
@@ -85,6 +87,7 @@ impl TableName {
             Self::Published => "published",
             Self::Links => "links",
             Self::LocalAddrs => "local_addrs",
+            Self::Egress => "egress",
             Self::Conntrack => "conntrack",
             Self::Counters => "counters",
         }

@@ -8,7 +8,7 @@ use std::{
 
 use overlay_common::{
     Reason,
-    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor},
+    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor, Usage},
     observe::{DropKey, Tally},
 };
 
@@ -29,6 +29,8 @@ pub enum DatapathCall {
     AttachUnderlay,
     /// [`Datapath::attach_vxlan`]
     AttachVxlan,
+    /// [`Datapath::attach_outside`]
+    AttachOutside,
     /// [`Datapath::attach_sockets`]
     AttachSockets,
     /// [`Datapath::detach`]
@@ -43,6 +45,10 @@ pub enum DatapathCall {
     Forget,
     /// [`Datapath::conntrack`]
     Conntrack,
+    /// [`Datapath::usage`]
+    Usage,
+    /// [`Datapath::set_usage`]
+    SetUsage,
 }
 
 /// A call that fails: how many go well first, and how many fail then.
@@ -61,6 +67,8 @@ struct Kernel {
     containers: Vec<String>,
     underlay: Option<(String, XdpMode)>,
     vxlan: Option<String>,
+    outside: Vec<String>,
+    usage: BTreeMap<u32, Usage>,
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
     breakdown: Breakdown,
@@ -101,6 +109,8 @@ impl Kernel {
             MapOp::Backend(key, value) => set(&mut state.backends, *key, *value),
             MapOp::Published(key, value) => set(&mut state.published, *key, *value),
             MapOp::LocalAddr(key, value) => set(&mut state.local_addrs, *key, *value),
+            MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
+            MapOp::Subnet(key, value) => set(&mut state.subnets, *key, *value),
         }
         self.applied.push(op.clone());
     }
@@ -172,6 +182,11 @@ impl MemoryDatapath {
     /// The vxlan device.
     pub fn vxlan(&self) -> Option<String> {
         self.kernel().vxlan.clone()
+    }
+
+    /// The interfaces with `from_outside`.
+    pub fn outside(&self) -> Vec<String> {
+        self.kernel().outside.clone()
     }
 
     /// The cgroup of the socket programs.
@@ -266,6 +281,14 @@ impl Datapath for MemoryDatapath {
         Ok(())
     }
 
+    fn attach_outside(&self, iface: &str) -> Result<(), DatapathError> {
+        let mut kernel = self.enter(DatapathCall::AttachOutside)?;
+        if !kernel.outside.iter().any(|name| name == iface) {
+            kernel.outside.push(iface.to_owned());
+        }
+        Ok(())
+    }
+
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
         self.enter(DatapathCall::AttachSockets)?.cgroup = Some(cgroup.to_owned());
         Ok(())
@@ -274,6 +297,7 @@ impl Datapath for MemoryDatapath {
     fn detach(&self, iface: &str) -> Result<(), DatapathError> {
         let mut kernel = self.enter(DatapathCall::Detach)?;
         kernel.containers.retain(|name| name != iface);
+        kernel.outside.retain(|name| name != iface);
         kernel.underlay.take_if(|(name, _)| name == iface);
         kernel.vxlan.take_if(|name| name == iface);
         Ok(())
@@ -282,7 +306,8 @@ impl Datapath for MemoryDatapath {
     fn attachments(&self) -> Result<Vec<String>, DatapathError> {
         let kernel = self.enter(DatapathCall::Attachments)?;
         let others = kernel.underlay.iter().map(|(name, _)| name).chain(&kernel.vxlan);
-        let mut names: Vec<String> = kernel.containers.iter().chain(others).cloned().collect();
+        let attached = kernel.containers.iter().chain(&kernel.outside).chain(others);
+        let mut names: Vec<String> = attached.cloned().collect();
         names.sort();
         names.dedup();
         Ok(names)
@@ -313,6 +338,15 @@ impl Datapath for MemoryDatapath {
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         let kernel = self.enter(DatapathCall::Conntrack)?;
         Ok(kernel.conntrack.iter().take(limit).copied().collect())
+    }
+
+    fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
+        Ok(self.enter(DatapathCall::Usage)?.usage.clone())
+    }
+
+    fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
+        set(&mut self.enter(DatapathCall::SetUsage)?.usage, ifindex, usage);
+        Ok(())
     }
 
     fn tc_flavour(&self) -> &'static str {

@@ -7,7 +7,10 @@ mod memory;
 mod observe;
 mod state;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
@@ -107,7 +110,7 @@ pub struct ConntrackRow {
     pub source: std::net::SocketAddrV4,
     /// Destination as seen.
     pub destination: std::net::SocketAddrV4,
-    /// forward, reply or return.
+    /// forward, reply, return, masquerade or unmasquerade.
     pub action: String,
     /// Source after translation.
     pub new_source: std::net::SocketAddrV4,
@@ -168,6 +171,12 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] names the interface.
     fn attach_vxlan(&self, iface: &str) -> Result<(), DatapathError>;
 
+    /// Attaches `from_outside` to an interface with a way out that is not the underlay's.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] names the interface.
+    fn attach_outside(&self, iface: &str) -> Result<(), DatapathError>;
+
     /// Attaches the socket programs to a cgroup v2 directory.
     ///
     /// # Errors
@@ -213,6 +222,18 @@ pub trait Datapath: Send + Sync + 'static {
         &self,
         limit: usize,
     ) -> Result<Vec<(maps::ConntrackKey, maps::Conntrack)>, DatapathError>;
+
+    /// How many flows to the outside endpoints have, by interface index.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn usage(&self) -> Result<BTreeMap<u32, maps::Usage>, DatapathError>;
+
+    /// Corrects or, with `None`, forgets the number of an endpoint's flows to the outside.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn set_usage(&self, ifindex: u32, usage: Option<maps::Usage>) -> Result<(), DatapathError>;
 
     /// How TC programs are attached: `tcx` or `clsact`.
     fn tc_flavour(&self) -> &'static str;

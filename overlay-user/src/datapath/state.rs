@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use overlay_common::{
     Be32,
     maps::{
-        Backend, Endpoint, EndpointKey, Link, LocalAddr, Network, Peer, PeerKey, Published,
-        PublishedKey, Service, Slot, SlotKey,
+        Backend, Egress, Endpoint, EndpointKey, Link, LocalAddr, Network, Peer, PeerKey, Published,
+        PublishedKey, Service, Slot, SlotKey, Subnet, SubnetKey,
     },
 };
 
@@ -31,6 +31,10 @@ pub struct DatapathState {
     pub published: BTreeMap<PublishedKey, Published>,
     /// Map `local_addrs`.
     pub local_addrs: BTreeMap<Be32, LocalAddr>,
+    /// Map `egress`, by interface index.
+    pub egress: BTreeMap<u32, Egress>,
+    /// Map `subnets`.
+    pub subnets: BTreeMap<SubnetKey, Subnet>,
 }
 
 /// One write to one map. `None` as a value removes the key; removing what is not there is no error.
@@ -55,6 +59,10 @@ pub enum MapOp {
     Published(PublishedKey, Option<Published>),
     /// `local_addrs`
     LocalAddr(Be32, Option<LocalAddr>),
+    /// `egress`
+    Egress(u32, Option<Egress>),
+    /// `subnets`
+    Subnet(SubnetKey, Option<Subnet>),
 }
 
 fn puts<K: Ord + Copy, V: PartialEq + Copy>(
@@ -88,6 +96,8 @@ fn removes<K: Ord + Copy, V>(
 /// removed after it.
 pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     let mut ops = Vec::new();
+    // What is inside is known before anything may go outside.
+    puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
@@ -97,7 +107,9 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.links, &new.links, &mut ops, MapOp::Link);
     puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
+    puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
 
+    removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     removes(&old.links, &new.links, &mut ops, MapOp::Link);
@@ -107,5 +119,6 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
+    removes(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     ops
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{EndpointLink, HostLink, LinkError, Links, UnderlayFacts};
+use super::{EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut};
 
 /// The calls of [`Links`], to say which one shall fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +18,8 @@ pub enum LinkCall {
     InterfaceWith,
     /// [`Links::addresses`]
     Addresses,
+    /// [`Links::ways_out`]
+    WaysOut,
     /// [`Links::ensure_vxlan`]
     EnsureVxlan,
     /// [`Links::ensure_host_link`]
@@ -88,6 +90,13 @@ impl MemoryLinks {
         let facts = UnderlayFacts { ifindex, ..facts };
         host.underlays.insert(name.to_owned(), (facts, addresses.to_vec()));
         ifindex
+    }
+
+    /// Takes an underlay interface away.
+    pub fn remove_underlay(&self, name: &str) {
+        let mut host = self.host();
+        host.underlays.remove(name);
+        host.interfaces.remove(name);
     }
 
     /// Makes the next `times` calls fail; `usize::MAX` until [`MemoryLinks::heal`].
@@ -188,6 +197,16 @@ impl Links for MemoryLinks {
         addresses.sort();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    async fn ways_out(&self, not_on: &[&str]) -> Result<Vec<WayOut>, LinkError> {
+        let host = self.enter(LinkCall::WaysOut)?;
+        let wanted = host.underlays.iter().filter(|(name, _)| !not_on.contains(&name.as_str()));
+        let ways = wanted.filter_map(|(name, (facts, addresses))| {
+            let address = *addresses.first()?;
+            Some(WayOut { name: name.clone(), ifindex: facts.ifindex, address })
+        });
+        Ok(ways.collect())
     }
 
     async fn ensure_vxlan(&self, name: &str, port: u16) -> Result<u32, LinkError> {

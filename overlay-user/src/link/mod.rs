@@ -69,6 +69,17 @@ pub struct UnderlayFacts {
     pub mtu: u32,
 }
 
+/// An interface that leads outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WayOut {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The address that the host's own packets leave by it with.
+    pub address: Ipv4Addr,
+}
+
 /// The host link: a veth pair with both ends in the host's namespace. Packets that the host routes
 /// to the first end come out of the second, where `from_container` is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +134,13 @@ pub trait Links: Send + Sync + 'static {
         &self,
         not_on: &[&str],
     ) -> impl Future<Output = Result<Vec<Ipv4Addr>, LinkError>> + Send;
+
+    /// The interfaces that lead outside except those of `not_on`, by name: Ethernet, up, with an
+    /// IPv4 address.
+    fn ways_out(
+        &self,
+        not_on: &[&str],
+    ) -> impl Future<Output = Result<Vec<WayOut>, LinkError>> + Send;
 
     /// The kernel's vxlan device in collect-metadata mode, up, on `port`. Returns its index.
     fn ensure_vxlan(

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::Path};
 
 use super::{
-    EndpointLink, HostLink, LinkError, Links, UnderlayFacts, endpoint, host, listen,
+    EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut, endpoint, host, listen,
     netns::{Namespace, kernel},
     rtnl::Rtnl,
 };
@@ -64,6 +64,30 @@ impl Links for NetlinkLinks {
         addresses.sort();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    async fn ways_out(&self, not_on: &[&str]) -> Result<Vec<WayOut>, LinkError> {
+        let rtnl = Rtnl::open(&self.home)?;
+        let mut devices = rtnl.devices().await?;
+        devices.retain(|d| d.ethernet && d.up && !not_on.contains(&d.name.as_str()));
+        let addresses = rtnl.addresses().await?;
+        let routes = rtnl.default_routes().await?;
+        let mut ways: Vec<WayOut> = devices
+            .into_iter()
+            .filter_map(|device| {
+                let mut own = addresses.iter().filter(|(index, _)| *index == device.index);
+                let first = own.clone().next()?.1.addr();
+                // As the kernel chooses for its own sockets: what the route prefers, else the
+                // interface's first address.
+                let mut through = routes.iter().filter(|r| r.device == Some(device.index));
+                let preferred = through.find_map(|route| route.source);
+                let preferred = preferred.filter(|ip| own.any(|(_, net)| net.addr() == *ip));
+                let address = preferred.unwrap_or(first);
+                Some(WayOut { name: device.name, ifindex: device.index, address })
+            })
+            .collect();
+        ways.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(ways)
     }
 
     async fn ensure_vxlan(&self, name: &str, port: u16) -> Result<u32, LinkError> {
@@ -131,6 +155,37 @@ mod tests {
             let all = links.addresses(&["x"]).await.expect("listed");
             assert_eq!(all, vec![ip("192.0.2.10")]);
             assert_eq!(links.addresses(&[]).await.expect("listed").len(), 2);
+        });
+    }
+
+    #[test]
+    fn ways_out_are_interfaces_that_are_up_and_have_an_address() {
+        if !is_root("making interfaces") {
+            return;
+        }
+        let host = TestNetns::new();
+        host.command("ip link add eth7 type veth peer name x");
+        host.command("ip link add eth8 type veth peer name y");
+        host.command("ip addr add 192.0.2.10/24 dev eth7");
+        host.command("ip addr add 192.0.2.11/24 dev eth7");
+        host.command("ip addr add 198.51.100.1/24 dev eth8");
+        host.command("ip addr add 203.0.113.1/24 dev x");
+        for up in ["lo", "eth7", "x", "y"] {
+            host.command(&format!("ip link set {up} up"));
+        }
+        host.block_on(async {
+            let links = NetlinkLinks::new().expect("links");
+            let ways = || async {
+                let ways = links.ways_out(&["x"]).await.expect("listed");
+                let shown = ways.into_iter().map(|w| format!("{} {}", w.name, w.address));
+                shown.collect::<Vec<_>>()
+            };
+            assert_eq!(ways().await, ["eth7 192.0.2.10"], "eth8 is down, y has no address");
+            host.command("ip link set eth8 up");
+            host.command("ip route add default via 192.0.2.1 dev eth7 src 192.0.2.11");
+            assert_eq!(ways().await, ["eth7 192.0.2.11", "eth8 198.51.100.1"]);
+            host.command("ip addr del 192.0.2.11/24 dev eth7");
+            assert_eq!(ways().await[0], "eth7 192.0.2.10");
         });
     }
 

@@ -107,6 +107,8 @@ impl Device {
 pub(super) struct DefaultRoute {
     pub(super) device: Option<u32>,
     pub(super) gateway: Option<Ipv4Addr>,
+    /// The address it prefers as a source.
+    pub(super) source: Option<Ipv4Addr>,
     message: RouteMessage,
 }
 
@@ -318,11 +320,12 @@ fn default_route(message: RouteMessage) -> Option<DefaultRoute> {
     if !unicast || header.table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
-    let mut route = DefaultRoute { device: None, gateway: None, message };
+    let mut route = DefaultRoute { device: None, gateway: None, source: None, message };
     for attribute in &route.message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => route.device = Some(*index),
             RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(*ip),
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => route.source = Some(*ip),
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     Reason,
-    maps::{Conntrack, ConntrackKey},
+    maps::{Conntrack, ConntrackKey, Usage},
 };
 
 use super::{Step, failure::hex};
@@ -29,9 +29,10 @@ pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), 
         (Program::Xdp, XDP_PASS) => Some(Verdict::Pass),
         (Program::Xdp, XDP_DROP) => Some(Verdict::Drop),
         (Program::Xdp, XDP_TX | XDP_REDIRECT) => Some(Verdict::Sent),
-        (Program::Container | Program::Underlay, PASS) => Some(Verdict::Pass),
-        (Program::Container | Program::Underlay, DROP) => Some(Verdict::Drop),
-        (Program::Container | Program::Underlay, REDIRECT) => Some(Verdict::Sent),
+        (Program::Xdp, _) => None,
+        (_, PASS) => Some(Verdict::Pass),
+        (_, DROP) => Some(Verdict::Drop),
+        (_, REDIRECT) => Some(Verdict::Sent),
         _ => None,
     };
     if verdict != Some(predicted.verdict) || predicted.moved != ran.moved {
@@ -84,6 +85,25 @@ pub fn conntrack(
         }
     }
     Ok(())
+}
+
+/// The endpoint's number of flows to the outside.
+pub fn usage(
+    model: Option<Usage>,
+    real: Option<Usage>,
+    now: u64,
+    span: (u64, u64),
+) -> Result<(), String> {
+    let counted = |usage: Option<Usage>| match usage {
+        Some(usage) if usage.counted == now || (span.0..=span.1).contains(&usage.counted) => {
+            Some(Usage { counted: now, ..usage })
+        }
+        usage => usage,
+    };
+    if counted(model) == counted(real) {
+        return Ok(());
+    }
+    Err(format!("usage {real:?}\nmodel: {model:?}"))
 }
 
 /// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that

@@ -91,6 +91,8 @@ impl Failure {
         writeln!(f, "slots: {:?}\nbackends: {:?}", agent.slots, agent.backends)?;
         writeln!(f, "published: {:?} on {:?}", agent.published, agent.local_addrs)?;
         writeln!(f, "peers: {:?}", agent.peers.keys())?;
+        writeln!(f, "egress: {:?} subnets: {:?}", agent.egress, agent.subnets)?;
+        writeln!(f, "usage: {:?}", tables.usage)?;
         for (key, endpoint) in &agent.endpoints {
             writeln!(f, "{key:?}: {endpoint:?}")?;
         }

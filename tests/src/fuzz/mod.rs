@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, fmt};
 
 use overlay_common::{
     Reason,
-    maps::{Conntrack, ConntrackKey},
+    maps::{Conntrack, ConntrackKey, Usage},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
@@ -113,7 +113,8 @@ impl Fuzz {
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
-        let real = Real { ran, conntrack, cursors };
+        let usage = self.rig.usage();
+        let real = Real { ran, conntrack, cursors, usage };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -123,7 +124,8 @@ impl Fuzz {
                 self.compare(step, after, (before, after), &real).map_err(|_| disagreement)?
             }
         };
-        self.tables = Tables { conntrack: real.conntrack, ..tables };
+        let usage = real.usage.map(|usage| (IFINDEX, usage)).into_iter().collect();
+        self.tables = Tables { conntrack: real.conntrack, usage, ..tables };
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {
             *self.totals.reasons.entry(*reason).or_default() += 1;
@@ -150,6 +152,7 @@ impl Fuzz {
         if tables.cursors != real.cursors {
             return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));
         }
+        check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
         Ok((tables, predicted))
     }
 
@@ -167,6 +170,7 @@ impl Fuzz {
         for number in world::SERVICES {
             self.rig.set_cursor(number, tables.cursors.get(&number).copied());
         }
+        self.rig.set_usage(tables.usage.get(&IFINDEX).copied());
         for (key, entry) in &tables.conntrack {
             if self.tables.conntrack.get(key) != Some(entry) {
                 self.rig.set_conntrack(*key, Some(*entry));
@@ -181,6 +185,7 @@ struct Real {
     ran: Ran,
     conntrack: std::collections::HashMap<ConntrackKey, Conntrack>,
     cursors: BTreeMap<u32, u32>,
+    usage: Option<Usage>,
 }
 
 /// BPF_PROG_TEST_RUN does not take skbs whose IP header is cut off (Linux 6.18).

@@ -18,8 +18,20 @@ use crate::{
 };
 
 /// Where containers send to outside their network.
-const OUTSIDE: [Ipv4Addr; 5] =
-    [CLIENTS[0], CLIENTS[1], CLIENTS[2], CLIENTS[3], Ipv4Addr::new(224, 0, 0, 1)];
+const OUTSIDE: [Ipv4Addr; 12] = [
+    CLIENTS[0],
+    CLIENTS[0],
+    CLIENTS[0],
+    CLIENTS[1],
+    CLIENTS[1],
+    CLIENTS[2],
+    CLIENTS[3],
+    NODE,
+    Ipv4Addr::new(224, 0, 0, 1),
+    Ipv4Addr::new(127, 0, 0, 1),
+    Ipv4Addr::new(0, 0, 0, 7),
+    Ipv4Addr::new(10, 0, 2, 5),
+];
 
 /// Who speaks to whom.
 #[derive(Clone, Copy)]
@@ -98,7 +110,7 @@ fn known(
 fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = Ipv4Addr::from(link.ip);
-    let to = if rng.random_bool(0.1) {
+    let to = if rng.random_bool(0.3) {
         any(rng, &OUTSIDE)
     } else {
         taken(rng, tables, link.vni, &[0, 1, 2, 3, 4])
@@ -120,6 +132,9 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
         |k| k.0,
     );
     if vni == 0 {
+        if let Some(error) = icmp_error(rng, tables) {
+            return ethernet(macs, &error);
+        }
         let to = if rng.random_bool(0.95) { NODE } else { any(rng, &CLIENTS) };
         let from = any(rng, &CLIENTS);
         let fresh = tuple(rng, from, to);
@@ -144,6 +159,34 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     outer[6..8].fill(0);
     let ip = header(rng, (sender, NODE, 17), &outer, (&[], 0));
     ethernet(macs, &ip)
+}
+
+/// Now and then an ICMP error about a packet that a container has sent outside.
+fn icmp_error(rng: &mut SmallRng, tables: &Tables) -> Option<Vec<u8>> {
+    let mut keys: Vec<_> = tables.conntrack.iter().filter(|(k, _)| k.vni == 0).collect();
+    keys.sort_by_key(|(k, _)| (k.saddr, k.daddr, k.sport, k.dport, k.proto));
+    if keys.is_empty() || !rng.random_bool(0.25) {
+        return None;
+    }
+    let (key, _) = any(rng, &keys);
+    let quoted = Tuple {
+        src: key.daddr.into(),
+        dst: key.saddr.into(),
+        proto: key.proto,
+        sport: key.dport.get(),
+        dport: key.sport.get(),
+    };
+    let mut quoted_packet = ipv4(rng, quoted);
+    quoted_packet.truncate(any(rng, &[27, 28, 28, 40, 60, 548, 1500]));
+    let mut body =
+        vec![any(rng, &[3, 3, 3, 11, 12, 5, 4]), rng.random_range(0..6), 0, 0, 0, 0, 0, 0];
+    body.extend(quoted_packet);
+    let sum = ones_complement(&body);
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    let inside = Ipv4Addr::new(10, 0, 1, 7);
+    let from = any(rng, &[CLIENTS[0], CLIENTS[2], CLIENTS[3], quoted.dst, inside]);
+    let to = if rng.random_bool(0.95) { quoted.src } else { CLIENTS[1] };
+    Some(header(rng, (from, to, 1), &body, (&[], 0)))
 }
 
 /// The node that an address is on, mostly.
@@ -179,7 +222,7 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
     let mut body = match tuple.proto {
         6 => segment(rng, tuple, &payload),
         17 => datagram(tuple, &payload),
-        1 => echo(rng, &payload),
+        1 => echo(rng, tuple, &payload),
         _ => payload,
     };
     if tuple.proto == 17 && rng.random_bool(0.2) {
@@ -202,7 +245,7 @@ fn header(
     ip.extend(((length + body.len()) as u16).to_be_bytes());
     ip.extend(rng.random::<u16>().to_be_bytes());
     ip.extend(fragment.to_be_bytes());
-    ip.extend([64, proto, 0, 0]);
+    ip.extend([any(rng, &[64, 64, 64, 64, 64, 64, 255, 2, 1, 0]), proto, 0, 0]);
     ip.extend(src.octets());
     ip.extend(dst.octets());
     ip.extend(options);
@@ -240,8 +283,13 @@ fn datagram(tuple: Tuple, payload: &[u8]) -> Vec<u8> {
     seal(tuple, body, 6)
 }
 
-fn echo(rng: &mut SmallRng, payload: &[u8]) -> Vec<u8> {
-    let mut body = vec![any(rng, &[8, 8, 8, 0, 3]), 0, 0, 0, 0, 7, 0, 1];
+/// The tuple of an echo has its identifier as source port in a request, as destination port in a
+/// reply.
+fn echo(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
+    let is_reply = tuple.sport == 0;
+    let kind = if is_reply { any(rng, &[0, 0, 0, 8]) } else { any(rng, &[8, 8, 8, 0, 3]) };
+    let [high, low] = (if is_reply { tuple.dport } else { tuple.sport }).to_be_bytes();
+    let mut body = vec![kind, 0, 0, 0, high, low, 0, 1];
     body.extend(payload);
     let sum = ones_complement(&body);
     body[2..4].copy_from_slice(&sum.to_be_bytes());

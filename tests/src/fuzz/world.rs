@@ -7,8 +7,8 @@ use overlay::datapath::DatapathState;
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Endpoint, EndpointKey, Link, Network, Peer,
-        PeerKey, Published, PublishedKey, Service, SlotKey,
+        Backend, Config, Conntrack, ConntrackKey, Endpoint, EndpointKey, Link, NETWORK_INTERNAL,
+        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey, SubnetKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -30,7 +30,7 @@ pub const NODES: [Ipv4Addr; 4] = [PEER, UNRESOLVED, UNROUTED, NODE];
 /// Clients, as far as packets say.
 pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 /// Ports.
-pub const PORTS: [u16; 5] = [53, 80, 8080, 40_000, 40_001];
+pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
 /// Slots of endpoints: nobody's, real ones, and one that does not exist.
 pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
 /// Services and backends are numbered from 1 to this.
@@ -64,7 +64,7 @@ pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv
 
 /// Random maps.
 pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
-    let mut tables = Tables { config: rig.config(), ..Tables::default() };
+    let mut tables = Tables { config: usual(rng, rig), ..Tables::default() };
     if rng.random_bool(0.1) {
         tables.config = config(rng, rig);
     }
@@ -91,15 +91,48 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
             tables.agent.local_addrs.insert(local.into(), 1);
         }
     }
+    outside(rng, &mut tables, rig);
     link(rng, &mut tables.agent);
     tables
+}
+
+/// Where flows leave by, and what is inside: the networks, mostly, and a client now and then.
+fn outside(rng: &mut SmallRng, tables: &mut Tables, rig: &Rig) {
+    let agent = &mut tables.agent;
+    agent.egress.clear();
+    agent.subnets.clear();
+    if rng.random_bool(0.95) {
+        agent
+            .egress
+            .insert(rig.underlay, any(rng, &[NODE, NODE, Ipv4Addr::new(10, 255, 0, 2)]).into());
+    }
+    for vni in VNIS {
+        if rng.random_bool(0.9) {
+            let [a, b, c, _] = address(rng, vni).octets();
+            let ip = Be32::from_octets([a, b, c, 0]);
+            agent.subnets.insert(SubnetKey { prefix: 24, ip }, vni);
+        }
+    }
+    if rng.random_bool(0.1) {
+        let (prefix, ip) = any(rng, &[(32, CLIENT), (24, Ipv4Addr::new(172, 16, 1, 0))]);
+        agent.subnets.insert(SubnetKey { prefix, ip: ip.into() }, 77);
+    }
+}
+
+/// The rig's configuration, with few ports and flows to the outside so that they run out.
+fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
+    Config {
+        outside_ports: any(rng, &[[61_000, 61_000], [61_000, 61_002], [61_000, 65_535]]),
+        outside_flows: any(rng, &[2, 5, 4096]),
+        ..rig.config()
+    }
 }
 
 /// Changes one thing, or lets time go by for conntrack.
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..12) {
+    match rng.random_range(0..14) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, &mut tables.agent, vni),
         2 => service(rng, tables, number),
@@ -110,11 +143,20 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             tables.agent.backends.remove(&number);
         }
         8 => {
-            tables.config = if rng.random_bool(0.7) { rig.config() } else { config(rng, rig) };
+            tables.config = if rng.random_bool(0.7) { usual(rng, rig) } else { config(rng, rig) };
         }
         9 => conntrack(rng, tables),
+        10 => outside(rng, tables, rig),
+        11 => {
+            tables.usage.clear();
+            let counted = check::now() - any(rng, &[0, 59, 61]) * 1_000_000_000;
+            let flows = any(rng, &[0, 1, 4, 5, 10, u32::MAX]);
+            if rng.random_bool(0.8) {
+                tables.usage.insert(IFINDEX, Usage { flows, pad: 0, counted });
+            }
+        }
         _ => {
-            let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 7_499, 7_501]);
+            let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
             }
@@ -123,7 +165,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
 }
 
 fn config(rng: &mut SmallRng, rig: &Rig) -> Config {
-    let config = rig.config();
+    let config = usual(rng, rig);
     match rng.random_range(0..7) {
         0 => Config::default(),
         1 => Config { host_link_ifindex: 0, ..config },
@@ -131,7 +173,7 @@ fn config(rng: &mut SmallRng, rig: &Rig) -> Config {
         3 => Config { host_link_ifindex: 9_999, ..config },
         4 => Config { vxlan_ifindex: 0, ..config },
         5 => Config { underlay_mtu: any(rng, &[0, 100, 200]), ..config },
-        _ => Config { vxlan_port: Be16::new(8080), ..config },
+        _ => Config { vxlan_port: Be16::new(any(rng, &[8080, 61_000])), ..config },
     }
 }
 
@@ -169,7 +211,8 @@ fn network(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
         let subnet = Be32::from_octets([a, b, c, 0]);
         let mask = Be32::from_octets([255, 255, 255, 0]);
         let gateway = Be32::from_octets([a, b, c, 1]);
-        agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags: 0 });
+        let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]);
+        agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags });
     }
 }
 
@@ -238,7 +281,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let [a, b, c, d] = [ip(), ip(), ip(), ip()].map(Be32::from);
     let mut port = || Be16::new(any(rng, &PORTS));
     let [e, f, g, h] = [port(), port(), port(), port()];
-    let proto = any(rng, &[6, 17]);
+    let proto = any(rng, &[6, 17, 17, 1]);
     let key = ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
     let entry = Conntrack {
         saddr: c,
@@ -249,8 +292,8 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         service: rng.random_range(0..8),
         backend: rng.random_range(0..8),
         node: any(rng, &NODES).into(),
-        action: rng.random_range(0..5),
-        state: rng.random_range(0..16),
+        action: rng.random_range(0..7),
+        state: rng.random_range(0..32),
         pad: 0,
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };

@@ -6,7 +6,7 @@ use overlay_common::{
     Be16, Be32, Reason, hash,
     maps::{
         CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
     },
 };
 
@@ -41,16 +41,18 @@ impl Flow {
 }
 
 /// The other direction of a tuple.
-fn reversed(key: ConntrackKey) -> ConntrackKey {
+pub fn reversed(key: ConntrackKey) -> ConntrackKey {
     ConntrackKey { saddr: key.daddr, daddr: key.saddr, sport: key.dport, dport: key.sport, ..key }
 }
 
 /// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after a FIN
-/// or RST; UDP 60 s." Time that is ahead has not passed.
-fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
+/// or RST; UDP 60 s, to the outside 300 s once both sides have spoken." Time that is ahead has not
+/// passed.
+pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
     let seconds = match (proto, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
         (TCP, true, _) => 30,
         (TCP, false, true) => 7_500,
+        (UDP, ..) if entry.state & UDP_ANSWERED != 0 => 300,
         _ => 60,
     };
     now.saturating_sub(entry.last_seen) > seconds * SECOND
@@ -123,7 +125,7 @@ impl Walk<'_> {
                 proto: key.proto,
                 scope: [0; 3],
             };
-            if self.is_free(&answer, &reply) {
+            if self.is_free_for(&answer, &reply) {
                 self.tables.conntrack.insert(answer, reply);
                 self.tables.conntrack.insert(key, forward);
                 return Ok(forward);
@@ -134,7 +136,7 @@ impl Walk<'_> {
 
     /// Whether a tuple of replies is nobody's, nobody's for long, or this flow's own. One that has
     /// just ended is in the backend's TIME-WAIT.
-    fn is_free(&self, key: &ConntrackKey, reply: &Conntrack) -> bool {
+    pub fn is_free_for(&self, key: &ConntrackKey, reply: &Conntrack) -> bool {
         let client = |e: &Conntrack| (e.action, e.saddr, e.daddr, e.sport, e.dport, e.vni);
         self.tables
             .conntrack

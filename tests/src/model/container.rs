@@ -16,6 +16,7 @@ use super::{
     host::MTU,
     icmp,
     observe::Party,
+    outside,
     walk::{End, Outcome, Walk},
 };
 
@@ -33,9 +34,9 @@ impl Checked {
 }
 
 /// A packet that came in by an endpoint's interface.
-pub fn receive(walk: &mut Walk<'_>, ifindex: u32) -> Outcome {
+pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     walk.party.traffic = Traffic::Sent;
-    let link = *walk.tables.agent.links.get(&ifindex).ok_or(Reason::UnknownLink)?;
+    let link = *walk.tables.agent.links.get(&walk.ifindex).ok_or(Reason::UnknownLink)?;
     walk.party = Party { traffic: Traffic::Sent, vni: link.vni, slot: link.slot };
     let ethernet = Ethernet::at(&walk.frame, 0)?;
     if ethernet.src != link.mac {
@@ -179,7 +180,7 @@ fn to_backend(
     or_told(walk, packet, sent, (MTU - TUNNEL, Some(flow)))
 }
 
-/// To an address of no endpoint: only on the way that its flow came in.
+/// To an address of no endpoint: on the way that its flow came in, or out.
 fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     let Checked { link, ethernet, ip } = packet;
     let network = walk.network(link.vni).ok_or(Reason::NoEndpoint)?;
@@ -187,10 +188,11 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     if subnet(ip.dst.into()) == network.subnet.get() {
         return Err(Reason::NoEndpoint);
     }
-    if ip.protocol == ICMP {
-        return Err(Reason::NoWayOut);
-    }
-    let flow = walk.flow(ip, link.vni)?;
+    let flow = if ip.protocol == ICMP {
+        outside::echo_request(walk, ip, link.vni)?
+    } else {
+        walk.flow(ip, link.vni)?
+    };
     match walk.find(&flow) {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
         Some(entry) if entry.action == CONNTRACK_RETURN => {
@@ -202,7 +204,14 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
             let translated = (entry.dport != flow.key.dport).then_some(&flow);
             or_told(walk, packet, sent, (MTU - TUNNEL, translated))
         }
-        _ => Err(Reason::NoWayOut),
+        // "The host itself has ways of its own."
+        _ if packet.is_from(ENDPOINT_FLAG_HOST) => Err(Reason::NoWayOut),
+        found => match outside::leave(walk, ip, &network, (&flow, found)) {
+            Err(Reason::TtlExceeded) => {
+                icmp::time_exceeded(walk, (Mac::of_ip(network.gateway), network.gateway.into()))
+            }
+            sent => or_told(walk, packet, sent, (MTU, None)),
+        },
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Ip {
     pub later: bool,
     /// ECN field (RFC 3168).
     pub ecn: u8,
+    /// Time to live.
+    pub ttl: u8,
     /// Protocol.
     pub protocol: u8,
     /// Source.
@@ -109,6 +111,7 @@ impl Ip {
             more: fragment & 0x2000 != 0,
             later: fragment & 0x1fff != 0,
             ecn: header[1] & 3,
+            ttl: header[8],
             protocol: header[9],
             src: Ipv4Addr::from(bytes::<4>(&header, 12)?),
             dst: Ipv4Addr::from(bytes::<4>(&header, 16)?),

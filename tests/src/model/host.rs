@@ -22,6 +22,8 @@ pub struct NextHop {
     pub macs: (Mac, Mac),
     /// Whether it is.
     pub resolved: bool,
+    /// The interface.
+    pub ifindex: u32,
 }
 
 /// MTU of the NIC.
@@ -41,11 +43,11 @@ impl Host {
         dst: Ipv4Addr,
         total: usize,
     ) -> Result<NextHop, Reason> {
-        let unresolved = NextHop { macs: Default::default(), resolved: false };
+        let unresolved = |ifindex| NextHop { macs: Default::default(), resolved: false, ifindex };
         let from = [config.host_link_ifindex, config.underlay_ifindex];
         let from = from.into_iter().find(|ifindex| *ifindex != 0).unwrap_or(0);
         if self.no_forwarding.contains(&from) {
-            return Ok(unresolved);
+            return Ok(unresolved(config.underlay_ifindex));
         }
         if from != self.nic || dst.octets()[..3] != [172, 16, 1] || dst == NODE {
             return Err(Reason::NoRoute);
@@ -57,8 +59,11 @@ impl Host {
             return Err(Reason::TooBig);
         }
         let neighbour = [(PEER, PEER_MAC), (CLIENT, CLIENT_MAC)];
-        Ok(neighbour.into_iter().find(|(ip, _)| *ip == dst).map_or(unresolved, |(_, mac)| {
-            NextHop { macs: (Mac::new(NODE_MAC), Mac::new(mac)), resolved: true }
+        let found = neighbour.into_iter().find(|(ip, _)| *ip == dst);
+        Ok(found.map_or(unresolved(self.nic), |(_, mac)| NextHop {
+            macs: (Mac::new(NODE_MAC), Mac::new(mac)),
+            resolved: true,
+            ifindex: self.nic,
         }))
     }
 }

@@ -9,7 +9,7 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, ICMP, Ip, half, ones_complement, put},
+    frame::{ETHERNET, Ethernet, ICMP, Ip, TCP, half, ones_complement, put},
     walk::{End, Outcome, Walk},
 };
 
@@ -42,8 +42,36 @@ pub fn fragmentation_needed(
     if ip.protocol == ICMP && [3, 4, 5, 11, 12].contains(&frame[ip.payload()]) {
         return Err(Reason::TooBig);
     }
-    let mut body = vec![3, 4, 0, 0, 0, 0];
-    body.extend((mtu as u16).to_be_bytes());
+    answer(walk, (mac, router), ([3, 4], mtu as u16), &quote)?;
+    Ok(End::Sent(Reason::TooBigAnswered))
+}
+
+/// Tells the sender of the packet that its time to live has ended. Of a short packet the least is
+/// quoted, and of TCP the whole header.
+pub fn time_exceeded(walk: &mut Walk<'_>, router: (Mac, Ipv4Addr)) -> Outcome {
+    let ip = Ip::at(&walk.frame, ETHERNET).ok_or(Reason::TtlExceeded)?;
+    let length = match (walk.frame.len() >= ETHERNET + QUOTE, ip.is_plain(), ip.protocol) {
+        (true, ..) => QUOTE,
+        (false, true, TCP) => 40,
+        (false, true, _) => 28,
+        (false, false, _) => return Err(Reason::TtlExceeded),
+    };
+    let quote = walk.frame[ETHERNET..ETHERNET + length].to_vec();
+    answer(walk, router, ([11, 0], 0), &quote)?;
+    Ok(End::Sent(Reason::TtlExceededAnswered))
+}
+
+/// Makes the packet an ICMP error to its sender.
+fn answer(
+    walk: &mut Walk<'_>,
+    (mac, router): (Mac, Ipv4Addr),
+    ([kind, code], mtu): ([u8; 2], u16),
+    quote: &[u8],
+) -> Result<(), Reason> {
+    let frame = &walk.frame;
+    let ip = Ip::at(frame, ETHERNET).ok_or(Reason::Truncated)?;
+    let mut body = vec![kind, code, 0, 0, 0, 0];
+    body.extend(mtu.to_be_bytes());
     body.extend(quote);
     let checksum = ones_complement(&body);
     put(&mut body, 2, &checksum.to_be_bytes());
@@ -58,5 +86,5 @@ pub fn fragmentation_needed(
 
     let sender = Ethernet::at(frame, 0)?.src;
     walk.frame = [&Ethernet::ipv4(mac, sender).bytes()[..], &header, &body].concat();
-    Ok(End::Sent(Reason::TooBigAnswered))
+    Ok(())
 }

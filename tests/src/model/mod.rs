@@ -11,6 +11,7 @@ mod frame;
 mod host;
 mod icmp;
 mod observe;
+mod outside;
 mod underlay;
 mod walk;
 mod xdp;
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use overlay::datapath::DatapathState;
 use overlay_common::{
     Reason,
-    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor},
+    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor, Usage},
 };
 
 pub use frame::ones_complement;
@@ -35,19 +36,22 @@ pub enum Program {
     Container,
     /// `from_underlay`
     Underlay,
+    /// `from_outside`
+    Outside,
     /// `xdp_underlay`
     Xdp,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Container, Self::Underlay, Self::Xdp];
+    pub const ALL: [Self; 4] = [Self::Container, Self::Underlay, Self::Outside, Self::Xdp];
 
     /// The program's name in the object.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Container => "from_container",
             Self::Underlay => "from_underlay",
+            Self::Outside => "from_outside",
             Self::Xdp => "xdp_underlay",
         }
     }
@@ -88,6 +92,8 @@ pub struct Tables {
     pub cursors: BTreeMap<u32, Cursor>,
     /// Map `conntrack`.
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
+    /// Map `usage`.
+    pub usage: BTreeMap<u32, Usage>,
 }
 
 /// Runs a packet. `now` is the time in ns on the clock of `last_seen`; `ifindex` the interface the
@@ -99,10 +105,11 @@ pub fn run(
     ifindex: u32,
     packet: &[u8],
 ) -> Predicted {
-    let mut walk = walk::Walk::new(tables, host, now, packet);
+    let mut walk = walk::Walk::new(tables, host, (now, ifindex), packet);
     let end = match program {
-        Program::Container => container::receive(&mut walk, ifindex),
+        Program::Container => container::receive(&mut walk),
         Program::Underlay => underlay::receive(&mut walk),
+        Program::Outside => underlay::receive_outside(&mut walk),
         Program::Xdp => xdp::receive(&mut walk),
     };
     // XDP counts a packet as it came in, TC as it leaves.

@@ -16,6 +16,7 @@ use super::{
     host::MTU,
     icmp,
     observe::Party,
+    outside,
     walk::{End, Outcome, Walk},
 };
 
@@ -76,8 +77,23 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     if is_tunnel(walk, &ip, port) {
         return from_tunnel(walk, &ip);
     }
-    match published_here(walk, &ip, port) {
-        Some(published) => to_published(walk, &ip, &published),
+    to_host(walk, &ip, port)
+}
+
+/// A packet that came in by another interface: no tunnel ends there.
+pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
+    match outer(walk) {
+        Some((ip, port)) => to_host(walk, &ip, port),
+        None => Ok(End::Pass),
+    }
+}
+
+fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
+    if let Some(outcome) = outside::receive(walk, ip) {
+        return outcome;
+    }
+    match published_here(walk, ip, port) {
+        Some(published) => to_published(walk, ip, &published),
         None => Ok(End::Pass),
     }
 }

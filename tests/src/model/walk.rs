@@ -14,7 +14,9 @@ use overlay_common::{
 use super::{
     Host, Tables,
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated},
+    frame::{
+        ETHERNET, Ethernet, ICMP, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated,
+    },
     host::NextHop,
     observe::Party,
 };
@@ -53,6 +55,8 @@ pub struct Walk<'a> {
     pub host: &'a Host,
     /// The time.
     pub now: u64,
+    /// The interface that the packet came in by.
+    pub ifindex: u32,
     /// The packet as it is now.
     pub frame: Vec<u8>,
     /// What was counted.
@@ -67,11 +71,17 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// A packet that has just come in.
-    pub fn new(tables: &'a mut Tables, host: &'a Host, now: u64, packet: &[u8]) -> Self {
+    pub fn new(
+        tables: &'a mut Tables,
+        host: &'a Host,
+        (now, ifindex): (u64, u32),
+        packet: &[u8],
+    ) -> Self {
         Self {
             tables,
             host,
             now,
+            ifindex,
             frame: packet.to_vec(),
             moved: BTreeMap::new(),
             party: Party::nobody(),
@@ -183,6 +193,15 @@ impl<'a> Walk<'a> {
     ) -> Result<(), Reason> {
         let frame = &mut self.frame;
         let addresses = [entry.saddr.octets(), entry.daddr.octets()].concat();
+        if frame[at + 9] == ICMP {
+            // An echo has one identifier (RFC 792), and a checksum over nothing else of the tuple.
+            let id = (entry.sport.get() | entry.dport.get()).to_be_bytes();
+            let old = half(frame, transport + 2).ok_or(refused)?;
+            let new = updated(old, &frame[transport + 4..transport + 6], &id);
+            put(frame, transport + 2, &new.to_be_bytes());
+            put(frame, transport + 4, &id);
+            return self.readdress(at, &addresses);
+        }
         let ports = [entry.sport.get().to_be_bytes(), entry.dport.get().to_be_bytes()].concat();
         let is_udp = frame[at + 9] == UDP;
         let field = transport + if is_udp { 6 } else { 16 };
@@ -195,10 +214,16 @@ impl<'a> Walk<'a> {
             put(frame, field, &new.to_be_bytes());
         }
         put(frame, transport, &ports);
-        let old = half(frame, at + 10).ok_or(refused)?;
-        let new = updated(old, &frame[at + 12..at + 20], &addresses);
+        self.readdress(at, &addresses)
+    }
+
+    /// Writes both addresses of the IPv4 header at `at`.
+    fn readdress(&mut self, at: usize, addresses: &[u8]) -> Result<(), Reason> {
+        let frame = &mut self.frame;
+        let old = half(frame, at + 10).ok_or(Reason::Truncated)?;
+        let new = updated(old, &frame[at + 12..at + 20], addresses);
         put(frame, at + 10, &new.to_be_bytes());
-        put(frame, at + 12, &addresses);
+        put(frame, at + 12, addresses);
         Ok(())
     }
 
@@ -221,10 +246,16 @@ impl<'a> Walk<'a> {
 
     /// To a client outside, by the host's routes.
     pub fn route_out(&mut self, entry: &Conntrack) -> Outcome {
+        self.route(entry)?;
+        Ok(End::Sent(Reason::SentToClient))
+    }
+
+    /// Addresses the packet to the next hop towards the destination of `entry`.
+    pub fn route(&mut self, entry: &Conntrack) -> Result<(), Reason> {
         let total = self.frame.len() - ETHERNET;
         let hop = self.host.next_hop(&self.tables.config, entry.daddr.into(), total)?;
         self.address(&hop);
-        Ok(End::Sent(Reason::SentToClient))
+        Ok(())
     }
 
     /// Writes the Ethernet header for a next hop.

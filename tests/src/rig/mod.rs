@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, io::ErrorKind, net::Ipv4Addr, process::Command}
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
 pub use observe::Told;
@@ -21,7 +21,8 @@ use overlay_common::{
     Be16, Be32, Mac, Reason,
     maps::{
         self, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint, EndpointKey, Link,
-        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey,
+        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey, Subnet, SubnetKey,
+        Usage,
     },
 };
 
@@ -131,7 +132,9 @@ impl Rig {
             .map_max_entries("conntrack", 4096)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
-        for name in ["from_container", "from_underlay", "from_vxlan", "xdp_underlay"] {
+        for name in
+            ["from_container", "from_underlay", "from_vxlan", "from_outside", "xdp_underlay"]
+        {
             overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
         }
         let decap_flags = overlay::datapath::decap_flags(&mut ebpf).expect("the probe runs");
@@ -155,6 +158,8 @@ impl Rig {
             vxlan_port: Be16::new(4789),
             underlay_mac: Mac::new(NODE_MAC),
             decap_flags: self.decap_flags,
+            outside_ports: [61_000, 65_535],
+            outside_flows: 4096,
             ..Config::default()
         }
     }
@@ -180,6 +185,16 @@ impl Rig {
         }
     }
 
+    fn write_subnet(&mut self, key: SubnetKey, value: Option<Subnet>) {
+        let map = self.ebpf.map_mut("subnets").expect("map subnets");
+        let mut map: LpmTrie<&mut MapData, Be32, Subnet> = LpmTrie::try_from(map).expect("subnets");
+        let key = Key::new(key.prefix, key.ip);
+        match value {
+            Some(value) => map.insert(&key, value, 0).expect("a subnet"),
+            None => map.remove(&key).expect("a subnet that was there"),
+        }
+    }
+
     /// Changes what the maps hold.
     pub fn set(&mut self, change: impl FnOnce(&mut DatapathState)) {
         let mut new = self.state.clone();
@@ -198,6 +213,8 @@ impl Rig {
                 MapOp::Backend(k, v) => self.write("backends", k, v),
                 MapOp::Published(k, v) => self.write("published", k, v),
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
+                MapOp::Egress(k, v) => self.write("egress", k, v),
+                MapOp::Subnet(k, v) => self.write_subnet(k, v),
             }
         }
         self.state = new;
@@ -282,6 +299,22 @@ impl Rig {
         self.write("rr_cursor", service, cursor);
     }
 
+    /// How many flows to the outside the tests' endpoint has.
+    pub fn usage(&self) -> Option<Usage> {
+        let map = self.ebpf.map("usage").expect("map usage");
+        let map: HashMap<&MapData, u32, Usage> = HashMap::try_from(map).expect("usage");
+        match map.get(&IFINDEX, 0) {
+            Ok(usage) => Some(usage),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("usage: {error}"),
+        }
+    }
+
+    /// Sets or forgets how many flows to the outside the tests' endpoint has.
+    pub fn set_usage(&mut self, usage: Option<Usage>) {
+        self.write("usage", IFINDEX, usage);
+    }
+
     /// Makes every conntrack entry look `seconds` older.
     pub fn age_conntrack(&mut self, seconds: u64) {
         for (key, mut entry) in self.conntrack() {
@@ -294,6 +327,8 @@ impl Rig {
     pub fn network(&mut self, vni: u32, n: u8) {
         let gateway = Ipv4Addr::new(10, 0, n, 1);
         self.set(|state| {
+            let subnet = SubnetKey { prefix: 24, ip: Ipv4Addr::new(10, 0, n, 0).into() };
+            state.subnets.insert(subnet, vni);
             state.networks.insert(
                 vni,
                 Network {
@@ -393,6 +428,15 @@ impl Rig {
                     },
                 );
             }
+        });
+    }
+
+    /// Declares the underlay interface a way out, under the node's own address.
+    pub fn way_out(&mut self) {
+        let underlay = self.underlay;
+        self.set(|state| {
+            state.egress.insert(underlay, NODE.into());
+            state.local_addrs.insert(NODE.into(), 1);
         });
     }
 

@@ -27,6 +27,9 @@ pub struct PingArgs {
     /// Milliseconds without an answer that make a loss.
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
+    /// How many routers a request may pass.
+    #[arg(long)]
+    ttl: Option<u32>,
 }
 
 /// Echoes.
@@ -38,6 +41,15 @@ pub struct Pinged {
     pub sent: u16,
     /// Answers with the same payload.
     pub answered: u16,
+    /// Routers that said that the time to live of a request ended there.
+    pub exceeded_at: Vec<Ipv4Addr>,
+}
+
+/// What came back for a request.
+enum Reply {
+    Answer,
+    ExceededAt(Ipv4Addr),
+    Nothing,
 }
 
 impl Report for Pinged {
@@ -57,7 +69,10 @@ pub fn ping(args: &PingArgs) -> anyhow::Result<Pinged> {
     // The standard library's datagram socket: sendto and recvfrom are the same on a raw one.
     let socket = UdpSocket::from(raw);
     let id = u16::try_from(std::process::id() & 0xffff).unwrap_or_default();
-    let mut pinged = Pinged { target, sent: 0, answered: 0 };
+    if let Some(ttl) = args.ttl {
+        socket.set_ttl(ttl).context("set the TTL")?;
+    }
+    let mut pinged = Pinged { target, sent: 0, answered: 0, exceeded_at: Vec::new() };
     for seq in 0..args.count {
         let payload: Vec<u8> = (0..args.size).map(|i| (i + usize::from(seq)) as u8).collect();
         let echo = IcmpEchoHeader { id, seq };
@@ -66,8 +81,10 @@ pub fn ping(args: &PingArgs) -> anyhow::Result<Pinged> {
         socket.send_to(&request, (target, 0)).with_context(|| target.to_string())?;
         pinged.sent += 1;
         let deadline = Instant::now() + Duration::from_millis(args.timeout_ms);
-        if await_reply(&socket, target, echo, &payload, deadline)? {
-            pinged.answered += 1;
+        match await_reply(&socket, target, echo, &payload, deadline)? {
+            Reply::Answer => pinged.answered += 1,
+            Reply::ExceededAt(router) => pinged.exceeded_at.push(router),
+            Reply::Nothing => {}
         }
     }
     Ok(pinged)
@@ -79,12 +96,12 @@ fn await_reply(
     echo: IcmpEchoHeader,
     payload: &[u8],
     deadline: Instant,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Reply> {
     let mut buffer = vec![0; 65536];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(false);
+            return Ok(Reply::Nothing);
         }
         socket.set_read_timeout(Some(left))?;
         let Ok((count, _)) = socket.recv_from(&mut buffer) else { continue };
@@ -95,7 +112,23 @@ fn await_reply(
             && icmp.icmp_type() == Icmpv4Type::EchoReply(echo)
             && icmp.payload() == payload
         {
-            return Ok(true);
+            return Ok(Reply::Answer);
+        }
+        if matches!(icmp.icmp_type(), Icmpv4Type::TimeExceeded(_))
+            && quotes(icmp.payload(), target, echo)
+        {
+            return Ok(Reply::ExceededAt(ip.source_addr()));
         }
     }
+}
+
+/// Whether an ICMP error quotes a request.
+fn quotes(payload: &[u8], target: Ipv4Addr, echo: IcmpEchoHeader) -> bool {
+    let Ok(ip) = Ipv4HeaderSlice::from_slice(payload) else { return false };
+    let quoted = payload.get(ip.slice().len()..).unwrap_or_default();
+    let request = [&[8, 0][..], &echo.to_bytes()].concat();
+    // Between the two is the checksum.
+    ip.destination_addr() == target
+        && quoted.get(..2) == Some(&request[..2])
+        && quoted.get(4..8) == Some(&request[2..])
 }

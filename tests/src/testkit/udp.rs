@@ -27,6 +27,9 @@ pub struct UdpArgs {
     /// Ask every time from the same socket.
     #[arg(long)]
     same_socket: bool,
+    /// Port to ask from; any if not given.
+    #[arg(long, default_value_t = 0)]
+    from_port: u16,
 }
 
 /// Answers datagrams until SIGTERM.
@@ -68,7 +71,7 @@ pub fn ask(args: &UdpArgs) -> anyhow::Result<Asked> {
 
 fn bind(args: &UdpArgs) -> Result<UdpSocket, Failure> {
     let failed = |e: io::Error| Failure::new(FailureKind::Other, e);
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(failed)?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, args.from_port)).map_err(failed)?;
     socket.set_read_timeout(Some(args.target.timeout())).map_err(failed)?;
     if args.connected {
         let address = answer::look_up(&args.target.target)?;

@@ -4,6 +4,7 @@
 mod api;
 mod connection;
 mod lifecycle;
+mod outside;
 mod repair;
 mod restart;
 mod rollback;
@@ -189,6 +190,7 @@ struct MemoryHost {
     next: AtomicU64,
     cgroup: Mutex<Option<PathBuf>>,
     boot: Mutex<String>,
+    local_ports: Mutex<Option<(u16, u16)>>,
     served: Mutex<BTreeSet<Id>>,
     shown: AtomicU64,
     /// What was shown when the DNS servers began to answer.
@@ -218,6 +220,10 @@ impl Host for MemoryHost {
 
     fn cgroup2(&self) -> Option<PathBuf> {
         lock(&self.cgroup).clone()
+    }
+
+    fn local_ports(&self) -> Option<(u16, u16)> {
+        *lock(&self.local_ports)
     }
 
     fn boot_id(&self) -> String {
@@ -305,6 +311,8 @@ impl TestHost {
             managers: world.first.api_addr.into_iter().collect(),
             xdp: XdpMode::Auto,
             conntrack_size: 1024,
+            outside_ports: OUTSIDE_PORTS,
+            outside_flows: OUTSIDE_FLOWS,
             cgroup: None,
             dns_upstreams: Vec::new(),
         };

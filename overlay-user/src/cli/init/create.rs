@@ -159,6 +159,8 @@ impl Plan {
             managers: vec![manager],
             xdp: host.xdp,
             conntrack_size: host.conntrack_size,
+            outside_ports: host.nat_ports,
+            outside_flows: host.flow_limit,
             cgroup: host.cgroup()?,
             dns_upstreams: host.dns.clone(),
         };

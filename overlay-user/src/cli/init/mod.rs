@@ -49,6 +49,16 @@ struct HostOptions {
     #[arg(long, value_name = "N", default_value_t = CONNTRACK_SIZE)]
     #[arg(value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     conntrack_size: u32,
+    /// Source ports of this host for what containers send outside; the host's own sockets and
+    /// published ports should use others
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
+    #[arg(value_parser = args::port_range)]
+    nat_ports: [u16; 2],
+    /// Most flows to the outside that a container's interface may have at a time; a closed
+    /// connection counts for 30 s more
+    #[arg(long, value_name = "N", default_value_t = crate::agent::OUTSIDE_FLOWS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    flow_limit: u32,
     /// cgroup v2 directory for the socket programs [default: where it is mounted]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,

@@ -25,6 +25,8 @@ fn config() -> AgentConfig {
         listen: None,
         managers: vec![],
         xdp: XdpMode::Off,
+        outside_ports: crate::agent::OUTSIDE_PORTS,
+        outside_flows: crate::agent::OUTSIDE_FLOWS,
         conntrack_size: 1024,
         cgroup: None,
         dns_upstreams: vec![],

@@ -19,7 +19,7 @@ mod tables;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -29,11 +29,11 @@ use aya::maps::{Array, Map, MapData};
 use observe::TrafficTables;
 use overlay_common::{
     Reason,
-    maps::{Config, Conntrack, ConntrackKey, Counter},
+    maps::{Config, Conntrack, ConntrackKey, Counter, Usage},
 };
 use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
-use tables::{AgentTables, ProgramTables};
+use tables::{AgentTables, ProgramTables, UsageTable};
 
 use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
 
@@ -68,6 +68,7 @@ pub struct BpfDatapath {
     agent: Mutex<AgentTables>,
     programs: ProgramTables,
     traffic: Mutex<TrafficTables>,
+    usage: Mutex<UsageTable>,
     attacher: Mutex<Attacher>,
     flavour: TcFlavour,
     decap_flags: u32,
@@ -116,10 +117,11 @@ impl BpfDatapath {
         let agent = Mutex::new(AgentTables::take(&mut ebpf)?);
         let programs = ProgramTables::take(&mut ebpf)?;
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
+        let usage = Mutex::new(UsageTable::take(&mut ebpf)?);
         let attacher = Attacher { ebpf, pins, flavour };
         attacher.prune()?;
         let attacher = Mutex::new(attacher);
-        Ok(Self { config, agent, programs, traffic, attacher, flavour, decap_flags })
+        Ok(Self { config, agent, programs, traffic, usage, attacher, flavour, decap_flags })
     }
 
     /// Detaches and removes everything in a pin directory, of whatever version: links, filters
@@ -182,6 +184,13 @@ impl Datapath for BpfDatapath {
         self.attacher().classifier("from_vxlan", iface)
     }
 
+    fn attach_outside(&self, iface: &str) -> Result<(), DatapathError> {
+        let mut attacher = self.attacher();
+        // It may have been the underlay's interface before.
+        attacher.pins.remove_link(pins::LinkKind::Xdp, iface)?;
+        attacher.classifier("from_outside", iface)
+    }
+
     fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
         self.attacher().sockets(cgroup)
     }
@@ -208,6 +217,14 @@ impl Datapath for BpfDatapath {
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         self.programs.conntrack(limit)
+    }
+
+    fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
+        lock(&self.usage).read()
+    }
+
+    fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
+        lock(&self.usage).set(ifindex, usage)
     }
 
     fn tc_flavour(&self) -> &'static str {

@@ -18,7 +18,7 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 16] = [
+pub(super) const MAPS: [&str; 19] = [
     "config",
     "networks",
     "endpoints",
@@ -30,6 +30,9 @@ pub(super) const MAPS: [&str; 16] = [
     "backends",
     "published",
     "local_addrs",
+    "egress",
+    "subnets",
+    "usage",
     "conntrack",
     "sock_origin",
     "counters",
@@ -41,10 +44,11 @@ pub(super) const MAPS: [&str; 16] = [
 pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
 
 /// All programs, by their names in the object, which are those of their pins.
-pub(super) const PROGRAMS: [&str; 8] = [
+pub(super) const PROGRAMS: [&str; 9] = [
     "from_container",
     "from_underlay",
     "from_vxlan",
+    "from_outside",
     "xdp_underlay",
     SOCKET_PROGRAMS[0],
     SOCKET_PROGRAMS[1],

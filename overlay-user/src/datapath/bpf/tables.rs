@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
 };
 use nix::libc;
 use overlay_common::{
     Be32, Reason,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint, EndpointKey, Link,
-        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey,
+        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, EndpointKey,
+        Link, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey,
+        Subnet, SubnetKey, Usage,
     },
 };
 
@@ -35,6 +36,8 @@ pub(super) struct AgentTables {
     backends: Table<u32, Backend>,
     published: Table<PublishedKey, Published>,
     local_addrs: Table<Be32, LocalAddr>,
+    egress: Table<u32, Egress>,
+    subnets: LpmTrie<MapData, Be32, Subnet>,
 }
 
 impl AgentTables {
@@ -50,6 +53,8 @@ impl AgentTables {
             backends: take(ebpf, "backends")?,
             published: take(ebpf, "published")?,
             local_addrs: take(ebpf, "local_addrs")?,
+            egress: take(ebpf, "egress")?,
+            subnets: take(ebpf, "subnets")?,
         })
     }
 
@@ -64,6 +69,8 @@ impl AgentTables {
             backends: collect("backends", &self.backends)?,
             published: collect("published", &self.published)?,
             local_addrs: collect("local_addrs", &self.local_addrs)?,
+            egress: collect("egress", &self.egress)?,
+            subnets: self.read_subnets()?,
         })
     }
 
@@ -78,6 +85,8 @@ impl AgentTables {
             MapOp::Backend(key, value) => ("backends", set(&mut self.backends, key, value)),
             MapOp::Published(key, value) => ("published", set(&mut self.published, key, value)),
             MapOp::LocalAddr(key, value) => ("local_addrs", set(&mut self.local_addrs, key, value)),
+            MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
+            MapOp::Subnet(key, value) => ("subnets", self.set_subnet(*key, value)),
         };
         outcome.map_err(|e| {
             let reason = match errno(&e) {
@@ -86,6 +95,26 @@ impl AgentTables {
             };
             kernel(format!("write {op:?} to the map {map}"), reason)
         })
+    }
+
+    fn read_subnets(&self) -> Result<BTreeMap<SubnetKey, Subnet>, DatapathError> {
+        let entries = self.subnets.iter().map(|entry| {
+            let (key, subnet) = entry?;
+            Ok((SubnetKey { prefix: key.prefix_len(), ip: key.data() }, subnet))
+        });
+        let entries: Result<_, MapError> = entries.collect();
+        entries.map_err(|e| kernel("read the map subnets", words(&e)))
+    }
+
+    fn set_subnet(&mut self, key: SubnetKey, value: &Option<Subnet>) -> Result<(), MapError> {
+        let key = Key::new(key.prefix, key.ip);
+        match value {
+            Some(value) => self.subnets.insert(&key, value, 0),
+            None => match self.subnets.remove(&key) {
+                Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
+                outcome => outcome,
+            },
+        }
     }
 
     /// The cursor is there before the service that uses it, and goes after it.
@@ -143,6 +172,24 @@ impl ProgramTables {
             }
         }
         Ok(entries)
+    }
+}
+
+/// The map `usage`, which the programs and the agent both write.
+pub(super) struct UsageTable(Table<u32, Usage>);
+
+impl UsageTable {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        take(ebpf, "usage").map(Self)
+    }
+
+    pub(super) fn read(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
+        collect("usage", &self.0)
+    }
+
+    pub(super) fn set(&mut self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
+        let written = set(&mut self.0, &ifindex, &usage);
+        written.map_err(|e| kernel("write the map usage", words(&e)))
     }
 }
 

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use overlay_common::{
     Be16, Be32,
-    maps::{Backend, EndpointKey, Network, PeerKey, Published, PublishedKey, Service, SlotKey},
+    maps::{
+        Backend, EndpointKey, Network, PeerKey, Published, PublishedKey, Service, SlotKey,
+        SubnetKey,
+    },
 };
 
 use super::*;
@@ -106,6 +109,9 @@ fn state() -> DatapathState {
     let port = PublishedKey { port: Be16::new(8080), proto: 6, pad: 0 };
     state.published.insert(port, Published { service: 7, target: Be16::new(80), pad: 0 });
     state.local_addrs.insert(ip(1), 1);
+    state.egress.insert(2, ip(1));
+    state.subnets.insert(SubnetKey { prefix: 24, ip: ip(0) }, 4097);
+    state.subnets.insert(SubnetKey { prefix: 16, ip: Be32::from_octets([10, 9, 0, 0]) }, 4098);
     state
 }
 

@@ -1,0 +1,115 @@
+//! The interfaces that lead outside, and the flows there.
+
+use overlay_common::{
+    Be32,
+    maps::{CONNTRACK_MASQUERADE, Conntrack, ConntrackKey, Usage},
+    wire::PROTO_UDP,
+};
+
+use super::*;
+use crate::{agent::tables::monotonic_ns, datapath::DatapathCall};
+
+const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+
+/// A second interface with an address.
+fn plug(test: &TestHost, name: &str) -> u32 {
+    let facts = UnderlayFacts { ifindex: 0, mac: Mac::new([2, 0, 0, 0, 0, 2]), mtu: 1500 };
+    test.links.add_underlay(name, facts, &[SECOND])
+}
+
+#[tokio::test]
+async fn the_program_follows_the_interfaces_that_lead_outside() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    assert!(test.datapath.outside().is_empty(), "the underlay has a program of its own");
+    let addresses: Vec<Be32> = test.datapath.state().egress.values().copied().collect();
+    assert_eq!(addresses, [Be32::from(test.node.data_path_addr)]);
+
+    let ifindex = plug(&test, "eth1");
+    agent.look_around().await.expect("looked");
+    eventually("flows may leave by it", || {
+        test.datapath.state().egress.get(&ifindex) == Some(&SECOND.into())
+    })
+    .await;
+    assert_eq!(test.datapath.outside(), ["eth1"]);
+
+    test.links.remove_underlay("eth1");
+    agent.look_around().await.expect("looked");
+    eventually("it is let go", || test.datapath.outside().is_empty()).await;
+    assert!(!test.datapath.state().egress.contains_key(&ifindex));
+}
+
+#[tokio::test]
+async fn a_way_out_that_went_while_no_daemon_ran_is_let_go() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    plug(&test, "eth1");
+    let (_, tasks) = test.start().await;
+    assert_eq!(test.datapath.outside(), ["eth1"]);
+    tasks.end().await;
+    test.links.remove_underlay("eth1");
+    let (_agent, _tasks) = test.start().await;
+    assert!(test.datapath.outside().is_empty());
+    assert_eq!(test.datapath.underlay().map(|(name, _)| name).as_deref(), Some("eth0"));
+}
+
+#[tokio::test]
+async fn an_interface_that_refuses_the_program_is_told_and_is_no_way_out() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let ifindex = plug(&test, "eth1");
+    test.datapath.fail(DatapathCall::AttachOutside, 0, usize::MAX);
+    let (agent, _tasks) = test.start().await;
+    assert!(!test.datapath.state().egress.contains_key(&ifindex));
+    let told = agent.status().expect("a status").last_error.expect("an error");
+    assert!(told.contains("lead outside"), "{told}");
+    test.datapath.heal(DatapathCall::AttachOutside);
+    agent.repair().await.expect("repaired");
+    assert!(test.datapath.state().egress.contains_key(&ifindex));
+    assert_eq!(agent.status().expect("a status").last_error, None);
+}
+
+#[tokio::test]
+async fn ports_that_the_hosts_sockets_may_be_given_are_told() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    *lock(&test.host.local_ports) = Some((32_768, 60_999));
+    let (agent, _tasks) = test.start().await;
+    assert_eq!(agent.status().expect("a status").last_error, None);
+    *lock(&test.host.local_ports) = Some((1024, 65_535));
+    agent.look_around().await.expect("looked");
+    let told = agent.status().expect("a status").last_error.expect("an error");
+    assert!(told.contains("ip_local_port_range") && told.contains("61000"), "{told}");
+}
+
+#[tokio::test]
+async fn numbers_of_flows_are_corrected_near_the_limit_and_forgotten_with_the_endpoint() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    attach(&agent, test.attach("a", "mynet")).await;
+    let state = test.datapath.state();
+    let (ifindex, link) = state.links.iter().find(|(_, l)| l.vni > 4096).expect("a link");
+    let flow = |port| ConntrackKey {
+        saddr: link.ip,
+        sport: overlay_common::Be16::new(port),
+        vni: link.vni,
+        proto: PROTO_UDP,
+        ..ConntrackKey::default()
+    };
+    for port in 0..3 {
+        let (action, last_seen) = (CONNTRACK_MASQUERADE, monotonic_ns());
+        let entry = Conntrack { action, last_seen, ..Conntrack::default() };
+        test.datapath.add_conntrack(flow(port), entry);
+    }
+    let full = Usage { flows: OUTSIDE_FLOWS, ..Usage::default() };
+    test.datapath.set_usage(*ifindex, Some(full)).expect("set");
+    test.datapath.set_usage(9_999, Some(full)).expect("set");
+    agent.count_flows_now().expect("counted");
+    let usage = test.datapath.usage().expect("read");
+    assert_eq!(usage.keys().collect::<Vec<_>>(), [ifindex], "the other one is no endpoint's");
+    assert_eq!(usage[ifindex].flows, 3);
+    assert!(usage[ifindex].counted > 0);
+}

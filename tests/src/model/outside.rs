@@ -1,0 +1,353 @@
+//! The way out: source NAT, as docs/architecture.md describes it.
+
+use overlay_common::{
+    Be16, Be32, Mac, Reason, UNDERLAY_VNI, hash,
+    maps::{
+        CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, ENDPOINT_LOCAL,
+        Endpoint, NETWORK_INTERNAL, Network, TCP_SEEN_ACK, TCP_SEEN_RST, TCP_SEEN_SYN,
+        UDP_ANSWERED, Usage,
+    },
+};
+
+use super::{
+    conntrack::{Flow, reversed},
+    frame::{ETHERNET, ICMP, Ip, TCP, UDP, bytes, half, put, updated},
+    walk::{End, Outcome, Walk},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// The flow of an echo request (RFC 792): its identifier is the source port. Other ICMP has no way
+/// out.
+pub fn echo_request(walk: &Walk<'_>, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
+    if ip.is_fragment() {
+        return Err(Reason::Fragment);
+    }
+    if ip.total < ip.header + 8 {
+        return Err(Reason::Truncated);
+    }
+    let [kind, code, _, _, high, low]: [u8; 6] =
+        bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
+    if [kind, code] != [8, 0] {
+        return Err(Reason::NoWayOut);
+    }
+    let id = Be16::new(u16::from_be_bytes([high, low]));
+    Ok(Flow { key: tuple(ip, (id, Be16::ZERO), vni), transport: ip.payload(), seen: 0 })
+}
+
+fn tuple(ip: &Ip, (sport, dport): (Be16, Be16), vni: u32) -> ConntrackKey {
+    let (saddr, daddr) = (ip.src.into(), ip.dst.into());
+    ConntrackKey { saddr, daddr, sport, dport, vni, proto: ip.protocol, scope: [0; 3] }
+}
+
+/// A container's packet to the outside.
+pub fn leave(
+    walk: &mut Walk<'_>,
+    ip: &Ip,
+    network: &Network,
+    (flow, found): (&Flow, Option<Conntrack>),
+) -> Outcome {
+    let known = found
+        .filter(|entry| entry.action == CONNTRACK_MASQUERADE && remind_reply(walk, flow, entry));
+    if known.is_none() && !may_leave(walk, flow, network) {
+        return Err(Reason::NoWayOut);
+    }
+    if ip.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    let entry = match known {
+        Some(entry) => entry,
+        None => open(walk, flow)?,
+    };
+    walk.route(&entry)?;
+    // A router takes one off the TTL.
+    let old = half(&walk.frame, ip.at + 10).ok_or(Reason::Truncated)?;
+    let new = updated(old, &[ip.ttl, ip.protocol], &[ip.ttl - 1, ip.protocol]);
+    put(&mut walk.frame, ip.at + 8, &[ip.ttl - 1]);
+    put(&mut walk.frame, ip.at + 10, &new.to_be_bytes());
+    walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
+    Ok(End::Sent(Reason::Masqueraded))
+}
+
+/// Not from an internal network, and not to this host or a network of the cluster.
+fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
+    let to = flow.key.daddr;
+    let agent = &walk.tables.agent;
+    let inside = agent.subnets.keys().any(|subnet| {
+        let mask = u32::MAX.checked_shl(32 - subnet.prefix).unwrap_or(0);
+        to.get() & mask == subnet.ip.get()
+    });
+    let accepts = flow.seen & TCP_SEEN_SYN != 0 && flow.seen & TCP_SEEN_ACK != 0;
+    let is_late = flow.key.proto == TCP && (accepts || flow.seen & TCP_SEEN_RST != 0);
+    network.flags & NETWORK_INTERNAL == 0
+        && ![0, 127].contains(&to.octets()[0])
+        && !agent.local_addrs.contains_key(&to)
+        && !inside
+        && !is_late
+}
+
+/// A new flow: by the interface that the route leads to, under the address of that, from a port
+/// that nobody has.
+fn open(walk: &mut Walk<'_>, flow: &Flow) -> Result<Conntrack, Reason> {
+    let config = walk.tables.config;
+    let total = walk.frame.len() - ETHERNET;
+    let hop = walk.host.next_hop(&config, flow.key.daddr.into(), total)?;
+    let address = *walk.tables.agent.egress.get(&hop.ifindex).ok_or(Reason::NoWayOut)?;
+    keep_limit(walk)?;
+    let reply = Conntrack {
+        saddr: flow.key.daddr,
+        daddr: flow.key.saddr,
+        sport: flow.key.dport,
+        dport: flow.key.sport,
+        vni: flow.key.vni,
+        action: CONNTRACK_UNMASQUERADE,
+        last_seen: walk.now,
+        ..Conntrack::default()
+    };
+    for attempt in 0..16 {
+        let sport = port(&flow.key, config.outside_ports, attempt);
+        let is_tunnels = flow.key.proto == UDP && sport == config.vxlan_port;
+        if is_tunnels || walk.published(flow.key.proto, sport).is_some() {
+            continue;
+        }
+        let outer = ConntrackKey { saddr: address, sport, vni: UNDERLAY_VNI, ..flow.key };
+        let answer = reversed(outer);
+        if walk.is_free_for(&answer, &reply) {
+            let forward = Conntrack {
+                saddr: address,
+                daddr: flow.key.daddr,
+                sport,
+                dport: flow.key.dport,
+                vni: UNDERLAY_VNI,
+                action: CONNTRACK_MASQUERADE,
+                state: flow.seen,
+                last_seen: walk.now,
+                ..Conntrack::default()
+            };
+            walk.tables.conntrack.insert(answer, reply);
+            walk.tables.conntrack.insert(flow.key, forward);
+            count(walk);
+            return Ok(forward);
+        }
+    }
+    Err(Reason::MasqueradePortsExhausted)
+}
+
+/// The source port of an attempt: spread evenly over the range.
+fn port(key: &ConntrackKey, [first, last]: [u16; 2], attempt: u32) -> Be16 {
+    let addresses = key.saddr.raw() ^ key.daddr.raw().rotate_left(16) ^ key.vni.rotate_left(8);
+    let numbers = u32::from(key.sport.raw()) << 16 | u32::from(key.dport.raw());
+    let spread = u64::from(hash::mix(addresses ^ attempt, numbers));
+    let count = u64::from(last.wrapping_sub(first)) + 1;
+    Be16::new(first.wrapping_add(((spread * count) >> 32) as u16))
+}
+
+/// "A limit per endpoint; while nobody counts for a minute, the number is halved."
+fn keep_limit(walk: &mut Walk<'_>) -> Result<(), Reason> {
+    let limit = walk.tables.config.outside_flows;
+    let now = walk.now;
+    let mut none = Usage::default();
+    let usage = walk.tables.usage.get_mut(&walk.ifindex).unwrap_or(&mut none);
+    if usage.flows >= limit && now.saturating_sub(usage.counted) > 60 * SECOND {
+        usage.flows /= 2;
+        usage.counted = now;
+    }
+    if usage.flows < limit { Ok(()) } else { Err(Reason::MasqueradeLimit) }
+}
+
+fn count(walk: &mut Walk<'_>) {
+    let now = walk.now;
+    let usage = walk.tables.usage.entry(walk.ifindex);
+    let usage = usage.or_insert(Usage { flows: 0, pad: 0, counted: now });
+    usage.flows = usage.flows.wrapping_add(1);
+}
+
+/// Whether the other entry is to be told: once a second, and of a reset.
+fn is_news(flow: &Flow, entry: &Conntrack, now: u64) -> bool {
+    now.wrapping_sub(entry.last_seen) > SECOND || flow.seen & !entry.state & TCP_SEEN_RST != 0
+}
+
+/// Tells the way back that the container speaks. False when there is none, or the address is not
+/// the host's any more.
+fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> bool {
+    let now = walk.now;
+    if !is_news(flow, entry, now) {
+        return true;
+    }
+    if !walk.tables.agent.local_addrs.contains_key(&entry.saddr) {
+        return false;
+    }
+    let answer = ConntrackKey {
+        saddr: entry.daddr,
+        daddr: entry.saddr,
+        sport: entry.dport,
+        dport: entry.sport,
+        vni: entry.vni,
+        proto: flow.key.proto,
+        scope: [0; 3],
+    };
+    let Some(reply) = walk.tables.conntrack.get_mut(&answer) else { return false };
+    let to = (reply.action, reply.daddr, reply.dport, reply.vni);
+    if to != (CONNTRACK_UNMASQUERADE, flow.key.saddr, flow.key.sport, flow.key.vni) {
+        return false;
+    }
+    reply.last_seen = now;
+    reply.state |= flow.seen & TCP_SEEN_RST;
+    true
+}
+
+/// Tells the way out that the outside has answered.
+fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
+    let now = walk.now;
+    let is_first = flow.key.proto == UDP && entry.state & UDP_ANSWERED == 0;
+    if !is_first && !is_news(flow, entry, now) {
+        return;
+    }
+    let inner = ConntrackKey {
+        saddr: entry.daddr,
+        daddr: entry.saddr,
+        sport: entry.dport,
+        dport: entry.sport,
+        vni: entry.vni,
+        proto: flow.key.proto,
+        scope: [0; 3],
+    };
+    if let Some(forward) = walk.tables.conntrack.get_mut(&inner)
+        && (forward.action, forward.saddr, forward.sport)
+            == (CONNTRACK_MASQUERADE, flow.key.daddr, flow.key.dport)
+    {
+        forward.last_seen = now;
+        forward.state |= if is_first { UDP_ANSWERED } else { flow.seen & TCP_SEEN_RST };
+    }
+    if is_first && let Some(reply) = walk.tables.conntrack.get_mut(&flow.key) {
+        reply.state |= UDP_ANSWERED;
+    }
+}
+
+/// What comes to a port that flows leave from, or an ICMP error about one. `None` is not ours.
+pub fn receive(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
+    if ip.protocol == ICMP && walk.frame[ip.payload()..ip.payload() + 2] != [0, 0] {
+        return error(walk, ip);
+    }
+    ip.check(&walk.frame).ok()?;
+    let flow = if ip.protocol == ICMP {
+        let id = Be16::new(half(&walk.frame, ip.payload() + 4)?);
+        if ip.is_fragment() || ip.total < ip.header + 8 {
+            return None;
+        }
+        Flow { key: tuple(ip, (Be16::ZERO, id), UNDERLAY_VNI), transport: ip.payload(), seen: 0 }
+    } else {
+        walk.flow(ip, UNDERLAY_VNI).ok()?
+    };
+    let entry = returning(walk, &flow)?;
+    let Some((endpoint, gateway)) = owner(walk, &entry) else {
+        return Some(Err(Reason::NoEndpoint));
+    };
+    remind_forward(walk, &flow, &entry);
+    let translated = walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused);
+    Some(translated.and_then(|()| walk.deliver(&endpoint, gateway, Reason::ReturnedFromOutside)))
+}
+
+/// The live entry of the way back that a tuple is on.
+fn returning(walk: &mut Walk<'_>, flow: &Flow) -> Option<Conntrack> {
+    let [first, last] = walk.tables.config.outside_ports;
+    if !(first..=last).contains(&flow.key.dport.get()) {
+        return None;
+    }
+    walk.find_action(flow, CONNTRACK_UNMASQUERADE)
+}
+
+/// The endpoint of a flow and its gateway's MAC.
+fn owner(walk: &Walk<'_>, entry: &Conntrack) -> Option<(Endpoint, Mac)> {
+    let network = walk.network(entry.vni)?;
+    let endpoint = walk.endpoint(entry.vni, entry.daddr.into())?;
+    (endpoint.kind == ENDPOINT_LOCAL).then(|| (endpoint, Mac::of_ip(network.gateway)))
+}
+
+/// Offset of the quoted IPv4 header, and of what follows it.
+const QUOTED: usize = ETHERNET + 20 + 8;
+const TRANSPORT: usize = QUOTED + 20;
+
+/// An ICMP error that quotes the start of a packet of a container's flow: unreachable, time
+/// exceeded or parameter problem.
+fn error(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
+    let [kind]: [u8; 1] = bytes(&walk.frame, ip.payload())?;
+    let quoted = Ip::at(&walk.frame, QUOTED)?;
+    let start: [u8; 8] = bytes(&walk.frame, TRANSPORT)?;
+    ip.check(&walk.frame).ok()?;
+    let is_one = [3, 11, 12].contains(&kind)
+        && !ip.is_fragment()
+        && ip.total >= 56
+        && quoted.is_plain()
+        && !quoted.later
+        && quoted.src == ip.dst;
+    let [a, b, c, d, e, f, ..] = start;
+    let (sport, dport) = match (quoted.protocol, a, b) {
+        (TCP | UDP, ..) => ([a, b], [c, d]),
+        (ICMP, 8, 0) => ([e, f], [0, 0]),
+        _ => return None,
+    };
+    if !is_one {
+        return None;
+    }
+    let port = |bytes| Be16::new(u16::from_be_bytes(bytes));
+    let key = reversed(tuple(&quoted, (port(sport), port(dport)), UNDERLAY_VNI));
+    let entry = returning(walk, &Flow { key, transport: TRANSPORT, seen: 0 })?;
+    let is_inside =
+        |network: Network| Be32::from(ip.src).get() & network.mask.get() == network.subnet.get();
+    if walk.network(entry.vni).is_some_and(is_inside) {
+        return Some(Err(Reason::SpoofedInnerSource));
+    }
+    let Some((endpoint, gateway)) = owner(walk, &entry) else {
+        return Some(Err(Reason::NoEndpoint));
+    };
+    requote(&mut walk.frame, ip, &quoted, &entry);
+    Some(walk.deliver(&endpoint, gateway, Reason::ReturnedFromOutside))
+}
+
+/// The quoted packet as the container sent it, and the error to the container. Every checksum that
+/// covers what changes is kept right, if it is quoted.
+fn requote(frame: &mut [u8], ip: &Ip, quoted: &Ip, entry: &Conntrack) {
+    let before = frame[ETHERNET + 20..].to_vec();
+    let (old, new) = (quoted.src.octets(), entry.daddr.octets());
+    let (field, checksum) = match quoted.protocol {
+        TCP => (TRANSPORT, TRANSPORT + 16),
+        UDP => (TRANSPORT, TRANSPORT + 6),
+        _ => (TRANSPORT + 4, TRANSPORT + 2),
+    };
+    let (was, is) = ([frame[field], frame[field + 1]], entry.dport.get().to_be_bytes());
+    if ip.total + ETHERNET >= checksum + 2 {
+        let sum = half(frame, checksum).expect("it is quoted");
+        let covered = quoted.protocol != ICMP;
+        let none = quoted.protocol == UDP && sum == 0;
+        let mut now = if covered {
+            updated(sum, &[&old[..], &was].concat(), &[&new[..], &is].concat())
+        } else {
+            updated(sum, &was, &is)
+        };
+        if quoted.protocol == UDP && now == 0 {
+            now = 0xffff;
+        }
+        if !none {
+            put(frame, checksum, &now.to_be_bytes());
+        }
+    }
+    put(frame, field, &is);
+    let sum = half(frame, QUOTED + 10).expect("a header");
+    put(frame, QUOTED + 10, &updated(sum, &old, &new).to_be_bytes());
+    put(frame, QUOTED + 12, &new);
+
+    // The error's own checksum covers all of it.
+    let after = frame[ETHERNET + 20..].to_vec();
+    let even = before.len() & !1;
+    let sum = half(frame, ETHERNET + 22).expect("a header");
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    for at in (0..even).step_by(2).filter(|at| before[*at..at + 2] != after[*at..at + 2]) {
+        from.extend(&before[at..at + 2]);
+        to.extend(&after[at..at + 2]);
+    }
+    put(frame, ETHERNET + 22, &updated(sum, &from, &to).to_be_bytes());
+    let sum = half(frame, ip.at + 10).expect("a header");
+    put(frame, ip.at + 10, &updated(sum, &ip.dst.octets(), &new).to_be_bytes());
+    put(frame, ip.at + 16, &new);
+}
