@@ -98,6 +98,122 @@ impl From<Be32> for core::net::Ipv4Addr {
     }
 }
 
+/// An IPv6 address, bytes in wire order. It is aligned to 4 bytes, as it stands in the header, and is
+/// read word by word and through references: taken as sixteen bytes, the compiler would copy or
+/// compare it byte by byte on a BPF program's small stack.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct Ip6 {
+    bytes: [u8; 16],
+}
+
+impl Ip6 {
+    /// `::`, the unspecified address.
+    pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
+    /// `ff02::1`, all nodes of the link.
+    pub const ALL_NODES: Self =
+        Self::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+    /// From the sixteen bytes in wire order.
+    #[inline(always)]
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        Self { bytes: octets }
+    }
+
+    /// The sixteen bytes in wire order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        self.bytes
+    }
+
+    /// Four words, each with its bytes in the order of the wire.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        // SAFETY: both are sixteen bytes without padding, and any bit pattern is a valid integer.
+        unsafe { core::mem::transmute::<Self, [u32; 4]>(*self) }
+    }
+
+    /// From four words as [`Ip6::words`] gives them.
+    #[inline(always)]
+    const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: as above.
+        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+    }
+
+    /// The mask of a prefix of `length` bits (0 to 128).
+    pub const fn mask(length: u8) -> Self {
+        let mask = match length {
+            0 => 0,
+            length => u128::MAX << (128 - length as u32),
+        };
+        Self { bytes: mask.to_be_bytes() }
+    }
+
+    /// Whether both addresses have the same bits where `mask` has ones.
+    #[inline(always)]
+    pub const fn is_equal_under(&self, other: &Self, mask: &Self) -> bool {
+        let (a, b, mask) = (self.words(), other.words(), mask.words());
+        (a[0] ^ b[0]) & mask[0]
+            | (a[1] ^ b[1]) & mask[1]
+            | (a[2] ^ b[2]) & mask[2]
+            | (a[3] ^ b[3]) & mask[3]
+            == 0
+    }
+
+    /// Whether it is multicast: `ff00::/8` (RFC 4291, section 2.7).
+    #[inline(always)]
+    pub const fn is_group(&self) -> bool {
+        self.bytes[0] == 0xff
+    }
+
+    /// Whether it is a link-local unicast address: `fe80::/10` (RFC 4291, section 2.5.6).
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        self.bytes[0] == 0xfe && self.bytes[1] & 0xc0 == 0x80
+    }
+
+    /// The link-local address of an interface with this MAC: `fe80::/64` and the modified EUI-64
+    /// (RFC 4291, appendix A), as Linux gives it in `addr_gen_mode` 0.
+    #[inline(always)]
+    pub const fn link_local(mac: Mac) -> Self {
+        let [a, b, c, d, e, f] = mac.bytes;
+        Self::from_words([
+            u32::from_ne_bytes([0xfe, 0x80, 0, 0]),
+            0,
+            u32::from_ne_bytes([a ^ 2, b, c, 0xff]),
+            u32::from_ne_bytes([0xfe, d, e, f]),
+        ])
+    }
+
+    /// The IPv4 address of the endpoint whose link-local address this is. An endpoint's MAC is that
+    /// of its IPv4 address ([`Mac::of_ip`]), so the link-local address says it too.
+    #[inline(always)]
+    pub fn ipv4_of_link_local(&self) -> Option<Be32> {
+        let b = &self.bytes;
+        let ip = Be32::from_octets([b[10], b[13], b[14], b[15]]);
+        if *self == Self::link_local(Mac::of_ip(ip)) { Some(ip) } else { None }
+    }
+
+    /// Whether it is a solicited-node multicast address (RFC 4291, section 2.7.1).
+    #[inline(always)]
+    pub const fn is_solicited_node(&self) -> bool {
+        const ANY: Ip6 = Ip6::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0]);
+        self.is_equal_under(&ANY, &Self::mask(104))
+    }
+}
+
+impl From<core::net::Ipv6Addr> for Ip6 {
+    fn from(addr: core::net::Ipv6Addr) -> Self {
+        Self::from_octets(addr.octets())
+    }
+}
+
+impl From<Ip6> for core::net::Ipv6Addr {
+    fn from(addr: Ip6) -> Self {
+        Self::from(addr.octets())
+    }
+}
+
 /// An Ethernet address, bytes in wire order. It is aligned as it is in every header.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(2))]
@@ -167,6 +283,7 @@ macro_rules! equal_by {
 
 equal_by!(Be16, raw);
 equal_by!(Be32, raw);
+equal_by!(Ip6, words);
 equal_by!(Mac, words);
 
 #[cfg(test)]
@@ -179,6 +296,45 @@ mod tests {
         assert_eq!(Be32::new(0x0a00_0102).octets(), [10, 0, 1, 2]);
         assert_eq!(Be32::from_octets([10, 0, 1, 2]).get(), 0x0a00_0102);
         assert_eq!(Be16::from_raw(Be16::new(80).raw()).get(), 80);
+    }
+
+    fn ip6(text: &str) -> Ip6 {
+        text.parse::<core::net::Ipv6Addr>().expect("an address").into()
+    }
+
+    #[test]
+    fn a_link_local_address_is_the_macs_eui_64_and_tells_the_ipv4_address() {
+        let ip = Be32::from_octets([10, 255, 0, 5]);
+        let address = Ip6::link_local(Mac::of_ip(ip));
+        assert_eq!(address, ip6("fe80::42:aff:feff:5"));
+        assert_eq!(address.ipv4_of_link_local(), Some(ip));
+        // RFC 4291, appendix A: the universal bit is inverted.
+        let mac = Mac::new([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]);
+        assert_eq!(Ip6::link_local(mac), ip6("fe80::3656:78ff:fe9a:bcde"));
+        for none in ["fe80::3656:78ff:fe9a:bcde", "fd00::42:aff:feff:5", "fe80:0:0:1:42:aff:feff:5"]
+        {
+            assert_eq!(ip6(none).ipv4_of_link_local(), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_ipv6_addresses_are_told_apart() {
+        assert!(ip6("ff02::1").is_group() && !ip6("fe80::1").is_group());
+        assert!(ip6("fe80::1").is_link_local() && ip6("febf::1").is_link_local());
+        assert!(!ip6("fec0::1").is_link_local());
+        assert!(ip6("ff02::1:ff00:5").is_solicited_node());
+        assert!(!ip6("ff02::1").is_solicited_node());
+        assert_eq!(Ip6::ALL_NODES, ip6("ff02::1"));
+        assert_eq!(Ip6::UNSPECIFIED, ip6("::"));
+    }
+
+    #[test]
+    fn addresses_are_compared_under_the_mask_of_a_prefix() {
+        let [a, b] = [ip6("fd00:0:0:1::1"), ip6("fd00:0:0:1:8000::2")];
+        for (length, equal) in [(0, true), (64, true), (65, false), (128, false)] {
+            assert_eq!(a.is_equal_under(&b, &Ip6::mask(length)), equal, "/{length}");
+        }
+        assert_eq!(Ip6::mask(128), Ip6::from_octets([0xff; 16]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod pod;
 mod reason;
 pub mod wire;
 
-pub use addr::{Be16, Be32, Mac};
+pub use addr::{Be16, Be32, Ip6, Mac};
 pub use pod::Plain;
 pub use reason::{COUNTERS, Direction, Reason};
 

@@ -6,9 +6,9 @@
 //!
 //! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
 
-use crate::{Be16, Be32, Mac, pod::plain, wire::Ethernet};
+use crate::{Be16, Be32, Ip6, Mac, pod::plain, wire::Ethernet};
 
-/// Most entries of `endpoints`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
+/// Most entries of `endpoints`, `endpoints6`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
 /// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
 /// possible entry, are there from the start.
 pub const LARGE_TABLE: usize = 1 << 18;
@@ -17,7 +17,7 @@ pub const LARGE_TABLE: usize = 1 << 18;
 /// several networks and every port there is.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
-/// Most entries of `links` and `local_addrs`, which hold what is on one node.
+/// Most entries of `links`, `links6` and `local_addrs`, which hold what is on one node.
 pub const SMALL_TABLE: usize = 1 << 14;
 
 /// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
@@ -179,6 +179,21 @@ pub struct Endpoint {
     pub slot: u32,
 }
 
+/// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s,
+/// never services: VIPs are IPv4 addresses. Written by the agent; read for every IPv6 packet by
+/// `from_container` and `from_underlay`.
+///
+/// Link-local addresses have no entries. They follow from the MAC and so from the IPv4 address
+/// ([`Ip6::ipv4_of_link_local`]), under which the same endpoint is in `endpoints`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Endpoint6Key {
+    /// The network.
+    pub vni: u32,
+    /// The address.
+    pub ip: Ip6,
+}
+
 /// An endpoint on this node.
 pub const ENDPOINT_LOCAL: u8 = 1;
 /// An endpoint on another node.
@@ -210,6 +225,18 @@ pub struct Link {
     pub flags: u16,
     /// The endpoint's slot in `endpoint_counters`.
     pub slot: u32,
+}
+
+/// Map `links6`, hash by interface index (`u32`): what an interface of a dual-stack network may use
+/// besides what [`Link`] says. An interface without an entry speaks no IPv6. Written by the agent
+/// after `links`; read by `from_container` for IPv6 packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Link6 {
+    /// The only source address it may use, but for the link-local one of its MAC.
+    pub ip: Ip6,
+    /// Mask of the network's IPv6 subnet.
+    pub mask: Ip6,
 }
 
 /// Key of map `peers`.
@@ -486,7 +513,9 @@ plain!(
     Network,
     EndpointKey,
     Endpoint,
+    Endpoint6Key,
     Link,
+    Link6,
     PeerKey,
     Peer,
     Service,
@@ -539,6 +568,8 @@ mod tests {
         packed!(EndpointKey { vni, ip });
         packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
         packed!(Link { vni, ip, mac, flags, slot });
+        packed!(Endpoint6Key { vni, ip });
+        packed!(Link6 { ip, mask });
         packed!(PeerKey { vni, node });
         packed!(Peer { flags });
         packed!(Service { vni, vip, slots, flags });
@@ -579,6 +610,8 @@ mod tests {
         assert_eq!(size_of::<Endpoint>(), 24);
         assert_eq!(offset_of!(Endpoint, mac), 2);
         assert_eq!(size_of::<Link>(), 20);
+        assert_eq!(size_of::<Endpoint6Key>(), 20);
+        assert_eq!(size_of::<Link6>(), 32);
         assert_eq!(size_of::<Backend>(), 28);
         assert_eq!(size_of::<SubnetKey>(), 8);
         assert_eq!(size_of::<Usage>(), 16);

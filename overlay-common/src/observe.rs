@@ -81,6 +81,7 @@ ways! {
     11 = Received ReturnedFromOutside;
     12 = Sent TtlExceededAnswered;
     13 = Sent HandedOver;
+    14 = Sent NdAnswered;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

@@ -21,7 +21,7 @@ macro_rules! plain {
 }
 pub(crate) use plain;
 
-plain!(crate::Be16, crate::Be32, crate::Mac);
+plain!(crate::Be16, crate::Be32, crate::Ip6, crate::Mac);
 
 // SAFETY: integers have no padding and no invalid values.
 unsafe impl Plain for u8 {}

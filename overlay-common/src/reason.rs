@@ -26,10 +26,14 @@ macro_rules! reasons {
             /// The reason with this index.
             #[inline(always)]
             pub const fn from_index(index: u32) -> Option<Self> {
-                match index {
-                    $($index => Some(Self::$variant),)+
-                    _ => None,
+                // A bit for each reason: the numbers have gaps, and a match would become a tree of
+                // comparisons wherever a program unpacks a result.
+                const KNOWN: u64 = 0 $(| 1 << $index)+;
+                if index < u64::BITS && KNOWN >> index & 1 == 1 {
+                    // SAFETY: the enum is `repr(u32)` and `KNOWN` has the bits of its values only.
+                    return Some(unsafe { core::mem::transmute::<u32, Self>(index) });
                 }
+                None
             }
 
             /// Stable name in snake case, as listings and metrics show it.
@@ -89,7 +93,7 @@ reasons! {
     SpoofedMac = 14, Drop, "spoofed_mac";
     /// The source IP address is not the endpoint's.
     SpoofedSource = 15, Drop, "spoofed_source";
-    /// A protocol other than IPv4 and ARP.
+    /// A protocol other than IPv4 and ARP, and IPv6 on networks that have it.
     UnsupportedProtocol = 16, Drop, "unsupported_protocol";
     /// Multicast or broadcast.
     Multicast = 17, Drop, "multicast";
@@ -140,6 +144,11 @@ reasons! {
     HandedUp = 39, Forward, "handed_up";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
+    /// A neighbour solicitation was answered.
+    NdAnswered = 42, Forward, "nd_answered";
+    /// Neighbour discovery that is not answered: for an address nobody has, or anything but a
+    /// solicitation.
+    NdUnknown = 43, Drop, "nd_unknown";
     /// Sent outside under this host's address.
     Masqueraded = 45, Forward, "masqueraded";
     /// Came back from outside, or an ICMP error about what was sent there, and was delivered.

@@ -1,7 +1,7 @@
 //! Headers as they stand on the wire. Ethernet, IPv4, TCP, UDP and ICMP headers come from
 //! `network-types`; here is what it lacks or what we write as a whole.
 
-use crate::{Be16, Be32, Mac, pod::plain};
+use crate::{Be16, Be32, Ip6, Mac, pod::plain};
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -10,6 +10,8 @@ pub const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// EtherType of a VLAN tag (IEEE 802.1Q).
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of IPv6 (RFC 2464, section 3).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// IP protocol number of ICMP.
 pub const PROTO_ICMP: u8 = 1;
@@ -17,6 +19,8 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
+/// Next-header number of ICMPv6 (RFC 4443, section 1).
+pub const PROTO_ICMPV6: u8 = 58;
 
 /// An Ethernet header (14 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +143,88 @@ pub const ARP_REQUEST: u16 = 1;
 /// ARP operation: reply.
 pub const ARP_REPLY: u16 = 2;
 
+/// An IPv6 header (RFC 8200, section 3, 40 bytes). It is read into memory of its own and not from
+/// the packet, where it is aligned to 2 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ipv6 {
+    /// Version (6), traffic class and flow label.
+    pub version_class_flow: [u8; 4],
+    /// Length of what follows the header; 0 for jumbograms (RFC 2675).
+    pub payload_length: Be16,
+    /// Protocol of what follows, or the first extension header.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source.
+    pub src: Ip6,
+    /// Destination.
+    pub dst: Ip6,
+}
+
+/// A neighbour solicitation or advertisement without its options (RFC 4861, sections 4.3 and 4.4,
+/// 24 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Neighbour {
+    /// ICMPv6 type: [`ND_SOLICITATION`] or [`ND_ADVERTISEMENT`].
+    pub kind: u8,
+    /// ICMPv6 code, 0.
+    pub code: u8,
+    /// ICMPv6 checksum.
+    pub checksum: Be16,
+    /// Advertisements: `ND_ROUTER`, `ND_SOLICITED` and `ND_OVERRIDE`. Otherwise zero.
+    pub flags: u8,
+    /// Reserved: zero when sent, ignored on receipt.
+    pub reserved: [u8; 3],
+    /// Whose link-layer address is asked for or told.
+    pub target: Ip6,
+}
+
+/// ICMPv6 type of a router solicitation, the first message of neighbour discovery.
+pub const ND_FIRST: u8 = 133;
+/// ICMPv6 type of a neighbour solicitation.
+pub const ND_SOLICITATION: u8 = 135;
+/// ICMPv6 type of a neighbour advertisement.
+pub const ND_ADVERTISEMENT: u8 = 136;
+/// ICMPv6 type of a redirect, the last message of neighbour discovery.
+pub const ND_LAST: u8 = 137;
+/// The sender is a router.
+pub const ND_ROUTER: u8 = 0x80;
+/// The advertisement answers a solicitation.
+pub const ND_SOLICITED: u8 = 0x40;
+/// The advertisement replaces what is cached.
+pub const ND_OVERRIDE: u8 = 0x20;
+
+/// A link-layer address option for Ethernet (RFC 4861, section 4.6.1, 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct LinkLayerOption {
+    /// [`ND_OPTION_SOURCE`] or [`ND_OPTION_TARGET`].
+    pub kind: u8,
+    /// Length in units of eight bytes.
+    pub length: u8,
+    /// The MAC.
+    pub mac: Mac,
+}
+
+/// Option: MAC of the sender.
+pub const ND_OPTION_SOURCE: u8 = 1;
+/// Option: MAC of the target.
+pub const ND_OPTION_TARGET: u8 = 2;
+
+/// A whole neighbour advertisement behind the Ethernet header, written to the packet in one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Advertisement {
+    /// IPv6.
+    pub ipv6: Ipv6,
+    /// What it tells.
+    pub neighbour: Neighbour,
+    /// The target's MAC.
+    pub option: LinkLayerOption,
+}
+
 /// A UDP header (RFC 768, 8 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -250,7 +336,20 @@ pub struct IcmpError {
     pub icmp: Icmp,
 }
 
-plain!(Ethernet, Ipv4, Arp, Udp, Vxlan, Encapsulation, Icmp, IcmpError);
+plain!(
+    Ethernet,
+    Ipv4,
+    Arp,
+    Ipv6,
+    Neighbour,
+    LinkLayerOption,
+    Advertisement,
+    Udp,
+    Vxlan,
+    Encapsulation,
+    Icmp,
+    IcmpError
+);
 
 #[cfg(test)]
 mod tests {
@@ -262,6 +361,11 @@ mod tests {
         assert_eq!(size_of::<Ethernet>(), 14);
         assert_eq!(size_of::<Ipv4>(), 20);
         assert_eq!(size_of::<Arp>(), 28);
+        assert_eq!(size_of::<Ipv6>(), 40);
+        assert_eq!(size_of::<Neighbour>(), 24);
+        assert_eq!(size_of::<LinkLayerOption>(), 8);
+        assert_eq!(size_of::<Advertisement>(), 72);
+        assert_eq!(offset_of!(Advertisement, option), 64);
         assert_eq!(size_of::<Udp>(), 8);
         assert_eq!(size_of::<Vxlan>(), 8);
         assert_eq!(size_of::<Encapsulation>(), 64);

@@ -9,13 +9,14 @@ use overlay_common::{
         ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey,
         Link, Network,
     },
-    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet, Ipv4},
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4},
 };
 
 use crate::{
     Outcome, arp, conntrack, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     icmp::{self, Router},
+    ipv6,
     maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
     nat, outside,
     packet::{
@@ -75,6 +76,7 @@ pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
     }
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => ipv4(ctx, link, ethernet),
+        ETHERTYPE_IPV6 => ipv6::from_container(ctx, &link, &ethernet),
         ETHERTYPE_ARP => arp::answer(ctx, &link),
         _ => Err(Reason::UnsupportedProtocol),
     }

@@ -2,16 +2,18 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use network_types::icmp::Icmpv4Hdr;
 use overlay_common::{
     Be16, Reason,
-    wire::{Ethernet, Ipv4},
+    wire::{Ethernet, Ipv4, Ipv6},
 };
 
 use crate::{
-    Outcome,
+    Outcome, fallible,
     forward::back_out,
+    ipv6::ICMPV6,
+    maps::work,
     packet::{ETH_LEN, IPV4_LEN, load_at, store},
 };
 
@@ -19,7 +21,11 @@ use crate::{
 const ECHO_REQUEST: u16 = 0x0800;
 /// ICMP type and code of an echo reply.
 const ECHO_REPLY: u16 = 0x0000;
-/// Offset of the checksum in an ICMP header.
+/// ICMPv6 type and code of an echo request, as one half word (RFC 4443, section 4.1).
+const ECHO_REQUEST6: u16 = 0x8000;
+/// ICMPv6 type and code of an echo reply.
+const ECHO_REPLY6: u16 = 0x8100;
+/// Offset of the checksum in an ICMP header, the same in ICMPv6.
 const ICMP_CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
 
 /// Answers an echo request to an address of ours. Swapping the addresses changes no checksum but
@@ -53,4 +59,35 @@ pub fn answer(ctx: &TcContext, ethernet: &Ethernet, ip: &Ipv4) -> Outcome {
 fn flatten(addresses: [[u8; 4]; 2]) -> [u8; 8] {
     let [[a, b, c, d], [e, f, g, h]] = addresses;
     [a, b, c, d, e, f, g, h]
+}
+
+/// As [`answer`], for ICMPv6. The pseudo-header is covered by its checksum, and the sum of it is the
+/// same with the addresses swapped.
+#[inline(always)]
+pub fn answer6(ctx: &TcContext, ethernet: &Ethernet) -> Outcome {
+    fallible::unpack(answer6_packed(ctx.skb.skb, ethernet))?;
+    Ok(back_out(ctx, Reason::EchoAnswered))
+}
+
+#[inline(never)]
+fn answer6_packed(skb: *mut __sk_buff, ethernet: &Ethernet) -> i64 {
+    fallible::pack(rewrite6(&TcContext::new(skb), ethernet).map(|()| 0))
+}
+
+#[inline(always)]
+fn rewrite6(ctx: &TcContext, ethernet: &Ethernet) -> Result<(), Reason> {
+    let kind: Be16 = load_at(ctx, ICMPV6)?;
+    if kind.get() != ECHO_REQUEST6 {
+        return Err(Reason::GatewayPort);
+    }
+    let new = Be16::new(ECHO_REPLY6);
+    ctx.skb
+        .l4_csum_replace(ICMPV6 + ICMP_CHECKSUM, kind.raw().into(), new.raw().into(), 2)
+        .map_err(|_| Reason::Truncated)?;
+    store(ctx, ICMPV6, &new)?;
+    // The header is in the work area since it was checked.
+    let Ipv6 { src, dst, .. } = &work()?.ipv6.ip;
+    store(ctx, ETH_LEN + offset_of!(Ipv6, src), dst)?;
+    store(ctx, ETH_LEN + offset_of!(Ipv6, dst), src)?;
+    store(ctx, 0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet })
 }

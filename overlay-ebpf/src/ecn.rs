@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Be16, Reason, checksum, wire::Ipv4};
 
-use crate::packet::store;
+use crate::packet::{load_at, store};
 
 /// The ECN field in the TOS byte (RFC 3168, section 5).
 const MASK: u8 = 0b11;
@@ -61,6 +61,35 @@ pub fn combine(ctx: &TcContext, outer: u8, ip: &mut Ipv4, offset: usize) -> Resu
     Ok(())
 }
 
+/// The traffic class in the first half word of an IPv6 header (RFC 8200, section 3): its TOS byte.
+#[inline(always)]
+pub const fn class(word: Be16) -> u8 {
+    (word.get() >> 4) as u8
+}
+
+/// As [`combine`], for an inner IPv6 header, which has no checksum. Its first half word is read from
+/// the packet at `offset`.
+///
+/// # Errors
+/// Those of [`combine`], and [`Reason::Truncated`].
+#[inline(always)]
+pub fn combine_ipv6(ctx: &TcContext, outer: u8, offset: usize) -> Result<(), Reason> {
+    if !is_marked(outer) {
+        return Ok(());
+    }
+    let word: Be16 = load_at(ctx, offset)?;
+    let old = class(word);
+    let new = decapsulated(outer, old).ok_or(Reason::EcnUnexpected)?;
+    if new != old {
+        store(ctx, offset, &with_class(word, new))?;
+    }
+    Ok(())
+}
+
+const fn with_class(word: Be16, class: u8) -> Be16 {
+    Be16::new(word.get() & 0xf00f | (class as u16) << 4)
+}
+
 /// Changes the TOS byte and the header's checksum with it.
 #[inline(always)]
 fn mark(ip: &mut Ipv4, tos: u8) {
@@ -73,6 +102,14 @@ fn mark(ip: &mut Ipv4, tos: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_traffic_class_is_in_the_middle_of_the_first_half_word() {
+        let word = Be16::new(0x6abc);
+        assert_eq!(class(word), 0xab);
+        assert_eq!(with_class(word, 0xa8 | CE), Be16::new(0x6abc));
+        assert_eq!(with_class(word, 0), Be16::new(0x600c));
+    }
 
     #[test]
     fn marks_are_combined_as_in_figure_4_of_rfc_6040() {

@@ -162,13 +162,29 @@ fn header(src: Mac, dst: Mac) -> Ethernet {
     Ethernet { dst, src, ethertype: Be16::new(ETHERTYPE_IPV4) }
 }
 
-/// Puts the packet into a local endpoint, with `source` as the Ethernet source.
+/// Puts an IPv4 packet into a local endpoint, with `source` as the Ethernet source.
 ///
 /// # Errors
 /// [`Reason::RewriteRefused`].
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
-    store(ctx, 0, &header(source, endpoint.mac))?;
+    deliver_as(ETHERTYPE_IPV4, ctx, endpoint, source, reason)
+}
+
+/// As [`deliver`], for a packet of any EtherType.
+///
+/// # Errors
+/// Those of [`deliver`].
+#[inline(always)]
+pub fn deliver_as(
+    ethertype: u16,
+    ctx: &TcContext,
+    endpoint: &Endpoint,
+    source: Mac,
+    reason: Reason,
+) -> Outcome {
+    let ethernet = Ethernet { dst: endpoint.mac, src: source, ethertype: Be16::new(ethertype) };
+    store(ctx, 0, &ethernet)?;
     if endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
         // Both ends of the host link are in this namespace, where redirect_peer refuses.
         // SAFETY: a helper without preconditions.

@@ -10,12 +10,12 @@ use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
-        Endpoint, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, LocalAddr, MEDIUM_TABLE, Network,
-        Peer, PeerKey, Published, PublishedKey, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin,
-        SockOriginKey, Subnet, Usage,
+        Endpoint, Endpoint6Key, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, Link6, LocalAddr,
+        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, SMALL_TABLE, Service, Slot,
+        SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::Encapsulation,
+    wire::{Advertisement, Encapsulation, Ipv6},
 };
 
 use crate::packet::Flow;
@@ -38,8 +38,14 @@ pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();
 
+#[btf_map(name = "endpoints6")]
+pub static ENDPOINTS6: Table<Endpoint6Key, Endpoint, LARGE_TABLE> = Table::new();
+
 #[btf_map(name = "links")]
 pub static LINKS: Table<u32, Link, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "links6")]
+pub static LINKS6: Table<u32, Link6, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "peers")]
 pub static PEERS: Table<PeerKey, Peer, LARGE_TABLE> = Table::new();
@@ -104,6 +110,24 @@ pub struct Work {
     pub entry: Conntrack,
     /// The backend of its flow, in the client's direction.
     pub backend: Backend,
+    /// What is remembered of an IPv6 packet.
+    pub ipv6: Ipv6Work,
+}
+
+/// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Ipv6Work {
+    /// The packet's header.
+    pub ip: Ipv6,
+    /// What is looked up.
+    pub key: Endpoint6Key,
+    /// What was found.
+    pub endpoint: Endpoint,
+    /// Counter slot of the endpoint that a tunnel packet is for; 0 while it is not known.
+    pub slot: u32,
+    /// A neighbour solicitation, and the advertisement made of it.
+    pub advertisement: Advertisement,
 }
 
 /// The work area of this CPU.

@@ -2,12 +2,12 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{bindings::BPF_F_INVALIDATE_HASH, programs::TcContext};
+use aya_ebpf::{bindings::BPF_F_INVALIDATE_HASH, helpers::bpf_skb_load_bytes, programs::TcContext};
 use network_types::tcp::TcpHdr;
 use overlay_common::{
     Be16, Plain, Reason,
     maps::{ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN},
-    wire::{Ethernet, Ipv4, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp},
+    wire::{Ethernet, Ipv4, Ipv6, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp},
 };
 
 /// Length of an Ethernet header.
@@ -53,6 +53,18 @@ pub fn read<T: Plain>(header: *const T) -> T {
 #[inline(always)]
 pub fn load_at<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     ctx.load(offset).map_err(|_| Reason::Truncated)
+}
+
+/// As [`load_at`], into memory that is not the stack's: a header read as a value is copied byte by
+/// byte, because nothing is known of its alignment.
+#[inline(always)]
+pub fn load_into<T: Plain>(ctx: &TcContext, offset: usize, out: &mut T) -> Result<(), Reason> {
+    let (skb, length) = (ctx.skb.skb.cast(), size_of::<T>() as u32);
+    // SAFETY: the memory is a whole `T`, for which any bit pattern is valid.
+    match unsafe { bpf_skb_load_bytes(skb, offset as u32, (&raw mut *out).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(Reason::Truncated),
+    }
 }
 
 /// Writes a header, leaving checksums to the caller.
@@ -104,7 +116,7 @@ pub fn is_gso(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
-/// Length of the longest IPv4 packet that the packet, with its IPv4 header at `offset`, is on the
+/// Length of the longest packet that the packet, with its IPv4 or IPv6 header at `offset`, is on the
 /// wire: its own, or that of an aggregate's segments.
 #[inline(always)]
 pub fn longest(ctx: &TcContext, offset: usize) -> u32 {
@@ -121,8 +133,12 @@ pub fn longest(ctx: &TcContext, offset: usize) -> u32 {
 #[inline(always)]
 fn headers_length(ctx: &TcContext, offset: usize) -> Result<u32, Reason> {
     let ip: Ipv4 = load(ctx, offset)?;
-    let header = usize::from(ip.version_ihl & 0xf) * 4;
-    let transport = match ip.protocol {
+    let (header, protocol) = if ip.version_ihl >> 4 == 6 {
+        (size_of::<Ipv6>(), load(ctx, offset + offset_of!(Ipv6, next_header))?)
+    } else {
+        (usize::from(ip.version_ihl & 0xf) * 4, ip.protocol)
+    };
+    let transport = match protocol {
         PROTO_TCP => {
             let data_offset: u8 = load_at(ctx, offset + header + TCP_FLAGS - 1)?;
             usize::from(data_offset >> 4) * 4

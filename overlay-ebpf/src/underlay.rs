@@ -11,7 +11,10 @@ use overlay_common::{
         CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
         ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey, Published,
     },
-    wire::{ETHERTYPE_IPV4, ETHERTYPE_VLAN, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
+    wire::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp,
+        Vxlan,
+    },
 };
 
 use crate::{
@@ -19,16 +22,16 @@ use crate::{
     forward::{back_out, deliver, deliver_backend, route_out},
     handover,
     icmp::{self, Router},
+    ipv6,
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
     observe::Party,
     outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, pull},
-    published, service, vxlan,
+    published, service,
+    vxlan::{self, INNER},
 };
 
-/// Offset of the inner Ethernet header.
-const INNER: usize = VXLAN_OVERHEAD as usize;
 /// Headers of a frame that are read directly: Ethernet, IPv4 and TCP.
 const HEADERS: u32 = 54;
 
@@ -291,8 +294,10 @@ fn accept<const OUTER: usize>(
 ) -> Outcome {
     let vni = receiver.vni;
     let ethernet: Ethernet = load(ctx, OUTER)?;
-    if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
-        return Err(Reason::UnsupportedProtocol);
+    match ethernet.ethertype.get() {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => return ipv6::from_tunnel::<OUTER>(ctx, (sender, outer_tos), receiver),
+        _ => return Err(Reason::UnsupportedProtocol),
     }
     let mut ip: Ipv4 = load(ctx, OUTER + ETH_LEN)?;
     check_ipv4(&ip, ctx.len() - (OUTER + ETH_LEN) as u32, is_gso(ctx))?;

@@ -15,7 +15,8 @@ use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, checksum, hash,
     maps::Config,
     wire::{
-        ETHERTYPE_IPV4, Encapsulation, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encapsulation, Ethernet, IPV4_DF, Ipv4, Ipv6, PROTO_TCP,
+        PROTO_UDP, Udp, Vxlan,
     },
 };
 
@@ -26,6 +27,9 @@ use crate::{
     maps::{config, scratch},
     packet::{ETH_LEN, IPV4_LEN, load, longest, store_rehash, vlan_tag_length},
 };
+
+/// Offset of the inner Ethernet header.
+pub const INNER: usize = VXLAN_OVERHEAD as usize;
 
 /// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
 pub const TTL: u8 = 64;
@@ -177,10 +181,11 @@ fn flow_hash(ctx: &TcContext) -> u32 {
 /// TOS byte of the outer header.
 #[inline(always)]
 fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
-    if inner.ethertype.get() != ETHERTYPE_IPV4 {
-        return Ok(0);
+    match inner.ethertype.get() {
+        ETHERTYPE_IPV4 => load::<u8>(ctx, ETH_LEN + offset_of!(Ipv4, tos)).map(ecn::outer),
+        ETHERTYPE_IPV6 => load::<Be16>(ctx, ETH_LEN).map(|word| ecn::outer(ecn::class(word))),
+        _ => Ok(0),
     }
-    load::<u8>(ctx, ETH_LEN + offset_of!(Ipv4, tos)).map(ecn::outer)
 }
 
 /// MTU in bytes that IPv4 packets inside the tunnel to `node` have, after [`encapsulate`] said
@@ -210,6 +215,23 @@ fn inner_mtu_packed(skb: *mut __sk_buff, node: Be32) -> i64 {
 pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
     let flags = GSO | u64::from(flags);
     ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, flags).map_err(|_| Reason::TunnelRefused)
+}
+
+/// As [`remove`], for an inner IPv6 packet. The kernel goes by the protocol it has noted for the
+/// packet, not by the Ethernet header; shrinking changes it from Linux 6.3 on only. So the packet is
+/// turned into an IPv6 packet first, which pushes the 20 bytes by which IPv6's header is longer, and
+/// those go with the rest.
+///
+/// # Errors
+/// [`Reason::TunnelRefused`] leaves the packet as it was: for aggregates other than TCP's.
+/// [`Reason::RewriteRefused`] does not.
+#[inline(always)]
+pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
+    const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;
+    ctx.change_proto(ETHERTYPE_IPV6.to_be(), 0).map_err(|_| Reason::TunnelRefused)?;
+    let flags = GSO | u64::from(flags);
+    ctx.adjust_room(-((VXLAN_OVERHEAD + LONGER) as i32), ROOM_MAC, flags)
+        .map_err(|_| Reason::RewriteRefused)
 }
 
 #[cfg(test)]

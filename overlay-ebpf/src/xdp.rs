@@ -23,11 +23,8 @@ use crate::{
     packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
     published, service,
     underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
-    vxlan,
+    vxlan::{self, INNER},
 };
-
-/// Offset of the inner Ethernet header.
-const INNER: usize = VXLAN_OVERHEAD as usize;
 
 /// A pointer to a header in the packet, valid until the packet is changed in size.
 #[inline(always)]
@@ -150,6 +147,7 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
 /// outside leave from here.
 #[inline(always)]
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
+    // What a stranger sends is dropped as that, whatever else is wrong with it.
     check_other(config, sender)?;
     check_peer(sender)?;
     let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;

@@ -1,7 +1,7 @@
 //! Containers: what `overlay run` makes.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -257,6 +257,16 @@ impl Container {
         let attached = self.attached.as_ref().context("attached to no network")?;
         let interface = attached.interfaces.get(index).context("not so many networks")?;
         Ok(interface.address.addr())
+    }
+
+    /// Its IPv6 address on the first network.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn ip6(&self) -> anyhow::Result<Ipv6Addr> {
+        let attached = self.attached.as_ref().context("attached to no network")?;
+        let interface = attached.interfaces.first().context("no networks")?;
+        Ok(interface.address6.context("a network of IPv4 alone")?.addr())
     }
 
     /// A port of its first address.

@@ -125,10 +125,12 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "networks",
     "endpoints",
+    "endpoints6",
     "links",
+    "links6",
     "peers",
     "services",
     "rr_cursor",

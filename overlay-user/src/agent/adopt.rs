@@ -269,6 +269,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if let [wire] = &record.wires[..] {
             let mut same = record.clone();
             same.request.ip = Some(wire.address.addr());
+            same.request.ip6 = wire.address6.map(|address| address.addr());
             match self.create_endpoints(&same).await {
                 Err(AgentError::Api(error)) if error.code != ErrorCode::Unavailable => {}
                 outcome => return outcome,
@@ -291,10 +292,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 
 fn same_addresses(wires: &[Wire], endpoints: &[Endpoint]) -> bool {
     wires.len() == endpoints.len()
-        && wires
-            .iter()
-            .zip(endpoints)
-            .all(|(wire, e)| wire.network == e.network && wire.address.addr() == e.ip)
+        && wires.iter().zip(endpoints).all(|(wire, e)| wire.has_addresses_of(e))
 }
 
 /// Whether an interface's name is one that [`host_name`] gives: other software has interfaces

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
     Agent, AgentError,
@@ -80,6 +80,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             name: name.clone(),
             networks: attach.networks,
             ip: attach.ip,
+            ip6: attach.ip6,
             aliases: attach.aliases,
             service: attach.service,
             ports: attach.ports,
@@ -162,8 +163,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         state.clone().ok_or_else(|| late().into())
     }
 
-    /// Names, addresses and routes of the interfaces to be made. The default route leads to the
-    /// first network that has a way out.
+    /// Names, addresses and routes of the interfaces to be made. The default route of either family
+    /// leads to the first network with that family that has a way out.
     pub(super) fn plan(
         &self,
         state: &ClusterState,
@@ -171,7 +172,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         endpoints: &[Endpoint],
     ) -> Result<Vec<Wire>, AgentError> {
         let underlay_mtu = lock(&self.facts).underlay_mtu;
-        let mut routed = false;
+        let (mut routed, mut routed6) = (false, false);
         let mut wires = Vec::new();
         for (i, endpoint) in endpoints.iter().enumerate() {
             let network = state.networks.get(&endpoint.network).ok_or_else(|| {
@@ -181,6 +182,14 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 .map_err(|e| AgentError::Host(e.to_string()))?;
             let default_route = !network.internal && !routed;
             routed |= default_route;
+            let ipv6 = network.ipv6.as_ref().zip(endpoint.ip6);
+            let address6 = ipv6
+                .map(|(ipv6, ip6)| Ipv6Net::new(ip6, ipv6.subnet.prefix_len()))
+                .transpose()
+                .map_err(|e| AgentError::Host(e.to_string()))?;
+            let gateway6 = ipv6.map(|(ipv6, _)| ipv6.gateway).filter(|_| !network.internal);
+            let default_route6 = gateway6.is_some() && !routed6;
+            routed6 |= default_route6;
             wires.push(Wire {
                 endpoint: endpoint.id.clone(),
                 network: network.id.clone(),
@@ -190,6 +199,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 address,
                 gateway: Some(network.gateway).filter(|_| !network.internal),
                 default_route,
+                address6,
+                gateway6,
+                default_route6,
                 mtu: network_mtu(network, underlay_mtu),
             });
         }

@@ -9,12 +9,12 @@ use std::{
 };
 
 use overlay_common::{
-    Be16, Be32, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    Be16, Be32, Ip6, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{
         self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, EndpointKey, NETWORK_INTERNAL, NETWORK_LOCAL, PeerKey, PublishedKey,
-        SlotKey, SubnetKey,
+        ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL, NETWORK_LOCAL,
+        PeerKey, PublishedKey, SlotKey, SubnetKey,
     },
 };
 
@@ -196,6 +196,7 @@ impl<'a> View<'a> {
                 maps::Endpoint { kind: ENDPOINT_REMOTE, node, ..entry }
             };
             out.endpoints.insert(key(network, endpoint.ip), entry);
+            self.add_ipv6(network, endpoint, entry, out);
         }
         let gateway = maps::Endpoint {
             kind: ENDPOINT_GATEWAY,
@@ -203,6 +204,27 @@ impl<'a> View<'a> {
             ..maps::Endpoint::default()
         };
         out.endpoints.insert(key(network, network.gateway), gateway);
+        if let Some(ipv6) = &network.ipv6 {
+            let key = Endpoint6Key { vni: network.vni, ip: ipv6.gateway.into() };
+            out.endpoints6.insert(key, gateway);
+        }
+    }
+
+    /// The same under the endpoint's IPv6 address, which has its MAC.
+    fn add_ipv6(
+        &self,
+        network: &Network,
+        endpoint: &Endpoint,
+        entry: maps::Endpoint,
+        out: &mut DatapathState,
+    ) {
+        let (Some(ipv6), Some(ip6)) = (&network.ipv6, endpoint.ip6) else { return };
+        let ip = Ip6::from(ip6);
+        out.endpoints6.insert(Endpoint6Key { vni: network.vni, ip }, entry);
+        if let Some(ifindex) = self.ifindex(endpoint) {
+            let mask = Ip6::mask(ipv6.subnet.prefix_len());
+            out.links6.insert(ifindex, Link6 { ip, mask });
+        }
     }
 
     fn flags(&self, endpoint: &Endpoint, network: &Network) -> u8 {

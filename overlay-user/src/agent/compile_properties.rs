@@ -162,7 +162,9 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
     match op.clone() {
         MapOp::Network(k, v) => set(&mut state.networks, k, v),
         MapOp::Endpoint(k, v) => set(&mut state.endpoints, k, v),
+        MapOp::Endpoint6(k, v) => set(&mut state.endpoints6, k, v),
         MapOp::Link(k, v) => set(&mut state.links, k, v),
+        MapOp::Link6(k, v) => set(&mut state.links6, k, v),
         MapOp::Peer(k, v) => set(&mut state.peers, k, v),
         MapOp::Service(k, v) => set(&mut state.services, k, v),
         MapOp::Slot(k, v) => set(&mut state.slots, k, v),

@@ -1,7 +1,7 @@
 use overlay_common::{INGRESS_VNI, maps::Service as ServiceEntry};
 
 use super::*;
-use crate::agent::testing::{TestCluster, id, port};
+use crate::agent::testing::{TestCluster, dual_stack, id, port};
 
 /// `h1` and `h2` with an endpoint each on `mynet` (10.0.1.0/24, VNI 4098), `h3` with none.
 fn cluster() -> TestCluster {
@@ -66,6 +66,31 @@ fn a_node_without_endpoints_on_a_network_holds_nothing_of_it() {
     assert!(state.endpoints.keys().all(|k| k.vni == INGRESS_VNI), "{:?}", state.endpoints);
     assert_eq!(state.networks.keys().copied().collect::<Vec<_>>(), [INGRESS_VNI]);
     assert!(state.peers.keys().all(|k| k.vni != 4098));
+}
+
+#[test]
+fn endpoints_of_a_dual_stack_network_are_found_under_both_addresses() {
+    let mut cluster = TestCluster::with_nodes(2);
+    cluster.network("dual", "10.0.1.0/24", dual_stack);
+    cluster.network("single", "10.0.2.0/24", |_| ());
+    cluster.endpoint("here", "dual", "h1", 11);
+    cluster.endpoint("there", "dual", "h2", 12);
+    cluster.endpoint("plain", "single", "h1", 13);
+    let state = compiled(&cluster, "h1");
+    let vni = cluster.state.networks[&id("dual")].vni;
+    let of = |last: u16| {
+        let ip = std::net::Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, last).into();
+        state.endpoints6.get(&Endpoint6Key { vni, ip }).copied()
+    };
+    for (last, ip) in [(0x1, 1), (0xb, 11), (0xc, 12)] {
+        assert_eq!(of(last), Some(state.endpoints[&at(vni, [10, 0, 1, ip])]), "fd00:1::{last:x}");
+    }
+    assert_eq!(state.endpoints6.len(), 3, "nothing of the other network");
+    let link = cluster.facts("h1").links[&id("here")];
+    let link6 = state.links6[&link];
+    assert_eq!(std::net::Ipv6Addr::from(link6.ip).to_string(), "fd00:1::b");
+    assert_eq!(std::net::Ipv6Addr::from(link6.mask).to_string(), "ffff:ffff:ffff:ffff::");
+    assert_eq!(state.links6.len(), 1);
 }
 
 #[test]

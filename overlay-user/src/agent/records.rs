@@ -1,11 +1,11 @@
 //! What the agent remembers across restarts: its containers, and the last state it heard of.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use overlay_common::Mac;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     api::{AttachedInterface, EndpointCreate},
-    link::EndpointLink,
-    model::{ClusterState, Id},
+    link::{EndpointLink, LinkIpv6},
+    model::{ClusterState, Endpoint, Id},
 };
 
 /// One container attached on this host.
@@ -62,11 +62,27 @@ pub struct Wire {
     pub gateway: Option<Ipv4Addr>,
     /// Whether the default route leads here.
     pub default_route: bool,
+    /// IPv6 address and prefix length, on dual-stack networks.
+    #[serde(default)]
+    pub address6: Option<Ipv6Net>,
+    /// IPv6 gateway of the network; `None` on internal ones.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+    /// Whether the IPv6 default route leads here.
+    #[serde(default)]
+    pub default_route6: bool,
     /// MTU.
     pub mtu: u32,
 }
 
 impl Wire {
+    /// Whether it is on the network of `endpoint` and has its addresses.
+    pub fn has_addresses_of(&self, endpoint: &Endpoint) -> bool {
+        self.network == endpoint.network
+            && self.address.addr() == endpoint.ip
+            && self.address6.map(|address| address.addr()) == endpoint.ip6
+    }
+
     fn mac(&self) -> Mac {
         Mac::of_ip(self.address.addr().into())
     }
@@ -80,6 +96,10 @@ impl Wire {
             mac: self.mac(),
             address: self.address,
             gateway: self.gateway.filter(|_| self.default_route),
+            ipv6: self.address6.map(|address| LinkIpv6 {
+                address,
+                gateway: self.gateway6.filter(|_| self.default_route6),
+            }),
             mtu: self.mtu,
         }
     }
@@ -92,6 +112,8 @@ impl Wire {
             address: self.address,
             mac: self.mac().to_string(),
             gateway: self.gateway,
+            address6: self.address6,
+            gateway6: self.gateway6,
             mtu: self.mtu,
             endpoint: self.endpoint.clone(),
         }
@@ -195,6 +217,9 @@ mod tests {
             address: "10.0.1.11/24".parse().expect("an address"),
             gateway: Some(Ipv4Addr::new(10, 0, 1, 1)),
             default_route: false,
+            address6: Some("fd00::11/64".parse().expect("an address")),
+            gateway6: Some("fd00::1".parse().expect("an address")),
+            default_route6: false,
             mtu: 1450,
         };
         let record = Record {
@@ -250,9 +275,22 @@ mod tests {
         let mut wire = records().containers[0].wires[0].clone();
         assert_eq!(wire.link(Path::new("/run/netns/web")).gateway, None);
         assert_eq!(wire.interface().gateway, Some(Ipv4Addr::new(10, 0, 1, 1)));
+        let ipv6 = wire.link(Path::new("/run/netns/web")).ipv6.expect("dual-stack");
+        assert_eq!(ipv6.gateway, None);
         wire.default_route = true;
+        wire.default_route6 = true;
         let link = wire.link(Path::new("/run/netns/web"));
         assert_eq!(link.gateway, Some(Ipv4Addr::new(10, 0, 1, 1)));
         assert_eq!(link.mac.to_string(), "02:42:0a:00:01:0b");
+        assert_eq!(link.ipv6.expect("dual-stack").gateway, wire.gateway6);
+    }
+
+    #[test]
+    fn a_wire_of_an_earlier_version_has_no_ipv6() {
+        let mut json = serde_json::to_value(&records().containers[0].wires[0]).expect("JSON");
+        let fields = json.as_object_mut().expect("an object");
+        fields.retain(|name, _| !name.ends_with('6'));
+        let wire: Wire = serde_json::from_value(json).expect("read");
+        assert_eq!((wire.address6, wire.gateway6, wire.default_route6), (None, None, false));
     }
 }

@@ -96,7 +96,9 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
     [
         ("networks", state.networks.len()),
         ("endpoints", state.endpoints.len()),
+        ("endpoints6", state.endpoints6.len()),
         ("links", state.links.len()),
+        ("links6", state.links6.len()),
         ("peers", state.peers.len()),
         ("services", state.services.len()),
         ("slots", state.slots.len()),

@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use overlay_common::{
-    Be16, Be32, UNDERLAY_VNI,
+    Be16, Be32, Ip6, UNDERLAY_VNI,
     maps::{
         BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY,
         CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK,
         TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
     },
     wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
@@ -77,6 +77,7 @@ pub(super) struct Names {
     services: HashMap<u32, String>,
     backends: HashMap<u32, String>,
     endpoints: HashMap<(u32, Be32), String>,
+    endpoints6: HashMap<(u32, Ip6), String>,
     interfaces: HashMap<u32, String>,
 }
 
@@ -101,6 +102,9 @@ impl Names {
             names.backends.insert(endpoint.number, endpoint.name.clone());
             if let Some(network) = state.networks.get(&endpoint.network) {
                 names.endpoints.insert((network.vni, endpoint.ip.into()), endpoint.name.clone());
+                names.endpoints6.extend(
+                    endpoint.ip6.map(|ip6| ((network.vni, ip6.into()), endpoint.name.clone())),
+                );
             }
         }
         names
@@ -164,7 +168,9 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
     vec![
         networks(state, names),
         endpoints(state, names),
+        endpoints6(state, names),
         links(state, names),
+        links6(state, names),
         peers(state, names),
         services(state, names),
         slots(state, names),
@@ -192,30 +198,48 @@ fn networks(state: &DatapathState, names: &Names) -> TableDump {
     })
 }
 
+const ENDPOINT_COLUMNS: [&str; 10] =
+    ["vni", "network", "ip", "kind", "name", "mac", "interface", "node", "vtep", "flags"];
+
 fn endpoints(state: &DatapathState, names: &Names) -> TableDump {
-    let columns =
-        ["vni", "network", "ip", "kind", "name", "mac", "interface", "node", "vtep", "flags"];
-    table("endpoints", &columns, &state.endpoints, |key, endpoint| {
-        let (kind, name) = match endpoint.kind {
-            ENDPOINT_LOCAL => ("local", named(&names.endpoints, &(key.vni, key.ip))),
-            ENDPOINT_REMOTE => ("remote", named(&names.endpoints, &(key.vni, key.ip))),
-            ENDPOINT_GATEWAY => ("gateway", "-".to_owned()),
-            ENDPOINT_SERVICE => ("service", named(&names.services, &endpoint.service)),
-            _ => ("unknown", "-".to_owned()),
-        };
-        vec![
-            key.vni.to_string(),
-            named(&names.networks, &key.vni),
-            ip(key.ip),
-            kind.to_owned(),
-            name,
-            endpoint.mac.to_string(),
-            named(&names.interfaces, &endpoint.ifindex),
-            named(&names.nodes, &endpoint.node),
-            ip(endpoint.node),
-            flags(endpoint.flags.into(), &ENDPOINT_WORDS),
-        ]
+    table("endpoints", &ENDPOINT_COLUMNS, &state.endpoints, |key, endpoint| {
+        let name = named(&names.endpoints, &(key.vni, key.ip));
+        endpoint_row(names, (key.vni, ip(key.ip)), name, endpoint)
     })
+}
+
+fn endpoints6(state: &DatapathState, names: &Names) -> TableDump {
+    table("endpoints6", &ENDPOINT_COLUMNS, &state.endpoints6, |key, endpoint| {
+        let name = named(&names.endpoints6, &(key.vni, key.ip));
+        endpoint_row(names, (key.vni, Ipv6Addr::from(key.ip).to_string()), name, endpoint)
+    })
+}
+
+fn endpoint_row(
+    names: &Names,
+    (vni, address): (u32, String),
+    name: String,
+    endpoint: &Endpoint,
+) -> Vec<String> {
+    let (kind, name) = match endpoint.kind {
+        ENDPOINT_LOCAL => ("local", name),
+        ENDPOINT_REMOTE => ("remote", name),
+        ENDPOINT_GATEWAY => ("gateway", "-".to_owned()),
+        ENDPOINT_SERVICE => ("service", named(&names.services, &endpoint.service)),
+        _ => ("unknown", "-".to_owned()),
+    };
+    vec![
+        vni.to_string(),
+        named(&names.networks, &vni),
+        address,
+        kind.to_owned(),
+        name,
+        endpoint.mac.to_string(),
+        named(&names.interfaces, &endpoint.ifindex),
+        named(&names.nodes, &endpoint.node),
+        ip(endpoint.node),
+        flags(endpoint.flags.into(), &ENDPOINT_WORDS),
+    ]
 }
 
 fn links(state: &DatapathState, names: &Names) -> TableDump {
@@ -229,6 +253,18 @@ fn links(state: &DatapathState, names: &Names) -> TableDump {
             ip(link.ip),
             link.mac.to_string(),
             flags(link.flags.into(), &ENDPOINT_WORDS),
+        ]
+    })
+}
+
+fn links6(state: &DatapathState, names: &Names) -> TableDump {
+    table("links6", &["ifindex", "interface", "ip", "prefix"], &state.links6, |ifindex, link| {
+        let bits: u32 = link.mask.octets().iter().map(|byte| byte.count_ones()).sum();
+        vec![
+            ifindex.to_string(),
+            named(&names.interfaces, ifindex),
+            Ipv6Addr::from(link.ip).to_string(),
+            bits.to_string(),
         ]
     })
 }
@@ -373,7 +409,7 @@ mod tests {
     #[test]
     fn tables_show_names_beside_the_numbers() {
         let mut cluster = TestCluster::with_nodes(2);
-        cluster.network("mynet", "10.0.1.0/24", |n| n.internal = false);
+        cluster.network("mynet", "10.0.1.0/24", crate::agent::testing::dual_stack);
         cluster.service("web", &["mynet"], &[port(8080, 80)]);
         cluster.backend("w1", "web", "h2", 21);
         cluster.endpoint("a", "mynet", "h1", 11);
@@ -394,6 +430,10 @@ mod tests {
         let vip = rows(&tables, "endpoints").rows.iter().find(|r| r[3] == "service");
         assert_eq!(vip.expect("the VIP")[4], "web");
         assert_eq!(cell(rows(&tables, "peers"), 0, "network"), "(cluster)");
+        let ip6 = rows(&tables, "endpoints6").rows.iter().find(|r| r[2] == "fd00:1::b");
+        assert_eq!(ip6.expect("an IPv6 address")[4], "a");
+        let own = rows(&tables, "links6");
+        assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
     }
 
     #[test]

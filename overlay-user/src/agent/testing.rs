@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use super::compile::LocalFacts;
 use crate::model::{
     Availability, Cluster, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id,
-    Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork,
+    Network, NetworkIpv6, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
+    ServiceNetwork,
 };
 
 /// A published port of mode ingress.
@@ -95,6 +96,7 @@ impl TestCluster {
             labels: BTreeMap::new(),
             options: BTreeMap::new(),
             next_address: gateway,
+            ipv6: None,
         };
         change(&mut network);
         self.state.networks.insert(network.id.clone(), network);
@@ -130,6 +132,8 @@ impl TestCluster {
     /// Adds a running endpoint with the given last byte of the address and returns its number.
     pub fn endpoint(&mut self, name: &str, network: &str, node: &str, host: u8) -> u32 {
         let subnet = self.state.networks[&id(network)].subnet;
+        let ipv6 = self.state.networks[&id(network)].ipv6.as_ref();
+        let ip6 = ipv6.map(|ipv6| (ipv6.subnet.network().to_bits() + u128::from(host)).into());
         let number = self.number();
         let endpoint = Endpoint {
             id: id(name),
@@ -139,6 +143,7 @@ impl TestCluster {
             network: id(network),
             node: id(node),
             ip: Ipv4Addr::from(u32::from(subnet.network()) + u32::from(host)),
+            ip6,
             aliases: Vec::new(),
             service: None,
             state: EndpointState::Running,
@@ -193,4 +198,13 @@ impl TestCluster {
             underlay_mtu: 1500,
         }
     }
+}
+
+/// Gives a network IPv6: fd00:1::/64.
+pub fn dual_stack(network: &mut Network) {
+    network.ipv6 = Some(NetworkIpv6 {
+        subnet: "fd00:1::/64".parse().expect("a subnet"),
+        gateway: "fd00:1::1".parse().expect("an address"),
+        next_address: "fd00:1::2".parse().expect("an address"),
+    });
 }

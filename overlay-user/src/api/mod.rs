@@ -13,10 +13,10 @@ mod observe;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 pub use observe::TrafficRow;
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,8 @@ pub struct NetworkCreate {
     pub ip_range: Option<Ipv4Net>,
     /// Gateway; `None` takes the first address of the subnet.
     pub gateway: Option<Ipv4Addr>,
+    /// IPv6 beside IPv4; `None` for IPv4 alone.
+    pub ipv6: Option<NetworkCreateIpv6>,
     /// Addresses never to allocate, by name.
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// VNI; `None` takes the next free one.
@@ -103,6 +105,16 @@ pub struct NetworkCreate {
     pub ingress: bool,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+}
+
+/// The IPv6 side of a network to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkCreateIpv6 {
+    /// Subnet; `None` takes a unique local /64 (RFC 4193).
+    pub subnet: Option<Ipv6Net>,
+    /// Gateway; `None` takes the first address of the subnet for hosts.
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// Parameters of `service_create`.
@@ -234,6 +246,8 @@ pub struct EndpointCreate {
     pub networks: Vec<String>,
     /// A fixed address; only with exactly one network.
     pub ip: Option<Ipv4Addr>,
+    /// A fixed IPv6 address; only with exactly one network, which must be dual-stack.
+    pub ip6: Option<Ipv6Addr>,
     /// Further names.
     pub aliases: Vec<String>,
     /// The service it is a backend of, by name or id.
@@ -331,6 +345,8 @@ pub struct Attach {
     pub networks: Vec<String>,
     /// A fixed address; only with exactly one network.
     pub ip: Option<Ipv4Addr>,
+    /// A fixed IPv6 address; only with exactly one network, which must be dual-stack.
+    pub ip6: Option<Ipv6Addr>,
     /// Further names.
     pub aliases: Vec<String>,
     /// The service it serves.
@@ -372,10 +388,24 @@ pub struct AttachedInterface {
     pub mac: String,
     /// Gateway; `None` on internal networks, where there is no default route.
     pub gateway: Option<Ipv4Addr>,
+    /// IPv6 address and prefix length, on dual-stack networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Net>,
+    /// IPv6 gateway; `None` on internal networks and on those of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
     /// MTU.
     pub mtu: u32,
     /// Endpoint.
     pub endpoint: Id,
+}
+
+impl AttachedInterface {
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ip6 = self.address6.map(|address| IpAddr::V6(address.addr()));
+        std::iter::once(IpAddr::V4(self.address.addr())).chain(ip6)
+    }
 }
 
 /// A container of this host by name or id.

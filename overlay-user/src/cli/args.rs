@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::{InvalidName, Port, PortParseError, check_name};
 
@@ -52,6 +52,17 @@ pub(super) fn aux_address(text: &str) -> Result<(String, Ipv4Addr), String> {
 pub(super) fn subnet(text: &str) -> Result<Ipv4Net, String> {
     let net: Ipv4Net =
         text.parse().map_err(|_| format!("{text:?} is no IPv4 subnet; write it as 10.1.0.0/24"))?;
+    if net.addr() != net.network() {
+        return Err(format!("{text} has host bits set; the subnet would be {}", net.trunc()));
+    }
+    Ok(net)
+}
+
+/// As [`subnet`], of either family.
+pub(super) fn any_subnet(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no subnet; write it as 10.1.0.0/24 or as fd00:1::/64"))?;
     if net.addr() != net.network() {
         return Err(format!("{text} has host bits set; the subnet would be {}", net.trunc()));
     }

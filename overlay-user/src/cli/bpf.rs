@@ -38,6 +38,8 @@ pub(super) struct BpfArgs {
 enum TableName {
     /// Addresses and where they are
     Endpoints,
+    /// IPv6 addresses and where they are
+    Endpoints6,
     /// Nodes that may send us VXLAN, by network
     Peers,
     /// Networks this host takes part in
@@ -52,6 +54,8 @@ enum TableName {
     Published,
     /// Interfaces and what they may send
     Links,
+    /// Interfaces and what IPv6 they may send
+    Links6,
     /// Addresses of the host on which published ports answer
     LocalAddrs,
     /// Interfaces that lead outside and the host's address on each
@@ -79,6 +83,7 @@ impl TableName {
     const fn map(self) -> &'static str {
         match self {
             Self::Endpoints => "endpoints",
+            Self::Endpoints6 => "endpoints6",
             Self::Peers => "peers",
             Self::Networks => "networks",
             Self::Services => "services",
@@ -86,6 +91,7 @@ impl TableName {
             Self::Backends => "backends",
             Self::Published => "published",
             Self::Links => "links",
+            Self::Links6 => "links6",
             Self::LocalAddrs => "local_addrs",
             Self::Egress => "egress",
             Self::Conntrack => "conntrack",

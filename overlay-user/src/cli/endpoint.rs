@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
@@ -59,9 +59,9 @@ pub(super) struct AttachOptions {
     /// The service to serve; its networks unless some are given
     #[arg(long, value_name = "SERVICE")]
     pub service: Option<String>,
-    /// A fixed address, on exactly one network
+    /// A fixed address, on exactly one network; one for each family at most
     #[arg(long, value_name = "IP")]
-    pub ip: Option<Ipv4Addr>,
+    pub ip: Vec<IpAddr>,
     /// A further name
     #[arg(long, value_name = "NAME", value_parser = args::container_name)]
     pub alias: Vec<String>,
@@ -86,7 +86,7 @@ impl AttachOptions {
                 ),
             ));
         }
-        if let Some(ip) = ip
+        if let Some(ip) = ip.first()
             && networks.len() > 1
         {
             return Err(usage_error(
@@ -104,8 +104,28 @@ impl AttachOptions {
             // Node-local: there is nothing of it on other hosts that could answer there.
             ports.iter_mut().for_each(|port| port.mode = PublishMode::Host);
         }
-        Ok(Attach { name, networks, ip, aliases: alias, service, ports, ..Attach::default() })
+        let (ip, ip6) = fixed(&ip)?;
+        let aliases = alias;
+        Ok(Attach { name, networks, ip, ip6, aliases, service, ports, ..Attach::default() })
     }
+}
+
+/// The fixed address of either family.
+fn fixed(ips: &[IpAddr]) -> anyhow::Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+    let (mut v4, mut v6) = (None, None);
+    for ip in ips {
+        let twice = match ip {
+            IpAddr::V4(ip) => v4.replace(*ip).is_some(),
+            IpAddr::V6(ip) => v6.replace(*ip).is_some(),
+        };
+        if twice {
+            return Err(usage_error(
+                format!("--ip {ip} is the second address of its family"),
+                "an interface has one address of each family",
+            ));
+        }
+    }
+    Ok((v4, v6))
 }
 
 /// Take the interfaces of a container away, after its flows have ended
@@ -195,15 +215,21 @@ fn attached_words(attached: &Attached) -> String {
         vec![
             i.interface.clone(),
             i.network.clone(),
-            i.address.to_string(),
+            both(i.address, i.address6),
             i.mac.clone(),
-            i.gateway.map_or("-".to_owned(), |g| g.to_string()),
+            i.gateway.map_or("-".to_owned(), |gateway| both(gateway, i.gateway6)),
             i.mtu.to_string(),
         ]
     });
     let ports =
         if ports.is_empty() { String::new() } else { format!("published {}\n", list(ports)) };
     format!("{name} ({})\n{}{ports}", container.short(), table(&header, rows))
+}
+
+/// What there is of either family.
+fn both(v4: impl ToString, v6: Option<impl ToString>) -> String {
+    let v6 = v6.map(|v6| format!(", {}", v6.to_string())).unwrap_or_default();
+    format!("{}{v6}", v4.to_string())
 }
 
 async fn detach(context: &Context, args: DetachArgs) -> anyhow::Result<()> {
@@ -224,6 +250,8 @@ struct Row {
     network: String,
     node: String,
     address: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address6: Option<Ipv6Addr>,
     service: Option<String>,
     state: EndpointState,
     ports: Vec<Port>,
@@ -255,6 +283,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             network: network(&e.network),
             node: node(&e.node),
             address: e.ip,
+            address6: e.ip6,
             service: service_name(e),
             state: e.state,
             ports: own_ports.get(&e.id).map(|ports| (*ports).clone()).unwrap_or_default(),
@@ -283,7 +312,7 @@ async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
             row.name.clone(),
             row.network.clone(),
             row.node.clone(),
-            row.address.to_string(),
+            both(row.address, row.address6),
             row.service.clone().unwrap_or_else(|| "-".to_owned()),
             state_word(row.state).to_owned(),
             list(&row.ports),
@@ -319,6 +348,8 @@ mod tests {
             "web",
             "--ip",
             "10.0.0.9",
+            "--ip",
+            "fd00:1::9",
             "--alias",
             "www",
             "-p",
@@ -328,6 +359,7 @@ mod tests {
         assert_eq!(request.networks, ["mynet"]);
         assert_eq!(request.name.as_deref(), Some("web"));
         assert_eq!(request.ip, Some([10, 0, 0, 9].into()));
+        assert_eq!(request.ip6, "fd00:1::9".parse().ok());
         assert_eq!(request.aliases, ["www"]);
         assert_eq!(request.ports[0].mode, PublishMode::Ingress);
         assert!(!request.wait_listen);
@@ -344,6 +376,10 @@ mod tests {
         for (args, quoted) in [
             (&[][..], "neither a network nor a service"),
             (&["--network", "a", "--network", "b", "--ip", "10.0.0.9"], "--ip 10.0.0.9 with 2"),
+            (
+                &["--network", "a", "--ip", "fd00::9", "--ip", "fd00::8"],
+                "--ip fd00::8 is the second",
+            ),
             (&["--service", "s", "-p", "80:80"], "-p and --service s"),
             (&["--network", "a", "--ip", "10.0.0"], "'10.0.0' for '--ip <IP>'"),
             (&["--network", "a", "--name", "a b"], "invalid container name \"a b\""),
@@ -393,6 +429,8 @@ mod tests {
                 address: "10.0.0.5/24".parse().expect("an address"),
                 mac: "02:42:0a:00:00:05".to_owned(),
                 gateway: None,
+                address6: Some("fd00:1::5/64".parse().expect("an address")),
+                gateway6: None,
                 mtu: 1450,
                 endpoint: Id::from_text("endpoint"),
             }],
@@ -401,8 +439,8 @@ mod tests {
         assert_eq!(
             attached_words(&attached),
             "web (0123456789ab)\n\
-             INTERFACE   NETWORK   ADDRESS       MAC                 GATEWAY   MTU\n\
-             eth0        mynet     10.0.0.5/24   02:42:0a:00:00:05   -         1450\n"
+             INTERFACE   NETWORK   ADDRESS                     MAC                 GATEWAY   MTU\n\
+             eth0        mynet     10.0.0.5/24, fd00:1::5/64   02:42:0a:00:00:05   -         1450\n"
         );
     }
 }

@@ -3,7 +3,7 @@
 mod node;
 mod service;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -156,8 +156,8 @@ pub fn network(
         created: network.created,
         scope: scope(network.driver),
         driver: driver_name(network.driver),
-        enable_ipv6: false,
-        ipam: Ipam { driver: "default", options: None, config: vec![ipam_config(network)] },
+        enable_ipv6: network.ipv6.is_some(),
+        ipam: Ipam { driver: "default", options: None, config: ipam_config(network) },
         internal: network.internal,
         attachable: network.attachable,
         ingress: network.ingress,
@@ -232,8 +232,9 @@ impl PseudoNetwork {
     }
 }
 
-fn ipam_config(network: &Network) -> IpamConfig {
-    IpamConfig {
+/// One entry for each family.
+fn ipam_config(network: &Network) -> Vec<IpamConfig> {
+    let ipv4 = IpamConfig {
         subnet: network.subnet.to_string(),
         ip_range: network.ip_range.map(|range| range.to_string()),
         gateway: network.gateway.to_string(),
@@ -242,7 +243,14 @@ fn ipam_config(network: &Network) -> IpamConfig {
             .iter()
             .map(|(name, address)| (name.clone(), address.to_string()))
             .collect(),
-    }
+    };
+    let ipv6 = network.ipv6.as_ref().map(|ipv6| IpamConfig {
+        subnet: ipv6.subnet.to_string(),
+        ip_range: None,
+        gateway: ipv6.gateway.to_string(),
+        auxiliary_addresses: BTreeMap::new(),
+    });
+    std::iter::once(ipv4).chain(ipv6).collect()
 }
 
 fn options(network: &Network) -> BTreeMap<String, String> {
@@ -262,22 +270,23 @@ fn containers(
     here: &Id,
 ) -> BTreeMap<String, ContainerInspect> {
     let prefix = network.subnet.prefix_len();
-    let entry = |name: &str, id: &Id, ip| ContainerInspect {
+    let prefix6 = network.ipv6.as_ref().map_or(0, |ipv6| ipv6.subnet.prefix_len());
+    let entry = |name: &str, id: &Id, ip, ip6: Option<Ipv6Addr>| ContainerInspect {
         name: name.to_owned(),
         endpoint_id: id.to_string(),
         mac_address: mac_of(ip),
         ipv4_address: format!("{ip}/{prefix}"),
-        ipv6_address: String::new(),
+        ipv6_address: ip6.map(|ip6| format!("{ip6}/{prefix6}")).unwrap_or_default(),
     };
     let mut containers: BTreeMap<_, _> = state
         .endpoints_of(&network.id)
         .filter(|endpoint| endpoint.node == *here)
-        .map(|e| (e.container.to_string(), entry(&e.name, &e.id, e.ip)))
+        .map(|e| (e.container.to_string(), entry(&e.name, &e.id, e.ip, e.ip6)))
         .collect();
     if network.ingress
         && let Some(node) = state.nodes.get(here)
     {
-        let sandbox = entry("ingress-endpoint", &node.id, node.ingress_ip);
+        let sandbox = entry("ingress-endpoint", &node.id, node.ingress_ip, None);
         containers.insert("ingress-sbox".to_owned(), sandbox);
     }
     containers

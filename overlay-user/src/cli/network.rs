@@ -1,9 +1,12 @@
 //! `overlay network`.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use clap::{Args, Subcommand, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use super::{
@@ -13,7 +16,7 @@ use super::{
     inspect::{self, NetworkInspect, OPTION_MTU, OPTION_VNI, PseudoNetwork},
 };
 use crate::{
-    api::{NetworkCreate, Reference, Request},
+    api::{NetworkCreate, NetworkCreateIpv6, Reference, Request},
     model::{ClusterState, Id, Network},
 };
 
@@ -34,6 +37,8 @@ pub(super) enum NetworkCommand {
 
 Examples:
   overlay network create mynet
+  overlay network create --ipv6 dual
+  overlay network create --ipv6 --subnet 10.8.0.0/24 --subnet fd00:8::/64 both
   overlay network create --subnet 10.9.0.0/24 --ip-range 10.9.0.128/25 --internal backend")]
 pub(super) struct CreateArgs {
     /// Name of the network
@@ -42,15 +47,19 @@ pub(super) struct CreateArgs {
     /// What it is made of
     #[arg(short, long, value_enum, default_value_t)]
     driver: DriverArg,
-    /// Subnet [default: the next free one of the cluster's pool]
-    #[arg(long, value_name = "CIDR", value_parser = args::subnet)]
-    subnet: Option<Ipv4Net>,
+    /// IPv6 beside IPv4: containers get an address of either family
+    #[arg(long)]
+    ipv6: bool,
+    /// Subnet, one for each family at most [default: the next free one of the cluster's pool, and a
+    /// unique local /64]
+    #[arg(long, value_name = "CIDR", value_parser = args::any_subnet)]
+    subnet: Vec<IpNet>,
     /// Allocate addresses from this part of the subnet only
     #[arg(long, value_name = "CIDR", value_parser = args::subnet)]
     ip_range: Option<Ipv4Net>,
-    /// Gateway [default: the first address of the subnet]
+    /// Gateway, one for each family at most [default: the first address of the subnet]
     #[arg(long, value_name = "IP")]
-    gateway: Option<Ipv4Addr>,
+    gateway: Vec<IpAddr>,
     /// An address never to allocate, and what it is for
     #[arg(long, value_name = "NAME=IP", value_parser = args::aux_address)]
     aux_address: Vec<(String, Ipv4Addr)>,
@@ -152,11 +161,35 @@ fn request(args: CreateArgs) -> anyhow::Result<NetworkCreate> {
         ));
     }
     let options = DriverOptions::from_list(&args.opt)?;
+    let (mut subnets, mut subnets6) = (vec![], vec![]);
+    for subnet in args.subnet {
+        match subnet {
+            IpNet::V4(subnet) => subnets.push(subnet),
+            IpNet::V6(subnet) => subnets6.push(subnet),
+        }
+    }
+    let (mut gateways, mut gateways6) = (vec![], vec![]);
+    for gateway in args.gateway {
+        match gateway {
+            IpAddr::V4(gateway) => gateways.push(gateway),
+            IpAddr::V6(gateway) => gateways6.push(gateway),
+        }
+    }
+    let subnet6 = one("--subnet", "IPv6", &subnets6)?;
+    let gateway6 = one("--gateway", "IPv6", &gateways6)?;
+    let given6 = subnet6.map(|s| s.to_string()).or(gateway6.map(|g| g.to_string()));
+    if let Some(given) = given6.filter(|_| !args.ipv6) {
+        return Err(usage_error(
+            format!("{given} is for IPv6, which the network would not have"),
+            "add --ipv6",
+        ));
+    }
     Ok(NetworkCreate {
         name: args.name,
-        subnet: args.subnet,
+        subnet: one("--subnet", "IPv4", &subnets)?,
         ip_range: args.ip_range,
-        gateway: args.gateway,
+        gateway: one("--gateway", "IPv4", &gateways)?,
+        ipv6: args.ipv6.then_some(NetworkCreateIpv6 { subnet: subnet6, gateway: gateway6 }),
         aux_addresses: unique("--aux-address", args.aux_address)?,
         vni: options.vni,
         mtu: options.mtu,
@@ -165,6 +198,18 @@ fn request(args: CreateArgs) -> anyhow::Result<NetworkCreate> {
         ingress: args.ingress,
         labels: args.label.into_iter().collect(),
     })
+}
+
+/// The one value of a family, if there is one.
+fn one<T: Copy>(option: &str, family: &str, values: &[T]) -> anyhow::Result<Option<T>> {
+    match values {
+        [] => Ok(None),
+        [value] => Ok(Some(*value)),
+        more => Err(usage_error(
+            format!("{} values of {option} are {family}: a network has one", more.len()),
+            "give one for each family at most",
+        )),
+    }
 }
 
 /// A map of what was given as a list; a key given twice is an error.
@@ -239,6 +284,10 @@ struct Addressed {
     vni: u32,
     subnet: Ipv4Net,
     gateway: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet6: Option<Ipv6Net>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway6: Option<Ipv6Addr>,
     internal: bool,
     attachable: bool,
     ingress: bool,
@@ -263,6 +312,8 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             vni: network.vni,
             subnet: network.subnet,
             gateway: network.gateway,
+            subnet6: network.ipv6.as_ref().map(|ipv6| ipv6.subnet),
+            gateway6: network.ipv6.as_ref().map(|ipv6| ipv6.gateway),
             internal: network.internal,
             attachable: network.attachable,
             ingress: network.ingress,
@@ -366,6 +417,7 @@ mod tests {
                 "subnet": "10.9.0.0/24",
                 "ip_range": "10.9.0.128/25",
                 "gateway": "10.9.0.254",
+                "ipv6": null,
                 "aux_addresses": {"router": "10.9.0.9"},
                 "vni": 5000,
                 "mtu": 1400,
@@ -375,6 +427,21 @@ mod tests {
                 "labels": {"a": "b"},
             })
         );
+    }
+
+    #[test]
+    fn a_subnet_and_a_gateway_of_each_family_reach_the_request() {
+        let args = ["--ipv6", "--subnet", "fd00:9::/64", "--subnet", "10.9.0.0/24"];
+        let gateways = ["--gateway", "10.9.0.9", "--gateway", "fd00:9::9", "a"];
+        let request = create(&[&args[..], &gateways].concat()).expect("a request");
+        assert_eq!(request.subnet, "10.9.0.0/24".parse().ok());
+        assert_eq!(request.gateway, "10.9.0.9".parse().ok());
+        let ipv6 = request.ipv6.expect("IPv6");
+        assert_eq!(ipv6.subnet, "fd00:9::/64".parse().ok());
+        assert_eq!(ipv6.gateway, "fd00:9::9".parse().ok());
+        let bare = create(&["--ipv6", "a"]).expect("a request");
+        assert_eq!(bare.ipv6, Some(NetworkCreateIpv6::default()));
+        assert_eq!(create(&["a"]).expect("a request").ipv6, None);
     }
 
     #[test]
@@ -389,7 +456,14 @@ mod tests {
     fn bad_input_is_quoted_in_the_error() {
         for (args, quoted) in [
             (&["a/b"][..], "invalid network name \"a/b\""),
-            (&["--subnet", "10.9.0.0/33", "a"], "\"10.9.0.0/33\" is no IPv4 subnet"),
+            (&["--subnet", "10.9.0.0/33", "a"], "\"10.9.0.0/33\" is no subnet"),
+            (&["--subnet", "fd00::/64", "a"], "add --ipv6"),
+            (&["--gateway", "fd00::1", "a"], "add --ipv6"),
+            (&["--subnet", "fd00::1/64", "--ipv6", "a"], "the subnet would be fd00::/64"),
+            (
+                &["--subnet", "10.8.0.0/24", "--subnet", "10.9.0.0/24", "a"],
+                "2 values of --subnet are IPv4",
+            ),
             (&["--subnet", "10.9.0.1/24", "a"], "the subnet would be 10.9.0.0/24"),
             (&["--gateway", "10.9.0", "a"], "'10.9.0' for '--gateway <IP>'"),
             (&["--aux-address", "10.9.0.9", "a"], "\"10.9.0.9\" is not NAME=IP"),

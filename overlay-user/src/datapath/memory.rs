@@ -98,7 +98,9 @@ impl Kernel {
         match op {
             MapOp::Network(key, value) => set(&mut state.networks, *key, *value),
             MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
+            MapOp::Endpoint6(key, value) => set(&mut state.endpoints6, *key, *value),
             MapOp::Link(key, value) => set(&mut state.links, *key, *value),
+            MapOp::Link6(key, value) => set(&mut state.links6, *key, *value),
             MapOp::Peer(key, value) => set(&mut state.peers, *key, *value),
             MapOp::Service(key, value) => {
                 set(&mut state.services, *key, *value);

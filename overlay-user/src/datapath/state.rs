@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use overlay_common::{
     Be32,
     maps::{
-        Backend, Egress, Endpoint, EndpointKey, Link, LocalAddr, Network, Peer, PeerKey, Published,
-        PublishedKey, Service, Slot, SlotKey, Subnet, SubnetKey,
+        Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr, Network,
+        Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey, Subnet, SubnetKey,
     },
 };
 
@@ -17,8 +17,12 @@ pub struct DatapathState {
     pub networks: BTreeMap<u32, Network>,
     /// Map `endpoints`.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Map `endpoints6`.
+    pub endpoints6: BTreeMap<Endpoint6Key, Endpoint>,
     /// Map `links`, by interface index.
     pub links: BTreeMap<u32, Link>,
+    /// Map `links6`, by interface index.
+    pub links6: BTreeMap<u32, Link6>,
     /// Map `peers`.
     pub peers: BTreeMap<PeerKey, Peer>,
     /// Map `services`, by number. Map `rr_cursor` has the same keys.
@@ -44,8 +48,12 @@ pub enum MapOp {
     Network(u32, Option<Network>),
     /// `endpoints`
     Endpoint(EndpointKey, Option<Endpoint>),
+    /// `endpoints6`
+    Endpoint6(Endpoint6Key, Option<Endpoint>),
     /// `links`
     Link(u32, Option<Link>),
+    /// `links6`
+    Link6(u32, Option<Link6>),
     /// `peers`
     Peer(PeerKey, Option<Peer>),
     /// `services`, and `rr_cursor` with it: a new service's cursor starts at 0, an existing one's
@@ -104,7 +112,9 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
     puts(&old.services, &new.services, &mut ops, MapOp::Service);
     puts(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
+    puts(&old.endpoints6, &new.endpoints6, &mut ops, MapOp::Endpoint6);
     puts(&old.links, &new.links, &mut ops, MapOp::Link);
+    puts(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
     puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
@@ -112,7 +122,9 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
+    removes(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     removes(&old.links, &new.links, &mut ops, MapOp::Link);
+    removes(&old.endpoints6, &new.endpoints6, &mut ops, MapOp::Endpoint6);
     removes(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
     removes(&old.services, &new.services, &mut ops, MapOp::Service);
     removes(&old.slots, &new.slots, &mut ops, MapOp::Slot);

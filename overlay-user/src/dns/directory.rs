@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::model::{
     Availability, ClusterState, Endpoint, EndpointMode, EndpointState, Id, Network, NodeState,
@@ -35,13 +35,13 @@ struct Attachment {
 pub(super) struct NetworkNames {
     /// Name of the network, in lower case.
     pub name: String,
-    /// Its subnet.
-    pub subnet: Ipv4Net,
+    subnet: Ipv4Net,
+    subnet6: Option<Ipv6Net>,
     internal: bool,
     local: bool,
     services: HashMap<String, ServiceNames>,
     hosts: HashMap<String, Vec<Host>>,
-    addresses: HashMap<Ipv4Addr, Vec<Owner>>,
+    addresses: HashMap<IpAddr, Vec<Owner>>,
 }
 
 /// A service on a network.
@@ -56,12 +56,32 @@ struct ServiceNames {
 #[derive(Clone, Debug)]
 struct Host {
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     node: Id,
     container: Id,
     draining: bool,
     node_ready: bool,
     /// Takes new flows: the same condition as for the slots of the maps.
     active: bool,
+}
+
+/// The addresses that a name stands for. Only containers on dual-stack networks have IPv6 ones: VIPs
+/// have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Addresses {
+    pub v4: Vec<Ipv4Addr>,
+    pub v6: Vec<Ipv6Addr>,
+}
+
+impl Addresses {
+    fn of<'a>(hosts: impl Iterator<Item = &'a Host>) -> Self {
+        let mut addresses = Self::default();
+        for host in hosts {
+            addresses.v4.push(host.ip);
+            addresses.v6.extend(host.ip6);
+        }
+        addresses
+    }
 }
 
 /// Who has an address; `node` is `None` for VIPs.
@@ -125,7 +145,7 @@ impl Directory {
             network.services.insert(service.name.to_ascii_lowercase(), names);
             if let Some(vip) = on.vip {
                 let owner = Owner { name: service.name.clone(), node: None };
-                network.addresses.entry(vip).or_default().push(owner);
+                network.addresses.entry(vip.into()).or_default().push(owner);
             }
         }
     }
@@ -141,10 +161,19 @@ impl Directory {
 }
 
 impl NetworkNames {
+    /// Whether an address belongs to the network.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(ip) => self.subnet.contains(&ip),
+            IpAddr::V6(ip) => self.subnet6.is_some_and(|subnet| subnet.contains(&ip)),
+        }
+    }
+
     fn of(network: &Network) -> Self {
         Self {
             name: network.name.to_ascii_lowercase(),
             subnet: network.subnet,
+            subnet6: network.ipv6.as_ref().map(|ipv6| ipv6.subnet),
             internal: network.internal,
             local: network.is_local(),
             services: HashMap::new(),
@@ -161,8 +190,10 @@ impl NetworkNames {
         {
             names.backends.push(host.clone());
         }
-        let owner = Owner { name: endpoint.name.clone(), node: Some(endpoint.node.clone()) };
-        self.addresses.entry(endpoint.ip).or_default().push(owner);
+        for ip in [Some(endpoint.ip.into()), endpoint.ip6.map(IpAddr::V6)].into_iter().flatten() {
+            let owner = Owner { name: endpoint.name.clone(), node: Some(endpoint.node.clone()) };
+            self.addresses.entry(ip).or_default().push(owner);
+        }
         // As in Docker a container also answers to the beginning of its id.
         let names: BTreeSet<String> = std::iter::once(endpoint.name.as_str())
             .chain(endpoint.aliases.iter().map(String::as_str))
@@ -182,6 +213,7 @@ impl Host {
         let node_active = node.is_some_and(|n| n.availability == Availability::Active);
         Self {
             ip: endpoint.ip,
+            ip6: endpoint.ip6,
             node: endpoint.node.clone(),
             container: endpoint.container.clone(),
             draining: endpoint.state == EndpointState::Draining,
@@ -204,25 +236,25 @@ impl Scope<'_> {
     }
 
     /// What the name of a service stands for; `None` when there is no such service.
-    pub fn service(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+    pub fn service(&self, name: &str) -> Option<Addresses> {
         let service = self.network.services.get(name)?;
         match (service.mode, service.vip) {
-            (EndpointMode::Vip, Some(vip)) => Some(vec![vip]),
+            (EndpointMode::Vip, Some(vip)) => Some(Addresses { v4: vec![vip], v6: vec![] }),
             _ => self.tasks(name),
         }
     }
 
     /// The backends of a service that take new flows; `None` when there is no such service.
-    pub fn tasks(&self, service: &str) -> Option<Vec<Ipv4Addr>> {
+    pub fn tasks(&self, service: &str) -> Option<Addresses> {
         let backends = self.network.services.get(service)?.backends.iter();
-        Some(backends.filter(|b| b.active && self.is_here(&b.node)).map(|b| b.ip).collect())
+        Some(Addresses::of(backends.filter(|b| b.active && self.is_here(&b.node))))
     }
 
     /// The containers of this name or alias; `None` when there is none.
     ///
     /// Draining ones are left out, as the first step of a drain is that nobody finds them any more;
     /// those of nodes that are down are given only when there is nothing better.
-    pub fn hosts(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
+    pub fn hosts(&self, name: &str) -> Option<Addresses> {
         let hosts = self.network.hosts.get(name)?.iter();
         let here: Vec<&Host> = hosts.filter(|h| self.is_here(&h.node)).collect();
         if here.is_empty() {
@@ -230,15 +262,15 @@ impl Scope<'_> {
         }
         let usable = |h: &&&Host| !h.draining || h.container == *self.container;
         let ready = |h: &&&Host| h.node_ready || h.container == *self.container;
-        let best: Vec<Ipv4Addr> = here.iter().filter(usable).filter(ready).map(|h| h.ip).collect();
-        if best.is_empty() {
-            return Some(here.iter().filter(usable).map(|h| h.ip).collect());
+        let best = Addresses::of(here.iter().filter(usable).filter(ready).copied());
+        if best.v4.is_empty() {
+            return Some(Addresses::of(here.iter().filter(usable).copied()));
         }
         Some(best)
     }
 
     /// The full name (`NAME.NETWORK`) of whoever has an address of this network.
-    pub fn name_of(&self, address: Ipv4Addr) -> Option<String> {
+    pub fn name_of(&self, address: IpAddr) -> Option<String> {
         let owners = self.network.addresses.get(&address)?;
         let owner = owners.iter().find(|o| o.node.as_ref().is_none_or(|n| self.is_here(n)))?;
         Some(format!("{}.{}", owner.name, self.network.name))

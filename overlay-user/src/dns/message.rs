@@ -1,7 +1,5 @@
 //! Queries and replies on the wire.
 
-use std::net::Ipv4Addr;
-
 use hickory_proto::{
     op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
     rr::{Name, RData, Record, rdata},
@@ -83,7 +81,12 @@ impl Request {
     /// The reply for an answer of ours.
     pub fn reply(&self, answer: &Answer) -> Vec<u8> {
         match answer {
-            Answer::Addresses(addresses) => self.addresses(addresses),
+            Answer::Addresses(addresses) => {
+                self.records(addresses.iter().map(|ip| RData::A(rdata::A(*ip))).collect())
+            }
+            Answer::Addresses6(addresses) => {
+                self.records(addresses.iter().map(|ip| RData::AAAA(rdata::AAAA(*ip))).collect())
+            }
             Answer::Name(name) => match Name::from_labels(name.split('.').map(str::as_bytes)) {
                 Ok(name) => self.records(vec![RData::PTR(rdata::PTR(name))]),
                 Err(_) => self.error(ResponseCode::ServFail),
@@ -121,10 +124,6 @@ impl Request {
         }
         reply[..2].copy_from_slice(&self.metadata.id.to_be_bytes());
         reply
-    }
-
-    fn addresses(&self, addresses: &[Ipv4Addr]) -> Vec<u8> {
-        self.records(addresses.iter().map(|ip| RData::A(rdata::A(*ip))).collect())
     }
 
     /// As many of the records as fit. A cut reply has TC set, and still holds records for those

@@ -1,13 +1,13 @@
 //! Question in, answer out, with no input or output of any other kind.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::{
     op::Query,
     rr::{DNSClass, Name, RecordType},
 };
 
-use super::directory::{Directory, Scope};
+use super::directory::{self, Directory, Scope};
 use crate::model::Id;
 
 /// What a container is told.
@@ -15,6 +15,8 @@ use crate::model::Id;
 pub enum Answer {
     /// These addresses, in the order of the state; the server shuffles them.
     Addresses(Vec<Ipv4Addr>),
+    /// As above, asked for IPv6.
+    Addresses6(Vec<Ipv6Addr>),
     /// This name, for an address.
     Name(String),
     /// The name is known and has no such record (NOERROR and empty).
@@ -73,15 +75,32 @@ fn text(name: &Name) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The address that `D.C.B.A.in-addr.arpa` stands for.
-fn address_of_reverse(name: &str) -> Option<Ipv4Addr> {
+/// The address that `D.C.B.A.in-addr.arpa` or 32 nibbles under `ip6.arpa` stand for.
+fn address_of_reverse(name: &str) -> Option<IpAddr> {
+    if let Some(nibbles) = name.strip_suffix(".ip6.arpa") {
+        return address_of_nibbles(nibbles).map(IpAddr::V6);
+    }
     let mut octets: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.split('.').collect();
     octets.reverse();
-    octets.join(".").parse().ok()
+    octets.join(".").parse().ok().map(IpAddr::V4)
 }
 
-fn reverse(scopes: &[Scope<'_>], address: Ipv4Addr, asked: RecordType) -> Option<Answer> {
-    let scope = scopes.iter().find(|s| s.network.subnet.contains(&address))?;
+/// The address of 32 hexadecimal digits, the last one first (RFC 3596, section 2.5).
+fn address_of_nibbles(nibbles: &str) -> Option<Ipv6Addr> {
+    let digit = |label: &str| match label.as_bytes() {
+        [digit] => char::from(*digit).to_digit(16),
+        _ => None,
+    };
+    let digits: Vec<u32> = nibbles.split('.').map(digit).collect::<Option<_>>()?;
+    if digits.len() != 32 {
+        return None;
+    }
+    let bits = digits.iter().rev().fold(0_u128, |bits, digit| bits << 4 | u128::from(*digit));
+    Some(Ipv6Addr::from_bits(bits))
+}
+
+fn reverse(scopes: &[Scope<'_>], address: IpAddr, asked: RecordType) -> Option<Answer> {
+    let scope = scopes.iter().find(|s| s.network.contains(address))?;
     Some(match (scope.name_of(address), asked) {
         (Some(name), RecordType::PTR | RecordType::ANY) => Answer::Name(name),
         (Some(_), _) => Answer::NoData,
@@ -95,15 +114,17 @@ fn forward(scopes: &[Scope<'_>], name: &str, asked: RecordType) -> Option<Answer
         return is_tasks(scopes, name).then_some(Answer::NameError);
     };
     match asked {
-        RecordType::A | RecordType::ANY if !addresses.is_empty() => {
-            Some(Answer::Addresses(addresses))
+        // To ANY a part of the records is an answer (RFC 8482, section 4.1).
+        RecordType::A | RecordType::ANY if !addresses.v4.is_empty() => {
+            Some(Answer::Addresses(addresses.v4))
         }
+        RecordType::AAAA if !addresses.v6.is_empty() => Some(Answer::Addresses6(addresses.v6)),
         _ => Some(Answer::NoData),
     }
 }
 
 /// What a name stands for, alone or followed by the name of a network.
-fn addresses(scopes: &[Scope<'_>], name: &str) -> Option<Vec<Ipv4Addr>> {
+fn addresses(scopes: &[Scope<'_>], name: &str) -> Option<directory::Addresses> {
     let qualified =
         || scopes.iter().find_map(|s| bare(std::slice::from_ref(s), without_network(s, name)?));
     bare(scopes, name).or_else(qualified)
@@ -111,7 +132,7 @@ fn addresses(scopes: &[Scope<'_>], name: &str) -> Option<Vec<Ipv4Addr>> {
 
 /// Services win over containers, on whichever network they are; among the networks the
 /// container's first one wins.
-fn bare(scopes: &[Scope<'_>], name: &str) -> Option<Vec<Ipv4Addr>> {
+fn bare(scopes: &[Scope<'_>], name: &str) -> Option<directory::Addresses> {
     let tasks = |s: &Scope<'_>| s.tasks(name.strip_prefix("tasks.")?);
     scopes
         .iter()

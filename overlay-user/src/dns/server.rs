@@ -72,6 +72,10 @@ impl Responder {
                 addresses.shuffle(&mut rand::rng());
                 Outcome::Reply(request.reply(&Answer::Addresses(addresses)))
             }
+            Answer::Addresses6(mut addresses) => {
+                addresses.shuffle(&mut rand::rng());
+                Outcome::Reply(request.reply(&Answer::Addresses6(addresses)))
+            }
             answer => Outcome::Reply(request.reply(&answer)),
         }
     }

@@ -78,6 +78,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             options: BTreeMap::new(),
             next_address: gateway,
+            ipv6: None,
         };
         self.state.networks.insert(network.id.clone(), network);
         self
@@ -125,6 +126,7 @@ impl Cluster {
             network: id(network),
             node: id(node),
             ip: ip.parse().expect("an address"),
+            ip6: None,
             aliases: vec![],
             service: None,
             state: EndpointState::Running,

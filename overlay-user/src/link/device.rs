@@ -39,6 +39,33 @@ pub(super) fn disable_ipv6(device: &str) -> Result<(), LinkError> {
     set_sysctl("ipv6", device, "disable_ipv6", "1")
 }
 
+/// IPv6 on for an endpoint of a dual-stack network, before it is brought up: its addresses are the
+/// manager's alone, so there is no autoconfiguration, no router is listened to, and no time is spent
+/// on looking for duplicates. The link-local address is that of the MAC, which is the only one the
+/// datapath lets through.
+///
+/// # Errors
+/// [`LinkError::Kernel`] when the namespace has no IPv6, the MTU is too small for it (1280), or a
+/// sysctl cannot be written.
+pub(super) fn enable_ipv6(device: &str) -> Result<(), LinkError> {
+    if !std::path::Path::new("/proc/sys/net/ipv6/conf").join(device).exists() {
+        return Err(kernel(
+            format!("give {device} an IPv6 address"),
+            "the kernel has IPv6 off (ipv6.disable=1), or the MTU is below 1280; use a network \
+             without --ipv6, or one with a larger MTU",
+        ));
+    }
+    let settings = [
+        ("disable_ipv6", "0"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("accept_redirects", "0"),
+        ("accept_dad", "0"),
+        ("addr_gen_mode", "0"),
+    ];
+    settings.iter().try_for_each(|(key, value)| set_sysctl("ipv6", device, key, value))
+}
+
 /// `struct ethtool_value` of linux/ethtool.h.
 #[repr(C)]
 struct EthtoolValue {

@@ -1,7 +1,7 @@
 //! An endpoint's veth pair: one end with the host, the other made directly in the container's
 //! namespace, so that it never passes through the host under a name that could clash there.
 
-use std::os::fd::AsRawFd as _;
+use std::{net::IpAddr, os::fd::AsRawFd as _};
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
@@ -11,7 +11,7 @@ use rtnetlink::{
 use super::{
     EndpointLink, LinkError, device,
     netns::{Namespace, kernel},
-    rtnl::{Device, Rtnl, errno, failed},
+    rtnl::{Device, Family, Rtnl, errno, failed},
 };
 
 /// Makes, adopts or repairs the pair. Returns the index of the host-side end.
@@ -102,14 +102,23 @@ async fn configure(
         device::disable_ipv6(&link.host_name)?;
         device::enable_gro(&link.host_name)
     })??;
-    namespace.run(|| device::enable_gro(&link.name))??;
+    namespace.run(|| {
+        if link.ipv6.is_some() {
+            device::enable_ipv6(&link.name)?;
+        }
+        device::enable_gro(&link.name)
+    })??;
     up(outside, &outer).await?;
     if let Some(loopback) = inside.device("lo").await? {
         up(inside, &loopback).await?;
     }
     up(inside, &inner).await?;
     inside.ensure_address(&inner, link.address).await?;
-    route(inside, &inner, link).await?;
+    route(inside, &inner, (&link.netns, link.gateway.map(IpAddr::V4)), Family::V4).await?;
+    if let Some(ipv6) = &link.ipv6 {
+        inside.ensure_address6(&inner, ipv6.address).await?;
+        route(inside, &inner, (&link.netns, ipv6.gateway.map(IpAddr::V6)), Family::V6).await?;
+    }
     Ok(outer.index)
 }
 
@@ -117,24 +126,30 @@ async fn up(rtnl: &Rtnl, device: &Device) -> Result<(), LinkError> {
     rtnl.up(device).await.map_err(|e| failed(format!("bring {} up", device.name), &e))
 }
 
-/// The default route as the link says: through its gateway, or none through this interface.
-async fn route(inside: &Rtnl, inner: &Device, link: &EndpointLink) -> Result<(), LinkError> {
+/// The default route of a family as the link says: through its gateway, or none through this
+/// interface.
+async fn route(
+    inside: &Rtnl,
+    inner: &Device,
+    (netns, gateway): (&str, Option<IpAddr>),
+    family: Family,
+) -> Result<(), LinkError> {
     let mut present = false;
     let mut foreign = None;
-    for route in inside.default_routes().await? {
+    for route in inside.default_routes(family).await? {
         if route.device != Some(inner.index) {
             foreign = Some(route);
-        } else if route.gateway.is_some() && route.gateway == link.gateway {
+        } else if route.gateway.is_some() && route.gateway == gateway {
             present = true;
         } else {
             inside.delete_route(route).await?;
         }
     }
-    let Some(gateway) = link.gateway.filter(|_| !present) else { return Ok(()) };
+    let Some(gateway) = gateway.filter(|_| !present) else { return Ok(()) };
     if let Some(foreign) = foreign {
         let via = foreign.gateway.map(|ip| format!(" via {ip}")).unwrap_or_default();
         return Err(kernel(
-            format!("add the default route via {gateway} in {}", link.netns),
+            format!("add the default route via {gateway} in {netns}"),
             format!(
                 "the namespace already has a default route{via}; remove it, or attach the \
                  namespace to internal networks only"
@@ -150,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::link::{
-        Links as _, NetlinkLinks,
+        LinkIpv6, Links as _, NetlinkLinks,
         testing::{TestNetns, is_root},
     };
 
@@ -162,8 +177,17 @@ mod tests {
             mac: Mac::new([2, 0x42, 10, 0, 1, 2]),
             address: "10.0.1.2/24".parse().expect("an address"),
             gateway: Some("10.0.1.1".parse().expect("an address")),
+            ipv6: None,
             mtu: 1450,
         }
+    }
+
+    fn dual_stack(container: &TestNetns) -> EndpointLink {
+        let ipv6 = LinkIpv6 {
+            address: "fd00:1::2/64".parse().expect("an address"),
+            gateway: Some("fd00:1::1".parse().expect("an address")),
+        };
+        EndpointLink { ipv6: Some(ipv6), ..link(container) }
     }
 
     #[test]
@@ -192,6 +216,52 @@ mod tests {
             let features = netns.command(&format!("ethtool -k {name}"));
             assert!(features.contains("generic-receive-offload: on"), "NAPI on {name}");
         }
+    }
+
+    #[test]
+    fn a_dual_stack_endpoint_has_its_addresses_at_once_and_listens_to_no_router() {
+        if !is_root("making veth pairs") {
+            return;
+        }
+        let (host, container) = (TestNetns::new(), TestNetns::new());
+        container.command("sysctl -q net.ipv6.conf.default.disable_ipv6=1");
+        let mut link = dual_stack(&container);
+        host.block_on(async {
+            let links = NetlinkLinks::new().expect("links");
+            let index = links.ensure_endpoint_link(&link).await.expect("made");
+            let shown = container.command("ip -6 -o addr show eth0");
+            let global = shown.lines().find(|line| line.contains("fd00:1::2/64"));
+            assert!(global.is_some_and(|line| !line.contains("tentative")), "{shown}");
+            assert!(shown.contains("fe80::42:aff:fe00:102/64"), "{shown}");
+            let route = container.command("ip -6 route show default");
+            assert!(route.contains("via fd00:1::1 dev eth0"), "{route}");
+            let ra = container.command("sysctl -n net.ipv6.conf.eth0.accept_ra");
+            assert_eq!(ra.trim(), "0");
+            container.command("ip -6 addr flush dev eth0 scope global");
+            container.command("ip -6 route flush default");
+            assert_eq!(links.ensure_endpoint_link(&link).await.expect("repaired"), index);
+            assert!(container.command("ip -6 -o addr show eth0").contains("fd00:1::2/64"));
+            assert!(container.command("ip -6 route show default").contains("fd00:1::1"));
+            link.ipv6.as_mut().expect("dual-stack").gateway = None;
+            links.ensure_endpoint_link(&link).await.expect("changed");
+            assert_eq!(container.command("ip -6 route show default"), "");
+            assert!(container.command("ip route").contains("default via 10.0.1.1"));
+        });
+    }
+
+    #[test]
+    fn an_mtu_without_room_for_ipv6_is_refused_and_leaves_nothing_behind() {
+        if !is_root("making veth pairs") {
+            return;
+        }
+        let (host, container) = (TestNetns::new(), TestNetns::new());
+        host.block_on(async {
+            let links = NetlinkLinks::new().expect("links");
+            let small = EndpointLink { mtu: 1200, ..dual_stack(&container) };
+            let error = links.ensure_endpoint_link(&small).await.expect_err("refused");
+            assert!(error.to_string().contains("1280"), "{error}");
+            assert!(links.list("ov").await.expect("listed").is_empty());
+        });
     }
 
     #[test]

@@ -287,6 +287,7 @@ mod tests {
             mac: Mac::default(),
             address: "10.0.1.2/24".parse().expect("an address"),
             gateway: None,
+            ipv6: None,
             mtu: 1450,
         }
     }

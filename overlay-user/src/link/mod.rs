@@ -12,9 +12,13 @@ mod rtnl;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{future::Future, net::Ipv4Addr, path::Path};
+use std::{
+    future::Future,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use overlay_common::Mac;
 
 pub(crate) use device::is_physical;
@@ -111,8 +115,19 @@ pub struct EndpointLink {
     pub address: Ipv4Net,
     /// Default route; `None` for internal networks and for all but a container's first network.
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6 side, on dual-stack networks; otherwise IPv6 inside is left as it is.
+    pub ipv6: Option<LinkIpv6>,
     /// MTU of both ends.
     pub mtu: u32,
+}
+
+/// The IPv6 side of an endpoint's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkIpv6 {
+    /// Address and prefix length.
+    pub address: Ipv6Net,
+    /// Default route, as [`EndpointLink::gateway`].
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// Links of one host. Every `ensure_*` may be called again and repairs what is missing.
@@ -156,7 +171,7 @@ pub trait Links: Send + Sync + 'static {
         link: &HostLink,
     ) -> impl Future<Output = Result<u32, LinkError>> + Send;
 
-    /// An endpoint's veth pair with the end inside named, addressed, up, `lo` up, and the host-side
+    /// An endpoint's veth pair with the end inside named, addressed in either family, up, `lo` up, and the host-side
     /// end up. Returns the index of the host-side end.
     ///
     /// When it fails nothing is left behind.

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path};
 use super::{
     EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut, endpoint, host, listen,
     netns::{Namespace, kernel},
-    rtnl::Rtnl,
+    rtnl::{Family, Rtnl},
 };
 
 /// [`Links`] over netlink. It works in the namespace of the thread that made it, whichever thread
@@ -71,7 +71,7 @@ impl Links for NetlinkLinks {
         let mut devices = rtnl.devices().await?;
         devices.retain(|d| d.ethernet && d.up && !not_on.contains(&d.name.as_str()));
         let addresses = rtnl.addresses().await?;
-        let routes = rtnl.default_routes().await?;
+        let routes = rtnl.default_routes(Family::V4).await?;
         let mut ways: Vec<WayOut> = devices
             .into_iter()
             .filter_map(|device| {

@@ -1,14 +1,14 @@
 //! A route-netlink connection into one namespace, and the few questions and changes we need.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use overlay_common::Mac;
 use rtnetlink::{
     Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
             InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
             LinkMessage,
@@ -102,11 +102,18 @@ impl Device {
     }
 }
 
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
 /// A default route.
 #[derive(Debug)]
 pub(super) struct DefaultRoute {
     pub(super) device: Option<u32>,
-    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) gateway: Option<IpAddr>,
     /// The address it prefers as a source.
     pub(super) source: Option<Ipv4Addr>,
     message: RouteMessage,
@@ -253,6 +260,24 @@ impl Rtnl {
         }
     }
 
+    /// Adds an IPv6 address unless it is there. It is used at once: the manager gives it once only,
+    /// so there is no looking for duplicates.
+    pub(super) async fn ensure_address6(
+        &self,
+        device: &Device,
+        address: Ipv6Net,
+    ) -> Result<(), LinkError> {
+        let ip = IpAddr::V6(address.addr());
+        let mut request = self.handle.address().add(device.index, ip, address.prefix_len());
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        match request.execute().await {
+            Err(e) if errno(&e) != Some(nix::libc::EEXIST) => {
+                Err(failed(format!("give {} the address {address}", device.name), &e))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes every IPv4 address of an interface but one.
     pub(super) async fn remove_other_addresses(
         &self,
@@ -271,9 +296,15 @@ impl Rtnl {
         Ok(())
     }
 
-    /// The IPv4 default routes of the main table.
-    pub(super) async fn default_routes(&self) -> Result<Vec<DefaultRoute>, LinkError> {
-        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    /// The default routes of the main table, of one family.
+    pub(super) async fn default_routes(
+        &self,
+        family: Family,
+    ) -> Result<Vec<DefaultRoute>, LinkError> {
+        let filter = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
         let all = self.handle.route().get(filter).execute();
         let defaults = all.try_filter_map(|message| std::future::ready(Ok(default_route(message))));
         defaults.try_collect().await.map_err(|e| failed("list the routes".to_owned(), &e))
@@ -283,12 +314,18 @@ impl Rtnl {
     pub(super) async fn add_default_route(
         &self,
         device: &Device,
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
     ) -> Result<(), LinkError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .output_interface(device.index)
-            .gateway(gateway)
-            .build();
+        let route = match gateway {
+            IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .output_interface(device.index)
+                .gateway(gateway)
+                .build(),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .output_interface(device.index)
+                .gateway(gateway)
+                .build(),
+        };
         let action = || format!("add the default route via {gateway} on {}", device.name);
         let request = self.handle.route().add(route);
         request.execute().await.map_err(|e| failed(action(), &e))
@@ -324,7 +361,8 @@ fn default_route(message: RouteMessage) -> Option<DefaultRoute> {
     for attribute in &route.message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => route.device = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(*ip),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some((*ip).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => route.gateway = Some((*ip).into()),
             RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => route.source = Some(*ip),
             _ => {}
         }

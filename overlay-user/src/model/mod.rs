@@ -7,10 +7,14 @@ mod change;
 mod name;
 mod port;
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 pub use change::{Change, Kind, Object, WatchEvent};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 pub use name::{InvalidName, check_name};
 pub use port::{Port, PortParseError, Protocol, PublishMode};
@@ -135,6 +139,20 @@ pub struct Network {
     pub options: BTreeMap<String, String>,
     /// Where the next search for a free address starts, so that a freed one rests.
     pub next_address: Ipv4Addr,
+    /// Its IPv6 side; `None` for networks of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<NetworkIpv6>,
+}
+
+/// The IPv6 side of a dual-stack network: every endpoint has an address of either family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkIpv6 {
+    /// The subnet; overlaps no other network's.
+    pub subnet: Ipv6Net,
+    /// The gateway: an anycast address on every node.
+    pub gateway: Ipv6Addr,
+    /// Where the next search for a free address starts.
+    pub next_address: Ipv6Addr,
 }
 
 impl Network {
@@ -271,6 +289,9 @@ pub struct Endpoint {
     pub node: Id,
     /// Its address.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, on dual-stack networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
     /// Further names it answers to on this network.
     pub aliases: Vec<String>,
     /// The service it is a backend of.

@@ -135,6 +135,9 @@ fn verified(before: &[u8], after: &[u8]) -> Result<bool, String> {
 
 /// Whether all checksums of a frame are right: of the IPv4 header and of what it carries.
 fn is_sound(frame: &[u8]) -> bool {
+    if frame[12..14] == [0x86, 0xdd] {
+        return is_sound6(frame);
+    }
     if frame[12..14] != [0x08, 0x00] {
         return true;
     }
@@ -160,4 +163,20 @@ fn is_sound(frame: &[u8]) -> bool {
         17 => body[6..8] == [0, 0] || ones_complement(&pseudo()) == 0,
         _ => true,
     }
+}
+
+/// As [`is_sound`], for IPv6: of TCP, UDP and ICMPv6 right behind the header.
+fn is_sound6(frame: &[u8]) -> bool {
+    let Some(ip) = frame.get(14..54) else { return false };
+    let length = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
+    let Some(body) = frame.get(54..54 + length) else { return false };
+    let shortest = match ip[6] {
+        6 => 20,
+        17 => 8,
+        58 => 4,
+        _ => return true,
+    };
+    let length = (length as u32).to_be_bytes();
+    let pseudo = [&ip[8..40], &length, &[0, 0, 0, ip[6]], body].concat();
+    body.len() >= shortest && ones_complement(&pseudo) == 0
 }

@@ -53,7 +53,7 @@ fn readable(text: &str) -> String {
             out.push_str(part);
             continue;
         };
-        for name in ["Be16", "Be32", "Mac"] {
+        for name in ["Be16", "Be32", "Ip6", "Mac"] {
             if let Some(without) = out.strip_suffix(name) {
                 out.truncate(without.len());
             }
@@ -62,6 +62,10 @@ fn readable(text: &str) -> String {
         match bytes[..] {
             [high, low] => out += &u16::from_be_bytes([high, low]).to_string(),
             [a, b, c, d] => out += &std::net::Ipv4Addr::new(a, b, c, d).to_string(),
+            _ if bytes.len() == 16 => {
+                let octets: [u8; 16] = std::array::from_fn(|i| bytes[i]);
+                out += &std::net::Ipv6Addr::from(octets).to_string();
+            }
             _ => out += &bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
         }
         out.push_str(rest);
@@ -96,6 +100,7 @@ impl Failure {
         for (key, endpoint) in &agent.endpoints {
             writeln!(f, "{key:?}: {endpoint:?}")?;
         }
+        writeln!(f, "links6: {:?}\nendpoints6: {:?}", agent.links6, agent.endpoints6)?;
         for (key, entry) in &tables.conntrack {
             writeln!(f, "{key:?}: {entry:?}")?;
         }

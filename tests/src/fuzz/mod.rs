@@ -6,6 +6,7 @@ mod check;
 mod failure;
 mod run;
 mod traffic;
+mod traffic6;
 mod world;
 
 use std::{collections::BTreeMap, fmt};

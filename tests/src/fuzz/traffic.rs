@@ -9,8 +9,8 @@ use overlay_common::{
 use rand::{Rng as _, RngExt as _, rngs::SmallRng};
 
 use super::{
-    Step,
-    world::{CLIENTS, NODES, PORTS, UNRESOLVED, any, taken},
+    Step, traffic6,
+    world::{CLIENTS, NODES, PORTS, UNRESOLVED, VNIS, any, taken},
 };
 use crate::{
     model::{Program, Tables, ones_complement},
@@ -108,6 +108,9 @@ fn known(
 }
 
 fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
+    if rng.random_bool(0.3) {
+        return traffic6::from_container(rng, tables);
+    }
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = Ipv4Addr::from(link.ip);
     let to = if rng.random_bool(0.3) {
@@ -126,6 +129,11 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 
 fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
+    if rng.random_bool(0.15) {
+        let vni = any(rng, &VNIS);
+        let (sender, inner) = traffic6::from_tunnel(rng, tables, vni);
+        return tunnel(rng, tables, (vni, sender), &inner);
+    }
     let known = known(rng, tables, |_| true);
     let vni = known.map_or_else(
         || any(rng, &[0, 0, 0, 0, VNI, VNI, OTHER_VNI, INGRESS_VNI, INGRESS_VNI, BRIDGE_VNI]),
@@ -150,6 +158,16 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
         // A VLAN tag.
         inner.splice(12..12, [0x81, 0, 0, 5]);
     }
+    tunnel(rng, tables, (vni, sender), &inner)
+}
+
+/// A frame in VXLAN on network `vni` from a node.
+fn tunnel(
+    rng: &mut SmallRng,
+    tables: &Tables,
+    (vni, sender): (u32, Ipv4Addr),
+    inner: &[u8],
+) -> Vec<u8> {
     let mut payload = vec![0x08, 0, 0, any(rng, &[0, 0, 0, 1])];
     payload.extend((vni << 8).to_be_bytes());
     payload.extend(inner);
@@ -158,7 +176,7 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let mut outer = datagram(outer, &payload);
     outer[6..8].fill(0);
     let ip = header(rng, (sender, NODE, 17), &outer, (&[], 0));
-    ethernet(macs, &ip)
+    ethernet((PEER_MAC, NODE_MAC), &ip)
 }
 
 /// Now and then an ICMP error about a packet that a container has sent outside.

@@ -1,14 +1,15 @@
 //! Random maps over a few networks, addresses and ports, so that most things refer to each other
 //! and some refer to nothing.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay::datapath::DatapathState;
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, INGRESS_VNI,
+    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Endpoint, EndpointKey, Link, NETWORK_INTERNAL,
-        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey, SubnetKey, Usage,
+        Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key, EndpointKey, Link, Link6,
+        NETWORK_INTERNAL, Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey,
+        SubnetKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -16,7 +17,7 @@ use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 use super::check;
 use crate::{
     model::Tables,
-    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, mac},
+    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac},
 };
 
 /// A node of the cluster whose neighbour entry is missing.
@@ -62,6 +63,24 @@ pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv
     if found.is_empty() || rng.random_bool(0.1) { address(rng, vni) } else { any(rng, &found) }
 }
 
+/// An IPv6 address of a network: mostly the one beside an IPv4 address, or its link-local one.
+pub fn address6(rng: &mut SmallRng, vni: u32) -> Ipv6Addr {
+    let ip = address(rng, vni);
+    if rng.random_bool(0.2) { link_local(ip) } else { beside(ip) }
+}
+
+/// The IPv6 address that goes with an IPv4 address.
+pub fn beside(ip: Ipv4Addr) -> Ipv6Addr {
+    let [_, n, m, last] = ip.octets();
+    ip6(n | m, last)
+}
+
+/// As [`taken`], for IPv6: the endpoint's IPv4 address says its MAC.
+pub fn taken6(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> (Ipv4Addr, Ipv6Addr) {
+    let ip = taken(rng, tables, vni, kinds);
+    (ip, if rng.random_bool(0.2) { link_local(ip) } else { beside(ip) })
+}
+
 /// Random maps.
 pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     let mut tables = Tables { config: usual(rng, rig), ..Tables::default() };
@@ -76,6 +95,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     for vni in VNIS {
         network(rng, &mut tables.agent, vni);
     }
+    dual_stack(rng, &mut tables.agent);
     for number in 1..=NUMBERS {
         service(rng, &mut tables, number);
         backend(rng, &mut tables.agent, number);
@@ -93,6 +113,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     }
     outside(rng, &mut tables, rig);
     link(rng, &mut tables.agent);
+    link6(rng, &mut tables.agent);
     tables
 }
 
@@ -155,6 +176,8 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
                 tables.usage.insert(IFINDEX, Usage { flows, pad: 0, counted });
             }
         }
+        12 => dual_stack(rng, &mut tables.agent),
+        13 => link6(rng, &mut tables.agent),
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
@@ -230,6 +253,27 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
             IFINDEX,
             Link { vni, ip: ip.into(), mac: mac(ip), flags, slot: any(rng, &SLOTS) },
         );
+    }
+}
+
+/// Gives endpoints IPv6 addresses, mostly those beside their IPv4 addresses.
+fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.endpoints6.clear();
+    for (key, endpoint) in &agent.endpoints {
+        if rng.random_bool(0.7) {
+            let ip = Ip6::from(beside(key.ip.into()));
+            agent.endpoints6.insert(Endpoint6Key { vni: key.vni, ip }, *endpoint);
+        }
+    }
+}
+
+fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.links6.remove(&IFINDEX);
+    let Some(link) = agent.links.get(&IFINDEX) else { return };
+    let ip = if rng.random_bool(0.9) { beside(link.ip.into()) } else { address6(rng, link.vni) };
+    if rng.random_bool(0.9) {
+        let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
+        agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask });
     }
 }
 

@@ -12,9 +12,9 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, Ip, TUNNEL, bytes, half, put, updated},
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, TUNNEL, bytes, half, put, updated},
     host::MTU,
-    icmp,
+    icmp, ipv6,
     observe::Party,
     outside,
     walk::{End, Outcome, Walk},
@@ -45,6 +45,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     match ethernet.kind {
         ARP => arp(walk, &link),
         IPV4 => ipv4(walk, link, ethernet),
+        IPV6 => ipv6::from_container(walk, walk.ifindex, link, ethernet),
         _ => Err(Reason::UnsupportedProtocol),
     }
 }

@@ -12,6 +12,8 @@ pub const TUNNEL: usize = 14 + 20 + 8 + 8;
 pub const IPV4: u16 = 0x0800;
 /// EtherType of a VLAN tag.
 pub const VLAN: u16 = 0x8100;
+/// EtherType of IPv6.
+pub const IPV6: u16 = 0x86dd;
 /// EtherType of ARP.
 pub const ARP: u16 = 0x0806;
 /// Protocol number of ICMP.

@@ -10,6 +10,7 @@ mod container;
 mod frame;
 mod host;
 mod icmp;
+mod ipv6;
 mod observe;
 mod outside;
 mod underlay;

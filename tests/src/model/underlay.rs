@@ -12,9 +12,9 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL, UDP, VLAN, bytes, put},
+    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, put},
     host::MTU,
-    icmp,
+    icmp, ipv6,
     observe::Party,
     outside,
     walk::{End, Outcome, Walk},
@@ -151,6 +151,9 @@ fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
         put(&mut walk.frame, TUNNEL - 8, &header);
         return Ok(End::Left(Reason::HandedUp));
+    }
+    if ethernet.kind == IPV6 {
+        return ipv6::from_tunnel(walk, (vni, sender), outer.ecn);
     }
     if ethernet.kind != IPV4 {
         return Err(Reason::UnsupportedProtocol);

@@ -15,7 +15,8 @@ use super::{
     Host, Tables,
     conntrack::Flow,
     frame::{
-        ETHERNET, Ethernet, ICMP, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated,
+        ETHERNET, Ethernet, ICMP, IPV4, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put,
+        updated,
     },
     host::NextHop,
     observe::Party,
@@ -45,6 +46,17 @@ pub struct Target {
     pub number: u32,
     /// The backend.
     pub backend: Backend,
+}
+
+/// The ECN field after decapsulation (RFC 6040, section 4.2, figure 4); `None` for a drop.
+pub fn marked(inner: u8, outer: u8) -> Option<u8> {
+    // Not-ECT 0, ECT(1) 1, ECT(0) 2, CE 3.
+    match (inner, outer) {
+        (0, 3) => None,
+        (1 | 2, 3) => Some(3),
+        (2, 1) => Some(1),
+        (inner, _) => Some(inner),
+    }
 }
 
 /// A packet, what it meets and what it has caused so far.
@@ -229,7 +241,18 @@ impl<'a> Walk<'a> {
 
     /// Into an endpoint of this node.
     pub fn deliver(&mut self, endpoint: &Endpoint, source: Mac, reason: Reason) -> Outcome {
-        put(&mut self.frame, 0, &Ethernet::ipv4(source, endpoint.mac).bytes());
+        self.deliver_as(IPV4, endpoint, source, reason)
+    }
+
+    /// As [`Self::deliver`], for a packet of any EtherType.
+    pub fn deliver_as(
+        &mut self,
+        kind: u16,
+        endpoint: &Endpoint,
+        source: Mac,
+        reason: Reason,
+    ) -> Outcome {
+        put(&mut self.frame, 0, &Ethernet { dst: endpoint.mac, src: source, kind }.bytes());
         self.delivered = endpoint.slot;
         let to_host = endpoint.flags & ENDPOINT_FLAG_HOST != 0;
         Ok(End::Sent(if to_host { Reason::DeliveredHost } else { reason }))
@@ -288,7 +311,9 @@ impl<'a> Walk<'a> {
     /// Puts the outer headers in front (RFC 7348, section 5). The source port is left at zero: it
     /// is the hash's.
     pub fn push(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet, hop: &NextHop) {
-        let ecn = self.frame[ETHERNET + 1] & 3;
+        let [first, second] = [self.frame[ETHERNET], self.frame[ETHERNET + 1]];
+        // IPv4 has the ECN field at the end of its second byte, IPv6 in the middle of it.
+        let ecn = if first >> 4 == 6 { second >> 4 & 3 } else { second & 3 };
         put(&mut self.frame, 0, &inner.bytes());
         let config = self.tables.config;
         let length = (self.frame.len() + 16) as u16;
@@ -315,19 +340,12 @@ impl<'a> Walk<'a> {
     /// "What routers of the underlay marked reaches the receiver" (RFC 6040, figure 4). The inner
     /// IPv4 header is at `at`.
     pub fn combine(&mut self, outer_ecn: u8, at: usize) -> Result<(), Reason> {
-        // Not-ECT 0, ECT(1) 1, ECT(0) 2, CE 3.
         let [version, tos] = [self.frame[at], self.frame[at + 1]];
-        let ecn = match (tos & 3, outer_ecn) {
-            (0, 3) => return Err(Reason::EcnUnexpected),
-            (1 | 2, 3) => 3,
-            (2, 1) => 1,
-            (inner, _) => inner,
-        };
-        let marked = tos & 0xfc | ecn;
-        if marked != tos {
+        let new_tos = tos & 0xfc | marked(tos & 3, outer_ecn).ok_or(Reason::EcnUnexpected)?;
+        if new_tos != tos {
             let old = half(&self.frame, at + 10).ok_or(Reason::Truncated)?;
-            let new = updated(old, &[version, tos], &[version, marked]);
-            self.frame[at + 1] = marked;
+            let new = updated(old, &[version, tos], &[version, new_tos]);
+            self.frame[at + 1] = new_tos;
             put(&mut self.frame, at + 10, &new.to_be_bytes());
         }
         Ok(())

@@ -7,8 +7,14 @@
 
 mod observe;
 pub mod packets;
+pub mod packets6;
 
-use std::{collections::BTreeMap, io::ErrorKind, net::Ipv4Addr, process::Command};
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr},
+    process::Command,
+};
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
@@ -18,11 +24,11 @@ use aya::{
 pub use observe::Told;
 use overlay::datapath::{DatapathState, MapOp, diff};
 use overlay_common::{
-    Be16, Be32, Mac, Reason,
+    Be16, Be32, Ip6, Mac, Reason,
     maps::{
-        self, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint, EndpointKey, Link,
-        Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey, Subnet, SubnetKey,
-        Usage,
+        self, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint, Endpoint6Key,
+        EndpointKey, Link, Link6, Network, Peer, PeerKey, Published, PublishedKey, Service,
+        SlotKey, Subnet, SubnetKey, Usage,
     },
 };
 
@@ -96,6 +102,16 @@ pub fn mac(ip: Ipv4Addr) -> Mac {
 /// The slot of an endpoint of this node.
 pub fn slot(ip: Ipv4Addr) -> u32 {
     100 + u32::from(ip.octets()[3])
+}
+
+/// The IPv6 address of 10.0.N.X in the tests.
+pub fn ip6(n: u8, last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, n.into(), 0, 0, 0, 0, 0, last.into())
+}
+
+/// The link-local address of what has an IPv4 address.
+pub fn link_local(ip: Ipv4Addr) -> Ipv6Addr {
+    Ip6::link_local(mac(ip)).into()
 }
 
 fn run(command: &str) {
@@ -203,7 +219,9 @@ impl Rig {
             match op {
                 MapOp::Network(k, v) => self.write("networks", k, v),
                 MapOp::Endpoint(k, v) => self.write("endpoints", k, v),
+                MapOp::Endpoint6(k, v) => self.write("endpoints6", k, v),
                 MapOp::Link(k, v) => self.write("links", k, v),
+                MapOp::Link6(k, v) => self.write("links6", k, v),
                 MapOp::Peer(k, v) => self.write("peers", k, v),
                 MapOp::Service(k, v) => {
                     self.write("services", k, v);
@@ -343,6 +361,25 @@ impl Rig {
                 EndpointKey { vni, ip: gateway.into() },
                 Endpoint { kind: maps::ENDPOINT_GATEWAY, mac: mac(gateway), ..Endpoint::default() },
             );
+        });
+    }
+
+    /// Gives everything that network 10.0.N.0/24 has so far an IPv6 address too: 10.0.N.X has
+    /// fd00:N::X. The subnet is fd00:N::/64.
+    pub fn dual_stack(&mut self, vni: u32, n: u8) {
+        self.set(|state| {
+            for (key, endpoint) in &state.endpoints {
+                if key.vni == vni && endpoint.kind != maps::ENDPOINT_SERVICE {
+                    let ip = ip6(n, key.ip.octets()[3]).into();
+                    state.endpoints6.insert(Endpoint6Key { vni, ip }, *endpoint);
+                }
+            }
+            for (ifindex, link) in &state.links {
+                if link.vni == vni {
+                    let ip = ip6(n, link.ip.octets()[3]).into();
+                    state.links6.insert(*ifindex, Link6 { ip, mask: Ip6::mask(64) });
+                }
+            }
         });
     }
 

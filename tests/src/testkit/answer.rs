@@ -32,7 +32,7 @@ impl Answer {
         Self {
             name: name.to_owned(),
             host: host.to_owned(),
-            client: client.ip(),
+            client: client.ip().to_canonical(),
             client_port: client.port(),
             said: String::new(),
         }
@@ -133,13 +133,12 @@ impl Asked {
     }
 }
 
-/// The first IPv4 address of HOST:PORT.
+/// The first IPv4 address of HOST:PORT; where there is none, the first one.
 pub fn look_up(target: &str) -> Result<SocketAddr, Failure> {
-    target
-        .to_socket_addrs()
-        .map_err(|e| Failure::new(FailureKind::Resolve, format!("{target}: {e}")))?
-        .find(SocketAddr::is_ipv4)
-        .ok_or_else(|| Failure::new(FailureKind::Resolve, format!("{target}: no IPv4 address")))
+    let failed = |why: String| Failure::new(FailureKind::Resolve, format!("{target}: {why}"));
+    let addresses: Vec<_> = target.to_socket_addrs().map_err(|e| failed(e.to_string()))?.collect();
+    let first = addresses.iter().find(|a| a.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| failed("no address".to_owned()))
 }
 
 /// Connects and sets the timeouts.

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Report, answer, serve};
+use super::{Listen, Report, answer, serve};
 
 /// A transfer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,8 +37,8 @@ fn hex(digest: Sha256) -> String {
 }
 
 /// Receives until SIGTERM; the answer to each transfer is its SHA-256.
-pub fn receive(port: u16) -> anyhow::Result<ExitCode> {
-    serve::accept(port, |stream| {
+pub fn receive(listen: Listen) -> anyhow::Result<ExitCode> {
+    serve::accept(listen, |stream| {
         if let Err(error) = receive_one(stream) {
             println!("a transfer broke: {error}");
         }

@@ -19,7 +19,7 @@ const IDLE_AFTER_STOP: Duration = Duration::from_secs(3);
 /// Answers GETs until SIGTERM. From then on every answer says `Connection: close`.
 pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
     let (name, host) = (identity.name.clone(), identity.host()?);
-    serve::accept(identity.port, move |stream| {
+    serve::accept(identity.listen, move |stream| {
         // A connection that breaks is its client's to report.
         let _ = converse(stream, &name, &host);
     })

@@ -15,7 +15,12 @@ mod tcp;
 mod udp;
 mod verifier;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 pub use answer::{Answer, Asked, Failure, FailureKind};
 use anyhow::Context as _;
@@ -46,9 +51,25 @@ pub struct Identity {
     /// Host in the answers; the host name if not given.
     #[arg(long)]
     host: Option<String>,
+    #[command(flatten)]
+    listen: Listen,
+}
+
+/// Where a server listens.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Listen {
     /// Port to listen on.
     #[arg(long)]
     port: u16,
+    /// Address to listen on; `::` for both families.
+    #[arg(long, default_value = "0.0.0.0")]
+    address: IpAddr,
+}
+
+impl From<Listen> for SocketAddr {
+    fn from(listen: Listen) -> Self {
+        Self::new(listen.address, listen.port)
+    }
 }
 
 /// Whom a client asks.
@@ -93,11 +114,7 @@ enum Command {
     /// Says many things to a `udp-echo` in one call.
     UdpSegment(segment::SegmentArgs),
     /// Receives transfers and answers with their SHA-256.
-    BulkRecv {
-        /// Port to listen on.
-        #[arg(long)]
-        port: u16,
-    },
+    BulkRecv(Listen),
     /// Sends a transfer and compares the SHA-256.
     BulkSend {
         /// HOST:PORT of the `bulk-recv`.
@@ -160,7 +177,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::UdpEcho(identity) => udp::serve(&identity),
         Command::UdpAsk(args) => print(&udp::ask(&args)?),
         Command::UdpSegment(args) => print(&segment::send(&args)?),
-        Command::BulkRecv { port } => bulk::receive(port),
+        Command::BulkRecv(listen) => bulk::receive(listen),
         Command::BulkSend { target, bytes } => print(&bulk::send(&target, bytes)?),
         Command::Resolve(args) => print(&dns::resolve(&args)?),
         Command::DnsServe { listen, records } => dns::serve(listen, &records),

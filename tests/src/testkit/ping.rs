@@ -1,11 +1,11 @@
 //! `ping`: ICMP echo from a raw socket.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
@@ -36,7 +36,7 @@ pub struct PingArgs {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pinged {
     /// Whom.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
     /// Requests sent.
     pub sent: u16,
     /// Answers with the same payload.
@@ -60,12 +60,19 @@ impl Report for Pinged {
 
 /// Sends echo requests one after the other.
 pub fn ping(args: &PingArgs) -> anyhow::Result<Pinged> {
-    let address = answer::look_up(&format!("{}:0", args.target))
-        .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    let IpAddr::V4(target) = address.ip() else { bail!("{address} is not IPv4") };
-    let raw =
-        socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)
-            .context("a raw socket (needs root)")?;
+    let address = match args.target.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 0),
+        // A name, or a link-local address with its scope: [fe80::1%2].
+        Err(_) => answer::look_up(&format!("{}:0", args.target))
+            .map_err(|failure| anyhow::anyhow!("{failure}"))?,
+    };
+    let target = address.ip();
+    let (family, protocol) = match target {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+        .context("a raw socket (needs root)")?;
     // The standard library's datagram socket: sendto and recvfrom are the same on a raw one.
     let socket = UdpSocket::from(raw);
     let id = u16::try_from(std::process::id() & 0xffff).unwrap_or_default();
@@ -76,9 +83,8 @@ pub fn ping(args: &PingArgs) -> anyhow::Result<Pinged> {
     for seq in 0..args.count {
         let payload: Vec<u8> = (0..args.size).map(|i| (i + usize::from(seq)) as u8).collect();
         let echo = IcmpEchoHeader { id, seq };
-        let header = Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(echo), &payload);
-        let request = [header.to_bytes().as_slice(), &payload].concat();
-        socket.send_to(&request, (target, 0)).with_context(|| target.to_string())?;
+        let request = request(target, echo, &payload);
+        socket.send_to(&request, address).with_context(|| target.to_string())?;
         pinged.sent += 1;
         let deadline = Instant::now() + Duration::from_millis(args.timeout_ms);
         match await_reply(&socket, target, echo, &payload, deadline)? {
@@ -90,9 +96,36 @@ pub fn ping(args: &PingArgs) -> anyhow::Result<Pinged> {
     Ok(pinged)
 }
 
+fn request(target: IpAddr, echo: IcmpEchoHeader, payload: &[u8]) -> Vec<u8> {
+    if target.is_ipv6() {
+        // The kernel fills in the checksum of ICMPv6 (RFC 3542, section 3.1).
+        return [&[128, 0, 0, 0][..], &echo.to_bytes(), payload].concat();
+    }
+    let header = Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(echo), payload);
+    [header.to_bytes().as_slice(), payload].concat()
+}
+
+/// Whether `message` from `from` is the reply. A raw ICMP socket receives with the IPv4 header, one
+/// of ICMPv6 without IPv6's, and either receives everybody's answers.
+fn is_reply(
+    from: IpAddr,
+    message: &[u8],
+    (target, echo, payload): (IpAddr, IcmpEchoHeader, &[u8]),
+) -> bool {
+    if from != target {
+        return false;
+    }
+    if target.is_ipv6() {
+        return message == [&[129, 0][..], &message[2..4], &echo.to_bytes(), payload].concat();
+    }
+    let Ok(ip) = Ipv4HeaderSlice::from_slice(message) else { return false };
+    let Ok(icmp) = Icmpv4Slice::from_slice(&message[ip.slice().len()..]) else { return false };
+    icmp.icmp_type() == Icmpv4Type::EchoReply(echo) && icmp.payload() == payload
+}
+
 fn await_reply(
     socket: &UdpSocket,
-    target: Ipv4Addr,
+    target: IpAddr,
     echo: IcmpEchoHeader,
     payload: &[u8],
     deadline: Instant,
@@ -104,22 +137,26 @@ fn await_reply(
             return Ok(Reply::Nothing);
         }
         socket.set_read_timeout(Some(left))?;
-        let Ok((count, _)) = socket.recv_from(&mut buffer) else { continue };
-        // A raw ICMP socket receives with the IPv4 header, and everybody's answers.
-        let Ok(ip) = Ipv4HeaderSlice::from_slice(&buffer[..count]) else { continue };
-        let Ok(icmp) = Icmpv4Slice::from_slice(&buffer[ip.slice().len()..count]) else { continue };
-        if ip.source_addr() == target
-            && icmp.icmp_type() == Icmpv4Type::EchoReply(echo)
-            && icmp.payload() == payload
-        {
+        let Ok((count, from)) = socket.recv_from(&mut buffer) else { continue };
+        let message = &buffer[..count];
+        if count >= 8 && is_reply(from.ip(), message, (target, echo, payload)) {
             return Ok(Reply::Answer);
         }
-        if matches!(icmp.icmp_type(), Icmpv4Type::TimeExceeded(_))
-            && quotes(icmp.payload(), target, echo)
+        if let IpAddr::V4(asked) = target
+            && let Some(router) = exceeded(message, asked, echo)
         {
-            return Ok(Reply::ExceededAt(ip.source_addr()));
+            return Ok(Reply::ExceededAt(router));
         }
     }
+}
+
+/// The router that says that a request's time to live has ended there.
+fn exceeded(message: &[u8], target: Ipv4Addr, echo: IcmpEchoHeader) -> Option<Ipv4Addr> {
+    let ip = Ipv4HeaderSlice::from_slice(message).ok()?;
+    let icmp = Icmpv4Slice::from_slice(&message[ip.slice().len()..]).ok()?;
+    let is_meant = matches!(icmp.icmp_type(), Icmpv4Type::TimeExceeded(_))
+        && quotes(icmp.payload(), target, echo);
+    is_meant.then(|| ip.source_addr())
 }
 
 /// Whether an ICMP error quotes a request.

@@ -2,7 +2,7 @@
 //! server does.
 
 use std::{
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::ExitCode,
     sync::{
         Arc,
@@ -17,6 +17,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
 };
+
+use super::Listen;
 
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
@@ -56,12 +58,12 @@ pub fn pause() -> anyhow::Result<ExitCode> {
 ///
 /// Says `listening: ADDRESS` once it does: the harness waits for that line.
 pub fn accept(
-    port: u16,
+    listen: Listen,
     handle: impl Fn(TcpStream) + Send + Sync + 'static,
 ) -> anyhow::Result<ExitCode> {
     stop_on_signals()?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
-        .with_context(|| format!("TCP port {port}"))?;
+    let address = SocketAddr::from(listen);
+    let listener = TcpListener::bind(address).with_context(|| format!("TCP port {address}"))?;
     listener.set_nonblocking(true)?;
     println!("listening: {}/tcp", listener.local_addr()?);
     let handle = Arc::new(handle);

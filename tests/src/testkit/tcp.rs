@@ -11,7 +11,7 @@ use super::{Answer, Asked, Failure, FailureKind, Identity, Target, answer, serve
 /// Greets every connection with one line of JSON, then echoes lines until the client ends it.
 pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
     let (name, host) = (identity.name.clone(), identity.host()?);
-    serve::accept(identity.port, move |stream| {
+    serve::accept(identity.listen, move |stream| {
         // A connection that breaks is its client's to report.
         let _ = greet(stream, &name, &host);
     })

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     process::ExitCode,
     time::Duration,
 };
@@ -36,8 +36,8 @@ pub struct UdpArgs {
 pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
     serve::stop_on_signals()?;
     let host = identity.host()?;
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, identity.port))
-        .with_context(|| format!("UDP port {}", identity.port))?;
+    let address = SocketAddr::from(identity.listen);
+    let socket = UdpSocket::bind(address).with_context(|| format!("UDP port {address}"))?;
     println!("listening: {}/udp", socket.local_addr()?);
     let mut buffer = vec![0; 65536];
     while !serve::stopping() {
@@ -71,10 +71,14 @@ pub fn ask(args: &UdpArgs) -> anyhow::Result<Asked> {
 
 fn bind(args: &UdpArgs) -> Result<UdpSocket, Failure> {
     let failed = |e: io::Error| Failure::new(FailureKind::Other, e);
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, args.from_port)).map_err(failed)?;
+    let address = answer::look_up(&args.target.target)?;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, args.from_port)).map_err(failed)?;
     socket.set_read_timeout(Some(args.target.timeout())).map_err(failed)?;
     if args.connected {
-        let address = answer::look_up(&args.target.target)?;
         socket.connect(address).map_err(|e| Failure::connecting(&address, &e))?;
     }
     Ok(socket)

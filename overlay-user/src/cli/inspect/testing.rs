@@ -42,6 +42,7 @@ fn network(name: &str, vni: u32, subnet: &str) -> Network {
         labels: BTreeMap::new(),
         options: BTreeMap::new(),
         next_address: gateway,
+        ipv6: None,
     }
 }
 
@@ -70,6 +71,7 @@ fn endpoint(number: u32, name: &str, network: &str, node: &str, ip: &str) -> End
         network: id(&format!("net-{network}")),
         node: id(node),
         ip: ip.parse().expect("an address"),
+        ip6: None,
         aliases: vec![],
         service: None,
         state: EndpointState::Running,

@@ -111,6 +111,33 @@ fn a_network_shows_its_own_containers_here_and_peers_that_share_it() {
 }
 
 #[test]
+fn a_dual_stack_network_has_a_second_pool_and_containers_a_second_address() {
+    let mut state = three_nodes();
+    let mynet = state.networks.get_mut(&Id::from_text("net-mynet")).expect("mynet");
+    mynet.ipv6 = Some(crate::model::NetworkIpv6 {
+        subnet: "fd00:1::/64".parse().expect("a subnet"),
+        gateway: "fd00:1::1".parse().expect("an address"),
+        next_address: "fd00:1::2".parse().expect("an address"),
+    });
+    let web = state.endpoints.get_mut(&Id::from_text("endpoint-web")).expect("web");
+    web.ip6 = Some("fd00:1::5".parse().expect("an address"));
+    let found = state.network("mynet").expect("mynet");
+    let shown = serde_json::to_value(network(&state, found, &Id::from_text("node2"), false));
+    let shown = shown.expect("JSON");
+    assert_eq!(shown["EnableIPv6"], true);
+    assert_eq!(
+        shown["IPAM"]["Config"],
+        json!([
+            {"Subnet": "10.0.0.0/24", "Gateway": "10.0.0.1"},
+            {"Subnet": "fd00:1::/64", "Gateway": "fd00:1::1"},
+        ])
+    );
+    let containers = &shown["Containers"];
+    assert_eq!(containers["container-web"]["IPv6Address"], "fd00:1::5/64");
+    assert_eq!(containers["container-hello.2"]["IPv6Address"], "", "made before it was");
+}
+
+#[test]
 fn verbose_adds_the_services_with_backends_on_all_nodes() {
     let shown = inspected("mynet", "node3", true);
     assert_eq!(

@@ -6,7 +6,7 @@
 use std::{
     fs::File as OpenFile,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -42,7 +42,7 @@ impl File {
 }
 
 /// `/etc/hostname` and `/etc/hosts` of a container with addresses.
-pub(super) fn with_network(hostname: &str, name: &str, addresses: &[Ipv4Addr]) -> Vec<File> {
+pub(super) fn with_network(hostname: &str, name: &str, addresses: &[IpAddr]) -> Vec<File> {
     let names = if hostname == name { name.to_owned() } else { format!("{hostname} {name}") };
     let lines: String = addresses.iter().map(|ip| format!("{ip} {names}\n")).collect();
     vec![File::hostname(hostname), File::hosts(&lines)]
@@ -51,7 +51,7 @@ pub(super) fn with_network(hostname: &str, name: &str, addresses: &[Ipv4Addr]) -
 /// The same for a namespace with only `lo`; without a host name the host's files stay.
 pub(super) fn without_network(hostname: Option<&String>) -> Vec<File> {
     match hostname {
-        Some(name) => with_network(name, name, &[Ipv4Addr::new(127, 0, 1, 1)]),
+        Some(name) => with_network(name, name, &[Ipv4Addr::new(127, 0, 1, 1).into()]),
         None => vec![],
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn of_container(target: &LocalContainer) -> Etc {
     };
     let hostname = theirs("hostname").map(|text| text.trim().to_owned());
     let hostname = hostname.filter(|name| !name.is_empty()).unwrap_or_else(|| target.name.clone());
-    let addresses: Vec<_> = target.interfaces.iter().map(|i| i.address.addr()).collect();
+    let addresses: Vec<_> = target.interfaces.iter().flat_map(|i| i.addresses()).collect();
     let mut files = with_network(&hostname, &target.name, &addresses);
     if let Some(text) = theirs("hosts") {
         files[1].text = text;

@@ -181,7 +181,7 @@ async fn run_attached(
 /// What the container's `/etc` says.
 fn etc(args: &RunArgs, attached: &Attached) -> Etc {
     let hostname = args.hostname.clone().unwrap_or_else(|| attached.name.clone());
-    let addresses: Vec<_> = attached.interfaces.iter().map(|i| i.address.addr()).collect();
+    let addresses: Vec<_> = attached.interfaces.iter().flat_map(|i| i.addresses()).collect();
     let mut files = files::with_network(&hostname, &attached.name, &addresses);
     files.push(File::resolv_conf());
     Etc { hostname: Some(hostname), files }

@@ -18,11 +18,13 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 19] = [
+pub(super) const MAPS: [&str; 21] = [
     "config",
     "networks",
     "endpoints",
+    "endpoints6",
     "links",
+    "links6",
     "peers",
     "services",
     "rr_cursor",

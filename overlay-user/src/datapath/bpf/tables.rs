@@ -10,9 +10,9 @@ use nix::libc;
 use overlay_common::{
     Be32, Reason,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, EndpointKey,
-        Link, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey,
-        Subnet, SubnetKey, Usage,
+        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key,
+        EndpointKey, Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey,
+        Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
     },
 };
 
@@ -28,7 +28,9 @@ const NOEXIST: u64 = 1;
 pub(super) struct AgentTables {
     networks: Table<u32, Network>,
     endpoints: Table<EndpointKey, Endpoint>,
+    endpoints6: Table<Endpoint6Key, Endpoint>,
     links: Table<u32, Link>,
+    links6: Table<u32, Link6>,
     peers: Table<PeerKey, Peer>,
     services: Table<u32, Service>,
     rr_cursor: Table<u32, Cursor>,
@@ -45,7 +47,9 @@ impl AgentTables {
         Ok(Self {
             networks: take(ebpf, "networks")?,
             endpoints: take(ebpf, "endpoints")?,
+            endpoints6: take(ebpf, "endpoints6")?,
             links: take(ebpf, "links")?,
+            links6: take(ebpf, "links6")?,
             peers: take(ebpf, "peers")?,
             services: take(ebpf, "services")?,
             rr_cursor: take(ebpf, "rr_cursor")?,
@@ -62,7 +66,9 @@ impl AgentTables {
         Ok(DatapathState {
             networks: collect("networks", &self.networks)?,
             endpoints: collect("endpoints", &self.endpoints)?,
+            endpoints6: collect("endpoints6", &self.endpoints6)?,
             links: collect("links", &self.links)?,
+            links6: collect("links6", &self.links6)?,
             peers: collect("peers", &self.peers)?,
             services: collect("services", &self.services)?,
             slots: collect("slots", &self.slots)?,
@@ -78,7 +84,9 @@ impl AgentTables {
         let (map, outcome) = match op {
             MapOp::Network(key, value) => ("networks", set(&mut self.networks, key, value)),
             MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
+            MapOp::Endpoint6(key, value) => ("endpoints6", set(&mut self.endpoints6, key, value)),
             MapOp::Link(key, value) => ("links", set(&mut self.links, key, value)),
+            MapOp::Link6(key, value) => ("links6", set(&mut self.links6, key, value)),
             MapOp::Peer(key, value) => ("peers", set(&mut self.peers, key, value)),
             MapOp::Service(key, value) => ("services", self.set_service(*key, value)),
             MapOp::Slot(key, value) => ("slots", set(&mut self.slots, key, value)),

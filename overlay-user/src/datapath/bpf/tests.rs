@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use overlay_common::{
-    Be16, Be32,
+    Be16, Be32, Ip6,
     maps::{
-        Backend, EndpointKey, Network, PeerKey, Published, PublishedKey, Service, SlotKey,
-        SubnetKey,
+        Backend, Endpoint6Key, EndpointKey, Network, PeerKey, Published, PublishedKey, Service,
+        SlotKey, SubnetKey,
     },
 };
 
@@ -101,7 +101,10 @@ fn state() -> DatapathState {
     let network = Network { subnet: ip(0), mtu: 1450, ..Network::default() };
     state.networks.insert(4097, network);
     state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(2) }, Default::default());
+    let ip6 = Ip6::from_octets([0xfd; 16]);
+    state.endpoints6.insert(Endpoint6Key { vni: 4097, ip: ip6 }, Default::default());
     state.links.insert(3, Default::default());
+    state.links6.insert(3, Default::default());
     state.peers.insert(PeerKey { vni: 4097, node: ip(9) }, Default::default());
     state.services.insert(7, Service { vni: 4097, vip: ip(5), slots: 1, flags: 0 });
     state.slots.insert(SlotKey { service: 7, index: 0 }, 11);
@@ -433,6 +436,7 @@ fn endpoints_reach_each_other_and_a_restart_loses_no_packet() {
             mac: Mac::of_ip(ip(last)),
             address: format!("10.0.1.{last}/24").parse().expect("an address"),
             gateway: Some([10, 0, 1, 1].into()),
+            ipv6: None,
             mtu: 1450,
         };
         let ifindex = host.netns.block_on(async {

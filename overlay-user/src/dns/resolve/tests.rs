@@ -1,3 +1,5 @@
+use std::net::Ipv6Addr;
+
 use super::*;
 use crate::{
     dns::testing::{Cluster, id, question},
@@ -155,6 +157,55 @@ fn a_known_name_without_such_a_record_is_empty_and_never_forwarded() {
         }
     }
     assert_eq!(ask("client", "hello.", RecordType::ANY), ips(&["10.0.1.2"]));
+}
+
+/// The cluster with mynet dual-stack: fd00:1::X beside 10.0.1.X.
+fn dual_stack() -> Cluster {
+    let mut cluster = cluster().edit_network("mynet", |n| {
+        n.ipv6 = Some(crate::model::NetworkIpv6 {
+            subnet: "fd00:1::/64".parse().expect("a subnet"),
+            gateway: "fd00:1::1".parse().expect("an address"),
+            next_address: "fd00:1::1".parse().expect("an address"),
+        });
+    });
+    for endpoint in cluster.state.endpoints.values_mut().filter(|e| e.network == id("mynet")) {
+        let [.., last] = endpoint.ip.octets();
+        endpoint.ip6 = Some(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, last.into()));
+    }
+    cluster
+}
+
+#[test]
+fn containers_and_tasks_of_a_dual_stack_network_have_ipv6_addresses_and_vips_have_none() {
+    let directory = dual_stack().directory();
+    let ask = |name: &str, kind| resolve(&directory, &id("client"), &question(name, kind));
+    let ip6 = |texts: &[&str]| {
+        Answer::Addresses6(texts.iter().map(|t| t.parse().expect("an address")).collect())
+    };
+    let aaaa = RecordType::AAAA;
+    assert_eq!(ask("my_app.", aaaa), ip6(&["fd00:1::1f"]));
+    assert_eq!(ask("tasks.hello.mynet.", aaaa), ip6(&["fd00:1::b", "fd00:1::c"]));
+    assert_eq!(ask("rr.", aaaa), ip6(&["fd00:1::15", "fd00:1::16"]), "dnsrr");
+    assert_eq!(ask("hello.", aaaa), Answer::NoData, "a VIP is IPv4");
+    assert_eq!(ask("hello.", RecordType::A), ips(&["10.0.1.2"]));
+    assert_eq!(ask("my_app.", RecordType::A), ips(&["10.0.1.31"]));
+    assert_eq!(ask("mate.", aaaa), Answer::NoData, "on a network of IPv4 alone");
+    assert_eq!(ask("nothing.", aaaa), Answer::Forward);
+}
+
+#[test]
+fn ipv6_addresses_have_names() {
+    let directory = dual_stack().directory();
+    let ptr = |address: &str| {
+        let address: std::net::IpAddr = address.parse().expect("an address");
+        let query = Query::query(Name::from(address), RecordType::PTR);
+        resolve(&directory, &id("client"), &query)
+    };
+    assert_eq!(ptr("fd00:1::b"), Answer::Name("hello.1.mynet".to_owned()));
+    assert_eq!(ptr("fd00:1::77"), Answer::NameError, "the subnet is ours alone");
+    assert_eq!(ptr("fd00:2::b"), Answer::Forward);
+    let short = resolve(&directory, &id("client"), &question("1.ip6.arpa.", RecordType::PTR));
+    assert_eq!(short, Answer::Forward);
 }
 
 #[test]

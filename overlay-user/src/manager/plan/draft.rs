@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use jiff::Timestamp;
 use overlay_common::INGRESS_VNI;
 
-use super::ipam;
+use super::{ipam, ipam6};
 use crate::{
     api::ApiError,
     manager::error::{conflict, exhausted, internal, invalid},
@@ -32,6 +32,8 @@ pub(in crate::manager) struct Draft<'a> {
     networks: BTreeMap<Id, Network>,
     /// Addresses in use by network and, on node-local networks, node.
     used: HashMap<(Id, Option<Id>), HashSet<u32>>,
+    /// IPv6 addresses in use by network.
+    used6: HashMap<Id, HashSet<u128>>,
     changes: Vec<Change>,
 }
 
@@ -47,6 +49,7 @@ impl<'a> Draft<'a> {
             cluster,
             networks: BTreeMap::new(),
             used: HashMap::new(),
+            used6: HashMap::new(),
             changes: Vec::new(),
         })
     }
@@ -119,6 +122,51 @@ impl<'a> Draft<'a> {
         }
         if !self.used(&network, node).insert(ip.to_bits()) {
             let by = ipam::user_of(self.state, &network, node, ip)
+                .unwrap_or_else(|| "this request".to_owned());
+            return Err(conflict(format!(
+                "address {ip} of network {} is in use by {by}",
+                network.name
+            ))
+            .hint("choose another one, or leave out --ip for the next free one"));
+        }
+        Ok(())
+    }
+
+    /// The next free IPv6 address of a network; `None` when it has none of that family.
+    pub fn allocate6(&mut self, network: &Id) -> Result<Option<Ipv6Addr>, ApiError> {
+        let network = self.network(network)?.clone();
+        let Some(mut ipv6) = network.ipv6.clone() else { return Ok(None) };
+        let used = self.used6.entry(network.id.clone());
+        let used = used.or_insert_with(|| ipam6::used(self.state, &network));
+        let address = ipam6::next_free(&ipv6, used).ok_or_else(|| {
+            exhausted(format!(
+                "network {} has no free IPv6 address: all of {} are in use",
+                network.name, ipv6.subnet
+            ))
+            .hint("remove containers from it, or make a network with a larger --subnet")
+        })?;
+        used.insert(address.to_bits());
+        ipv6.next_address = ipam6::after(ipv6.subnet, address);
+        self.networks.insert(network.id.clone(), Network { ipv6: Some(ipv6), ..network });
+        Ok(Some(address))
+    }
+
+    /// Takes a certain IPv6 address of a network.
+    pub fn reserve6(&mut self, network: &Id, ip: Ipv6Addr) -> Result<(), ApiError> {
+        let network = self.network(network)?.clone();
+        let Some(ipv6) = &network.ipv6 else {
+            return Err(invalid(format!("network {} has no IPv6", network.name))
+                .hint("leave out the IPv6 --ip, or make a network with --ipv6"));
+        };
+        if !ipam6::usable(ipv6.subnet).contains(&ip.to_bits()) {
+            return Err(invalid(format!(
+                "address {ip} is not one for hosts in network {} ({})",
+                network.name, ipv6.subnet
+            )));
+        }
+        let used = self.used6.entry(network.id.clone());
+        if !used.or_insert_with(|| ipam6::used(self.state, &network)).insert(ip.to_bits()) {
+            let by = ipam6::user_of(self.state, &network.id, ipv6, ip)
                 .unwrap_or_else(|| "this request".to_owned());
             return Err(conflict(format!(
                 "address {ip} of network {} is in use by {by}",

@@ -39,6 +39,13 @@ pub(in crate::manager) fn create(
             }
             None => draft.allocate(&network.id, &request.node)?,
         };
+        let ip6 = match request.ip6 {
+            Some(ip6) => {
+                draft.reserve6(&network.id, ip6)?;
+                Some(ip6)
+            }
+            None => draft.allocate6(&network.id)?,
+        };
         endpoints.push(Endpoint {
             id: Id::random(),
             number: draft.number()?,
@@ -47,6 +54,7 @@ pub(in crate::manager) fn create(
             network: network.id.clone(),
             node: request.node.clone(),
             ip,
+            ip6,
             aliases: request.aliases.clone(),
             service: service.map(|s| s.id.clone()),
             state: EndpointState::Starting,
@@ -102,7 +110,7 @@ fn check<'a>(
         }
     }
     let networks = networks(state, request, service)?;
-    if request.ip.is_some() && networks.len() != 1 {
+    if (request.ip.is_some() || request.ip6.is_some()) && networks.len() != 1 {
         return Err(invalid(format!(
             "a fixed address needs exactly one network, and {} are given",
             networks.len()

@@ -181,6 +181,7 @@ fn bridge(state: &ClusterState, subnet: Ipv4Net, now: Timestamp) -> Result<Netwo
         labels: BTreeMap::new(),
         options: BTreeMap::new(),
         next_address: Ipv4Addr::UNSPECIFIED,
+        ipv6: None,
     };
     network::with_addresses(network, &NetworkCreate::default())
 }

@@ -5,6 +5,7 @@ pub(super) mod draft;
 pub(super) mod endpoint;
 pub(super) mod init;
 pub(super) mod ipam;
+pub(super) mod ipam6;
 pub(super) mod network;
 pub(super) mod node;
 pub(super) mod port;

@@ -9,7 +9,7 @@ use overlay_common::INGRESS_VNI;
 use super::{
     Planned,
     draft::{Draft, MAX_VNI},
-    ipam,
+    ipam, ipam6,
 };
 use crate::{
     api::{ApiError, NetworkCreate, Reference},
@@ -51,6 +51,7 @@ pub(in crate::manager) fn create(
         )));
     }
     let vni = choose_vni(&mut draft, request)?;
+    let ipv6 = request.ipv6.map(|asked| ipam6::plan(state, request, vni, asked)).transpose()?;
     let network = with_addresses(
         Network {
             id: Id::random(),
@@ -70,6 +71,7 @@ pub(in crate::manager) fn create(
             labels: request.labels.clone(),
             options: BTreeMap::new(),
             next_address: Ipv4Addr::UNSPECIFIED,
+            ipv6,
         },
         request,
     )?;

@@ -241,6 +241,17 @@ impl World {
             }
             unique("address", taken.into_iter());
         }
+        for network in state.networks.values() {
+            let gateway = network.ipv6.as_ref().map(|ipv6| ipv6.gateway);
+            let mut endpoints = state.endpoints_of(&network.id);
+            assert!(endpoints.all(|e| e.ip6.is_some() == network.ipv6.is_some()));
+            let endpoints = state.endpoints_of(&network.id);
+            let taken: Vec<_> =
+                gateway.into_iter().chain(endpoints.filter_map(|e| e.ip6)).collect();
+            let subnet = network.ipv6.as_ref().map(|ipv6| ipv6.subnet);
+            assert!(taken.iter().all(|ip| subnet.is_some_and(|subnet| subnet.contains(ip))));
+            unique("IPv6 address", taken.into_iter());
+        }
         if state.ingress().is_none() {
             assert!(state.nodes.values().all(|n| n.ingress_ip.is_unspecified()));
         }

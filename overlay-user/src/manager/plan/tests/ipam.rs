@@ -35,6 +35,7 @@ fn network(subnet: Ipv4Net, ip_range: Option<Ipv4Net>) -> Network {
         labels: BTreeMap::new(),
         options: BTreeMap::new(),
         next_address: Ipv4Addr::UNSPECIFIED,
+        ipv6: None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod endpoint;
 mod init;
 mod ipam;
+mod ipam6;
 mod network;
 mod node;
 mod port;

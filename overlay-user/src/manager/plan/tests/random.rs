@@ -5,13 +5,15 @@ use proptest::{prelude::*, sample::Index};
 
 use super::super::testing::{World, names, ports};
 use crate::{
-    api::{EndpointCreate, ErrorCode, NetworkCreate, ServiceCreate, ServiceUpdate},
+    api::{
+        EndpointCreate, ErrorCode, NetworkCreate, NetworkCreateIpv6, ServiceCreate, ServiceUpdate,
+    },
     model::{EndpointMode, NodeState},
 };
 
 #[derive(Clone, Debug)]
 enum Step {
-    Network { name: u8, subnet: Option<u8>, internal: bool },
+    Network { name: u8, subnet: Option<u8>, internal: bool, ipv6: Option<bool> },
     Ingress,
     RemoveNetwork(Index),
     Service { name: u8, networks: Vec<Index>, ports: usize, dnsrr: bool },
@@ -40,8 +42,10 @@ fn step() -> impl Strategy<Value = Step> {
     let index = any::<Index>;
     let list = || prop::collection::vec(any::<Index>(), 0..3);
     prop_oneof![
-        2 => (0..6_u8, prop::option::of(0..4_u8), any::<bool>())
-            .prop_map(|(name, subnet, internal)| Step::Network { name, subnet, internal }),
+        2 => (0..6_u8, prop::option::of(0..4_u8), any::<bool>(), prop::option::of(any::<bool>()))
+            .prop_map(|(name, subnet, internal, ipv6)| {
+                Step::Network { name, subnet, internal, ipv6 }
+            }),
         1 => Just(Step::Ingress),
         1 => index().prop_map(Step::RemoveNetwork),
         3 => (0..8_u8, list(), 0..PORTS.len(), any::<bool>())
@@ -86,12 +90,16 @@ fn run(world: &mut World, step: Step) -> Option<Result<(), crate::api::ApiError>
         list.into_iter().filter_map(|i| network_name(world, i)).collect::<Vec<String>>()
     };
     Some(match step {
-        Step::Network { name, subnet, internal } => {
+        Step::Network { name, subnet, internal, ipv6 } => {
+            // Half of them with a subnet that is soon full, and that only one can have.
+            let tiny = || "fd00:1::/126".parse().expect("a subnet");
+            let subnet6 = |tight: bool| tight.then(tiny);
+            let ipv6 = ipv6.map(|t| NetworkCreateIpv6 { subnet: subnet6(t), gateway: None });
             let subnet = subnet.map(|n| format!("10.0.{n}.0/29").parse().expect("a subnet"));
             let name = format!("n{name}");
             let attachable = true;
             let request =
-                NetworkCreate { name, subnet, internal, attachable, ..Default::default() };
+                NetworkCreate { name, subnet, internal, ipv6, attachable, ..Default::default() };
             world.network(request).map(drop)
         }
         Step::Ingress => {

@@ -1,0 +1,255 @@
+//! IPv6 on dual-stack networks: neighbour discovery, and packets from endpoint to endpoint.
+
+use std::net::Ipv6Addr;
+
+use overlay_common::{
+    Ip6, Mac, Reason,
+    maps::{
+        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
+        Endpoint, Endpoint6Key, Link, Link6,
+    },
+};
+
+use super::{
+    frame::{ETHERNET, Ethernet, IPV6, TUNNEL, bytes, half, ones_complement, put, updated},
+    walk::{End, Outcome, Walk, marked},
+};
+
+/// Next-header number of ICMPv6.
+const ICMPV6: u8 = 58;
+
+/// An IPv6 header (RFC 8200, section 3).
+#[derive(Clone, Copy)]
+struct Header {
+    at: usize,
+    version: u8,
+    payload: usize,
+    next: u8,
+    hop_limit: u8,
+    src: Ipv6Addr,
+    dst: Ipv6Addr,
+}
+
+impl Header {
+    fn at(frame: &[u8], at: usize) -> Result<Self, Reason> {
+        let header: [u8; 40] = bytes(frame, at).ok_or(Reason::Truncated)?;
+        let address = |at| bytes::<16>(&header, at).map(Ipv6Addr::from).ok_or(Reason::Truncated);
+        let header = Self {
+            at,
+            version: header[0] >> 4,
+            payload: usize::from(header[4]) << 8 | usize::from(header[5]),
+            next: header[6],
+            hop_limit: header[7],
+            src: address(8)?,
+            dst: address(24)?,
+        };
+        if header.version != 6 {
+            return Err(Reason::Malformed);
+        }
+        if header.body() + header.payload > frame.len() {
+            return Err(Reason::Truncated);
+        }
+        Ok(header)
+    }
+
+    fn body(&self) -> usize {
+        self.at + 40
+    }
+}
+
+/// `fe80::` and the modified EUI-64 of a MAC (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.bytes();
+    let id = [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f];
+    Ipv6Addr::from(0xfe80 << 112 | u128::from(u64::from_be_bytes(id)))
+}
+
+impl Walk<'_> {
+    /// What an IPv6 address of a network is. "Link-local addresses follow from the MAC": they are
+    /// those of the endpoints that `endpoints` holds.
+    fn endpoint6(&self, vni: u32, ip: Ipv6Addr) -> Option<Endpoint> {
+        let agent = &self.tables.agent;
+        let by_mac = || {
+            let mut of_network = agent.endpoints.iter().filter(|(key, _)| key.vni == vni);
+            of_network.find(|(key, _)| link_local(Mac::of_ip(key.ip)) == ip).map(|(_, e)| e)
+        };
+        let found = if ip.is_unicast_link_local() {
+            by_mac()
+        } else {
+            agent.endpoints6.get(&Endpoint6Key { vni, ip: ip.into() })
+        };
+        // VIPs and the node itself are reached by IPv4 only.
+        found.filter(|e| e.kind != ENDPOINT_SERVICE && e.flags & ENDPOINT_FLAG_HOST == 0).copied()
+    }
+}
+
+/// From an endpoint. "An interface without an entry [in links6] speaks no IPv6."
+pub fn from_container(walk: &mut Walk<'_>, ifindex: u32, link: Link, sent: Ethernet) -> Outcome {
+    let own = *walk.tables.agent.links6.get(&ifindex).ok_or(Reason::UnsupportedProtocol)?;
+    let ip = Header::at(&walk.frame, ETHERNET)?;
+    let its_own = [Ipv6Addr::from(own.ip), link_local(link.mac), Ipv6Addr::UNSPECIFIED];
+    if !its_own.contains(&ip.src) {
+        return Err(Reason::SpoofedSource);
+    }
+    if ip.next == ICMPV6 {
+        let [kind] =
+            bytes(&walk.frame, ip.body()).filter(|_| ip.payload >= 4).ok_or(Reason::Truncated)?;
+        // RFC 4861, section 4: solicitations, advertisements and redirects.
+        if (133..=137).contains(&kind) {
+            return discovery(walk, &link, &own, &ip);
+        }
+    }
+    if ip.dst.is_multicast() || sent.dst.is_group() {
+        return Err(Reason::Multicast);
+    }
+    if ip.src.is_unspecified() {
+        return Err(Reason::SpoofedSource);
+    }
+    let Some(endpoint) = walk.endpoint6(link.vni, ip.dst) else {
+        return Err(nowhere(&own, ip.dst));
+    };
+    match endpoint.kind {
+        ENDPOINT_GATEWAY if ip.next == ICMPV6 => echo(walk, &ip, sent),
+        ENDPOINT_GATEWAY => Err(Reason::GatewayPort),
+        ENDPOINT_LOCAL | ENDPOINT_REMOTE => {
+            hidden_discovery(walk, &ip)?;
+            if endpoint.kind == ENDPOINT_LOCAL {
+                return walk.deliver_as(IPV6, &endpoint, sent.src, Reason::DeliveredLocal);
+            }
+            let inner = Ethernet { dst: endpoint.mac, ..sent };
+            walk.tunnel(link.vni, endpoint.node.into(), inner)
+        }
+        _ => Err(Reason::NoEndpoint),
+    }
+}
+
+fn nowhere(own: &Link6, dst: Ipv6Addr) -> Reason {
+    let bits = |ip: Ip6| Ipv6Addr::from(ip).to_bits();
+    let mask = bits(own.mask);
+    if dst.is_unicast_link_local() || dst.to_bits() & mask == bits(own.ip) & mask {
+        Reason::NoEndpoint
+    } else {
+        Reason::NoWayOut
+    }
+}
+
+/// Neighbour discovery behind up to eight extension headers (RFC 8200, section 4; RFC 4302;
+/// RFC 6275; RFC 7401; RFC 5533) is refused as well.
+fn hidden_discovery(walk: &Walk<'_>, ip: &Header) -> Result<(), Reason> {
+    let (mut next, mut at) = (ip.next, ip.body());
+    if next == ICMPV6 {
+        return Ok(());
+    }
+    for _ in 0..8 {
+        if next == ICMPV6 {
+            let [kind] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
+            return if (133..=137).contains(&kind) { Err(Reason::NdUnknown) } else { Ok(()) };
+        }
+        if ![0, 43, 51, 60, 135, 139, 140].contains(&next) {
+            return Ok(());
+        }
+        let [following, length] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
+        let length = usize::from(length);
+        at += if next == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
+        next = following;
+    }
+    Err(Reason::Malformed)
+}
+
+/// A solicitation for what an endpoint or the gateway has is answered (RFC 4861, section 7.2.4).
+fn discovery(walk: &mut Walk<'_>, link: &Link, own: &Link6, ip: &Header) -> Outcome {
+    let at = ip.body();
+    if walk.frame[at] != 135 {
+        return Err(Reason::NdUnknown);
+    }
+    let message: [u8; 24] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
+    let option: Option<[u8; 8]> = bytes(&walk.frame, at + 24).filter(|_| ip.payload >= 32);
+    if ip.payload < 24 {
+        return Err(Reason::Truncated);
+    }
+    let target = Ipv6Addr::from(bytes::<16>(&message, 8).ok_or(Reason::Truncated)?);
+    let is_empty = option.is_some_and(|option| option[1] == 0);
+    if ip.hop_limit != 255 || message[1] != 0 || target.is_multicast() || is_empty {
+        return Err(Reason::Malformed);
+    }
+    let tells = option.filter(|option| option[0] == 1);
+    let is_probe = ip.src.is_unspecified();
+    let to_solicited_node = ip.dst.octets()[..13] == [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
+    if is_probe && (tells.is_some() || !to_solicited_node) {
+        return Err(Reason::Malformed);
+    }
+    if tells.is_some_and(|option| option[2..] != link.mac.bytes()) {
+        return Err(Reason::SpoofedSource);
+    }
+    let owner = walk
+        .endpoint6(link.vni, target)
+        .filter(|owner| [ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_GATEWAY].contains(&owner.kind))
+        .filter(|_| target != Ipv6Addr::from(own.ip) && target != link_local(link.mac))
+        .ok_or(Reason::NdUnknown)?;
+    advertise(walk, (ip.src, link.mac), target, &owner);
+    Ok(End::Sent(Reason::NdAnswered))
+}
+
+fn advertise(walk: &mut Walk<'_>, asker: (Ipv6Addr, Mac), target: Ipv6Addr, owner: &Endpoint) {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let is_probe = asker.0.is_unspecified();
+    let to = if is_probe { all_nodes } else { asker.0 };
+    let dst = if is_probe { Mac::new([0x33, 0x33, 0, 0, 0, 1]) } else { asker.1 };
+    // Override; solicited unless it goes to all nodes; router.
+    let mut flags = 0x20;
+    flags |= if is_probe { 0 } else { 0x40 };
+    flags |= if owner.kind == ENDPOINT_GATEWAY { 0x80 } else { 0 };
+    let mut message = vec![136, 0, 0, 0, flags, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend([2, 1]);
+    message.extend(owner.mac.bytes());
+    let addresses = [target.octets(), to.octets()].concat();
+    let pseudo = [&addresses[..], &[0, 0, 0, 32, 0, 0, 0, ICMPV6], &message].concat();
+    put(&mut message, 2, &ones_complement(&pseudo).to_be_bytes());
+    let mut frame = Ethernet { dst, src: owner.mac, kind: IPV6 }.bytes().to_vec();
+    frame.extend([0x60, 0, 0, 0, 0, 32, ICMPV6, 255]);
+    frame.extend(addresses);
+    frame.extend(message);
+    walk.frame = frame;
+}
+
+/// The gateway answers echo requests (RFC 4443, section 4) and no other ICMPv6.
+fn echo(walk: &mut Walk<'_>, ip: &Header, sent: Ethernet) -> Outcome {
+    let at = ip.body();
+    let kind: [u8; 2] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
+    if kind != [128, 0] {
+        return Err(Reason::GatewayPort);
+    }
+    let checksum = half(&walk.frame, at + 2).ok_or(Reason::Truncated)?;
+    let frame = &mut walk.frame;
+    put(frame, at, &[129, 0]);
+    put(frame, at + 2, &updated(checksum, &kind, &[129, 0]).to_be_bytes());
+    put(frame, ip.at + 8, &ip.dst.octets());
+    put(frame, ip.at + 24, &ip.src.octets());
+    put(frame, 0, &Ethernet { dst: sent.src, src: sent.dst, ..sent }.bytes());
+    Ok(End::Sent(Reason::EchoAnswered))
+}
+
+/// From another node: only for endpoints here, only from endpoints of that node.
+pub fn from_tunnel(
+    walk: &mut Walk<'_>,
+    (vni, sender): (u32, std::net::Ipv4Addr),
+    outer_ecn: u8,
+) -> Outcome {
+    let ip = Header::at(&walk.frame, TUNNEL + ETHERNET)?;
+    // The ECN field is bits 10 and 11 of the header (RFC 8200, section 3; RFC 3168, section 5).
+    let byte = walk.frame[ip.at + 1];
+    let ecn = marked(byte >> 4 & 3, outer_ecn).ok_or(Reason::EcnUnexpected)?;
+    walk.frame[ip.at + 1] = byte & 0xcf | ecn << 4;
+    let endpoint = walk
+        .endpoint6(vni, ip.dst)
+        .filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL)
+        .ok_or(Reason::NoEndpoint)?;
+    walk.party.slot = endpoint.slot;
+    let from = walk
+        .endpoint6(vni, ip.src)
+        .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == sender.into())
+        .ok_or(Reason::SpoofedInnerSource)?;
+    walk.pop();
+    walk.deliver_as(IPV6, &endpoint, from.mac, Reason::Decapsulated)
+}
