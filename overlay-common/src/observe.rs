@@ -78,6 +78,7 @@ ways! {
     8 = Received DeliveredLocal;
     9 = Received Decapsulated;
     10 = Received DeliveredHost;
+    11 = Received XdpDecapsulated;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

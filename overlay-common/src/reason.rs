@@ -139,6 +139,8 @@ reasons! {
     HandedUp = 39, Forward, "handed_up";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
+    /// Decapsulated from another node and delivered by XDP.
+    XdpDecapsulated = 41, Forward, "xdp_decapsulated";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

@@ -92,8 +92,8 @@ pub fn probe_decap(ctx: TcContext) -> i32 {
     i32::from(vxlan::remove(&ctx, DECAP_L4_UDP).is_ok())
 }
 
-/// XDP on the underlay interface: peer check, published ports whose backend is remote, and their
-/// replies. Everything else passes to `from_underlay`.
+/// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose
+/// backend is remote, and their replies. Everything else passes to `from_underlay`.
 #[xdp]
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;

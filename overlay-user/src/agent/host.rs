@@ -173,6 +173,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             underlay_mac: underlay.mac,
             // For the datapath to fill in.
             decap_flags: 0,
+            flags: self.config.xdp.flags(underlay),
+            reserved: 0,
         };
         Ok(self.datapath.set_config(&config)?)
     }

@@ -67,6 +67,8 @@ pub struct UnderlayFacts {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Whether what it receives has its checksums filled in, as on the wire of a NIC.
+    pub checksums: bool,
 }
 
 /// The host link: a veth pair with both ends in the host's namespace. Packets that the host routes

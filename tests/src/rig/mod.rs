@@ -155,6 +155,7 @@ impl Rig {
             vxlan_port: Be16::new(4789),
             underlay_mac: Mac::new(NODE_MAC),
             decap_flags: self.decap_flags,
+            flags: maps::CONFIG_XDP_DECAP,
             ..Config::default()
         }
     }
