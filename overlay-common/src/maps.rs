@@ -61,6 +61,10 @@ pub struct Config {
     pub outside_ports: [u16; 2],
     /// Most flows to the outside that an endpoint may have at a time.
     pub outside_flows: u32,
+    /// Bits of `CONFIG_*`.
+    pub flags: u32,
+    /// Spare, zero.
+    pub reserved: u32,
 }
 
 impl Config {
@@ -71,6 +75,10 @@ impl Config {
         first <= port.get() && port.get() <= last
     }
 }
+
+/// `xdp_underlay` may decapsulate: what it sees has its checksums filled in, or XDP is generic and the
+/// kernel still knows which are not. Native XDP on a veth forgets that (`veth_xdp_rcv_skb`).
+pub const CONFIG_XDP_DECAP: u32 = 1 << 0;
 
 /// Map `hops`, per-CPU array indexed by [`Hop::slot`]: what the host's routing table last said of the
 /// way to another node. Written and read by the programs only, each CPU by itself; an answer is used
@@ -562,6 +570,8 @@ mod tests {
             decap_flags,
             outside_ports,
             outside_flows,
+            flags,
+            reserved,
         });
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });
@@ -602,7 +612,7 @@ mod tests {
     #[test]
     fn layouts_are_those_of_version_1() {
         assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
-        assert_eq!(size_of::<Config>(), 56);
+        assert_eq!(size_of::<Config>(), 64);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
         assert_eq!(size_of::<Hop>(), 48);
         assert_eq!(size_of::<Network>(), 20);

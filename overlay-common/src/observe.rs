@@ -11,7 +11,7 @@ use crate::{Reason, maps::Counter, pod::plain};
 pub const ENDPOINT_SLOTS: usize = 1 << 11;
 
 /// Counters of one endpoint, each for one reason in one direction.
-pub const WAYS: usize = 16;
+pub const WAYS: usize = 24;
 
 /// Whether an endpoint sent a packet or was to receive it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +82,7 @@ ways! {
     12 = Sent TtlExceededAnswered;
     13 = Sent HandedOver;
     14 = Sent NdAnswered;
+    15 = Received XdpDecapsulated;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

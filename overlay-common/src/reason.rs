@@ -144,6 +144,8 @@ reasons! {
     HandedUp = 39, Forward, "handed_up";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
+    /// Decapsulated from another node and delivered by XDP.
+    XdpDecapsulated = 41, Forward, "xdp_decapsulated";
     /// A neighbour solicitation was answered.
     NdAnswered = 42, Forward, "nd_answered";
     /// Neighbour discovery that is not answered: for an address nobody has, or anything but a

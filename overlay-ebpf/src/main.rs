@@ -105,8 +105,8 @@ pub fn from_outside(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &Party::receiver(), underlay::receive_outside(&ctx))
 }
 
-/// XDP on the underlay interface: peer check, published ports whose backend is remote, and their
-/// replies. Everything else passes to `from_underlay`.
+/// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose
+/// backend is remote, and their replies. Everything else passes to `from_underlay`.
 #[xdp]
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;

@@ -1,6 +1,6 @@
-//! `xdp_underlay`: the way of published-port traffic through a node that has no backend itself,
-//! before the kernel makes an skb of it. What it does not handle passes to `from_underlay`; both
-//! share one conntrack table.
+//! `xdp_underlay`: tunnel packets to endpoints of this node, and the way of published-port traffic
+//! through a node that has no backend itself, before the kernel makes an skb of them. What it does
+//! not handle passes to `from_underlay`; both share one conntrack table.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -9,7 +9,10 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Mac, Plain, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, checksum, hash,
-    maps::{CONNTRACK_REPLY, Config, EndpointKey, Published},
+    maps::{
+        CONFIG_XDP_DECAP, CONNTRACK_REPLY, Config, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, Published,
+    },
     wire::{ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
 };
 
@@ -143,21 +146,39 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     Ok(Verdict::Done(send(ctx, hop.ifindex), Reason::XdpEncapsulated))
 }
 
-/// A tunnel packet: dropped here unless it comes from a node of the cluster; replies to clients
-/// outside leave from here.
+/// A checked tunnel packet whose inner IPv4 header has no options and is no fragment.
+struct Inner {
+    vni: u32,
+    /// VTEP of the node it came from.
+    sender: Be32,
+    ip: Ipv4,
+}
+
+/// A tunnel packet: dropped here unless it comes from a node of the cluster. Packets to endpoints of
+/// this node and replies to clients outside leave from here.
 #[inline(always)]
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
-    // What a stranger sends is dropped as that, whatever else is wrong with it.
     check_other(config, sender)?;
-    check_peer(sender)?;
+    let outcome = accept(ctx, config, sender, receiver);
+    if let Ok(Verdict::Done(..) | Verdict::Delivered(..)) = outcome {
+        return outcome;
+    }
+    // What a stranger sends is dropped as that, whatever else is wrong with it.
+    check_peer(sender).inspect_err(|_| *receiver = Party::receiver())?;
+    outcome
+}
+
+#[inline(always)]
+fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
     let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
     let vni = vni_of(&vxlan)?;
     receiver.vni = vni;
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
-    let inner: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
+    let ethernet: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
     let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;
     let length = (ctx.data_end() - ctx.data()) as u32;
-    let simple = inner.ethertype.get() == ETHERTYPE_IPV4
+    // Aggregates (generic XDP) are for TC.
+    let simple = ethernet.ethertype.get() == ETHERTYPE_IPV4
         && ip.version_ihl == 0x45
         && !ip.is_fragment()
         && length <= config.underlay_mtu + ETH_LEN as u32;
@@ -165,19 +186,69 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut P
         return Ok(Verdict::Pass);
     }
     check_ipv4(&ip, length - (INNER + ETH_LEN) as u32, false)?;
-    let work = work()?;
-    if flow(ctx, &ip, INNER + ETH_LEN, vni, &mut work.flow).is_none() {
+    let inner = Inner { vni, sender, ip };
+    match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
+            receiver.slot = endpoint.slot;
+            to_local(ctx, config, &inner, &endpoint)
+        }
+        Some(_) => Ok(Verdict::Pass),
+        None => reply(ctx, config, &inner),
+    }
+}
+
+/// To an endpoint of this node, from another endpoint of the network. TCP is left to TC: GRO joins
+/// its segments on their way there, with checksums that the NIC has verified, and one look at an
+/// aggregate costs less than many at its parts. So are flows that are translated here.
+#[inline(always)]
+fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoint) -> Outcome {
+    let Inner { vni, sender, ip } = inner;
+    if config.flags & CONFIG_XDP_DECAP == 0
+        || endpoint.flags & ENDPOINT_FLAG_HOST != 0
+        || ip.protocol == PROTO_TCP
+    {
         return Ok(Verdict::Pass);
     }
-    // Endpoints of the network are for TC; what is left may be a reply to a client outside.
-    if lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }).is_some()
+    let Some(from) = lookup(&ENDPOINTS, &EndpointKey { vni: *vni, ip: ip.saddr() }) else {
+        return Ok(Verdict::Pass);
+    };
+    if from.kind != ENDPOINT_REMOTE || from.node != *sender {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
+        let work = work()?;
+        if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_some()
+            && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
+        {
+            return Ok(Verdict::Pass);
+        }
+    }
+    // SAFETY: the context is the program's own.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, VXLAN_OVERHEAD as i32) } != 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    let ethertype = Be16::new(ETHERTYPE_IPV4);
+    write(ctx, 0, Ethernet { dst: endpoint.mac, src: from.mac, ethertype })?;
+    // What leaves by the host's end of a veth arrives at the container's, where NAPI takes it.
+    // SAFETY: a helper without preconditions.
+    let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
+    Ok(Verdict::Delivered(action as i32, Reason::XdpDecapsulated, endpoint.slot))
+}
+
+/// To nobody's address: it may be the reply of a flow from outside.
+#[inline(always)]
+fn reply(ctx: &XdpContext, config: &Config, inner: &Inner) -> Outcome {
+    let Inner { vni, sender, ip } = inner;
+    check_peer(*sender)?;
+    let work = work()?;
+    if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_none()
         || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
         || work.entry.vni != UNDERLAY_VNI
     {
         return Ok(Verdict::Pass);
     }
-    check_backend(&work.entry, sender)?;
-    to_client(ctx, config, &ip, work)
+    check_backend(&work.entry, *sender)?;
+    to_client(ctx, config, ip, work)
 }
 
 #[inline(always)]

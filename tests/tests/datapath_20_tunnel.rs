@@ -1,10 +1,10 @@
-//! `from_underlay` and `xdp_underlay` on tunnel packets: who may send us what.
+//! `from_underlay` on tunnel packets: who may send us what.
 
 use std::net::Ipv4Addr;
 
 use overlay_common::{BRIDGE_VNI, Reason};
 use overlay_tests::rig::{
-    DROP, NODE, OTHER_VNI, PASS, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, mac, packets::*,
+    DROP, NODE, OTHER_VNI, PASS, REDIRECT, Rig, VNI, XDP_PASS, mac, packets::*,
 };
 
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
@@ -101,20 +101,6 @@ fn a_node_may_not_speak_for_another_nodes_endpoint() {
     });
     let ran = rig.run("from_underlay", &vxlan_from(other, VNI, &ping(FAR, HERE)));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedInnerSource][..]));
-}
-
-#[test]
-fn xdp_drops_what_is_no_peers_and_leaves_the_rest_to_tc() {
-    let mut rig = rig();
-    let frame = ping(FAR, HERE);
-    let stranger = Ipv4Addr::new(172, 16, 1, 66);
-    let ran = rig.run("xdp_underlay", &vxlan_from(stranger, VNI, &frame));
-    assert_eq!((ran.verdict, &ran.counted[..]), (XDP_DROP, &[Reason::NotPeer][..]));
-    let ran = rig.run("xdp_underlay", &vxlan(BRIDGE_VNI, &frame));
-    assert_eq!((ran.verdict, &ran.counted[..]), (XDP_DROP, &[Reason::InvalidVni][..]));
-    let packet = vxlan(VNI, &frame);
-    let ran = rig.run("xdp_underlay", &packet);
-    assert_eq!((ran.verdict, &ran.counted[..], ran.packet), (XDP_PASS, &[][..], packet));
 }
 
 #[test]

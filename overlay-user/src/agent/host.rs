@@ -190,6 +190,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             decap_flags: 0,
             outside_ports: self.config.outside_ports,
             outside_flows: self.config.outside_flows,
+            flags: self.config.xdp.flags(underlay),
+            reserved: 0,
         };
         Ok(self.datapath.set_config(&config)?)
     }

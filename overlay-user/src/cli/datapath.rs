@@ -173,6 +173,7 @@ async fn config(args: &LoadArgs) -> anyhow::Result<maps::Config> {
         underlay_mtu: facts.mtu,
         vxlan_port: overlay_common::Be16::new(args.data_path_port),
         underlay_mac: facts.mac,
+        flags: args.xdp.flags(&facts),
         ..maps::Config::default()
     })
 }

@@ -18,6 +18,8 @@ pub use observe::Breakdown;
 use overlay_common::maps;
 pub use state::{DatapathState, MapOp, diff};
 
+use crate::link::UnderlayFacts;
+
 /// XDP mode of the underlay interface.
 #[derive(
     Clone,
@@ -41,6 +43,18 @@ pub enum XdpMode {
     Generic,
     /// TC does everything.
     Off,
+}
+
+impl XdpMode {
+    /// What `xdp_underlay` may do in this mode on an underlay, as [`maps::Config::flags`].
+    pub fn flags(self, underlay: &UnderlayFacts) -> u32 {
+        let may_decapsulate = match self {
+            Self::Generic => true,
+            Self::Native | Self::Auto => underlay.checksums,
+            Self::Off => false,
+        };
+        if may_decapsulate { maps::CONFIG_XDP_DECAP } else { 0 }
+    }
 }
 
 /// Why the datapath refused or failed.

@@ -73,6 +73,8 @@ struct EthtoolValue {
     data: u32,
 }
 
+/// `ETHTOOL_GTXCSUM` of linux/ethtool.h.
+const ETHTOOL_GTXCSUM: u32 = 0x16;
 /// `ETHTOOL_SGRO` of linux/ethtool.h.
 const ETHTOOL_SGRO: u32 = 0x2c;
 /// `ETHTOOL_GDRVINFO` of linux/ethtool.h.
@@ -119,6 +121,15 @@ pub(crate) fn is_physical(device: &str) -> bool {
     ethtool(device, &raw mut info).is_ok() && info.bus[0] != 0 && !info.bus.starts_with(b"N/A")
 }
 
+/// Whether what the interface receives has its checksums filled in. A NIC's wire carries nothing else,
+/// and a driver that is handed unfinished packets by its other side (virtio) turns that off for XDP.
+/// On a veth the sender leaves the work undone unless its own offload is off, which nobody can see
+/// from here; a pair that is set up as a wire has it off at both ends, so this end is looked at.
+pub(super) fn receives_checksums(device: &str) -> bool {
+    let mut value = EthtoolValue { command: ETHTOOL_GTXCSUM, data: 1 };
+    is_physical(device) || (ethtool(device, &raw mut value).is_ok() && value.data == 0)
+}
+
 /// One `SIOCETHTOOL` call. `argument` points to a structure whose first word is the command.
 fn ethtool<T>(device: &str, argument: *mut T) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
@@ -158,7 +169,9 @@ mod tests {
             disable_ipv6("veth-a").expect("IPv6 off");
             assert!(!is_physical("veth-a"), "a veth is no physical device");
             assert!(!is_physical("lo"));
+            assert!(!receives_checksums("veth-a"), "a veth leaves checksums to the receiver");
             assert!(enable_gro("missing").is_err(), "a missing interface is an error");
+            assert!(!receives_checksums("missing"));
             assert!(set_sysctl("ipv4", "missing", "forwarding", "1").is_err());
             let read = |path: &str| std::fs::read_to_string(path).expect("a sysctl");
             assert_eq!(read("/proc/sys/net/ipv4/conf/veth-a/forwarding"), "1\n");

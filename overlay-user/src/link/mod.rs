@@ -71,6 +71,8 @@ pub struct UnderlayFacts {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Whether what it receives has its checksums filled in, as on the wire of a NIC.
+    pub checksums: bool,
 }
 
 /// An interface that leads outside.

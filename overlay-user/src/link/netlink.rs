@@ -3,7 +3,9 @@
 use std::{net::Ipv4Addr, path::Path};
 
 use super::{
-    EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut, endpoint, host, listen,
+    EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut,
+    device::receives_checksums,
+    endpoint, host, listen,
     netns::{Namespace, kernel},
     rtnl::{Family, Rtnl},
 };
@@ -35,7 +37,8 @@ impl Links for NetlinkLinks {
                 "it is no Ethernet interface; choose one with a MAC address (--iface)",
             ));
         };
-        Ok(UnderlayFacts { ifindex: device.index, mac, mtu: device.mtu })
+        let checksums = self.home.run(|| receives_checksums(iface))?;
+        Ok(UnderlayFacts { ifindex: device.index, mac, mtu: device.mtu, checksums })
     }
 
     async fn interface_with(&self, address: Ipv4Addr) -> Result<Option<String>, LinkError> {

@@ -25,6 +25,8 @@ const LINK_CREATE: libc::c_long = 28;
 const MAP_TYPE_ARRAY: u32 = 2;
 /// `BPF_TCX_INGRESS` (Linux 6.6).
 const TCX_INGRESS: u32 = 46;
+/// `BPF_F_BEFORE`: in front of all programs that are there.
+const BEFORE: u32 = 1 << 3;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES` (Linux 5.18).
 const LIVE_FRAMES: u32 = 1 << 1;
 /// Offset of `ifindex` in `struct __sk_buff`, and how much of it is handed in.
@@ -135,7 +137,7 @@ pub fn sender(ifindex: u32) -> anyhow::Result<OwnedFd> {
     )
 }
 
-/// A pinned program.
+/// A pinned program or map.
 ///
 /// # Errors
 /// If there is none.
@@ -144,7 +146,8 @@ pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
     Attr::new().pointer(0, name.as_ptr()).open(OBJ_GET).with_context(|| path.display().to_string())
 }
 
-/// Counts what an interface receives, and drops it there; until this is dropped.
+/// Counts what an interface receives, and drops it there, before any other program sees it; until
+/// this is dropped.
 #[derive(Debug)]
 pub struct Sink {
     map: OwnedFd,
@@ -190,6 +193,7 @@ impl Sink {
             .fd(0, &program)
             .u32(4, ifindex)
             .u32(8, TCX_INGRESS)
+            .u32(12, BEFORE)
             .open(LINK_CREATE)
             .context("attach the counter with tcx (Linux 6.6)")?;
         Ok(Self { map, _link: link })
@@ -200,15 +204,24 @@ impl Sink {
     /// # Errors
     /// If the kernel cannot be asked.
     pub fn packets(&self) -> anyhow::Result<u64> {
-        let (key, mut packets) = (0u32, 0u64);
-        Attr::new()
-            .fd(0, &self.map)
-            .pointer(8, &raw const key)
-            .pointer(16, &raw mut packets)
-            .call(MAP_LOOKUP_ELEM)
-            .context("read the counter")?;
-        Ok(packets)
+        let mut packets = [0; 8];
+        look_up(&self.map, 0, &mut packets).context("read the counter")?;
+        Ok(u64::from_ne_bytes(packets))
     }
+}
+
+/// Reads an element of an array map whose values are as large as `value`.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn look_up(map: &OwnedFd, key: u32, value: &mut [u8]) -> anyhow::Result<()> {
+    Attr::new()
+        .fd(0, map)
+        .pointer(8, &raw const key)
+        .pointer(16, value.as_mut_ptr())
+        .call(MAP_LOOKUP_ELEM)
+        .context("read a map")
+        .map(drop)
 }
 
 /// Runs a TC program once on a frame, as if it came in by an interface of this namespace. Returns

@@ -6,7 +6,9 @@
 
 mod cases;
 mod drive;
+mod flat;
 mod flood;
+mod floods;
 mod frames;
 mod kernel;
 mod pin;
@@ -61,6 +63,9 @@ enum Command {
         /// The interface.
         device: String,
     },
+    /// Times the programs beside few and many endpoints.
+    #[command(hide = true)]
+    Flat,
     /// Times single runs of a program.
     #[command(hide = true)]
     Single(single::SingleArgs),
@@ -98,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Drive(args) => drive::main(&args),
         Command::Flood(args) => flood::send(&args),
         Command::Count { device } => flood::receive(&device),
+        Command::Flat => flat::main(),
         Command::Single(args) => single::main(&args),
     };
     result.unwrap_or_else(|error| {

@@ -75,8 +75,10 @@ pub struct Way {
     pub addresses: (Ipv4Addr, Ipv4Addr),
     /// The interface of the hosts that its packets cross.
     pub link: &'static str,
-    /// The server's interface.
+    /// The interface of the server, and of the client.
     pub interface: &'static str,
+    /// What the client's packets come out of: the other end of its interface, and where that is.
+    pub behind: (Spot, String),
 }
 
 /// The hosts and everything on them.
@@ -127,9 +129,7 @@ impl Rig {
         host.network_create(NETWORK, &[])?;
         let server = host.container("server").network(NETWORK).idle()?;
         let client = cluster.host(2).container("client").network(NETWORK).idle()?;
-        let attached = server.attached().and_then(|container| container.interfaces.first());
-        let endpoint = &attached.context("the server is attached to no network")?.endpoint;
-        let server_link = format!("ov{:.12}", endpoint.to_string());
+        let (server_link, client_link) = (link_of(&server)?, link_of(&client)?);
         let state = host.state()?;
         let network = state.networks.values().find(|network| network.name == NETWORK);
         let vni = network.context("the network was made and is not there")?.vni;
@@ -140,6 +140,7 @@ impl Rig {
                 addresses: (Ipv4Addr::new(172, 16, 2, 11), Ipv4Addr::new(172, 16, 2, 10)),
                 link: "eth1",
                 interface: "eth1",
+                behind: (Spot::of(host), "eth1".to_owned()),
             },
             kernel_vxlan(&cluster)?,
             Way {
@@ -148,6 +149,7 @@ impl Rig {
                 server: Spot::of(&server),
                 link: "eth0",
                 interface: "eth0",
+                behind: (Spot::of(cluster.host(2)), client_link),
             },
         ];
         let program = std::env::current_exe().context("the path of this program")?;
@@ -183,10 +185,23 @@ impl Rig {
         &self.server_link
     }
 
+    /// Where the daemon of host 1 has pinned a program (`progs`) or a map (`maps`).
+    pub fn pinned(&self, kind: &str, name: &str) -> PathBuf {
+        let version = format!("v{}", overlay_common::LAYOUT_VERSION);
+        self.cluster.host(1).dirs().pins.join(version).join(kind).join(name)
+    }
+
     /// VNI of overlay's network.
     pub fn vni(&self) -> u32 {
         self.vni
     }
+}
+
+/// The host's end of a container's interface.
+fn link_of(container: &Container) -> anyhow::Result<String> {
+    let attached = container.attached().and_then(|container| container.interfaces.first());
+    let endpoint = &attached.context("the container is attached to no network")?.endpoint;
+    Ok(format!("ov{:.12}", endpoint.to_string()))
 }
 
 /// Joins the hosts: addresses .10 and .11.
@@ -235,15 +250,17 @@ fn kernel_vxlan(cluster: &Cluster) -> anyhow::Result<Way> {
         let fdb = format!("-n {segment} fdb add {far} dev vx0");
         tool("bridge", &format!("{fdb} dst 172.16.2.{there} self permanent"))?;
         tool("bridge", &format!("{fdb} master static"))?;
-        spots.push(Spot {
-            name: format!("kernel{own}"),
-            enter: vec![format!("--net={}", netns::path(&container).display())],
-            tag: container,
+        let spot = |name: &str, namespace: String| Spot {
+            name: format!("{name}{own}"),
+            enter: vec![format!("--net={}", netns::path(&namespace).display())],
+            tag: namespace,
             logs: instance.dir.clone(),
-        });
+        };
+        spots.push((spot("kernel", container), spot("segment", segment)));
     }
-    let client = spots.pop().context("two hosts")?;
-    let server = spots.pop().context("two hosts")?;
+    let (client, segment) = spots.pop().context("two hosts")?;
+    let (server, _) = spots.pop().context("two hosts")?;
     let addresses = (Ipv4Addr::new(10, 99, 0, 2), Ipv4Addr::new(10, 99, 0, 1));
-    Ok(Way { client, server, addresses, link: "eth1", interface: "eth0" })
+    let behind = (segment, "port".to_owned());
+    Ok(Way { client, server, addresses, link: "eth1", interface: "eth0", behind })
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     kernel::{self, ProgramType},
     pin,
-    stats::percentile,
+    stats::middle_mean,
 };
 
 /// `enum bpf_prog_type`, for the command line.
@@ -44,13 +44,13 @@ pub struct SingleArgs {
     runs: u32,
 }
 
-/// Medians, in nanoseconds.
+/// Means of the middle halves, in nanoseconds.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Single {
     /// Of the program.
-    pub program: u64,
+    pub program: f64,
     /// Of a program that does nothing.
-    pub empty: u64,
+    pub empty: f64,
 }
 
 /// Runs it and prints a [`Single`].
@@ -85,8 +85,7 @@ pub fn main(args: &SingleArgs) -> anyhow::Result<ExitCode> {
         took.push(u64::from(nanoseconds));
         nothing.push(u64::from(run(&empty)?.1));
     }
-    let median = |values: &mut Vec<u64>| percentile(values, 50).context("no runs");
-    let single = Single { program: median(&mut took)?, empty: median(&mut nothing)? };
+    let single = Single { program: middle_mean(&mut took), empty: middle_mean(&mut nothing) };
     println!("{}", serde_json::to_string(&single)?);
     Ok(ExitCode::SUCCESS)
 }

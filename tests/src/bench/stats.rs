@@ -37,6 +37,14 @@ pub fn percentile(values: &mut [u64], percent: u64) -> Option<u64> {
     values.get(usize::try_from(rank - 1).ok()?).copied()
 }
 
+/// Mean of the middle half of the values, which the clock's ticks and what disturbs some runs do not
+/// move; 0 if there are fewer than four. Sorts them.
+pub fn middle_mean(values: &mut [u64]) -> f64 {
+    values.sort_unstable();
+    let middle = &values[values.len() / 4..values.len() * 3 / 4];
+    middle.iter().sum::<u64>() as f64 / middle.len().max(1) as f64
+}
+
 /// `a / b`, unless there is nothing to divide by.
 pub fn ratio(a: Option<Summary>, b: Option<Summary>) -> Option<f64> {
     let (a, b) = (a?.median, b?.median);
@@ -64,6 +72,13 @@ mod tests {
         assert_eq!(percentile(&mut values, 100), Some(200));
         assert_eq!(percentile(&mut [7], 1), Some(7));
         assert_eq!(percentile(&mut [], 50), None);
+    }
+
+    #[test]
+    fn the_middle_half_is_what_no_outlier_moves() {
+        assert_eq!(middle_mean(&mut [1_000_000, 11, 10, 0]), 10.5);
+        assert_eq!(middle_mean(&mut [5; 100]), 5.0);
+        assert_eq!(middle_mean(&mut [7]), 0.0);
     }
 
     #[test]

@@ -109,9 +109,14 @@ pub fn usage(
 /// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
 /// came in were right. Returns whether they were.
 pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
-    let is_reply = [Reason::Decapsulated, Reason::DeliveredHost, Reason::SentToClient]
-        .iter()
-        .any(|reason| ran.counted.contains(reason));
+    let is_reply = [
+        Reason::Decapsulated,
+        Reason::XdpDecapsulated,
+        Reason::DeliveredHost,
+        Reason::SentToClient,
+    ]
+    .iter()
+    .any(|reason| ran.counted.contains(reason));
     let popped = step.program != Program::Container
         && (is_reply || ran.counted.contains(&Reason::XdpSentToClient));
     // A published port's packet for a backend here is delivered without a tunnel.

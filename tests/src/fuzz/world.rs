@@ -189,13 +189,14 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
 
 fn config(rng: &mut SmallRng, rig: &Rig) -> Config {
     let config = usual(rng, rig);
-    match rng.random_range(0..7) {
+    match rng.random_range(0..8) {
         0 => Config::default(),
         1 => Config { host_link_ifindex: 0, ..config },
         2 => Config { host_link_ifindex: rig.no_forwarding, ..config },
         3 => Config { host_link_ifindex: 9_999, ..config },
         4 => Config { vxlan_ifindex: 0, ..config },
         5 => Config { underlay_mtu: any(rng, &[0, 100, 200]), ..config },
+        6 => Config { flags: 0, ..config },
         _ => Config { vxlan_port: Be16::new(any(rng, &[8080, 61_000])), ..config },
     }
 }

@@ -1,15 +1,21 @@
-//! `xdp_underlay`: A's part of a published port, for plain packets that fit the tunnel and whose
-//! neighbour is known. The rest passes to `from_underlay`.
+//! `xdp_underlay`: decapsulation for endpoints here, and A's part of a published port, for plain
+//! packets that fit the tunnel and whose neighbour is known. The rest passes to `from_underlay`.
+
+use std::net::Ipv4Addr;
 
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
-    maps::{CONNTRACK_REPLY, Conntrack, Published},
+    maps::{
+        CONFIG_XDP_DECAP, CONNTRACK_REPLY, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, Published,
+    },
 };
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TUNNEL},
-    underlay::{check_backend, check_peer, is_tunnel, outer, published_here, vni},
+    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL},
+    observe::Party,
+    underlay::{check_backend, check_other, check_peer, is_tunnel, outer, published_here, vni},
     walk::{End, Outcome, Walk},
 };
 
@@ -61,8 +67,19 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     Ok(End::Sent(Reason::XdpEncapsulated))
 }
 
+/// What does not leave from here is passed on if it is a node's, and dropped if it is a stranger's.
 fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
-    check_peer(walk, outer.src)?;
+    check_other(walk, outer.src)?;
+    let outcome = accept(walk, outer.src);
+    if !matches!(outcome, Ok(End::Sent(_))) {
+        let party = std::mem::replace(&mut walk.party, Party::nobody());
+        check_peer(walk, outer.src)?;
+        walk.party = party;
+    }
+    outcome
+}
+
+fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     let vni = vni(walk)?;
     walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
@@ -72,16 +89,53 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         return Ok(End::Pass);
     }
     ip.check(&walk.frame)?;
-    let Ok(flow) = walk.flow(&ip, vni) else {
-        return Ok(End::Pass);
-    };
-    if walk.endpoint(vni, ip.dst).is_some() {
+    match walk.endpoint(vni, ip.dst) {
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
+            walk.party.slot = endpoint.slot;
+            to_local(walk, (vni, sender), &ip, &endpoint)
+        }
+        Some(_) => Ok(End::Pass),
+        None => reply(walk, (vni, sender), &ip),
+    }
+}
+
+/// "XDP decapsulates all but TCP, where it may", and no flow that is translated here.
+fn to_local(
+    walk: &mut Walk<'_>,
+    (vni, sender): (u32, Ipv4Addr),
+    ip: &Ip,
+    endpoint: &Endpoint,
+) -> Outcome {
+    let may = walk.tables.config.flags & CONFIG_XDP_DECAP != 0;
+    if !may || endpoint.flags & ENDPOINT_FLAG_HOST != 0 || ip.protocol == TCP {
         return Ok(End::Pass);
     }
+    let Some(from) = walk.endpoint(vni, ip.src) else {
+        return Ok(End::Pass);
+    };
+    if from.kind != ENDPOINT_REMOTE || from.node != Be32::from(sender) {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    if from.flags & ENDPOINT_FLAG_BACKEND != 0
+        && let Ok(flow) = walk.flow(ip, vni)
+        && walk.find_action(&flow, CONNTRACK_REPLY).is_some()
+    {
+        return Ok(End::Pass);
+    }
+    walk.pop();
+    walk.deliver(endpoint, from.mac, Reason::XdpDecapsulated)
+}
+
+/// To nobody's address.
+fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
+    check_peer(walk, sender)?;
+    let Ok(flow) = walk.flow(ip, vni) else {
+        return Ok(End::Pass);
+    };
     match walk.find_action(&flow, CONNTRACK_REPLY) {
         Some(entry) if entry.vni == UNDERLAY_VNI => {
-            check_backend(walk, &entry, outer.src)?;
-            to_client(walk, &ip, &flow, &entry)
+            check_backend(walk, &entry, sender)?;
+            to_client(walk, ip, &flow, &entry)
         }
         _ => Ok(End::Pass),
     }

@@ -176,6 +176,7 @@ impl Rig {
             decap_flags: self.decap_flags,
             outside_ports: [61_000, 65_535],
             outside_flows: 4096,
+            flags: maps::CONFIG_XDP_DECAP,
             ..Config::default()
         }
     }
@@ -271,6 +272,16 @@ impl Rig {
         let counted = moved.keys().copied().collect();
         let told = self.take_told();
         Ran { verdict: result.return_value, packet: out, counted, moved, told }
+    }
+
+    /// Runs a TC program on a packet, for its verdict and the nanoseconds it took.
+    pub fn time(&self, program: &str, packet: &[u8]) -> (u32, u64) {
+        let program: &SchedClassifier =
+            self.ebpf.program(program).expect(program).try_into().expect("tc");
+        let options =
+            TestRunOptions { data_in: Some(packet), repeat: 1, ..TestRunOptions::default() };
+        let result = program.test_run(options).expect("it runs");
+        (result.return_value, u64::try_from(result.duration.as_nanos()).expect("a short run"))
     }
 
     /// All counters that are not zero.

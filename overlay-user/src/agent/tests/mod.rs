@@ -293,7 +293,8 @@ impl TestHost {
 
     fn new(world: &World, node: &Node) -> Self {
         let links = MemoryLinks::new();
-        let facts = UnderlayFacts { ifindex: 0, mac: Mac::new([2, 0, 0, 0, 0, 1]), mtu: 1500 };
+        let mac = Mac::new([2, 0, 0, 0, 0, 1]);
+        let facts = UnderlayFacts { ifindex: 0, mac, mtu: 1500, checksums: true };
         links.add_underlay("eth0", facts, &[node.data_path_addr]);
         let datapath = MemoryDatapath::new();
         let host = MemoryHost { datapath: datapath.clone(), ..MemoryHost::default() };

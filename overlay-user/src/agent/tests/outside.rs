@@ -13,7 +13,12 @@ const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
 /// A second interface with an address.
 fn plug(test: &TestHost, name: &str) -> u32 {
-    let facts = UnderlayFacts { ifindex: 0, mac: Mac::new([2, 0, 0, 0, 0, 2]), mtu: 1500 };
+    let facts = UnderlayFacts {
+        ifindex: 0,
+        mac: Mac::new([2, 0, 0, 0, 0, 2]),
+        mtu: 1500,
+        checksums: false,
+    };
     test.links.add_underlay(name, facts, &[SECOND])
 }
 
