@@ -71,7 +71,9 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, acti
         return Err(Reason::TtlExceeded);
     }
     if !known {
-        fallible::unpack(open(ctx.skb.skb, work))?;
+        let address = Be32::from_raw(fallible::unpack(way_out(ctx.skb.skb, work))?);
+        outside_flow::open(&work.flow, address, &mut work.entry)?;
+        outside_limit::add(ifindex(ctx));
     }
     // Routed first, because what does not fit must not have been changed.
     let Verdict::Done(action, _) = route_out(ctx, work.entry.saddr, work.entry.daddr)? else {
@@ -102,25 +104,22 @@ fn may_leave(work: &Work, network: u32) -> i64 {
     fallible::pack(if refused { Err(Reason::NoWayOut) } else { Ok(0) })
 }
 
-/// Makes the entries of a new flow.
+/// The address that a new flow leaves under, if its endpoint may have another one.
 #[inline(never)]
-fn open(skb: *mut __sk_buff, work: &mut Work) -> i64 {
+fn way_out(skb: *mut __sk_buff, work: &Work) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(try_open(&ctx, work).map(|()| 0))
+    fallible::pack(find_way_out(&ctx, work).map(Be32::raw))
 }
 
 #[inline(always)]
-fn try_open(ctx: &TcContext, work: &mut Work) -> Result<(), Reason> {
+fn find_way_out(ctx: &TcContext, work: &Work) -> Result<Be32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     // As for a socket that is not bound: the route decides about the source.
     let addresses = (Be32::ZERO, work.flow.key.daddr);
     let hop = next_hop(ctx.skb.skb.cast(), config, addresses, longest(ctx, ETH_LEN))?;
     let address = lookup(&EGRESS, &hop.ifindex).ok_or(Reason::NoWayOut)?;
-    let endpoint = ifindex(ctx);
-    outside_limit::check(endpoint, config.outside_flows)?;
-    outside_flow::open(&work.flow, address, &mut work.entry)?;
-    outside_limit::add(endpoint);
-    Ok(())
+    outside_limit::check(ifindex(ctx), config.outside_flows)?;
+    Ok(address)
 }
 
 /// Takes one off the TTL, as a router does (RFC 1812, section 5.3.1). Returns the new header.

@@ -27,7 +27,7 @@ use crate::{
     nat,
     observe::Party,
     outside,
-    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, pull},
+    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
     published, service,
     vxlan::{self, INNER},
 };
@@ -103,21 +103,49 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     to_host(ctx, config, &ip, &udp)
 }
 
-/// What an interface receives that is not the underlay's: no tunnel ends there, because only the
-/// underlay is trusted with the nodes' addresses.
+/// What an interface receives that is not the underlay's.
 #[inline(always)]
 pub fn receive_outside(ctx: &TcContext) -> Outcome {
-    pull(ctx, HEADERS);
-    let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
+    // As much as the packet that an ICMP error quotes needs.
+    pull(ctx, VXLAN_OVERHEAD + HEADERS);
+    let Some(config) = config() else {
         return Ok(Verdict::Pass);
     };
-    to_host(ctx, config, &ip, &udp)
+    if has_vlan_tag(ctx) {
+        // The VLAN's own interface sees it again, without the tag.
+        return Ok(Verdict::Pass);
+    }
+    if is_to_vtep(ctx, config) {
+        return Err(Reason::NotPeer);
+    }
+    match outer_headers(ctx) {
+        Some((ip, udp)) => to_host(ctx, config, &ip, &udp),
+        None => Ok(Verdict::Pass),
+    }
+}
+
+/// Whether the packet is, or begins, what the kernel's vxlan device would take for a tunnel packet:
+/// only the underlay is trusted with the nodes' addresses.
+#[inline(always)]
+fn is_to_vtep(ctx: &TcContext, config: &Config) -> bool {
+    let (Ok(ethernet), Ok(ip)) = (load::<Ethernet>(ctx, 0), load::<Ipv4>(ctx, ETH_LEN)) else {
+        return false;
+    };
+    if ethernet.ethertype.get() != ETHERTYPE_IPV4
+        || ip.protocol != PROTO_UDP
+        || ip.daddr() != config.vtep
+        || ip.is_later_fragment()
+    {
+        return false;
+    }
+    let udp = load_at::<Udp>(ctx, ETH_LEN + usize::from(ip.version_ihl & 0xf) * 4);
+    udp.is_ok_and(|udp| udp.dest == config.vxlan_port)
 }
 
 /// To an address of the host, as far as we can tell.
 #[inline(always)]
 fn to_host(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
-    // The VLAN's own interface sees it again, without the tag.
+    // As above.
     if has_vlan_tag(ctx) {
         return Ok(Verdict::Pass);
     }

@@ -456,7 +456,10 @@ fn no_tunnel_ends_at_an_interface_that_is_not_the_underlays() {
     let packet = vxlan(VNI, &udp((Ipv4Addr::new(10, 0, 1, 9), 1), (A, 2), b"from a peer"));
     assert_eq!(rig.run("from_underlay", &packet).verdict, REDIRECT);
     let ran = rig.run("from_outside", &packet);
-    assert_eq!((ran.verdict, &ran.packet), (PASS, &packet));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NotPeer][..]));
+    // To another port or address it may be anything.
+    let other = udp_from_client((CLIENT, 1), (NODE, 4790), b"other");
+    assert_eq!(rig.run("from_outside", &other).verdict, PASS);
 }
 
 /// A frame with another TTL.

@@ -246,7 +246,7 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
     if tuple.proto == 17 && rng.random_bool(0.2) {
         body[6..8].fill(0);
     }
-    let options: &[u8] = if rng.random_bool(0.05) { &[1, 1, 1, 0] } else { &[] };
+    let options: &[u8] = if rng.random_bool(0.12) { &[1, 1, 1, 0] } else { &[] };
     let fragment = any(rng, &[0, 0x4000, 0x4000, 0x4000]);
     let fragment = if rng.random_bool(0.05) { any(rng, &[0x2000, 0x2001, 185]) } else { fragment };
     header(rng, (tuple.src, tuple.dst, tuple.proto), &body, (options, fragment))

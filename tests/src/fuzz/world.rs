@@ -153,14 +153,14 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..14) {
+    match rng.random_range(0..18) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, &mut tables.agent, vni),
         2 => service(rng, tables, number),
         3 => backend(rng, &mut tables.agent, number),
         4 => published(rng, &mut tables.agent),
         5 | 6 => link(rng, &mut tables.agent),
-        7 => {
+        7 | 14 => {
             tables.agent.backends.remove(&number);
         }
         8 => {

@@ -12,7 +12,7 @@ use overlay_common::{
 
 use super::{
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, put},
+    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, half, put},
     host::MTU,
     icmp, ipv6,
     observe::Party,
@@ -80,8 +80,19 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     to_host(walk, &ip, port)
 }
 
-/// A packet that came in by another interface: no tunnel ends there.
+/// A packet that came in by another interface: "it accepts no tunnel packets", also none that the
+/// kernel's device would understand.
 pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
+    let config = walk.tables.config;
+    let kind = half(&walk.frame, 12);
+    if let Some(ip) = Ip::at(&walk.frame, ETHERNET)
+        && kind == Some(IPV4)
+        && (ip.protocol, Be32::from(ip.dst), ip.later) == (UDP, config.vtep, false)
+        && let Some(udp) = bytes::<8>(&walk.frame, ip.payload())
+        && half(&udp, 2) == Some(config.vxlan_port.get())
+    {
+        return Err(Reason::NotPeer);
+    }
     match outer(walk) {
         Some((ip, port)) => to_host(walk, &ip, port),
         None => Ok(End::Pass),
