@@ -78,6 +78,8 @@ ways! {
     8 = Received DeliveredLocal;
     9 = Received Decapsulated;
     10 = Received DeliveredHost;
+    11 = Received Replicated;
+    12 = Sent Replicated;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

@@ -91,7 +91,8 @@ reasons! {
     SpoofedSource = 15, Drop, "spoofed_source";
     /// A protocol other than IPv4 and ARP.
     UnsupportedProtocol = 16, Drop, "unsupported_protocol";
-    /// Multicast or broadcast.
+    /// Multicast or broadcast on a network that does not replicate it, IGMP, or a group address that
+    /// does not belong to the frame's MAC address.
     Multicast = 17, Drop, "multicast";
     /// An ARP request for an address nobody has.
     ArpUnknown = 18, Drop, "arp_unknown";
@@ -139,6 +140,13 @@ reasons! {
     HandedUp = 39, Forward, "handed_up";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
+    /// A packet to a group of the network, copied to its endpoints here and to its other nodes.
+    Replicated = 51, Forward, "replicated";
+    /// A packet to a group that some got no copy of: the network has more endpoints here, or more
+    /// nodes, than copies are made for.
+    ReplicateLimit = 52, Drop, "replicate_limit";
+    /// A copy of a packet to a group that the kernel refused.
+    ReplicateRefused = 53, Drop, "replicate_refused";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

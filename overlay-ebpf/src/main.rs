@@ -28,6 +28,7 @@ mod nat;
 mod observe;
 mod packet;
 mod published;
+mod replicate;
 mod service;
 mod socket;
 mod underlay;

@@ -104,8 +104,9 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "networks",
+    "replicas",
     "endpoints",
     "links",
     "peers",

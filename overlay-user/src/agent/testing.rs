@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use super::compile::LocalFacts;
 use crate::model::{
     Availability, Cluster, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id,
-    Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork,
+    Multicast, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
+    ServiceNetwork,
 };
 
 /// A published port of mode ingress.
@@ -89,6 +90,7 @@ impl TestCluster {
             gateway,
             aux_addresses: BTreeMap::new(),
             mtu: None,
+            multicast: Multicast::Drop,
             internal: false,
             attachable: true,
             ingress: false,

@@ -42,6 +42,8 @@ enum TableName {
     Peers,
     /// Networks this host takes part in
     Networks,
+    /// Where multicast and broadcast are copied, by network
+    Replicas,
     /// Services and how many backends take new flows
     Services,
     /// Backends that take new flows, by service
@@ -79,6 +81,7 @@ impl TableName {
             Self::Endpoints => "endpoints",
             Self::Peers => "peers",
             Self::Networks => "networks",
+            Self::Replicas => "replicas",
             Self::Services => "services",
             Self::Slots => "slots",
             Self::Backends => "backends",

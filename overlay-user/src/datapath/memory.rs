@@ -89,6 +89,7 @@ impl Kernel {
         let state = &mut self.state;
         match op {
             MapOp::Network(key, value) => set(&mut state.networks, *key, *value),
+            MapOp::Replicas(key, value) => set(&mut state.replicas, *key, value.clone()),
             MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
             MapOp::Link(key, value) => set(&mut state.links, *key, *value),
             MapOp::Peer(key, value) => set(&mut state.peers, *key, *value),

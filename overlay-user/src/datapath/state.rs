@@ -6,7 +6,7 @@ use overlay_common::{
     Be32,
     maps::{
         Backend, Endpoint, EndpointKey, Link, LocalAddr, Network, Peer, PeerKey, Published,
-        PublishedKey, Service, Slot, SlotKey,
+        PublishedKey, Replicas, Service, Slot, SlotKey,
     },
 };
 
@@ -15,6 +15,8 @@ use overlay_common::{
 pub struct DatapathState {
     /// Map `networks`, by VNI.
     pub networks: BTreeMap<u32, Network>,
+    /// Map `replicas`, by VNI.
+    pub replicas: BTreeMap<u32, Box<Replicas>>,
     /// Map `endpoints`.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// Map `links`, by interface index.
@@ -38,6 +40,8 @@ pub struct DatapathState {
 pub enum MapOp {
     /// `networks`
     Network(u32, Option<Network>),
+    /// `replicas`
+    Replicas(u32, Option<Box<Replicas>>),
     /// `endpoints`
     Endpoint(EndpointKey, Option<Endpoint>),
     /// `links`
@@ -57,7 +61,7 @@ pub enum MapOp {
     LocalAddr(Be32, Option<LocalAddr>),
 }
 
-fn puts<K: Ord + Copy, V: PartialEq + Copy>(
+fn puts<K: Ord + Copy, V: PartialEq + Clone>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
     ops: &mut Vec<MapOp>,
@@ -65,7 +69,7 @@ fn puts<K: Ord + Copy, V: PartialEq + Copy>(
 ) {
     for (key, value) in new {
         if old.get(key) != Some(value) {
-            ops.push(op(*key, Some(*value)));
+            ops.push(op(*key, Some(value.clone())));
         }
     }
 }
@@ -88,6 +92,7 @@ fn removes<K: Ord + Copy, V>(
 /// removed after it.
 pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     let mut ops = Vec::new();
+    puts(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
@@ -107,5 +112,6 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
+    removes(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     ops
 }

@@ -16,6 +16,7 @@ use super::{
     host::MTU,
     icmp,
     observe::Party,
+    replicate,
     walk::{End, Outcome, Walk},
 };
 
@@ -88,7 +89,7 @@ fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
         return Err(Reason::SpoofedSource);
     }
     if ip.dst.octets()[0] >= 224 || ethernet.dst.is_group() {
-        return Err(Reason::Multicast);
+        return replicate::send(walk, &link, ethernet.dst, &ip);
     }
     let packet = Checked { link, ethernet, ip };
     let Some(endpoint) = walk.endpoint(link.vni, ip.dst) else {

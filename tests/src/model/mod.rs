@@ -11,6 +11,7 @@ mod frame;
 mod host;
 mod icmp;
 mod observe;
+mod replicate;
 mod underlay;
 mod walk;
 mod xdp;
@@ -100,6 +101,7 @@ pub fn run(
     packet: &[u8],
 ) -> Predicted {
     let mut walk = walk::Walk::new(tables, host, now, packet);
+    walk.ifindex = ifindex;
     let end = match program {
         Program::Container => container::receive(&mut walk, ifindex),
         Program::Underlay => underlay::receive(&mut walk),
@@ -117,6 +119,11 @@ pub fn run(
         Ok(walk::End::Left(reason)) => {
             walk.count(reason, length);
             Verdict::Pass
+        }
+        Ok(walk::End::Copied(reason)) => {
+            walk.count(reason, length);
+            walk.tell_forwarded(reason, length);
+            Verdict::Drop
         }
         Err(reason) => {
             walk.count(reason, length);

@@ -16,6 +16,7 @@ use super::{
     host::MTU,
     icmp,
     observe::Party,
+    replicate,
     walk::{End, Outcome, Walk},
 };
 
@@ -146,6 +147,9 @@ fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         Some(endpoint) => {
             walk.party.slot = endpoint.slot;
             to_local(walk, (vni, sender), &ip, &endpoint)
+        }
+        None if ethernet.dst.is_group() => {
+            replicate::receive(walk, (vni, sender), ethernet.dst, &ip)
         }
         None => to_client(walk, (vni, sender), &ip),
     }

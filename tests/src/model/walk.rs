@@ -28,6 +28,8 @@ pub enum End {
     Sent(Reason),
     /// With the host, counted.
     Left(Reason),
+    /// Copied to where it goes, counted; the packet itself goes nowhere.
+    Copied(Reason),
 }
 
 /// How any packet ends.
@@ -53,6 +55,8 @@ pub struct Walk<'a> {
     pub host: &'a Host,
     /// The time.
     pub now: u64,
+    /// The interface that the packet came in by.
+    pub ifindex: u32,
     /// The packet as it is now.
     pub frame: Vec<u8>,
     /// What was counted.
@@ -72,6 +76,7 @@ impl<'a> Walk<'a> {
             tables,
             host,
             now,
+            ifindex: 0,
             frame: packet.to_vec(),
             moved: BTreeMap::new(),
             party: Party::nobody(),

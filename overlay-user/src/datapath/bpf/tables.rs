@@ -11,7 +11,8 @@ use overlay_common::{
     Be32, Reason,
     maps::{
         Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Endpoint, EndpointKey, Link,
-        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey,
+        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot,
+        SlotKey,
     },
 };
 
@@ -26,6 +27,7 @@ const NOEXIST: u64 = 1;
 /// The maps that only the agent writes, and the cursors beside the services.
 pub(super) struct AgentTables {
     networks: Table<u32, Network>,
+    replicas: Table<u32, Replicas>,
     endpoints: Table<EndpointKey, Endpoint>,
     links: Table<u32, Link>,
     peers: Table<PeerKey, Peer>,
@@ -41,6 +43,7 @@ impl AgentTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         Ok(Self {
             networks: take(ebpf, "networks")?,
+            replicas: take(ebpf, "replicas")?,
             endpoints: take(ebpf, "endpoints")?,
             links: take(ebpf, "links")?,
             peers: take(ebpf, "peers")?,
@@ -56,6 +59,7 @@ impl AgentTables {
     pub(super) fn read(&self) -> Result<DatapathState, DatapathError> {
         Ok(DatapathState {
             networks: collect("networks", &self.networks)?,
+            replicas: boxed(collect("replicas", &self.replicas)?),
             endpoints: collect("endpoints", &self.endpoints)?,
             links: collect("links", &self.links)?,
             peers: collect("peers", &self.peers)?,
@@ -70,6 +74,9 @@ impl AgentTables {
     pub(super) fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
         let (map, outcome) = match op {
             MapOp::Network(key, value) => ("networks", set(&mut self.networks, key, value)),
+            MapOp::Replicas(key, value) => {
+                ("replicas", set(&mut self.replicas, key, &value.as_deref().copied()))
+            }
             MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
             MapOp::Link(key, value) => ("links", set(&mut self.links, key, value)),
             MapOp::Peer(key, value) => ("peers", set(&mut self.peers, key, value)),
@@ -165,6 +172,10 @@ fn collect<K: Pod + Ord, V: Pod>(
 ) -> Result<BTreeMap<K, V>, DatapathError> {
     let entries = map.iter().collect::<Result<BTreeMap<K, V>, MapError>>();
     entries.map_err(|e| kernel(format!("read the map {name}"), words(&e)))
+}
+
+fn boxed<K: Ord, V>(map: BTreeMap<K, V>) -> BTreeMap<K, Box<V>> {
+    map.into_iter().map(|(key, value)| (key, Box::new(value))).collect()
 }
 
 fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Result<(), MapError> {
