@@ -147,12 +147,55 @@ pub struct Network {
 pub const NETWORK_INTERNAL: u32 = 1 << 0;
 /// The network exists on one node only: nothing of it is ever encapsulated.
 pub const NETWORK_LOCAL: u32 = 1 << 1;
+/// Packets to groups are copied to all endpoints (`--opt multicast=replicate`), as map `replicas`
+/// says.
+pub const NETWORK_REPLICATE: u32 = 1 << 2;
 
 impl Network {
     /// Whether `ip` is an address of the subnet.
     #[inline(always)]
     pub const fn contains(&self, ip: Be32) -> bool {
         ip.raw() & self.mask.raw() == self.subnet.raw()
+    }
+
+    /// The MAC that packets to `ip` have if it is a group's: of multicast the one that RFC 1112,
+    /// section 6.4, gives it, of the subnet's broadcast address and of 255.255.255.255 broadcast.
+    #[inline(always)]
+    pub fn group_mac(&self, ip: Be32) -> Option<Mac> {
+        let [a, b, c, d] = ip.octets();
+        if ip.raw() == u32::MAX || ip.raw() == self.subnet.raw() | !self.mask.raw() {
+            return Some(Mac::new([0xff; 6]));
+        }
+        if a & 0xf0 == 0xe0 {
+            return Some(Mac::new([0x01, 0x00, 0x5e, b & 0x7f, c, d]));
+        }
+        None
+    }
+}
+
+/// Most endpoints of a node, and most other nodes, that a packet to a group of a network is copied
+/// to.
+pub const MAX_REPLICAS: usize = 64;
+
+/// Map `replicas`, hash by VNI (`u32`): where packets to groups of a network are copied. Written by
+/// the agent for networks with [`NETWORK_REPLICATE`] that have endpoints here, the host link never
+/// among them; read by `from_container` and `from_underlay`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Replicas {
+    /// How many endpoints the network has here; those over [`MAX_REPLICAS`] get no copies.
+    pub endpoints: u32,
+    /// How many other nodes have endpoints of it; those over [`MAX_REPLICAS`] get no copies.
+    pub nodes: u32,
+    /// Indexes of the endpoints' host-side interfaces; zero behind the last.
+    pub links: [u32; MAX_REPLICAS],
+    /// VTEPs of the nodes; zero behind the last.
+    pub vteps: [Be32; MAX_REPLICAS],
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self { endpoints: 0, nodes: 0, links: [0; MAX_REPLICAS], vteps: [Be32::ZERO; MAX_REPLICAS] }
     }
 }
 
@@ -519,6 +562,7 @@ plain!(
     Config,
     Hop,
     Network,
+    Replicas,
     EndpointKey,
     Endpoint,
     Endpoint6Key,
@@ -575,6 +619,7 @@ mod tests {
         });
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
         packed!(Network { subnet, mask, gateway, mtu, flags });
+        packed!(Replicas { endpoints, nodes, links, vteps });
         packed!(EndpointKey { vni, ip });
         packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
         packed!(Link { vni, ip, mac, flags, slot });
@@ -616,6 +661,7 @@ mod tests {
         assert_eq!(offset_of!(Config, netns_cookie), 24);
         assert_eq!(size_of::<Hop>(), 48);
         assert_eq!(size_of::<Network>(), 20);
+        assert_eq!(size_of::<Replicas>(), 8 + 8 * MAX_REPLICAS);
         assert_eq!(size_of::<EndpointKey>(), 8);
         assert_eq!(size_of::<Endpoint>(), 24);
         assert_eq!(offset_of!(Endpoint, mac), 2);
@@ -668,5 +714,22 @@ mod tests {
         assert!(network.contains(Be32::from_octets([10, 0, 1, 0])));
         assert!(network.contains(Be32::from_octets([10, 0, 1, 255])));
         assert!(!network.contains(Be32::from_octets([10, 0, 2, 1])));
+    }
+
+    #[test]
+    fn groups_of_a_network_have_the_macs_of_rfc_1112_and_others_have_none() {
+        let network = Network {
+            subnet: Be32::from_octets([10, 0, 0, 0]),
+            mask: Be32::from_octets([255, 255, 254, 0]),
+            ..Network::default()
+        };
+        let mac = |ip| network.group_mac(Be32::from_octets(ip)).map(|mac| mac.bytes());
+        assert_eq!(mac([239, 129, 2, 3]), Some([1, 0, 0x5e, 1, 2, 3]));
+        assert_eq!(mac([224, 0, 0, 251]), Some([1, 0, 0x5e, 0, 0, 251]));
+        assert_eq!(mac([255, 255, 255, 255]), Some([0xff; 6]));
+        assert_eq!(mac([10, 0, 1, 255]), Some([0xff; 6]));
+        assert_eq!(mac([10, 0, 0, 255]), None, "an address like any other in a /23");
+        assert_eq!(mac([10, 0, 3, 255]), None, "another subnet's broadcast address");
+        assert_eq!(mac([240, 0, 0, 1]), None, "class E is nobody's");
     }
 }

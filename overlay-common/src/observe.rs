@@ -83,6 +83,8 @@ ways! {
     13 = Sent HandedOver;
     14 = Sent NdAnswered;
     15 = Received XdpDecapsulated;
+    16 = Received Replicated;
+    17 = Sent Replicated;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

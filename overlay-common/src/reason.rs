@@ -95,7 +95,8 @@ reasons! {
     SpoofedSource = 15, Drop, "spoofed_source";
     /// A protocol other than IPv4 and ARP, and IPv6 on networks that have it.
     UnsupportedProtocol = 16, Drop, "unsupported_protocol";
-    /// Multicast or broadcast.
+    /// Multicast or broadcast on a network that does not replicate it, IGMP, or a group address that
+    /// does not belong to the frame's MAC address.
     Multicast = 17, Drop, "multicast";
     /// An ARP request for an address nobody has.
     ArpUnknown = 18, Drop, "arp_unknown";
@@ -163,6 +164,13 @@ reasons! {
     TtlExceeded = 49, Drop, "ttl_exceeded";
     /// The time to live ended at the gateway, which answered with ICMP "time exceeded".
     TtlExceededAnswered = 50, Forward, "ttl_exceeded_answered";
+    /// A packet to a group of the network, copied to its endpoints here and to its other nodes.
+    Replicated = 51, Forward, "replicated";
+    /// A packet to a group that some got no copy of: the network has more endpoints here, or more
+    /// nodes, than copies are made for.
+    ReplicateLimit = 52, Drop, "replicate_limit";
+    /// A copy of a packet to a group that the kernel refused.
+    ReplicateRefused = 53, Drop, "replicate_refused";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

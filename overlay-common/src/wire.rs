@@ -15,6 +15,8 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// IP protocol number of ICMP.
 pub const PROTO_ICMP: u8 = 1;
+/// IP protocol number of IGMP.
+pub const PROTO_IGMP: u8 = 2;
 /// IP protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.

@@ -23,7 +23,7 @@ use crate::{
         ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
         pull, refuse_vlan_tag,
     },
-    published, service, vxlan,
+    published, replicate, service, vxlan,
 };
 
 /// Headers that are read directly: Ethernet, IPv4 and TCP without options.
@@ -90,7 +90,7 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
         return Err(Reason::SpoofedSource);
     }
     if is_group_address(&ip) || ethernet.dst.is_group() {
-        return Err(Reason::Multicast);
+        return replicate::send(ctx, &link, &ethernet, &ip);
     }
     let packet = Packet { ctx, link, ethernet, ip };
     let key = EndpointKey { vni: link.vni, ip: ip.daddr() };

@@ -61,24 +61,28 @@ fn send(
     } else if !may_be_fragmented(ctx, inner)? {
         return Err(refused);
     }
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
-    key.tunnel_id = vni;
-    // The helper takes addresses in host order.
-    key.__bindgen_anon_1.remote_ipv4 = node.get();
-    key.__bindgen_anon_3.local_ipv4 = config.vtep.get();
-    key.tunnel_ttl = TTL;
-    // SAFETY: the context is the program's own and the key lives on the stack.
-    let set = unsafe {
-        let size = size_of::<TunnelKey>() as u32;
-        bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, size, flags)
-    };
-    if set != 0 {
+    if !address(ctx.skb.skb, vni, (config.vtep, node), flags) {
         return Err(Reason::TunnelRefused);
     }
     store(ctx, 0, inner)?;
     // SAFETY: a helper without preconditions.
     Ok(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as u32)
+}
+
+/// Tells the device on which network and between which VTEPs a packet goes. `flags` are those of
+/// `bpf_skb_set_tunnel_key`. Says whether the kernel took it.
+#[inline(always)]
+pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags: u64) -> bool {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    key.tunnel_id = vni;
+    // The helper takes addresses in host order.
+    key.__bindgen_anon_1.remote_ipv4 = node.get();
+    key.__bindgen_anon_3.local_ipv4 = vtep.get();
+    key.tunnel_ttl = TTL;
+    let size = size_of::<TunnelKey>() as u32;
+    // SAFETY: the context is the program's own and the key lives on the stack.
+    unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size, flags) == 0 }
 }
 
 /// Whether the sender leaves it to the path to make fragments.

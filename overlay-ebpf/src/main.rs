@@ -34,6 +34,7 @@ mod outside_flow;
 mod outside_limit;
 mod packet;
 mod published;
+mod replicate;
 mod service;
 mod socket;
 mod underlay;
@@ -65,8 +66,13 @@ pub enum Verdict {
 /// The way of a packet: on, or dropped for a reason.
 pub type Outcome = Result<Verdict, Reason>;
 
+// The macros put each of these functions into one that the kernel calls. Left to the compiler, a long
+// one stays a function of its own, and to older kernels (6.1) every function in a chain of calls has
+// used 32 bytes of the stack that they share, however little it needs.
+
 /// TC ingress of every endpoint's host-side interface: what a container sends.
 #[classifier]
+#[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
     let (sender, outcome) = match container::sender(&ctx) {
         Ok(link) => (Party::sender(&link), container::receive(&ctx, link)),
@@ -77,6 +83,7 @@ pub fn from_container(ctx: TcContext) -> i32 {
 
 /// TC ingress of the underlay interface: tunnel packets and published ports.
 #[classifier]
+#[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive(&ctx, &mut receiver);
@@ -108,6 +115,7 @@ pub fn from_outside(ctx: TcContext) -> i32 {
 /// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose
 /// backend is remote, and their replies. Everything else passes to `from_underlay`.
 #[xdp]
+#[inline(always)]
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;
     let mut receiver = Party::receiver();

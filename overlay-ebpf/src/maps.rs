@@ -11,8 +11,8 @@ use overlay_common::{
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
         Endpoint, Endpoint6Key, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, Link6, LocalAddr,
-        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, SMALL_TABLE, Service, Slot,
-        SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
+        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SMALL_TABLE,
+        Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{Advertisement, Encapsulation, Ipv6},
@@ -34,6 +34,9 @@ pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 
 #[btf_map(name = "networks")]
 pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "replicas")]
+pub static REPLICAS: Table<u32, Replicas, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();

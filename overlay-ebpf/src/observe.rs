@@ -53,6 +53,12 @@ pub fn forwarded(party: &Party, receiver: u32, reason: Reason, length: u32) {
     tally(receiver, way(Traffic::Received, reason), length);
 }
 
+/// Counts a copy of a packet that went to the endpoint with slot `receiver`, for that endpoint only.
+#[inline(always)]
+pub fn received(receiver: u32, reason: Reason, length: u32) {
+    tally(receiver, way(Traffic::Received, reason), length);
+}
+
 /// Counts a packet that is dropped: for itself, and for its endpoint and network.
 #[inline(always)]
 pub fn dropped(party: &Party, reason: Reason, length: u32) {

@@ -28,7 +28,7 @@ use crate::{
     observe::Party,
     outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
-    published, service,
+    published, replicate, service,
     vxlan::{self, INNER},
 };
 
@@ -335,6 +335,11 @@ fn accept<const OUTER: usize>(
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
             receiver.slot = endpoint.slot;
             to_local(&inner, &endpoint)
+        }
+        _ if ethernet.dst.is_group() => {
+            let source = replicate::source(&PeerKey { vni, node: sender }, &ethernet, &ip)?;
+            inner.pop(false)?;
+            replicate::receive(ctx, vni, &Ethernet { src: source, ..ethernet })
         }
         _ => to_client(&inner),
     }

@@ -125,8 +125,9 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 18] = [
     "networks",
+    "replicas",
     "endpoints",
     "endpoints6",
     "links",

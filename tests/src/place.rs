@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     binaries, netns,
     process::{self, Output, Process},
-    testkit::{Answer, Asked, BulkReport, ChatReport, LoadReport, Pinged, Resolved},
+    testkit::{Answer, Asked, BulkReport, ChatReport, Heard, LoadReport, Pinged, Resolved},
     wait::eventually,
 };
 
@@ -117,6 +117,26 @@ pub trait Place {
     /// If one fails.
     fn udp_ask_many(&self, target: &str, count: u32) -> anyhow::Result<Vec<Answer>> {
         all(self, target, self.ask(&["udp-ask", target, "--count", &count.to_string()])?)
+    }
+
+    /// Datagrams to `GROUP:PORT` or a broadcast address, which all of `of` must answer. Returns how
+    /// often each was heard of `rounds` times.
+    ///
+    /// # Errors
+    /// If one does not answer.
+    fn group_ask(&self, target: &str, of: &[&str], rounds: u32) -> anyhow::Result<Heard> {
+        let rounds = rounds.to_string();
+        let mut args = vec!["group-ask", target, "--rounds", &rounds];
+        args.extend(of.iter().flat_map(|name| ["--of", name]));
+        let heard: Heard = self.ask(&args)?;
+        ensure!(
+            heard.missing.is_empty(),
+            "{}: asked {target}, no answer of {:?}; heard {:?}",
+            self.name(),
+            heard.missing,
+            heard.answers
+        );
+        Ok(heard)
     }
 
     /// Checks that no TCP connection to `HOST:PORT` comes about.

@@ -29,7 +29,7 @@ use crate::{
     totals::Totals,
 };
 
-/// Run the datapath and cluster suites under other kernels, in QEMU.
+/// Run the datapath suites and a cluster of two hosts under other kernels, in QEMU.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -48,7 +48,7 @@ pub struct VmTest {
     /// given several times.
     #[arg(long = "kernel", value_name = "6.1|6.12|PATH", default_values = ["6.1", "6.12"])]
     kernels: Vec<String>,
-    /// Run one suite only.
+    /// Run one suite only [default: datapath and two-hosts].
     #[arg(long, value_enum, value_name = "NAME")]
     suite: Option<VmSuite>,
     /// Power each machine off after this time and count what has not run as failed.
@@ -64,14 +64,19 @@ pub struct VmTest {
 enum VmSuite {
     /// The eBPF programs, one by one, through BPF_PROG_TEST_RUN.
     Datapath,
-    /// Clusters of a few hosts: networks, and published ports.
+    /// A cluster of two hosts, once through everything.
+    TwoHosts,
+    /// Clusters of a few hosts: networks, and published ports with every XDP mode.
     Cluster,
 }
 
 /// The step that reports on the verifier.
 const VERIFIER: &str = "verifier";
 
-/// The cluster suites whose subject is the kernel; the others' is the same under any.
+/// The cluster suite that is made for many kernels.
+const TWO_HOSTS: &str = "cluster_21_two_hosts";
+
+/// The further cluster suites whose subject is the kernel; the others' is the same under any.
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
 impl VmTest {
@@ -159,11 +164,14 @@ impl VmTest {
 
     fn wants(&self, product: &Product) -> bool {
         let of = |suite: Suite| suite.owns(product);
-        let cluster = of(Suite::Cluster) && CLUSTER.contains(&product.name.as_str());
+        let two_hosts = of(Suite::Cluster) && product.name == TWO_HOSTS;
         match self.suite {
-            None => of(Suite::Datapath) || cluster,
+            None => of(Suite::Datapath) || two_hosts,
             Some(VmSuite::Datapath) => of(Suite::Datapath),
-            Some(VmSuite::Cluster) => cluster,
+            Some(VmSuite::TwoHosts) => two_hosts,
+            Some(VmSuite::Cluster) => {
+                of(Suite::Cluster) && CLUSTER.contains(&product.name.as_str())
+            }
         }
     }
 

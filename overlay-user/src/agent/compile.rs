@@ -14,15 +14,15 @@ use overlay_common::{
         self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
         ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL, NETWORK_LOCAL,
-        PeerKey, PublishedKey, SlotKey, SubnetKey,
+        NETWORK_REPLICATE, PeerKey, PublishedKey, SlotKey, SubnetKey,
     },
 };
 
 use crate::{
     datapath::DatapathState,
     model::{
-        Availability, ClusterState, Endpoint, EndpointState, Id, Network, Node, NodeState, Port,
-        PublishMode, Service, ServiceNetwork,
+        Availability, ClusterState, Endpoint, EndpointState, Id, Multicast, Network, Node,
+        NodeState, Port, PublishMode, Service, ServiceNetwork,
     },
 };
 
@@ -60,6 +60,7 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     let view = View::new(state, me, facts);
     for network in view.relevant() {
         out.networks.insert(network.vni, view.network(network));
+        view.add_replicas(network, &mut out);
         view.add_endpoints(network, &mut out);
         view.add_peers(network, &mut out);
     }
@@ -172,6 +173,9 @@ impl<'a> View<'a> {
         if network.is_local() {
             flags |= NETWORK_LOCAL;
         }
+        if network.multicast == Multicast::Replicate {
+            flags |= NETWORK_REPLICATE;
+        }
         maps::Network {
             subnet: network.subnet.network().into(),
             mask: network.subnet.netmask().into(),
@@ -179,6 +183,30 @@ impl<'a> View<'a> {
             mtu: network_mtu(network, self.facts.underlay_mtu),
             flags,
         }
+    }
+
+    /// Where packets to groups are copied: endpoints here, but for the host link, and other nodes.
+    fn add_replicas(&self, network: &Network, out: &mut DatapathState) {
+        if network.multicast == Multicast::Drop {
+            return;
+        }
+        let endpoints = self.endpoints_on(network);
+        let links: BTreeSet<u32> = endpoints.iter().filter_map(|e| self.ifindex(e)).collect();
+        let other = |e: &&Endpoint| Some(self.vtep(&e.node)).filter(|vtep| *vtep != Be32::ZERO);
+        let vteps: BTreeSet<Be32> = endpoints.iter().filter_map(other).collect();
+        let count = |length| u32::try_from(length).unwrap_or(u32::MAX);
+        let mut replicas = Box::new(maps::Replicas {
+            endpoints: count(links.len()),
+            nodes: count(vteps.len()),
+            ..maps::Replicas::default()
+        });
+        for (slot, link) in replicas.links.iter_mut().zip(links) {
+            *slot = link;
+        }
+        for (slot, vtep) in replicas.vteps.iter_mut().zip(vteps) {
+            *slot = vtep;
+        }
+        out.replicas.insert(network.vni, replicas);
     }
 
     fn add_endpoints(&self, network: &Network, out: &mut DatapathState) {

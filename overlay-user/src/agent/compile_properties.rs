@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use overlay_common::maps::{BACKEND_ACTIVE, ENDPOINT_SERVICE, EndpointKey, SlotKey};
+use overlay_common::maps::{
+    BACKEND_ACTIVE, ENDPOINT_SERVICE, EndpointKey, NETWORK_REPLICATE, SlotKey,
+};
 use proptest::prelude::*;
 
 use super::{
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     datapath::{DatapathState, MapOp, diff},
-    model::{Availability, EndpointState, NodeState, Port, PublishMode},
+    model::{Availability, EndpointState, Multicast, NodeState, Port, PublishMode},
 };
 
 const NETWORKS: [&str; 4] = ["net0", "net1", "net2", "bridge"];
@@ -63,7 +65,10 @@ fn state_of(choice: u8) -> EndpointState {
 fn build(spec: &Spec) -> (TestCluster, LocalFacts) {
     let mut cluster = TestCluster::with_nodes(3);
     for (i, name) in NETWORKS.iter().enumerate().take(3) {
-        cluster.network(name, &format!("10.0.{i}.0/24"), |n| n.internal = i == 2);
+        cluster.network(name, &format!("10.0.{i}.0/24"), |n| {
+            n.internal = i == 2;
+            n.multicast = if i == 1 { Multicast::Replicate } else { Multicast::Drop };
+        });
     }
     for (s, (bits, ports)) in spec.services.iter().enumerate() {
         add_service(&mut cluster, s, *bits, ports);
@@ -134,6 +139,11 @@ fn dangling(state: &DatapathState) -> Option<String> {
             }
         }
     }
+    for (vni, network) in &state.networks {
+        if network.flags & NETWORK_REPLICATE != 0 && !state.replicas.contains_key(vni) {
+            return Some(format!("network {vni}: nowhere to copy to"));
+        }
+    }
     for (key, published) in &state.published {
         if !state.services.contains_key(&published.service) {
             return Some(format!("{key:?}: no service {}", published.service));
@@ -161,6 +171,7 @@ fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
 fn apply(state: &mut DatapathState, op: &MapOp) {
     match op.clone() {
         MapOp::Network(k, v) => set(&mut state.networks, k, v),
+        MapOp::Replicas(k, v) => set(&mut state.replicas, k, v),
         MapOp::Endpoint(k, v) => set(&mut state.endpoints, k, v),
         MapOp::Endpoint6(k, v) => set(&mut state.endpoints6, k, v),
         MapOp::Link(k, v) => set(&mut state.links, k, v),

@@ -150,6 +150,42 @@ fn a_network_tells_whether_it_is_internal_and_whether_it_is_node_local() {
 }
 
 #[test]
+fn groups_are_copied_to_endpoints_here_and_to_other_nodes_once_each() {
+    let mut cluster = cluster();
+    cluster.network("group", "10.0.9.0/24", |n| n.multicast = Multicast::Replicate);
+    for (name, node, last) in
+        [("p", "h1", 11), ("q", "h1", 12), ("r", "h2", 13), ("s", "h2", 14), ("t", "h3", 15)]
+    {
+        cluster.endpoint(name, "group", node, last);
+    }
+    let state = compiled(&cluster, "h1");
+    let vni = cluster.state.networks[&id("group")].vni;
+    assert_eq!(state.networks[&vni].flags, NETWORK_REPLICATE);
+    let replicas = &state.replicas[&vni];
+    assert_eq!((replicas.endpoints, replicas.nodes), (2, 2));
+    let links = cluster.facts("h1").links;
+    let mut here = [links[&id("p")], links[&id("q")]];
+    here.sort_unstable();
+    assert_eq!(replicas.links[..3], [here[0], here[1], 0]);
+    let others = [host([172, 16, 1, 11]), host([172, 16, 1, 12]), Be32::ZERO];
+    assert_eq!(replicas.vteps[..3], others);
+    assert!(!state.replicas.contains_key(&4098), "mynet drops");
+}
+
+#[test]
+fn copies_are_made_for_so_many_endpoints_and_the_number_of_all_is_known() {
+    let mut cluster = cluster();
+    cluster.network("group", "10.0.9.0/24", |n| n.multicast = Multicast::Replicate);
+    for last in 10..80 {
+        cluster.endpoint(&format!("e{last}"), "group", "h1", last);
+    }
+    let state = compiled(&cluster, "h1");
+    let replicas = state.replicas.values().next().expect("one network");
+    assert_eq!((replicas.endpoints, replicas.nodes), (70, 0));
+    assert!(replicas.links.iter().all(|link| *link != 0));
+}
+
+#[test]
 fn what_other_nodes_have_on_bridge_does_not_exist_here() {
     let mut cluster = cluster();
     cluster.endpoint("c1", "bridge", "h1", 2);

@@ -95,6 +95,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
     [
         ("networks", state.networks.len()),
+        ("replicas", state.replicas.len()),
         ("endpoints", state.endpoints.len()),
         ("endpoints6", state.endpoints6.len()),
         ("links", state.links.len()),

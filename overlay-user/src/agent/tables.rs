@@ -11,8 +11,8 @@ use overlay_common::{
         BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY,
         CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, NETWORK_INTERNAL, NETWORK_LOCAL, TCP_SEEN_ACK,
-        TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL,
+        NETWORK_REPLICATE, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
     },
     wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
@@ -140,7 +140,8 @@ const ENDPOINT_WORDS: [(u32, &str); 3] = [
     (ENDPOINT_FLAG_HOST as u32, "host"),
     (ENDPOINT_FLAG_PUBLISHED as u32, "published"),
 ];
-const NETWORK_WORDS: [(u32, &str); 2] = [(NETWORK_INTERNAL, "internal"), (NETWORK_LOCAL, "local")];
+const NETWORK_WORDS: [(u32, &str); 3] =
+    [(NETWORK_INTERNAL, "internal"), (NETWORK_LOCAL, "local"), (NETWORK_REPLICATE, "replicate")];
 
 fn protocol(number: u8) -> String {
     match number {
@@ -167,6 +168,7 @@ fn table<K, V>(
 fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
     vec![
         networks(state, names),
+        replicas(state, names),
         endpoints(state, names),
         endpoints6(state, names),
         links(state, names),
@@ -196,6 +198,29 @@ fn networks(state: &DatapathState, names: &Names) -> TableDump {
             flags(network.flags, &NETWORK_WORDS),
         ]
     })
+}
+
+fn replicas(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["vni", "network", "endpoints", "interfaces", "nodes", "names"];
+    table("replicas", &columns, &state.replicas, |vni, replicas| {
+        let copied = |count: u32| usize::try_from(count).unwrap_or(usize::MAX).min(MAX_REPLICAS);
+        let links = &replicas.links[..copied(replicas.endpoints)];
+        let vteps = &replicas.vteps[..copied(replicas.nodes)];
+        vec![
+            vni.to_string(),
+            named(&names.networks, vni),
+            replicas.endpoints.to_string(),
+            list(links.iter().map(|link| named(&names.interfaces, link))),
+            replicas.nodes.to_string(),
+            list(vteps.iter().map(|vtep| named(&names.nodes, vtep))),
+        ]
+    })
+}
+
+/// Words with commas between them.
+fn list(words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
 
 const ENDPOINT_COLUMNS: [&str; 10] =
@@ -392,9 +417,12 @@ fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, now: u64) -> ConntrackRo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::{
-        compile,
-        testing::{TestCluster, id, port},
+    use crate::{
+        agent::{
+            compile,
+            testing::{TestCluster, id, port},
+        },
+        model::Multicast,
     };
 
     fn rows<'a>(tables: &'a [TableDump], name: &str) -> &'a TableDump {
@@ -409,7 +437,10 @@ mod tests {
     #[test]
     fn tables_show_names_beside_the_numbers() {
         let mut cluster = TestCluster::with_nodes(2);
-        cluster.network("mynet", "10.0.1.0/24", crate::agent::testing::dual_stack);
+        cluster.network("mynet", "10.0.1.0/24", |n| {
+            crate::agent::testing::dual_stack(n);
+            n.multicast = Multicast::Replicate;
+        });
         cluster.service("web", &["mynet"], &[port(8080, 80)]);
         cluster.backend("w1", "web", "h2", 21);
         cluster.endpoint("a", "mynet", "h1", 11);
@@ -434,6 +465,8 @@ mod tests {
         assert_eq!(ip6.expect("an IPv6 address")[4], "a");
         let own = rows(&tables, "links6");
         assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
+        let replicas = rows(&tables, "replicas");
+        assert_eq!((cell(replicas, 0, "endpoints"), cell(replicas, 0, "names")), ("1", "h2"));
     }
 
     #[test]

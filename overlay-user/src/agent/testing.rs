@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::compile::LocalFacts;
 use crate::model::{
     Availability, Cluster, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id,
-    Network, NetworkIpv6, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
+    Multicast, Network, NetworkIpv6, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
     ServiceNetwork,
 };
 
@@ -90,6 +90,7 @@ impl TestCluster {
             gateway,
             aux_addresses: BTreeMap::new(),
             mtu: None,
+            multicast: Multicast::Drop,
             internal: false,
             attachable: true,
             ingress: false,

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 pub use observe::TrafficRow;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Availability, EndpointMode, EndpointState, Id, Port, Role};
+use crate::model::{Availability, EndpointMode, EndpointState, Id, Multicast, Port, Role};
 
 /// A call to a manager. The method's name on the wire is the variant's in snake case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +97,8 @@ pub struct NetworkCreate {
     pub vni: Option<u32>,
     /// MTU; `None` follows the underlay.
     pub mtu: Option<u32>,
+    /// What becomes of multicast and broadcast.
+    pub multicast: Multicast,
     /// No way out.
     pub internal: bool,
     /// Standalone containers may join.

@@ -44,6 +44,8 @@ enum TableName {
     Peers,
     /// Networks this host takes part in
     Networks,
+    /// Where multicast and broadcast are copied, by network
+    Replicas,
     /// Services and how many backends take new flows
     Services,
     /// Backends that take new flows, by service
@@ -86,6 +88,7 @@ impl TableName {
             Self::Endpoints6 => "endpoints6",
             Self::Peers => "peers",
             Self::Networks => "networks",
+            Self::Replicas => "replicas",
             Self::Services => "services",
             Self::Slots => "slots",
             Self::Backends => "backends",

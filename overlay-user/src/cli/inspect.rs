@@ -12,12 +12,15 @@ pub use self::{
     node::{NodeInspect, node},
     service::{ServiceInspect, service},
 };
-use crate::model::{ClusterState, Driver, Endpoint, Id, Network, Port, Service};
+use crate::model::{ClusterState, Driver, Endpoint, Id, Multicast, Network, Port, Service};
 
 /// Driver option that sets a network's VNI.
 pub const OPTION_VNI: &str = "com.docker.network.driver.overlay.vxlanid_list";
 /// Driver option that sets the MTU of a network's containers.
 pub const OPTION_MTU: &str = "com.docker.network.driver.mtu";
+
+/// Driver option that says what becomes of multicast and broadcast: `drop` or `replicate`.
+pub const OPTION_MULTICAST: &str = "multicast";
 
 /// A network as `docker network inspect` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -260,6 +263,9 @@ fn options(network: &Network) -> BTreeMap<String, String> {
     }
     if let Some(mtu) = network.mtu {
         options.insert(OPTION_MTU.to_owned(), mtu.to_string());
+    }
+    if network.multicast == Multicast::Replicate {
+        options.insert(OPTION_MULTICAST.to_owned(), "replicate".to_owned());
     }
     options
 }

@@ -13,11 +13,11 @@ use super::{
     Context, args,
     error::{not_found, refuse, usage_error},
     format::{FormatArg, JsonArg, json, print, print_rows},
-    inspect::{self, NetworkInspect, OPTION_MTU, OPTION_VNI, PseudoNetwork},
+    inspect::{self, NetworkInspect, OPTION_MTU, OPTION_MULTICAST, OPTION_VNI, PseudoNetwork},
 };
 use crate::{
     api::{NetworkCreate, NetworkCreateIpv6, Reference, Request},
-    model::{ClusterState, Id, Network},
+    model::{ClusterState, Id, Multicast, Network},
 };
 
 /// The verbs.
@@ -34,6 +34,9 @@ pub(super) enum NetworkCommand {
 #[command(after_help = "Driver options:
   com.docker.network.driver.mtu=BYTES                   MTU of the containers' interfaces
   com.docker.network.driver.overlay.vxlanid_list=VNI    VNI on the wire
+  multicast=drop|replicate                              Multicast and broadcast: dropped (default),
+                                                        or copied to all containers of the network,
+                                                        on each host and for each other host to 64
 
 Examples:
   overlay network create mynet
@@ -193,6 +196,7 @@ fn request(args: CreateArgs) -> anyhow::Result<NetworkCreate> {
         aux_addresses: unique("--aux-address", args.aux_address)?,
         vni: options.vni,
         mtu: options.mtu,
+        multicast: options.multicast,
         internal: args.internal,
         attachable: args.attachable,
         ingress: args.ingress,
@@ -230,6 +234,7 @@ fn unique<T>(option: &str, list: Vec<(String, T)>) -> anyhow::Result<BTreeMap<St
 struct DriverOptions {
     vni: Option<u32>,
     mtu: Option<u32>,
+    multicast: Multicast,
 }
 
 impl DriverOptions {
@@ -239,6 +244,7 @@ impl DriverOptions {
             match key.as_str() {
                 OPTION_VNI => options.vni = Some(number(key, value, "a VNI")?),
                 OPTION_MTU => options.mtu = Some(number(key, value, "an MTU in bytes")?),
+                OPTION_MULTICAST => options.multicast = multicast(value)?,
                 "encrypted" => {
                     return Err(refuse(
                         "encrypted networks are not built in this version",
@@ -249,7 +255,7 @@ impl DriverOptions {
                 _ => {
                     return Err(refuse(
                         format!("unknown driver option {key:?}"),
-                        format!("known are {OPTION_MTU} and {OPTION_VNI}"),
+                        format!("known are {OPTION_MTU}, {OPTION_VNI} and {OPTION_MULTICAST}"),
                     ));
                 }
             }
@@ -265,6 +271,17 @@ fn number(key: &str, value: &str, what: &str) -> anyhow::Result<u32> {
             "write one decimal number",
         )
     })
+}
+
+fn multicast(value: &str) -> anyhow::Result<Multicast> {
+    match value {
+        "drop" => Ok(Multicast::Drop),
+        "replicate" => Ok(Multicast::Replicate),
+        _ => Err(usage_error(
+            format!("--opt {OPTION_MULTICAST}={value}: {value:?} is no way to treat multicast"),
+            "write drop or replicate",
+        )),
+    }
 }
 
 /// One line of `network ls`.
@@ -405,6 +422,8 @@ mod tests {
             "com.docker.network.driver.mtu=1400",
             "-o",
             "com.docker.network.driver.overlay.vxlanid_list=5000",
+            "-o",
+            "multicast=replicate",
             "--label",
             "a=b",
             "mynet",
@@ -421,6 +440,7 @@ mod tests {
                 "aux_addresses": {"router": "10.9.0.9"},
                 "vni": 5000,
                 "mtu": 1400,
+                "multicast": "replicate",
                 "internal": true,
                 "attachable": false,
                 "ingress": false,
@@ -471,6 +491,7 @@ mod tests {
             (&["-d", "macvlan", "a"], "'macvlan' for '--driver <DRIVER>'"),
             (&["-d", "bridge", "a"], "with driver bridge"),
             (&["--opt", "encrypted", "a"], "not built"),
+            (&["--opt", "multicast=maybe", "a"], "\"maybe\" is no way"),
             (&["--opt", "foo=1", "a"], "unknown driver option \"foo\""),
             (&["--opt", "com.docker.network.driver.mtu=x", "a"], "\"x\" is not an MTU"),
             (

@@ -97,6 +97,7 @@ impl Kernel {
         let state = &mut self.state;
         match op {
             MapOp::Network(key, value) => set(&mut state.networks, *key, *value),
+            MapOp::Replicas(key, value) => set(&mut state.replicas, *key, value.clone()),
             MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
             MapOp::Endpoint6(key, value) => set(&mut state.endpoints6, *key, *value),
             MapOp::Link(key, value) => set(&mut state.links, *key, *value),

@@ -6,7 +6,8 @@ use overlay_common::{
     Be32,
     maps::{
         Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr, Network,
-        Peer, PeerKey, Published, PublishedKey, Service, Slot, SlotKey, Subnet, SubnetKey,
+        Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
+        SubnetKey,
     },
 };
 
@@ -15,6 +16,8 @@ use overlay_common::{
 pub struct DatapathState {
     /// Map `networks`, by VNI.
     pub networks: BTreeMap<u32, Network>,
+    /// Map `replicas`, by VNI.
+    pub replicas: BTreeMap<u32, Box<Replicas>>,
     /// Map `endpoints`.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// Map `endpoints6`.
@@ -46,6 +49,8 @@ pub struct DatapathState {
 pub enum MapOp {
     /// `networks`
     Network(u32, Option<Network>),
+    /// `replicas`
+    Replicas(u32, Option<Box<Replicas>>),
     /// `endpoints`
     Endpoint(EndpointKey, Option<Endpoint>),
     /// `endpoints6`
@@ -73,7 +78,7 @@ pub enum MapOp {
     Subnet(SubnetKey, Option<Subnet>),
 }
 
-fn puts<K: Ord + Copy, V: PartialEq + Copy>(
+fn puts<K: Ord + Copy, V: PartialEq + Clone>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
     ops: &mut Vec<MapOp>,
@@ -81,7 +86,7 @@ fn puts<K: Ord + Copy, V: PartialEq + Copy>(
 ) {
     for (key, value) in new {
         if old.get(key) != Some(value) {
-            ops.push(op(*key, Some(*value)));
+            ops.push(op(*key, Some(value.clone())));
         }
     }
 }
@@ -104,6 +109,7 @@ fn removes<K: Ord + Copy, V>(
 /// removed after it.
 pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     let mut ops = Vec::new();
+    puts(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     // What is inside is known before anything may go outside.
     puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
@@ -132,5 +138,6 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
     removes(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
+    removes(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     ops
 }

@@ -25,8 +25,8 @@ use super::{
     message::{Request, Transport},
 };
 use crate::model::{
-    Availability, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id, Network, Node,
-    NodeState, Role, Service, ServiceNetwork,
+    Availability, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id, Multicast,
+    Network, Node, NodeState, Role, Service, ServiceNetwork,
 };
 
 pub fn id(text: &str) -> Id {
@@ -72,6 +72,7 @@ impl Cluster {
             gateway,
             aux_addresses: BTreeMap::new(),
             mtu: None,
+            multicast: Multicast::Drop,
             internal: false,
             attachable: true,
             ingress: false,

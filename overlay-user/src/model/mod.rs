@@ -104,6 +104,17 @@ pub enum Driver {
     Bridge,
 }
 
+/// What becomes of multicast and broadcast on a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Multicast {
+    /// It is dropped and counted.
+    #[default]
+    Drop,
+    /// It is copied to all endpoints, within [`overlay_common::maps::MAX_REPLICAS`].
+    Replicate,
+}
+
 /// An overlay network, or the node-local `bridge`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
@@ -127,6 +138,9 @@ pub struct Network {
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// MTU of the containers' interfaces; `None` means the underlay's less 50.
     pub mtu: Option<u32>,
+    /// What becomes of multicast and broadcast.
+    #[serde(default)]
+    pub multicast: Multicast,
     /// No way out and no published ports.
     pub internal: bool,
     /// Standalone containers may join (`overlay run` without `--service`).

@@ -33,6 +33,14 @@ const OUTSIDE: [Ipv4Addr; 12] = [
     Ipv4Addr::new(10, 0, 2, 5),
 ];
 
+/// Groups; class E has none. The subnets' broadcast addresses end with 255.
+const GROUPS: [Ipv4Addr; 4] = [
+    Ipv4Addr::new(224, 0, 0, 251),
+    Ipv4Addr::new(239, 200, 1, 2),
+    Ipv4Addr::BROADCAST,
+    Ipv4Addr::new(240, 0, 0, 1),
+];
+
 /// Who speaks to whom.
 #[derive(Clone, Copy)]
 struct Tuple {
@@ -113,6 +121,9 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     }
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = Ipv4Addr::from(link.ip);
+    if rng.random_bool(0.06) {
+        return to_group(rng, own, link.mac.bytes());
+    }
     let to = if rng.random_bool(0.3) {
         any(rng, &OUTSIDE)
     } else {
@@ -152,8 +163,11 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let src = if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { src };
     let tuple = known.map_or_else(|| tuple(rng, src, dst), |k| k.1);
     let sender = node_of(rng, tables, (vni, tuple.src));
-    let macs_inside = (mac(tuple.src).bytes(), mac(tuple.dst).bytes());
-    let mut inner = ethernet(macs_inside, &ipv4(rng, tuple));
+    let mut inner = if rng.random_bool(0.1) {
+        to_group(rng, tuple.src, mac(tuple.src).bytes())
+    } else {
+        ethernet((mac(tuple.src).bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple))
+    };
     if rng.random_bool(0.02) {
         // A VLAN tag.
         inner.splice(12..12, [0x81, 0, 0, 5]);
@@ -219,6 +233,24 @@ fn node_of(rng: &mut SmallRng, tables: &Tables, (vni, ip): (u32, Ipv4Addr)) -> I
         (_, Some((_, e))) if e.node != Be32::ZERO => e.node.into(),
         _ => any(rng, &[PEER, UNRESOLVED]),
     }
+}
+
+/// To a group of the sender's network, mostly with the group's MAC.
+fn to_group(rng: &mut SmallRng, from: Ipv4Addr, source: [u8; 6]) -> Vec<u8> {
+    let [a, b, c, _] = from.octets();
+    let subnet = Ipv4Addr::new(a, b, c, 255);
+    let to = if rng.random_bool(0.3) { subnet } else { any(rng, &GROUPS) };
+    let [first, high, middle, low] = to.octets();
+    let group = match first {
+        224..240 => [0x01, 0x00, 0x5e, high & 0x7f, middle, low],
+        _ => [0xff; 6],
+    };
+    let unicast = mac(to).bytes();
+    let destination = any(rng, &[group, group, group, group, unicast, [0xff; 6]]);
+    let mut tuple = tuple(rng, from, to);
+    // IGMP.
+    tuple.proto = any(rng, &[tuple.proto, 17, 17, 17, 2]);
+    ethernet((source, destination), &ipv4(rng, tuple))
 }
 
 fn ethernet((src, dst): ([u8; 6], [u8; 6]), ip: &[u8]) -> Vec<u8> {

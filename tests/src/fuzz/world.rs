@@ -8,8 +8,8 @@ use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6,
     maps::{
         Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key, EndpointKey, Link, Link6,
-        NETWORK_INTERNAL, Network, Peer, PeerKey, Published, PublishedKey, Service, SlotKey,
-        SubnetKey, Usage,
+        NETWORK_INTERNAL, NETWORK_REPLICATE, Network, Peer, PeerKey, Published, PublishedKey,
+        Replicas, Service, SlotKey, SubnetKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -93,7 +93,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
         }
     }
     for vni in VNIS {
-        network(rng, &mut tables.agent, vni);
+        network(rng, rig, &mut tables.agent, vni);
     }
     dual_stack(rng, &mut tables.agent);
     for number in 1..=NUMBERS {
@@ -155,7 +155,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let number = rng.random_range(1..=NUMBERS);
     match rng.random_range(0..18) {
         0 => endpoint(rng, &mut tables.agent, vni),
-        1 => network(rng, &mut tables.agent, vni),
+        1 => network(rng, rig, &mut tables.agent, vni),
         2 => service(rng, tables, number),
         3 => backend(rng, &mut tables.agent, number),
         4 => published(rng, &mut tables.agent),
@@ -228,16 +228,42 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
     }
 }
 
-fn network(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
+fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
     agent.networks.remove(&vni);
     if rng.random_bool(0.9) {
         let [a, b, c, _] = address(rng, vni).octets();
         let subnet = Be32::from_octets([a, b, c, 0]);
         let mask = Be32::from_octets([255, 255, 255, 0]);
         let gateway = Be32::from_octets([a, b, c, 1]);
-        let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]);
+        let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]) | any(rng, &[0, NETWORK_REPLICATE]);
         agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags });
     }
+    agent.replicas.remove(&vni);
+    if rng.random_bool(0.9) {
+        let replicas = replicas(rng, rig, agent);
+        agent.replicas.insert(vni, Box::new(replicas));
+    }
+}
+
+/// Where packets to groups are copied: to interfaces that exist, the one that packets come in by
+/// among them, and to some that do not. The numbers need not be those of what is filled in.
+fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Replicas {
+    let mut replicas = Replicas::default();
+    // Packets out of `u1` arrive at the NIC, where nothing waits for them.
+    let links = [IFINDEX, rig.no_forwarding, rig.no_forwarding, 9_999, 0];
+    for i in 0..rng.random_range(0..4) {
+        replicas.links[i] = any(rng, &links);
+        replicas.vteps[i] = any(rng, &NODES).into();
+    }
+    // Whose the copies are counted for.
+    agent.links.remove(&rig.no_forwarding);
+    if rng.random_bool(0.8) {
+        let link = Link { vni: VNI, slot: any(rng, &SLOTS), ..Link::default() };
+        agent.links.insert(rig.no_forwarding, link);
+    }
+    replicas.endpoints = any(rng, &[0, 1, 2, 3, 4, 64, 65, u32::MAX]);
+    replicas.nodes = any(rng, &[0, 1, 2, 3, 4, 64, 65, u32::MAX]);
+    replicas
 }
 
 fn link(rng: &mut SmallRng, agent: &mut DatapathState) {

@@ -16,7 +16,7 @@ use super::{
     host::MTU,
     icmp, ipv6,
     observe::Party,
-    outside,
+    outside, replicate,
     walk::{End, Outcome, Walk},
 };
 
@@ -90,7 +90,7 @@ fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
         return Err(Reason::SpoofedSource);
     }
     if ip.dst.octets()[0] >= 224 || ethernet.dst.is_group() {
-        return Err(Reason::Multicast);
+        return replicate::send(walk, &link, ethernet.dst, &ip);
     }
     let packet = Checked { link, ethernet, ip };
     let Some(endpoint) = walk.endpoint(link.vni, ip.dst) else {

@@ -13,6 +13,8 @@ pub struct Host {
     pub nic: u32,
     /// Interfaces that are up and do not forward: loopback and the other end of the NIC.
     pub no_forwarding: [u32; 2],
+    /// The kernel's vxlan device.
+    pub vxlan: u32,
 }
 
 /// Where a packet leaves.
@@ -32,7 +34,12 @@ pub const MTU: usize = 1500;
 impl Host {
     /// The rig's.
     pub fn of(rig: &Rig) -> Self {
-        Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding] }
+        Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding], vxlan: rig.vxlan }
+    }
+
+    /// Whether the kernel takes a copy for an interface: any that exists and is up.
+    pub fn takes(&self, ifindex: u32) -> bool {
+        ifindex == self.nic || ifindex == self.vxlan || self.no_forwarding.contains(&ifindex)
     }
 
     /// The way of an IPv4 packet of `total` bytes to `dst`, as if it came in by the interface that

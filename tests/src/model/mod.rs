@@ -13,6 +13,7 @@ mod icmp;
 mod ipv6;
 mod observe;
 mod outside;
+mod replicate;
 mod underlay;
 mod walk;
 mod xdp;
@@ -125,6 +126,11 @@ pub fn run(
         Ok(walk::End::Left(reason)) => {
             walk.count(reason, length);
             Verdict::Pass
+        }
+        Ok(walk::End::Copied(reason)) => {
+            walk.count(reason, length);
+            walk.tell_forwarded(reason, length);
+            Verdict::Drop
         }
         Err(reason) => {
             walk.count(reason, length);

@@ -30,12 +30,17 @@ impl Walk<'_> {
     pub fn tell_forwarded(&mut self, reason: Reason, length: usize) {
         let sender = if self.party.traffic == Traffic::Sent { self.party.slot } else { 0 };
         for (slot, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
-            let exists = (1..ENDPOINT_SLOTS).contains(&(slot as usize));
-            if exists && ALL_WAYS.iter().any(|(_, t, r)| (*t, *r) == (traffic, reason)) {
-                let counter = self.told.forwarded.entry((slot, traffic, reason)).or_default();
-                counter.packets += 1;
-                counter.bytes += length as u64;
-            }
+            self.tell(slot, traffic, reason, length);
+        }
+    }
+
+    /// Counts a packet for the endpoint with a slot.
+    pub fn tell(&mut self, slot: u32, traffic: Traffic, reason: Reason, length: usize) {
+        let exists = (1..ENDPOINT_SLOTS).contains(&(slot as usize));
+        if exists && ALL_WAYS.iter().any(|(_, t, r)| (*t, *r) == (traffic, reason)) {
+            let counter = self.told.forwarded.entry((slot, traffic, reason)).or_default();
+            counter.packets += 1;
+            counter.bytes += length as u64;
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
     host::MTU,
     icmp, ipv6,
     observe::Party,
-    outside,
+    outside, replicate,
     walk::{End, Outcome, Walk},
 };
 
@@ -176,6 +176,9 @@ fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         Some(endpoint) => {
             walk.party.slot = endpoint.slot;
             to_local(walk, (vni, sender), &ip, &endpoint)
+        }
+        None if ethernet.dst.is_group() => {
+            replicate::receive(walk, (vni, sender), ethernet.dst, &ip)
         }
         None => to_client(walk, (vni, sender), &ip),
     }

@@ -31,6 +31,8 @@ pub enum End {
     Sent(Reason),
     /// With the host, counted.
     Left(Reason),
+    /// Copied to where it goes, counted; the packet itself goes nowhere.
+    Copied(Reason),
 }
 
 /// How any packet ends.

@@ -219,6 +219,7 @@ impl Rig {
         for op in diff(&self.state, &new) {
             match op {
                 MapOp::Network(k, v) => self.write("networks", k, v),
+                MapOp::Replicas(k, v) => self.write("replicas", k, v.map(|v| *v)),
                 MapOp::Endpoint(k, v) => self.write("endpoints", k, v),
                 MapOp::Endpoint6(k, v) => self.write("endpoints6", k, v),
                 MapOp::Link(k, v) => self.write("links", k, v),

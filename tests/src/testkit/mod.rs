@@ -5,6 +5,7 @@ mod answer;
 mod bulk;
 mod chat;
 mod dns;
+mod group;
 mod http;
 mod load;
 mod ping;
@@ -28,11 +29,14 @@ pub use bulk::BulkReport;
 pub use chat::ChatReport;
 use clap::{Args, Parser, Subcommand};
 pub use dns::Resolved;
+pub use group::Heard;
 pub use load::LoadReport;
 pub use ping::Pinged;
 pub use segment::Segmented;
 use serde::Serialize;
 pub use tag::Tagged;
+
+use crate::wait::patience;
 
 /// Small real servers and clients for the suites.
 #[derive(Debug, Parser)]
@@ -80,14 +84,14 @@ pub struct Target {
     /// How often, each time from a new socket.
     #[arg(long, default_value_t = 1)]
     count: u32,
-    /// Milliseconds without an answer that make a failure.
+    /// Milliseconds without an answer that make a failure; more of them where everything is slower.
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
 }
 
 impl Target {
     fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
+        Duration::from_millis(self.timeout_ms) * patience()
     }
 }
 
@@ -108,11 +112,13 @@ enum Command {
     /// Asks `http`s all the time and counts what fails.
     HttpLoad(load::LoadArgs),
     /// Answers every datagram with who it is, whom it saw and what was said.
-    UdpEcho(Identity),
+    UdpEcho(udp::EchoArgs),
     /// Asks a `udp-echo`.
     UdpAsk(udp::UdpArgs),
     /// Says many things to a `udp-echo` in one call.
     UdpSegment(segment::SegmentArgs),
+    /// Asks all `udp-echo`s of a group or of a subnet, and counts who answers.
+    GroupAsk(group::GroupArgs),
     /// Receives transfers and answers with their SHA-256.
     BulkRecv(Listen),
     /// Sends a transfer and compares the SHA-256.
@@ -174,9 +180,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Http(identity) => http::serve(&identity),
         Command::HttpGet(target) => print(&http::get(&target)?),
         Command::HttpLoad(args) => print(&load::run(&args)?),
-        Command::UdpEcho(identity) => udp::serve(&identity),
+        Command::UdpEcho(args) => udp::serve(&args),
         Command::UdpAsk(args) => print(&udp::ask(&args)?),
         Command::UdpSegment(args) => print(&segment::send(&args)?),
+        Command::GroupAsk(args) => print(&group::ask(&args)?),
         Command::BulkRecv(listen) => bulk::receive(listen),
         Command::BulkSend { target, bytes } => print(&bulk::send(&target, bytes)?),
         Command::Resolve(args) => print(&dns::resolve(&args)?),

@@ -12,6 +12,16 @@ use clap::Args;
 
 use super::{Answer, Asked, Failure, FailureKind, Identity, Target, answer, serve};
 
+/// Parameters of `udp-echo`.
+#[derive(Clone, Debug, Args)]
+pub struct EchoArgs {
+    #[command(flatten)]
+    identity: Identity,
+    /// A multicast group to join.
+    #[arg(long)]
+    group: Option<Ipv4Addr>,
+}
+
 /// Parameters of `udp-ask`.
 #[derive(Clone, Debug, Args)]
 pub struct UdpArgs {
@@ -33,11 +43,17 @@ pub struct UdpArgs {
 }
 
 /// Answers datagrams until SIGTERM.
-pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
+pub fn serve(args: &EchoArgs) -> anyhow::Result<ExitCode> {
     serve::stop_on_signals()?;
+    let identity = &args.identity;
     let host = identity.host()?;
     let address = SocketAddr::from(identity.listen);
     let socket = UdpSocket::bind(address).with_context(|| format!("UDP port {address}"))?;
+    if let Some(group) = &args.group {
+        socket
+            .join_multicast_v4(group, &Ipv4Addr::UNSPECIFIED)
+            .with_context(|| format!("joining {group}"))?;
+    }
     println!("listening: {}/udp", socket.local_addr()?);
     let mut buffer = vec![0; 65536];
     while !serve::stopping() {

@@ -9,8 +9,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::machine;
-
 /// What Debian builds as modules: links of containers and of the tests' switch, the VXLAN device,
 /// and TC programs before tcx (Linux 6.6).
 pub const WANTED: [&str; 5] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf"];
@@ -19,10 +17,11 @@ pub const WANTED: [&str; 5] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bp
 pub type Module = (String, Vec<u8>);
 
 /// Reads the wanted modules and their dependencies below a folder, in the order to load them.
+/// `busybox` unpacks them.
 ///
 /// # Errors
 /// A module cannot be read or says that it needs one that is not there.
-pub fn collect(folder: &Path) -> Result<Vec<Module>> {
+pub fn collect(folder: &Path, busybox: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     list(folder, &mut files)?;
     let mut ordered = Vec::new();
@@ -30,7 +29,7 @@ pub fn collect(folder: &Path) -> Result<Vec<Module>> {
     for name in WANTED {
         // A kernel may have it built in; the programs' own words tell if it has not.
         if files.contains_key(name) {
-            add(name, &files, &mut seen, &mut ordered)?;
+            add(name, (&files, busybox), &mut seen, &mut ordered)?;
         }
     }
     Ok(ordered)
@@ -38,7 +37,7 @@ pub fn collect(folder: &Path) -> Result<Vec<Module>> {
 
 fn add(
     name: &str,
-    files: &BTreeMap<String, PathBuf>,
+    (files, busybox): (&BTreeMap<String, PathBuf>, &Path),
     seen: &mut BTreeSet<String>,
     ordered: &mut Vec<Module>,
 ) -> Result<()> {
@@ -48,9 +47,9 @@ fn add(
     let Some(path) = files.get(name) else {
         bail!("a kernel module depends on {name}, and there is no such module");
     };
-    let content = read(path)?;
+    let content = read(path, busybox)?;
     for needed in depends(&content) {
-        add(&needed, files, seen, ordered)?;
+        add(&needed, (files, busybox), seen, ordered)?;
     }
     ordered.push((format!("{name}.ko"), content));
     Ok(())
@@ -75,11 +74,10 @@ fn module_name(path: &Path) -> Option<String> {
     matches!(rest, "ko" | "ko.xz").then(|| name.replace('-', "_"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path, busybox: &Path) -> Result<Vec<u8>> {
     if path.extension().is_none_or(|extension| extension != "xz") {
         return fs::read(path).with_context(|| path.display().to_string());
     }
-    let busybox = machine::find_program("busybox").context("there is no busybox")?;
     let output = Command::new(busybox).arg("xzcat").arg(path).output()?;
     if !output.status.success() {
         bail!("busybox xzcat {}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
@@ -116,8 +114,11 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, module(needs)).unwrap();
         }
-        let names: Vec<String> =
-            collect(dir.path()).unwrap().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = collect(dir.path(), Path::new("busybox"))
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["veth.ko", "ip6_udp_tunnel.ko", "udp_tunnel.ko", "vxlan.ko"]);
     }
 
@@ -125,7 +126,7 @@ mod tests {
     fn a_missing_dependency_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("bridge.ko"), module("stp,llc")).unwrap();
-        let error = collect(dir.path()).unwrap_err().to_string();
+        let error = collect(dir.path(), Path::new("busybox")).unwrap_err().to_string();
         assert!(error.contains("depends on stp"), "{error}");
     }
 }

@@ -62,7 +62,7 @@ pub fn write(
     let (busybox, folder) = base;
     let mut out = create(archive)?;
     add_base(&mut out, busybox)?;
-    let order: Vec<String> = add_modules(&mut out, modules::collect(folder)?)?;
+    let order: Vec<String> = add_modules(&mut out, modules::collect(folder, busybox)?)?;
     out.file(Path::new("/modules/order"), lines(&order).as_bytes())?;
     let stripped = tempfolder(archive)?;
     for step in steps {

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use crate::model::{
     Availability, Cluster, ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id,
-    Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service, ServiceNetwork,
+    Multicast, Network, Node, NodeState, Port, Protocol, PublishMode, Role, Service,
+    ServiceNetwork,
 };
 
 fn id(text: &str) -> Id {
@@ -36,6 +37,7 @@ fn network(name: &str, vni: u32, subnet: &str) -> Network {
         gateway,
         aux_addresses: BTreeMap::new(),
         mtu: None,
+        multicast: Multicast::Drop,
         internal: false,
         attachable: true,
         ingress: false,

@@ -18,9 +18,10 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 22] = [
     "config",
     "networks",
+    "replicas",
     "endpoints",
     "endpoints6",
     "links",

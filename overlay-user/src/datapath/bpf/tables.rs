@@ -12,7 +12,7 @@ use overlay_common::{
     maps::{
         Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key,
         EndpointKey, Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey,
-        Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
+        Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
     },
 };
 
@@ -27,6 +27,7 @@ const NOEXIST: u64 = 1;
 /// The maps that only the agent writes, and the cursors beside the services.
 pub(super) struct AgentTables {
     networks: Table<u32, Network>,
+    replicas: Table<u32, Replicas>,
     endpoints: Table<EndpointKey, Endpoint>,
     endpoints6: Table<Endpoint6Key, Endpoint>,
     links: Table<u32, Link>,
@@ -46,6 +47,7 @@ impl AgentTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         Ok(Self {
             networks: take(ebpf, "networks")?,
+            replicas: take(ebpf, "replicas")?,
             endpoints: take(ebpf, "endpoints")?,
             endpoints6: take(ebpf, "endpoints6")?,
             links: take(ebpf, "links")?,
@@ -65,6 +67,7 @@ impl AgentTables {
     pub(super) fn read(&self) -> Result<DatapathState, DatapathError> {
         Ok(DatapathState {
             networks: collect("networks", &self.networks)?,
+            replicas: boxed(collect("replicas", &self.replicas)?),
             endpoints: collect("endpoints", &self.endpoints)?,
             endpoints6: collect("endpoints6", &self.endpoints6)?,
             links: collect("links", &self.links)?,
@@ -83,6 +86,9 @@ impl AgentTables {
     pub(super) fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
         let (map, outcome) = match op {
             MapOp::Network(key, value) => ("networks", set(&mut self.networks, key, value)),
+            MapOp::Replicas(key, value) => {
+                ("replicas", set(&mut self.replicas, key, &value.as_deref().copied()))
+            }
             MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
             MapOp::Endpoint6(key, value) => ("endpoints6", set(&mut self.endpoints6, key, value)),
             MapOp::Link(key, value) => ("links", set(&mut self.links, key, value)),
@@ -220,6 +226,10 @@ fn collect<K: Pod + Ord, V: Pod>(
 ) -> Result<BTreeMap<K, V>, DatapathError> {
     let entries = map.iter().collect::<Result<BTreeMap<K, V>, MapError>>();
     entries.map_err(|e| kernel(format!("read the map {name}"), words(&e)))
+}
+
+fn boxed<K: Ord, V>(map: BTreeMap<K, V>) -> BTreeMap<K, Box<V>> {
+    map.into_iter().map(|(key, value)| (key, Box::new(value))).collect()
 }
 
 fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Result<(), MapError> {

@@ -15,8 +15,8 @@ use crate::{
     api::{ApiError, NetworkCreate},
     manager::error::{conflict, internal, invalid},
     model::{
-        Availability, Change, Cluster, ClusterState, Driver, Id, Network, Node, NodeState, Object,
-        Role, check_name,
+        Availability, Change, Cluster, ClusterState, Driver, Id, Multicast, Network, Node,
+        NodeState, Object, Role, check_name,
     },
     pki::{Authority, CertificateFor, NodeKey, NodePki},
     store::SecretChange,
@@ -175,6 +175,7 @@ fn bridge(state: &ClusterState, subnet: Ipv4Net, now: Timestamp) -> Result<Netwo
         gateway: Ipv4Addr::UNSPECIFIED,
         aux_addresses: BTreeMap::new(),
         mtu: None,
+        multicast: Multicast::Drop,
         internal: false,
         attachable: true,
         ingress: false,

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     api::{ApiError, NetworkCreate, Reference},
     manager::error::{conflict, invalid, not_found},
-    model::{ClusterState, Driver, Id, Kind, Network, Object, PublishMode, check_name},
+    model::{ClusterState, Driver, Id, Kind, Multicast, Network, Object, PublishMode, check_name},
 };
 
 /// Names that stand for something else wherever a network is named.
@@ -64,6 +64,7 @@ pub(in crate::manager) fn create(
             gateway: Ipv4Addr::UNSPECIFIED,
             aux_addresses: BTreeMap::new(),
             mtu: request.mtu,
+            multicast: request.multicast,
             internal: request.internal,
             // ingress is usable through services alone.
             attachable: request.attachable && !request.ingress,
@@ -119,6 +120,11 @@ fn check_names(state: &ClusterState, request: &NetworkCreate) -> Result<(), ApiE
         if request.internal {
             return Err(invalid(
                 "the ingress network cannot be internal: it carries published ports",
+            ));
+        }
+        if request.multicast == Multicast::Replicate {
+            return Err(invalid(
+                "the ingress network cannot replicate multicast: it carries published ports alone",
             ));
         }
     }

@@ -14,7 +14,7 @@ use super::super::{
 };
 use crate::{
     api::{EndpointCreate, ErrorCode},
-    model::{ClusterState, Driver, Id, Network},
+    model::{ClusterState, Driver, Id, Multicast, Network},
 };
 
 fn network(subnet: Ipv4Net, ip_range: Option<Ipv4Net>) -> Network {
@@ -29,6 +29,7 @@ fn network(subnet: Ipv4Net, ip_range: Option<Ipv4Net>) -> Network {
         gateway: subnet.hosts().next().expect("an address"),
         aux_addresses: BTreeMap::new(),
         mtu: None,
+        multicast: Multicast::Drop,
         internal: false,
         attachable: true,
         ingress: false,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::testing::{World, ports, refused};
 use crate::{
     api::{EndpointCreate, ErrorCode, NetworkCreate},
-    model::Network,
+    model::{Multicast, Network},
 };
 
 fn request(name: &str) -> NetworkCreate {
@@ -229,6 +229,11 @@ fn ingress_is_one_can_go_when_unused_and_come_back_elsewhere() {
         world.network(NetworkCreate { internal: true, ..ingress.clone() }),
         ErrorCode::Invalid,
         &["internal"],
+    );
+    refused(
+        world.network(NetworkCreate { multicast: Multicast::Replicate, ..ingress.clone() }),
+        ErrorCode::Invalid,
+        &["multicast"],
     );
     let front = world.network(ingress).expect("made");
     assert_eq!((front.vni, front.attachable), (4096, false));

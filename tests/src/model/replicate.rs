@@ -1,0 +1,103 @@
+//! Multicast and broadcast: "a copy to every endpoint here but the sender, and one to every other
+//! node", on networks made so.
+
+use overlay_common::{
+    Be32, Mac, Reason,
+    maps::{ENDPOINT_REMOTE, Link, NETWORK_REPLICATE, Replicas},
+    observe::Traffic,
+};
+
+use super::{
+    frame::{Ethernet, Ip, put},
+    walk::{End, Outcome, Walk},
+};
+
+/// IGMP, which is not copied.
+const IGMP: u8 = 2;
+
+/// From an endpoint.
+pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
+    if !is_copied(walk, link.vni, dst, ip).unwrap_or(false) {
+        return Err(Reason::Multicast);
+    }
+    let replicas = replicas(walk, link.vni);
+    to_endpoints(walk, &replicas);
+    let config = walk.tables.config;
+    let refused = if walk.host.takes(config.vxlan_ifindex) { 0 } else { within(replicas.nodes) };
+    copied(walk, refused, replicas.nodes);
+    Ok(End::Copied(Reason::Replicated))
+}
+
+/// From another node.
+pub fn receive(
+    walk: &mut Walk<'_>,
+    (vni, sender): (u32, std::net::Ipv4Addr),
+    dst: Mac,
+    ip: &Ip,
+) -> Outcome {
+    if !is_copied(walk, vni, dst, ip).ok_or(Reason::NoEndpoint)? {
+        return Err(Reason::Multicast);
+    }
+    let source = walk
+        .endpoint(vni, ip.src)
+        .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == Be32::from(sender))
+        .ok_or(Reason::SpoofedInnerSource)?;
+    walk.pop();
+    put(&mut walk.frame, 0, &Ethernet::ipv4(source.mac, dst).bytes());
+    let replicas = replicas(walk, vni);
+    to_endpoints(walk, &replicas);
+    Ok(End::Copied(Reason::Replicated))
+}
+
+/// Whether the network copies the packet; nothing where it is not known.
+fn is_copied(walk: &Walk<'_>, vni: u32, dst: Mac, ip: &Ip) -> Option<bool> {
+    let network = walk.network(vni)?;
+    let [a, b, c, d] = ip.dst.octets();
+    let subnet_broadcast = network.subnet.get() | !network.mask.get();
+    let mac = if ip.dst.is_broadcast() || u32::from(ip.dst) == subnet_broadcast {
+        [0xff; 6]
+    } else if (224..240).contains(&a) {
+        // RFC 1112, section 6.4: the low 23 bits.
+        [0x01, 0x00, 0x5e, b % 128, c, d]
+    } else {
+        return Some(false);
+    };
+    let wanted = network.flags & NETWORK_REPLICATE != 0 && ip.protocol != IGMP;
+    Some(wanted && dst.bytes() == mac)
+}
+
+fn replicas(walk: &Walk<'_>, vni: u32) -> Replicas {
+    walk.tables.agent.replicas.get(&vni).map(|replicas| **replicas).unwrap_or_default()
+}
+
+fn within(count: u32) -> u32 {
+    count.min(64)
+}
+
+fn to_endpoints(walk: &mut Walk<'_>, replicas: &Replicas) {
+    let links = &replicas.links[..within(replicas.endpoints) as usize];
+    let (ifindex, length) = (walk.ifindex, walk.frame.len());
+    let mut refused = 0;
+    for link in links.iter().filter(|link| **link != ifindex) {
+        if !walk.host.takes(*link) {
+            refused += 1;
+        } else if let Some(link) = walk.tables.agent.links.get(link) {
+            let slot = link.slot;
+            walk.tell(slot, Traffic::Received, Reason::Replicated, length);
+        }
+    }
+    copied(walk, refused, replicas.endpoints);
+}
+
+/// Counts what did not become of `count` copies.
+fn copied(walk: &mut Walk<'_>, refused: u32, count: u32) {
+    let length = walk.frame.len();
+    for _ in 0..refused {
+        walk.count(Reason::ReplicateRefused, length);
+        walk.tell_dropped(Reason::ReplicateRefused, length);
+    }
+    if count > 64 {
+        walk.count(Reason::ReplicateLimit, length);
+        walk.tell_dropped(Reason::ReplicateLimit, length);
+    }
+}
