@@ -150,9 +150,9 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
 /// outside leave from here.
 #[inline(always)]
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
-    let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
     check_other(config, sender)?;
     check_peer(sender)?;
+    let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
     let vni = vni_of(&vxlan)?;
     receiver.vni = vni;
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;

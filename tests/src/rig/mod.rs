@@ -15,7 +15,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
-pub use observe::Told;
+pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, MapOp, diff};
 use overlay_common::{
     Be16, Be32, Mac, Reason,
