@@ -6,6 +6,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod event;
 pub mod flow;
 pub mod hash;
 pub mod maps;

@@ -18,6 +18,7 @@ mod conntrack;
 mod container;
 mod echo;
 mod ecn;
+mod event;
 mod fallible;
 mod forward;
 mod handover;
@@ -50,6 +51,7 @@ use observe::Party;
 use overlay_common::{
     Reason,
     maps::{DECAP_L4_UDP, Link},
+    observe::Traffic,
 };
 
 /// What to do with a packet that is not dropped.
@@ -74,11 +76,13 @@ pub type Outcome = Result<Verdict, Reason>;
 #[classifier]
 #[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
-    let (sender, outcome) = match container::sender(&ctx) {
-        Ok(link) => (Party::sender(&link), container::receive(&ctx, link)),
-        Err(reason) => (Party::sender(&Link::default()), Err(reason)),
+    let link = match container::sender(&ctx) {
+        Ok(link) => link,
+        Err(reason) => return conclude_tc(&ctx, &Party::sender(&Link::default()), 0, Err(reason)),
     };
-    conclude_tc(&ctx, &sender, outcome)
+    let sender = Party::sender(&link);
+    let kept = event::keep(&ctx, &sender);
+    conclude_tc(&ctx, &sender, kept, container::receive(&ctx, link))
 }
 
 /// TC ingress of the underlay interface: tunnel packets and published ports.
@@ -87,7 +91,7 @@ pub fn from_container(ctx: TcContext) -> i32 {
 pub fn from_underlay(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive(&ctx, &mut receiver);
-    conclude_tc(&ctx, &receiver, outcome)
+    conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
 /// TC ingress of the kernel's vxlan device: what it has taken out of the tunnel.
@@ -95,7 +99,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive_inner(&ctx, &mut receiver);
-    conclude_tc(&ctx, &receiver, outcome)
+    conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
 /// Attached nowhere: run once by the loader on a tunnel packet, to learn whether this kernel knows
@@ -109,7 +113,7 @@ pub fn probe_decap(ctx: TcContext) -> i32 {
 /// containers.
 #[classifier]
 pub fn from_outside(ctx: TcContext) -> i32 {
-    conclude_tc(&ctx, &Party::receiver(), underlay::receive_outside(&ctx))
+    conclude_tc(&ctx, &Party::receiver(), 0, underlay::receive_outside(&ctx))
 }
 
 /// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose
@@ -127,10 +131,12 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
         }
         Ok(Verdict::Delivered(action, reason, slot)) => {
             observe::forwarded(&receiver, slot, reason, length);
+            event::tell_delivery_in_xdp(&ctx, slot, reason);
             action as u32
         }
         Err(reason) => {
             observe::dropped(&receiver, reason, length);
+            event::tell_drop_in_xdp(&ctx, &receiver, reason);
             xdp_action::XDP_DROP
         }
     }
@@ -164,20 +170,44 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     socket::ALLOW
 }
 
+/// Counts and tells what becomes of a packet. `kept` is what [`event::keep`] returned before it was
+/// changed.
 #[inline(always)]
-fn conclude_tc(ctx: &TcContext, party: &Party, outcome: Outcome) -> i32 {
+fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i32 {
+    if kept != 0 {
+        let reason = match outcome {
+            Ok(Verdict::Done(_, reason) | Verdict::Delivered(_, reason, _)) | Err(reason) => reason,
+            Ok(Verdict::Pass) => return TC_ACT_OK,
+        };
+        event::tell_kept(party.vni, party.slot, reason as u32);
+    }
     match outcome {
         Ok(Verdict::Pass) => TC_ACT_OK,
         Ok(Verdict::Done(action, reason)) => {
             observe::forwarded(party, 0, reason, ctx.len());
+            // An answer goes back into the container that asked.
+            if party.traffic == Traffic::Sent
+                && matches!(
+                    reason,
+                    Reason::ArpAnswered
+                        | Reason::NdAnswered
+                        | Reason::EchoAnswered
+                        | Reason::TooBigAnswered
+                        | Reason::TtlExceededAnswered
+                )
+            {
+                event::tell_delivery(ctx, party.slot, reason);
+            }
             action
         }
         Ok(Verdict::Delivered(action, reason, slot)) => {
             observe::forwarded(party, slot, reason, ctx.len());
+            event::tell_delivery(ctx, slot, reason);
             action
         }
         Err(reason) => {
             observe::dropped(party, reason, ctx.len());
+            event::tell_drop(ctx, party, reason);
             observe::log_drop(ctx, reason);
             TC_ACT_SHOT
         }

@@ -3,11 +3,12 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
+    event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
         Endpoint, Endpoint6Key, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, Link6, LocalAddr,
@@ -18,7 +19,7 @@ use overlay_common::{
     wire::{Advertisement, Encapsulation, Ipv6},
 };
 
-use crate::packet::Flow;
+use crate::{event::Buffer, packet::Flow};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
@@ -101,6 +102,21 @@ pub static ENDPOINT_COUNTERS: PerCpuArray<Tally, ENDPOINT_SLOTS> = PerCpuArray::
 #[btf_map(name = "drop_counters")]
 pub static DROP_COUNTER: PerCpuHashMap<DropKey, Counter, DROP_COUNTERS, NO_PREALLOC> =
     PerCpuHashMap::new();
+
+#[btf_map(name = "watch")]
+pub static WATCH: Array<Watch, 1> = Array::new();
+
+#[btf_map(name = "watched")]
+pub static WATCHED: Array<Watched, ENDPOINT_SLOTS> = Array::new();
+
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<Event, EVENT_RING> = RingBuf::new();
+
+#[btf_map(name = "lost_events")]
+pub static LOST_EVENTS: PerCpuArray<Lost, EVENT_KINDS> = PerCpuArray::new();
+
+#[btf_map(name = "event")]
+pub static EVENT: PerCpuArray<Buffer, 1> = PerCpuArray::new();
 
 /// What a program remembers of the packet it works on. It lives in a per-CPU map, because a
 /// program's stack is 512 bytes for all its functions together; programs of one CPU never nest.

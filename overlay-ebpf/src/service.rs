@@ -7,7 +7,7 @@ use overlay_common::{
 
 use crate::{
     conntrack::{self, Target},
-    fallible,
+    event, fallible,
     maps::{BACKENDS, RR_CURSOR, SERVICES, SLOTS, Work, lookup},
     observe::count,
 };
@@ -46,7 +46,9 @@ fn find_or_pick(work: &mut Work, service: u32, port: Be16, length: u32) -> Resul
     let target = Target { service, backend: number, vni: backend.vni, ip: backend.ip, port };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
-    count(if repicked { Reason::FlowRepicked } else { Reason::FlowCreated }, length);
+    let reason = if repicked { Reason::FlowRepicked } else { Reason::FlowCreated };
+    count(reason, length);
+    event::tell_flow(work, reason);
     Ok(())
 }
 

@@ -12,5 +12,6 @@ pub mod dns;
 pub mod link;
 pub mod manager;
 pub mod model;
+pub mod packet;
 pub mod pki;
 pub mod store;

@@ -110,7 +110,11 @@ impl Host {
         Ok(output.stderr)
     }
 
-    pub(crate) fn overlay_command<A: AsRef<str>>(
+    /// The command line of `overlay` with this host's directories.
+    ///
+    /// # Errors
+    /// If the program was not built.
+    pub fn overlay_command<A: AsRef<str>>(
         &self,
         args: &[A],
     ) -> anyhow::Result<std::process::Command> {

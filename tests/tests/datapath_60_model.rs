@@ -4,7 +4,7 @@
 use overlay_common::Reason;
 use overlay_tests::fuzz::Fuzz;
 
-/// A few thousand packets each second: about five seconds in all.
+/// Enough for every reason to be met; a quiet machine runs a few thousand packets each second.
 const SEEDS: std::ops::Range<u64> = 0..250;
 
 /// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: the kernel refuses to push or pop for

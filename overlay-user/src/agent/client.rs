@@ -2,16 +2,16 @@
 
 use std::{io, path::PathBuf};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, StatusCode, client::conn::http1, header};
+use hyper::{Method, Response, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::Paths;
-use crate::api::{ApiError, ErrorCode, LocalRequest, Request};
+use crate::api::{ApiError, ErrorCode, EventMessage, EventRequest, LocalRequest, Request};
 
 /// A client of the daemon of this host. Every call is a connection of its own.
 #[derive(Clone, Debug)]
@@ -41,6 +41,24 @@ impl LocalClient {
         self.send("/v1/", &request).await
     }
 
+    /// What happens to this host's packets, as far as asked for.
+    ///
+    /// # Errors
+    /// The agent's, or [`ErrorCode::Unavailable`] when no daemon runs.
+    pub async fn events(&self, request: &EventRequest) -> Result<Events, ApiError> {
+        let params = serde_json::to_vec(request)
+            .map_err(|e| ApiError::new(ErrorCode::Invalid, e.to_string()))?;
+        let (connection, response) = self.ask("/v1/local/events", params).await?;
+        let status = response.status();
+        let body = response.into_body();
+        if status == StatusCode::OK {
+            return Ok(Events { body, buffer: BytesMut::new(), _connection: connection });
+        }
+        let refused = body.collect().await.map_err(|e| ended(&e))?.to_bytes();
+        Err(serde_json::from_slice(&refused)
+            .unwrap_or_else(|_| strange("events", &format!("status {status}"))))
+    }
+
     async fn send<R: DeserializeOwned>(
         &self,
         prefix: &str,
@@ -56,14 +74,26 @@ impl LocalClient {
     }
 
     async fn post(&self, path: &str, params: Vec<u8>) -> Result<(StatusCode, Bytes), ApiError> {
+        let (_connection, response) = self.ask(path, params).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|e| ended(&e))?.to_bytes();
+        Ok((status, body))
+    }
+
+    /// Sends a call on a connection of its own, which lasts as long as the guard.
+    async fn ask(
+        &self,
+        path: &str,
+        params: Vec<u8>,
+    ) -> Result<(Connection, Response<Incoming>), ApiError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.refused(&e))?;
-        let ended = |e: hyper::Error| {
-            ApiError::new(ErrorCode::Unavailable, format!("the daemon did not answer: {e}"))
-                .hint("it may have ended meanwhile; see its log and `overlay status`")
-        };
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(ended)?;
-        let connection = tokio::spawn(connection);
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| ended(&e))?;
+        let task = tokio::spawn(async {
+            // What goes wrong is told to whoever waits for the answer.
+            let _ = connection.await;
+        });
+        let connection = Connection { task };
         let request = hyper::Request::builder()
             .method(Method::POST)
             .uri(path)
@@ -71,11 +101,8 @@ impl LocalClient {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(params)))
             .map_err(|e| strange(path, &e.to_string()))?;
-        let response = sender.send_request(request).await.map_err(ended)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(ended)?.to_bytes();
-        connection.abort();
-        Ok((status, body))
+        let response = sender.send_request(request).await.map_err(|e| ended(&e))?;
+        Ok((connection, response))
     }
 
     fn refused(&self, error: &io::Error) -> ApiError {
@@ -95,6 +122,56 @@ impl LocalClient {
             _ => ApiError::new(ErrorCode::Unavailable, format!("{socket}: {error}")),
         }
     }
+}
+
+/// A connection that is closed with the value.
+#[derive(Debug)]
+struct Connection {
+    task: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The stream of events.
+#[derive(Debug)]
+pub struct Events {
+    body: Incoming,
+    buffer: BytesMut,
+    _connection: Connection,
+}
+
+impl Events {
+    /// The next one; `None` when the daemon has ended.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the daemon is of another version.
+    pub async fn next(&mut self) -> Result<Option<EventMessage>, ApiError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                let message = serde_json::from_slice(&line);
+                return message.map(Some).map_err(|e| strange("events", &e.to_string()));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(ended(&error)),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+fn ended(error: &hyper::Error) -> ApiError {
+    ApiError::new(ErrorCode::Unavailable, format!("the daemon did not answer: {error}"))
+        .hint("it may have ended meanwhile; see its log and `overlay status`")
 }
 
 /// The method's name and the parameters' JSON of a request.

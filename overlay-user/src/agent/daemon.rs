@@ -75,6 +75,7 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
     tracing::info!("ending; what is attached stays attached");
     // Without systemd there is nobody to tell, and nothing depends on it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    agent.end_events();
     server.end().await;
     tasks.end().await;
     drop(lock);

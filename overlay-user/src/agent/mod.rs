@@ -19,6 +19,7 @@ mod daemon;
 mod detach;
 mod drain;
 mod error;
+mod events;
 mod follow;
 mod host;
 mod leave;
@@ -46,7 +47,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-pub use client::LocalClient;
+pub use client::{Events, LocalClient};
 pub use compile::{HOST_MODE, LocalFacts, compile, network_mtu};
 pub use config::{
     AgentConfig, CONFIG_FORMAT, ConfigError, OUTSIDE_FLOWS, OUTSIDE_PORTS, Paths, write_atomically,
@@ -106,6 +107,8 @@ pub struct Agent<D, L> {
     setup: tokio::sync::Mutex<HostSetup>,
     /// What is known of the host's setup, for [`crate::api::Status`].
     report: Mutex<host::Report>,
+    /// Who watches the traffic.
+    events: events::Hub,
     /// Failures not yet overcome, by what was being done.
     troubles: Mutex<BTreeMap<&'static str, String>>,
     wake: Notify,
@@ -134,6 +137,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),
             report: Mutex::default(),
+            events: events::Hub::default(),
             troubles: Mutex::default(),
             wake: Notify::new(),
             stop: watch::Sender::new(false),

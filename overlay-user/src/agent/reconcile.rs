@@ -73,6 +73,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let operations = diff(&current, &target);
         self.datapath.apply(&operations)?;
         self.forget_gone(&current, &target)?;
+        self.show_slots(target.links.values());
         if !operations.is_empty() {
             tracing::debug!(revision = state.revision, writes = operations.len(), "applied");
         }

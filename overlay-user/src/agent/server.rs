@@ -1,6 +1,7 @@
 //! The API on the unix socket, for whoever may open it: root on this host.
 
 use std::{
+    convert::Infallible,
     fs::Permissions,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -10,19 +11,20 @@ use std::{
 
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{Path as UrlPath, State},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::post,
 };
+use futures_util::stream;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{net::UnixListener, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{Agent, AgentError};
 use crate::{
-    api::{ApiError, ErrorCode, LocalRequest, Request},
+    api::{ApiError, ErrorCode, EventRequest, LocalRequest, Request},
     datapath::Datapath,
     link::Links,
     model::Role,
@@ -87,6 +89,7 @@ pub fn serve<D: Datapath, L: Links>(
 
 fn router<D: Datapath, L: Links>(agent: Arc<Agent<D, L>>) -> Router {
     Router::new()
+        .route("/v1/local/events", post(events::<D, L>))
         .route("/v1/local/{method}", post(local::<D, L>))
         .route("/v1/{method}", post(cluster::<D, L>))
         .fallback(|| async { answer::<Value>(Err(unknown("this path"))) })
@@ -111,6 +114,43 @@ async fn local<D: Datapath, L: Links>(
         agent.stop();
     }
     answer(outcome)
+}
+
+/// Events that are written at once.
+const EVENTS_AT_ONCE: usize = 64;
+
+/// A line for each event, until the caller hangs up or the daemon ends.
+async fn events<D: Datapath, L: Links>(
+    State(agent): State<Arc<Agent<D, L>>>,
+    body: Bytes,
+) -> Response {
+    let request = serde_json::from_slice::<EventRequest>(&body)
+        .map_err(|e| ApiError::new(ErrorCode::Invalid, format!("parameters of events: {e}")));
+    let watch = |request: EventRequest| {
+        let watching = tokio::task::spawn_blocking(move || agent.watch_events(&request));
+        async { watching.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic())) }
+    };
+    let events = match request {
+        Ok(request) => watch(request).await.map_err(ApiError::from),
+        Err(error) => Err(error),
+    };
+    let events = match events {
+        Ok(events) => events,
+        Err(error) => return answer::<Value>(Err(error)),
+    };
+    let lines = stream::unfold(events, |mut events| async move {
+        let mut messages = Vec::new();
+        if events.recv_many(&mut messages, EVENTS_AT_ONCE).await == 0 {
+            return None;
+        }
+        let mut lines = Vec::new();
+        for message in messages {
+            serde_json::to_writer(&mut lines, &message).ok()?;
+            lines.push(b'\n');
+        }
+        Some((Ok::<Bytes, Infallible>(lines.into()), events))
+    });
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 async fn cluster<D: Datapath, L: Links>(

@@ -33,6 +33,20 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     /// # Errors
     /// [`AgentError::Datapath`] when a map cannot be read.
     pub fn tables(&self) -> Result<Tables, AgentError> {
+        let names = self.names();
+        let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
+        let now = monotonic_ns();
+        let held = self.datapath.read()?;
+        Ok(Tables {
+            traffic: self.traffic(&held, &names)?,
+            state: dump(&held, &names),
+            conntrack: conntrack(self.datapath.conntrack(limit)?, now),
+            counters: self.counters()?,
+        })
+    }
+
+    /// What the numbers in the maps are called.
+    pub(super) fn names(&self) -> Names {
         let mut names = Names::new(&self.state());
         for container in self.containers.all() {
             let facts = lock(&self.facts);
@@ -48,15 +62,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if let Some((ifindex, _)) = lock(&self.facts).host_link {
             names.interfaces.insert(ifindex, PROGRAM_END.to_owned());
         }
-        let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
-        let now = monotonic_ns();
-        let held = self.datapath.read()?;
-        Ok(Tables {
-            traffic: self.traffic(&held, &names)?,
-            state: dump(&held, &names),
-            conntrack: conntrack(self.datapath.conntrack(limit)?, now),
-            counters: self.counters()?,
-        })
+        names
     }
 }
 
@@ -113,6 +119,21 @@ impl Names {
     /// Name of a network.
     pub(super) fn network(&self, vni: u32) -> Option<String> {
         self.networks.get(&vni).cloned()
+    }
+
+    /// Name of a service, by its number.
+    pub(super) fn service(&self, number: u32) -> Option<String> {
+        self.services.get(&number).cloned()
+    }
+
+    /// Name of a backend, by its number.
+    pub(super) fn backend(&self, number: u32) -> Option<String> {
+        self.backends.get(&number).cloned()
+    }
+
+    /// Name of an interface of this host; its number where it is none of ours.
+    pub(super) fn interface(&self, ifindex: u32) -> String {
+        self.interfaces.get(&ifindex).cloned().unwrap_or_else(|| ifindex.to_string())
     }
 
     /// Name of who has an address of a network; of a node, where it is the node itself.

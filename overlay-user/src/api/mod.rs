@@ -18,7 +18,9 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
-pub use observe::TrafficRow;
+pub use observe::{
+    DEFAULT_SNAPLEN, Event, EventKind, EventMessage, EventRequest, NewFlow, TrafficRow,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Availability, EndpointMode, EndpointState, Id, Multicast, Port, Role};

@@ -112,6 +112,19 @@ pub(super) fn address_and_port(text: &str, default_port: u16) -> Option<SocketAd
     text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0)
 }
 
+/// An IP protocol by name or number.
+pub(super) fn protocol(text: &str) -> Result<u8, String> {
+    use overlay_common::wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+    match text {
+        "icmp" => Ok(PROTO_ICMP),
+        "tcp" => Ok(PROTO_TCP),
+        "udp" => Ok(PROTO_UDP),
+        number => number.parse().ok().filter(|number| *number != 0).ok_or_else(|| {
+            format!("{text:?} is none of tcp, udp, icmp and no number from 1 to 255")
+        }),
+    }
+}
+
 /// Name of a network.
 pub(super) fn network_name(text: &str) -> Result<String, InvalidName> {
     check_name("network", text).map(|()| text.to_owned())
@@ -189,6 +202,15 @@ mod tests {
         assert_eq!(port_range("2000-2000"), Ok([2000, 2000]));
         for text in ["", "61000", "61000-", "-5", "a-b", "61000-70000", "3000-2000", "80-90"] {
             assert!(port_range(text).expect_err(text).contains(&format!("{text:?}")));
+        }
+    }
+
+    #[test]
+    fn protocols_are_names_or_numbers() {
+        assert_eq!(protocol("tcp"), Ok(6));
+        assert_eq!(protocol("132"), Ok(132));
+        for text in ["0", "256", "sctp", "", "-1"] {
+            assert!(protocol(text).expect_err(text).contains(&format!("{text:?}")));
         }
     }
 

@@ -4,15 +4,19 @@
 mod agent;
 mod args;
 mod bpf;
+mod capture;
 mod completions;
 mod datapath;
 mod endpoint;
 mod error;
+mod events;
 mod format;
 mod init;
 pub mod inspect;
+mod monitor;
 mod network;
 mod node;
+mod pcapng;
 mod progress;
 mod run;
 mod service;
@@ -117,6 +121,8 @@ enum Command {
   overlay token ls"
     )]
     Token(token::TokenCommand),
+    Monitor(monitor::MonitorArgs),
+    Capture(capture::CaptureArgs),
     Bpf(bpf::BpfArgs),
     /// The datapath of this host without a controller
     #[command(
@@ -211,6 +217,8 @@ fn dispatch(context: &Context, command: Command) -> anyhow::Result<ExitCode> {
             Command::Node(command) => node::run(context, command).await?,
             Command::Endpoint(command) => endpoint::run(context, command).await?,
             Command::Token(command) => token::run(context, command).await?,
+            Command::Monitor(args) => monitor::run(context, &args).await?,
+            Command::Capture(args) => capture::run(context, &args).await?,
             Command::Bpf(args) => bpf::run(context, &args).await?,
             Command::Datapath(command) => datapath::run(&context.paths, command).await?,
             Command::Agent(_)

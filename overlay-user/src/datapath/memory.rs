@@ -1,13 +1,15 @@
 //! [`Datapath`] as tables in memory, for tests of the controller: any call can be made to fail.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use overlay_common::{
     Reason,
+    event::{EVENT_KINDS, Watch},
     maps::{Config, Conntrack, ConntrackKey, Counter, Cursor, Usage},
     observe::{DropKey, Tally},
 };
@@ -72,6 +74,9 @@ struct Kernel {
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
     breakdown: Breakdown,
+    watch: (Watch, BTreeSet<u32>),
+    events: VecDeque<Vec<u8>>,
+    lost: [u64; EVENT_KINDS],
     conntrack: Vec<(ConntrackKey, Conntrack)>,
     failures: BTreeMap<DatapathCall, Failure>,
 }
@@ -227,6 +232,26 @@ impl MemoryDatapath {
         self.kernel().breakdown.dropped.insert(key, counter);
     }
 
+    /// What is watched, and the slots of endpoints that are captured.
+    pub fn watch(&self) -> (Watch, BTreeSet<u32>) {
+        self.kernel().watch.clone()
+    }
+
+    /// Tells of something, as the programs do.
+    pub fn push_event(&self, record: Vec<u8>) {
+        self.kernel().events.push_back(record);
+    }
+
+    /// How many records nobody has read yet.
+    pub fn events_left(&self) -> usize {
+        self.kernel().events.len()
+    }
+
+    /// Counts records as lost.
+    pub fn lose_events(&self, kind: u8, count: u64) {
+        self.kernel().lost[usize::from(kind)] += count;
+    }
+
     /// Adds a conntrack entry.
     pub fn add_conntrack(&self, key: ConntrackKey, entry: Conntrack) {
         self.kernel().conntrack.push((key, entry));
@@ -336,6 +361,29 @@ impl Datapath for MemoryDatapath {
             !slots.contains(&slot) && (slot != 0 || !networks.contains(&key.vni))
         });
         Ok(())
+    }
+
+    fn set_watch(&self, watch: &Watch, slots: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        self.kernel().watch = (*watch, slots.clone());
+        Ok(())
+    }
+
+    fn read_events(
+        &self,
+        within: Duration,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), DatapathError> {
+        let records = std::mem::take(&mut self.kernel().events);
+        if records.is_empty() {
+            // Nobody wakes it; a test waits no longer than this.
+            std::thread::sleep(within.min(Duration::from_millis(10)));
+        }
+        records.iter().for_each(|record| each(record));
+        Ok(())
+    }
+
+    fn lost_events(&self) -> Result<[u64; EVENT_KINDS], DatapathError> {
+        Ok(self.kernel().lost)
     }
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {

@@ -10,12 +10,16 @@ mod state;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    time::Duration,
 };
 
 pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program};
 pub use memory::{DatapathCall, MemoryDatapath};
 pub use observe::Breakdown;
-use overlay_common::maps;
+use overlay_common::{
+    event::{EVENT_KINDS, Watch},
+    maps,
+};
 pub use state::{DatapathState, MapOp, diff};
 
 use crate::link::UnderlayFacts;
@@ -227,6 +231,29 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be written.
     fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError>;
+
+    /// Sets what the programs tell of, and the slots of the endpoints whose packets are captured.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be written.
+    fn set_watch(&self, watch: &Watch, slots: &BTreeSet<u32>) -> Result<(), DatapathError>;
+
+    /// Waits up to `within` for what the programs tell and hands over some records
+    /// ([`overlay_common::event`]). For one thread at a time.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when it cannot wait.
+    fn read_events(
+        &self,
+        within: Duration,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), DatapathError>;
+
+    /// How many records were lost ever, by kind.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn lost_events(&self) -> Result<[u64; EVENT_KINDS], DatapathError>;
 
     /// Up to `limit` conntrack entries in no order.
     ///

@@ -4,14 +4,19 @@ use std::collections::HashMap;
 
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
-    Reason,
+    Be16, Reason,
+    event::{
+        EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS,
+        WATCH_FLOWS, Watch,
+    },
     maps::{Conntrack, ConntrackKey, Usage},
+    observe::Traffic,
 };
 
 use super::{Step, failure::hex};
 use crate::{
-    model::{Predicted, Program, Verdict, ones_complement},
-    rig::{DROP, PASS, REDIRECT, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    model::{Predicted, Program, Tables, Verdict, ones_complement},
+    rig::{DROP, IFINDEX, PASS, REDIRECT, Ran, Record, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
 };
 
 /// Length of the outer headers of a tunnel packet.
@@ -55,6 +60,60 @@ pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), 
     }
     if predicted.verdict != Verdict::Drop && real != predicted.packet {
         return Err(format!("packet {}\nmodel:  {}", hex(&real), hex(&predicted.packet)));
+    }
+    Ok(())
+}
+
+/// Everything is told of.
+pub const WATCH: Watch = Watch {
+    until: u64::MAX,
+    flags: WATCH_DROPS | WATCH_FLOWS | WATCH_CAPTURE | WATCH_ALL,
+    snap: SNAP_MAX as u32,
+    sample: 1,
+    host: [0; 16],
+    port: Be16::ZERO,
+    protocol: 0,
+    pad: 0,
+};
+
+/// What is told when everything is: each drop and each new flow once, what an endpoint sent as it
+/// sent it, and what was put into one as it left the program.
+pub fn events(
+    step: &Step,
+    predicted: &Predicted,
+    tables: &Tables,
+    told: &[Record],
+) -> Result<(), String> {
+    let count = |kind| told.iter().filter(|record| record.event.kind == kind).count();
+    let flows = [Reason::FlowCreated, Reason::FlowRepicked];
+    let flows = flows.iter().filter(|reason| predicted.moved.contains_key(reason)).count();
+    let drops = usize::from(predicted.verdict == Verdict::Drop);
+    let mut captures = Vec::new();
+    if step.program == Program::Container && tables.agent.links.contains_key(&IFINDEX) {
+        captures.push(&step.packet);
+    }
+    // Copies are captured where they are sent.
+    let is_told = |traffic, reason| traffic == Traffic::Received && reason != Reason::Replicated;
+    let received = predicted.told.forwarded.keys().any(|(_, t, r)| is_told(*t, *r));
+    let answers = [
+        Reason::ArpAnswered,
+        Reason::NdAnswered,
+        Reason::EchoAnswered,
+        Reason::TooBigAnswered,
+        Reason::TtlExceededAnswered,
+    ];
+    let answered = answers.iter().any(|reason| predicted.moved.contains_key(reason));
+    if received || (answered && step.program == Program::Container) {
+        captures.push(&predicted.packet);
+    }
+    let captured = told.iter().filter(|record| record.event.kind == EVENT_CAPTURE);
+    let captured: Vec<_> = captured.map(|record| &record.payload).collect();
+    // An endpoint without a slot of its own is told of all the same.
+    let same = captured.starts_with(&captures);
+    if (count(EVENT_DROP), count(EVENT_FLOW)) != (drops, flows) || !same {
+        return Err(format!(
+            "told {told:?}\nmodel: {drops} drops, {flows} flows, captured {captures:?}"
+        ));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, fmt};
 
 use overlay_common::{
     Reason,
+    event::Watch,
     maps::{Conntrack, ConntrackKey, Usage},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -54,6 +55,8 @@ pub struct Fuzz {
     rig: Rig,
     host: Host,
     tables: Tables,
+    /// Whether the programs tell of everything.
+    watched: bool,
     /// What was run so far.
     pub totals: Totals,
 }
@@ -73,7 +76,13 @@ impl Fuzz {
     pub fn new() -> Self {
         let rig = Rig::new();
         let host = Host::of(&rig);
-        let mut fuzz = Self { rig, host, tables: Tables::default(), totals: Totals::default() };
+        let mut fuzz = Self {
+            rig,
+            host,
+            tables: Tables::default(),
+            watched: false,
+            totals: Totals::default(),
+        };
         fuzz.tables.config = fuzz.rig.config();
         fuzz
     }
@@ -86,6 +95,8 @@ impl Fuzz {
         let mut rng = SmallRng::seed_from_u64(seed);
         self.clear();
         let world = world::random(&mut rng, &self.rig);
+        self.watched = rng.random_bool(0.3);
+        self.rig.watch(if self.watched { check::WATCH } else { Watch::default() }, &[]);
         self.install(world);
         let mut steps = Vec::new();
         for _ in 0..STEPS {
@@ -111,6 +122,7 @@ impl Fuzz {
     fn step(&mut self, step: &Step) -> Result<(), String> {
         let before = check::now();
         let ran = self.rig.run(step.program.name(), &step.packet);
+        let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
@@ -126,6 +138,9 @@ impl Fuzz {
             }
         };
         let usage = real.usage.map(|usage| (IFINDEX, usage)).into_iter().collect();
+        if self.watched {
+            check::events(step, &predicted, &self.tables, &events)?;
+        }
         self.tables = Tables { conntrack: real.conntrack, usage, ..tables };
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {

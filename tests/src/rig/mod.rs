@@ -21,7 +21,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
-pub use observe::Told;
+pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, MapOp, diff};
 use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason,

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
-    maps::{MapData, PerCpuArray, PerCpuHashMap, PerCpuValues},
+    maps::{Array, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf},
     util::nr_cpus,
 };
 use overlay_common::{
     Reason,
+    event::{EVENT_KINDS, Event, Lost, Watch},
     maps::Counter,
     observe::{ALL_WAYS, DropKey, ENDPOINT_SLOTS, Tally, Traffic},
 };
@@ -21,6 +22,15 @@ pub struct Told {
     pub forwarded: BTreeMap<(u32, Traffic, Reason), Counter>,
     /// Packets that were dropped.
     pub dropped: BTreeMap<DropKey, Counter>,
+}
+
+/// A record of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its beginning; the time is 0, for what is compared.
+    pub event: Event,
+    /// What follows.
+    pub payload: Vec<u8>,
 }
 
 fn add(counter: &mut Counter, more: &Counter) {
@@ -68,6 +78,42 @@ impl Rig {
             map.remove(&key).expect("removed");
         }
         told
+    }
+
+    /// Watches from now on, and captures the endpoints with these slots.
+    pub fn watch(&mut self, watch: Watch, slots: &[u32]) {
+        let map = self.ebpf.map_mut("watched").expect("watched");
+        let mut map: Array<&mut MapData, u32> = Array::try_from(map).expect("watched");
+        for slot in 0..ENDPOINT_SLOTS as u32 {
+            map.set(slot, u32::from(slots.contains(&slot)), 0).expect("set");
+        }
+        let map = self.ebpf.map_mut("watch").expect("watch");
+        let mut map: Array<&mut MapData, Watch> = Array::try_from(map).expect("watch");
+        map.set(0, watch, 0).expect("set");
+    }
+
+    /// What was told since the last time.
+    pub fn events(&mut self) -> Vec<Record> {
+        let map = self.ebpf.map_mut("events").expect("events");
+        let mut ring = RingBuf::try_from(map).expect("events");
+        let mut records = Vec::new();
+        while let Some(bytes) = ring.next() {
+            let (event, payload) = bytes.split_at(size_of::<Event>());
+            // SAFETY: as many bytes as the type has, any of which are a valid value.
+            let event: Event = unsafe { event.as_ptr().cast::<Event>().read_unaligned() };
+            assert_eq!(event.captured as usize, payload.len());
+            assert!(event.time > 0);
+            let event = Event { time: 0, ..event };
+            records.push(Record { event, payload: payload.to_vec() });
+        }
+        records
+    }
+
+    /// How many events were lost ever, by kind.
+    pub fn lost_events(&self) -> [u64; EVENT_KINDS] {
+        let map = self.ebpf.map("lost_events").expect("lost_events");
+        let map: PerCpuArray<&MapData, Lost> = PerCpuArray::try_from(map).expect("lost_events");
+        std::array::from_fn(|kind| map.get(&(kind as u32), 0).expect("a number").iter().sum())
     }
 
     /// The slots that the maps give to somebody, as far as they exist.

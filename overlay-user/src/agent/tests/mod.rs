@@ -3,6 +3,7 @@
 
 mod api;
 mod connection;
+mod events;
 mod lifecycle;
 mod outside;
 mod repair;

@@ -6,6 +6,7 @@
 
 mod attach;
 mod clsact;
+mod events;
 #[cfg(feature = "log")]
 mod log;
 mod netlink;
@@ -22,13 +23,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use attach::Attacher;
 use aya::maps::{Array, Map, MapData};
+use events::{EventRing, WatchTables};
 use observe::TrafficTables;
 use overlay_common::{
     Reason,
+    event::{EVENT_KINDS, Watch},
     maps::{Config, Conntrack, ConntrackKey, Counter, Usage},
 };
 use pins::Pins;
@@ -69,6 +73,8 @@ pub struct BpfDatapath {
     programs: ProgramTables,
     traffic: Mutex<TrafficTables>,
     usage: Mutex<UsageTable>,
+    watch: Mutex<WatchTables>,
+    events: Mutex<EventRing>,
     attacher: Mutex<Attacher>,
     flavour: TcFlavour,
     decap_flags: u32,
@@ -118,10 +124,25 @@ impl BpfDatapath {
         let programs = ProgramTables::take(&mut ebpf)?;
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
         let usage = Mutex::new(UsageTable::take(&mut ebpf)?);
+        let mut watch = WatchTables::take(&mut ebpf)?;
+        // Whoever watched an earlier process is gone.
+        watch.set(&Watch::default(), &BTreeSet::new())?;
+        let events = Mutex::new(EventRing::take(&mut ebpf)?);
         let attacher = Attacher { ebpf, pins, flavour };
         attacher.prune()?;
         let attacher = Mutex::new(attacher);
-        Ok(Self { config, agent, programs, traffic, usage, attacher, flavour, decap_flags })
+        Ok(Self {
+            config,
+            agent,
+            programs,
+            traffic,
+            usage,
+            watch: Mutex::new(watch),
+            events,
+            attacher,
+            flavour,
+            decap_flags,
+        })
     }
 
     /// Detaches and removes everything in a pin directory, of whatever version: links, filters
@@ -213,6 +234,22 @@ impl Datapath for BpfDatapath {
 
     fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError> {
         lock(&self.traffic).forget(slots, networks)
+    }
+
+    fn set_watch(&self, watch: &Watch, slots: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        lock(&self.watch).set(watch, slots)
+    }
+
+    fn read_events(
+        &self,
+        within: Duration,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), DatapathError> {
+        lock(&self.events).read(within, each)
+    }
+
+    fn lost_events(&self) -> Result<[u64; EVENT_KINDS], DatapathError> {
+        lock(&self.watch).lost()
     }
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {

@@ -18,7 +18,7 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 22] = [
+pub(super) const MAPS: [&str; 26] = [
     "config",
     "networks",
     "replicas",
@@ -41,6 +41,10 @@ pub(super) const MAPS: [&str; 22] = [
     "counters",
     "endpoint_counters",
     "drop_counters",
+    "watch",
+    "watched",
+    "events",
+    "lost_events",
 ];
 
 /// The socket programs, which are attached to a cgroup.

@@ -1,0 +1,144 @@
+//! What the programs tell while somebody watches: records of ring buffer map `events`.
+//!
+//! A record is an [`Event`], followed by [`Event::captured`] bytes of the packet or, for a new
+//! flow, by a [`FlowStart`]. What does not fit the ring is lost and counted: no packet waits for
+//! a watcher.
+
+use crate::{
+    Be16,
+    maps::{Conntrack, ConntrackKey},
+    pod::plain,
+};
+
+/// Bytes of the ring: some thousand drops, or captured packets of full size.
+pub const EVENT_RING: usize = 1 << 20;
+
+/// Most bytes of a packet in a record.
+pub const SNAP_MAX: usize = 1 << 14;
+
+/// Bytes of a dropped packet in a record: all headers of a tunnel packet and of what it carries.
+pub const DROP_SNAP: usize = 192;
+
+/// Map `watch`, array of one: what is told. Written by the agent while somebody watches, read by
+/// `from_container`, `from_underlay` and `xdp_underlay` for each packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Watch {
+    /// Until when it holds, in ns of CLOCK_MONOTONIC: nothing is told for long after an agent that
+    /// ended without saying so.
+    pub until: u64,
+    /// Bits of `WATCH_*`; 0 while nobody watches.
+    pub flags: u32,
+    /// Bytes of a captured packet that are told, at most [`SNAP_MAX`].
+    pub snap: u32,
+    /// Of so many packets to be captured one is; 0 and 1 mean all.
+    pub sample: u32,
+    /// Capture only IP packets to or from this address; IPv4 as `::ffff:a.b.c.d`, zero for any.
+    pub host: [u8; 16],
+    /// Capture only packets to or from this TCP or UDP port; zero for any.
+    pub port: Be16,
+    /// Capture only packets with this IP protocol number; zero for any.
+    pub protocol: u8,
+    /// Padding, zero.
+    pub pad: u8,
+}
+
+/// Tell of drops.
+pub const WATCH_DROPS: u32 = 1 << 0;
+/// Tell of new flows.
+pub const WATCH_FLOWS: u32 = 1 << 1;
+/// Tell of packets that endpoints send and receive.
+pub const WATCH_CAPTURE: u32 = 1 << 2;
+/// Capture those of all endpoints and not only of those with an entry in map `watched`.
+pub const WATCH_ALL: u32 = 1 << 3;
+
+/// Map `watched`, array by slot: whether packets of an endpoint are captured, 1 or 0. Written by
+/// the agent.
+pub type Watched = u32;
+
+/// Map `lost_events`, per-CPU array by kind of event ([`EVENT_DROP`] and so on): records that did not fit
+/// the ring. Written by the programs.
+pub type Lost = u64;
+
+/// A packet was dropped.
+pub const EVENT_DROP: u8 = 0;
+/// A flow was given a backend.
+pub const EVENT_FLOW: u8 = 1;
+/// A packet that an endpoint sent, as it sent it, or that was put into an endpoint.
+pub const EVENT_CAPTURE: u8 = 2;
+/// How many kinds there are.
+pub const EVENT_KINDS: usize = 3;
+
+/// The beginning of a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// When, in ns of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// One of `EVENT_*`.
+    pub kind: u8,
+    /// A [`crate::observe::Traffic`].
+    pub traffic: u8,
+    /// The [`crate::Reason`] for which the packet went on or was dropped.
+    pub reason: u8,
+    /// Padding, zero.
+    pub pad: u8,
+    /// Index of the interface that the packet came in by; 0 for flows.
+    pub ifindex: u32,
+    /// The network, where the program knew it; [`crate::UNDERLAY_VNI`] otherwise.
+    pub vni: u32,
+    /// Slot of the endpoint; 0 where it is not known.
+    pub slot: u32,
+    /// Bytes of the packet.
+    pub length: u32,
+    /// Bytes that follow.
+    pub captured: u32,
+}
+
+/// What follows the [`Event`] of a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowStart {
+    /// The flow's tuple, as its first packet has it.
+    pub key: ConntrackKey,
+    /// Padding, zero.
+    pub pad: u32,
+    /// Where it goes.
+    pub entry: Conntrack,
+}
+
+/// The record of a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowEvent {
+    /// The beginning.
+    pub event: Event,
+    /// The flow.
+    pub flow: FlowStart,
+}
+
+plain!(Watch, Event, FlowStart, FlowEvent);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn layouts_have_no_hidden_padding() {
+        assert_eq!(size_of::<Watch>(), 8 + 3 * 4 + 16 + 2 + 1 + 1);
+        assert_eq!(size_of::<Event>(), 8 + 4 + 5 * 4);
+        let flow = size_of::<ConntrackKey>() + 4 + size_of::<Conntrack>();
+        assert_eq!(size_of::<FlowStart>(), flow);
+        assert_eq!(size_of::<FlowEvent>(), size_of::<Event>() + flow);
+        assert_eq!(offset_of!(Watch, host), 20);
+        assert_eq!(offset_of!(Event, captured), 28);
+    }
+
+    #[test]
+    fn the_ring_is_what_the_kernel_takes() {
+        assert!(EVENT_RING.is_power_of_two());
+        assert!(EVENT_RING.is_multiple_of(65_536), "pages of any architecture");
+        assert!(size_of::<Event>() + SNAP_MAX < 32 * 1024, "the smallest per-CPU unit");
+    }
+}

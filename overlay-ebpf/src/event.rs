@@ -1,0 +1,381 @@
+//! Telling of drops, new flows and captured packets, while somebody watches.
+//!
+//! The packet is copied to a per-CPU buffer first and from there to the ring: only so can a record
+//! be as long as the packet (`bpf_ringbuf_reserve` takes constants only).
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, xdp_md},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_load_bytes},
+    programs::{TcContext, XdpContext},
+};
+use overlay_common::{
+    Reason,
+    event::{
+        DROP_SNAP, EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, Event, FlowEvent, FlowStart, SNAP_MAX,
+        WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS, WATCH_FLOWS, Watch,
+    },
+    observe::Traffic,
+    wire::{ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP},
+};
+
+use crate::{
+    maps::{EVENT, EVENTS, LOST_EVENTS, WATCH, WATCHED, Work},
+    observe::Party,
+};
+
+/// Ethertype of IPv6 (RFC 2464, section 3).
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Bytes that the filter may look at: Ethernet, IPv4 with all options, and ports.
+const FILTERED: u32 = 14 + 60 + 4;
+
+/// A record that is being put together.
+#[repr(C)]
+pub struct Buffer {
+    /// Its beginning.
+    pub event: Event,
+    /// Bytes of the packet.
+    pub data: [u8; SNAP_MAX],
+}
+
+/// A packet of either kind of program.
+#[derive(Clone, Copy)]
+enum Packet {
+    Tc(*mut __sk_buff),
+    Xdp(*mut xdp_md),
+}
+
+impl Packet {
+    #[inline(always)]
+    fn length(self) -> u32 {
+        // SAFETY: contexts are valid for the whole run of the program.
+        unsafe {
+            match self {
+                Self::Tc(skb) => (*skb).len,
+                Self::Xdp(xdp) => (*xdp).data_end - (*xdp).data,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Tc(skb) => (*skb).ifindex,
+                Self::Xdp(xdp) => (*xdp).ingress_ifindex,
+            }
+        }
+    }
+
+    /// Copies the first `length` bytes, from 1 to [`SNAP_MAX`] and no more than the packet has.
+    #[inline(always)]
+    fn copy(self, to: *mut u8, length: u32) -> bool {
+        // SAFETY: the buffer has room for SNAP_MAX bytes.
+        let failed = unsafe {
+            match self {
+                Self::Tc(skb) => bpf_skb_load_bytes(skb.cast(), 0, to.cast(), length),
+                Self::Xdp(xdp) => bpf_xdp_load_bytes(xdp, 0, to.cast(), length),
+            }
+        };
+        failed == 0
+    }
+}
+
+/// What is watched; `None` while nobody does. All that a packet pays then.
+#[inline(always)]
+pub fn watching() -> Option<&'static Watch> {
+    WATCH.get(0).filter(|watch| watch.flags != 0)
+}
+
+/// What is watched, if it is one of `flags` and still holds.
+#[inline(always)]
+fn watched_now(flags: u32) -> Option<(&'static Watch, u64)> {
+    let watch = watching().filter(|watch| watch.flags & flags != 0)?;
+    // SAFETY: a helper without preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    (now <= watch.until).then_some((watch, now))
+}
+
+/// Keeps a packet that an endpoint sends, as it is now, if it is to be captured. [`tell_kept`]
+/// tells of it when it is known what becomes of it. Returns 1 if it was kept.
+#[inline(always)]
+pub fn keep(ctx: &TcContext, sender: &Party) -> i64 {
+    if watching().is_none() {
+        return 0;
+    }
+    keep_tc(ctx.skb.skb, sender.slot)
+}
+
+#[inline(never)]
+fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
+    i64::from(capture(Packet::Tc(skb), slot, Traffic::Sent).is_some())
+}
+
+/// Tells of a kept packet.
+#[inline(never)]
+pub fn tell_kept(vni: u32, slot: u32, reason: u32) -> i64 {
+    let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a per-CPU buffer that only this program run touches.
+    unsafe {
+        (*buffer).event.vni = vni;
+        (*buffer).event.slot = slot;
+        (*buffer).event.reason = reason as u8;
+    }
+    send(buffer);
+    0
+}
+
+/// Tells of a packet that goes into the endpoint with this slot, if it is to be captured.
+#[inline(always)]
+pub fn tell_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
+    if watching().is_some() {
+        tell_received(ctx.skb.skb, slot, reason as u32);
+    }
+}
+
+/// As [`tell_delivery`], for what the XDP program delivers.
+#[inline(always)]
+pub fn tell_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
+    if watching().is_some() {
+        tell_received_in_xdp(ctx.as_ptr().cast(), slot, reason as u32);
+    }
+}
+
+#[inline(never)]
+fn tell_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
+    received(Packet::Tc(skb), slot, reason)
+}
+
+#[inline(never)]
+fn tell_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
+    received(Packet::Xdp(xdp), slot, reason)
+}
+
+#[inline(always)]
+fn received(packet: Packet, slot: u32, reason: u32) -> i64 {
+    if let Some(buffer) = capture(packet, slot, Traffic::Received) {
+        // SAFETY: as above.
+        unsafe {
+            (*buffer).event.slot = slot;
+            (*buffer).event.reason = reason as u8;
+        }
+        send(buffer);
+    }
+    0
+}
+
+/// Tells of a packet that a TC program drops.
+#[inline(always)]
+pub fn tell_drop(ctx: &TcContext, party: &Party, reason: Reason) {
+    if watching().is_some() {
+        let told = (party.traffic as u32) << 8 | reason as u32;
+        tell_drop_tc(ctx.skb.skb, party.vni, party.slot, told);
+    }
+}
+
+/// Tells of a packet that the XDP program drops.
+#[inline(always)]
+pub fn tell_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
+    if watching().is_some() {
+        let told = (party.traffic as u32) << 8 | reason as u32;
+        tell_drop_xdp(ctx.as_ptr().cast(), party.vni, party.slot, told);
+    }
+}
+
+#[inline(never)]
+fn tell_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
+    drop_event(Packet::Tc(skb), (vni, slot), told)
+}
+
+#[inline(never)]
+fn tell_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
+    drop_event(Packet::Xdp(xdp), (vni, slot), told)
+}
+
+#[inline(always)]
+fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
+    let Some((_, now)) = watched_now(WATCH_DROPS) else { return 0 };
+    let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
+    let event = Event {
+        time: now,
+        kind: EVENT_DROP,
+        traffic: (told >> 8) as u8,
+        reason: told as u8,
+        vni,
+        slot,
+        ..Event::default()
+    };
+    if fill(buffer, packet, event, DROP_SNAP as u32) {
+        send(buffer);
+    }
+    0
+}
+
+/// Tells of a flow that was given a backend.
+#[inline(always)]
+pub fn tell_flow(work: &Work, reason: Reason) {
+    if watching().is_some() {
+        tell_flow_of(work, reason as u32);
+    }
+}
+
+#[inline(never)]
+fn tell_flow_of(work: &Work, reason: u32) -> i64 {
+    let Some((_, now)) = watched_now(WATCH_FLOWS) else { return 0 };
+    let Some(mut record) = EVENTS.reserve_untyped::<FlowEvent>(0) else {
+        lose(EVENT_FLOW);
+        return 0;
+    };
+    let event = Event {
+        time: now,
+        kind: EVENT_FLOW,
+        reason: reason as u8,
+        vni: work.flow.key.vni,
+        captured: size_of::<FlowStart>() as u32,
+        ..Event::default()
+    };
+    record.write(FlowEvent {
+        event,
+        flow: FlowStart { key: work.flow.key, pad: 0, entry: work.entry },
+    });
+    record.submit(0);
+    0
+}
+
+/// The buffer with the packet in it, if it is to be captured.
+#[inline(always)]
+fn capture(packet: Packet, slot: u32, traffic: Traffic) -> Option<*mut Buffer> {
+    let (watch, now) = watched_now(WATCH_CAPTURE)?;
+    if watch.flags & WATCH_ALL == 0 && WATCHED.get(slot).is_none_or(|watched| *watched == 0) {
+        return None;
+    }
+    if watch.sample > 1 {
+        // SAFETY: a helper without preconditions.
+        let random = u64::from(unsafe { bpf_get_prandom_u32() });
+        // Zero with a probability of one in so many.
+        if (random * u64::from(watch.sample)) >> 32 != 0 {
+            return None;
+        }
+    }
+    let buffer = EVENT.get_ptr_mut(0)?;
+    let event =
+        Event { time: now, kind: EVENT_CAPTURE, traffic: traffic as u8, ..Event::default() };
+    let filtered = watch.protocol != 0 || watch.port.raw() != 0 || watch.host != [0; 16];
+    let least = if filtered { FILTERED } else { 1 };
+    if !fill(buffer, packet, event, if watch.snap > least { watch.snap } else { least }) {
+        return None;
+    }
+    if filtered && !matches(watch, buffer) {
+        return None;
+    }
+    // SAFETY: a per-CPU buffer that only this program run touches.
+    let captured = unsafe { &mut (*buffer).event.captured };
+    if *captured > watch.snap {
+        *captured = watch.snap;
+    }
+    Some(buffer)
+}
+
+/// Begins a record and copies up to `snap` bytes of the packet.
+#[inline(always)]
+fn fill(buffer: *mut Buffer, packet: Packet, event: Event, snap: u32) -> bool {
+    let length = packet.length();
+    let captured = if length < snap { length } else { snap };
+    if captured == 0 {
+        return false;
+    }
+    // SAFETY: a per-CPU buffer that only this program run touches.
+    let (data, captured) = unsafe {
+        (*buffer).event = Event { length, captured, ifindex: packet.ifindex(), ..event };
+        // From memory, where LLVM cannot follow it, so that the bound below stays in the program:
+        // the verifier of 6.1 knows no other way to say "from 1 to SNAP_MAX".
+        (&raw mut (*buffer).data, ptr::read_volatile(&raw const (*buffer).event.captured))
+    };
+    packet.copy(data.cast(), (captured.wrapping_sub(1) & (SNAP_MAX as u32 - 1)) + 1)
+}
+
+/// Puts a record into the ring, or counts it as lost.
+#[inline(always)]
+fn send(buffer: *mut Buffer) {
+    // SAFETY: as in `fill`; the record is no longer than the buffer.
+    let (record, kind) = unsafe {
+        let captured = ptr::read_volatile(&raw const (*buffer).event.captured);
+        let captured = (captured.wrapping_sub(1) & (SNAP_MAX as u32 - 1)) + 1;
+        let length = size_of::<Event>() + captured as usize;
+        (core::slice::from_raw_parts(buffer.cast::<u8>(), length), (*buffer).event.kind)
+    };
+    if EVENTS.output_untyped::<[u8]>(record, 0).is_err() {
+        lose(kind);
+    }
+}
+
+#[inline(always)]
+fn lose(kind: u8) {
+    if let Some(lost) = LOST_EVENTS.get_ptr_mut(u32::from(kind)) {
+        // SAFETY: a per-CPU value of a successful look-up.
+        unsafe { *lost += 1 };
+    }
+}
+
+/// Whether a captured packet is one that the filter lets through.
+#[inline(always)]
+fn matches(watch: &Watch, buffer: *const Buffer) -> bool {
+    // SAFETY: a per-CPU buffer that only this program run touches, long enough for every offset.
+    unsafe {
+        let data = (&raw const (*buffer).data).cast::<u8>();
+        let captured = (*buffer).event.captured;
+        let byte = |at: usize| data.add(at).read();
+        let ethertype = u16::from_be_bytes([byte(12), byte(13)]);
+        let (ports, protocol) = match ethertype {
+            ETHERTYPE_IPV4 if captured >= 34 => {
+                let later = byte(20) & 0x1f != 0 || byte(21) != 0;
+                let ports = 14 + usize::from(byte(14) & 0xf) * 4;
+                (if later { SNAP_MAX } else { ports }, byte(23))
+            }
+            ETHERTYPE_IPV6 if captured >= 54 => (54, byte(20)),
+            _ => return false,
+        };
+        if watch.protocol != 0 && watch.protocol != protocol {
+            return false;
+        }
+        if watch.port.raw() != 0 {
+            if (protocol != PROTO_TCP && protocol != PROTO_UDP) || ports + 4 > captured as usize {
+                return false;
+            }
+            // An offset of at most 74, also for the verifier.
+            let ports = data.add(ports & 0x7f).cast::<[u16; 2]>().read_unaligned();
+            if ports[0] != watch.port.raw() && ports[1] != watch.port.raw() {
+                return false;
+            }
+        }
+        watch.host == [0; 16] || matches_host(watch, data, ethertype == ETHERTYPE_IPV4)
+    }
+}
+
+/// Whether the packet is to or from the host of the filter.
+///
+/// # Safety
+/// `data` is readable for [`FILTERED`] bytes.
+#[inline(always)]
+unsafe fn matches_host(watch: &Watch, data: *const u8, ipv4: bool) -> bool {
+    let host = (&raw const watch.host).cast::<[u32; 4]>();
+    // SAFETY: all offsets are within what the caller promises, and the host's 16 bytes.
+    unsafe {
+        let host = host.read_unaligned();
+        let word = |at: usize| data.add(at).cast::<u32>().read_unaligned();
+        if ipv4 {
+            let mapped = host[0] == 0 && host[1] == 0 && host[2] == u32::from_be(0xffff);
+            return mapped && (word(26) == host[3] || word(30) == host[3]);
+        }
+        let same = |at: usize| {
+            word(at) == host[0]
+                && word(at + 4) == host[1]
+                && word(at + 8) == host[2]
+                && word(at + 12) == host[3]
+        };
+        same(22) || same(38)
+    }
+}
