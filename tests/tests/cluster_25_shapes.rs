@@ -27,19 +27,36 @@ fn idle_and_receiver(cluster: &Cluster, network: &str) -> anyhow::Result<[Contai
     ])
 }
 
-/// A route of the first host to the second that takes no more than `mtu` bytes, while it lives.
+/// A path from the first host to the second that takes no more than `mtu` bytes, while it lives.
 struct SmallPath<'a> {
     cluster: &'a Cluster,
     mtu: u32,
+    /// Whether a router on the way says so, and not the first host's own routing table.
+    behind_router: bool,
 }
 
 impl<'a> SmallPath<'a> {
     fn new(cluster: &'a Cluster, mtu: u32) -> anyhow::Result<Self> {
-        let to = cluster.host(2).address().to_string();
-        let mtu_word = mtu.to_string();
-        let route = ["route", "replace", &to, "dev", "eth0", "mtu", "lock", &mtu_word];
-        cluster.host(1).exec("ip", &route)?.success()?;
-        Ok(Self { cluster, mtu })
+        let path = Self { cluster, mtu, behind_router: false };
+        let to = cluster.host(2).address();
+        in_shell(cluster.host(1), &format!("ip route replace {to} dev eth0 mtu lock {mtu}"))?;
+        Ok(path)
+    }
+
+    /// The client outside is made the router.
+    fn behind_router(cluster: &'a Cluster, mtu: u32) -> anyhow::Result<Self> {
+        let path = Self { cluster, mtu, behind_router: true };
+        let (to, router) = (cluster.host(2).address(), cluster.client());
+        let script = format!(
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > \
+             /proc/sys/net/ipv4/conf/all/send_redirects; echo 0 > \
+             /proc/sys/net/ipv4/conf/eth0/send_redirects; ip route replace {to} dev eth0 mtu lock \
+             {mtu}"
+        );
+        in_shell(router, &script)?;
+        let via = format!("ip route replace {to} via {}", router.address());
+        in_shell(cluster.host(1), &via)?;
+        Ok(path)
     }
 
     /// Transfers from `place` to `target` until it has learned of the path: the programs may remember
@@ -58,8 +75,12 @@ impl<'a> SmallPath<'a> {
 
 impl Drop for SmallPath<'_> {
     fn drop(&mut self) {
-        let to = self.cluster.host(2).address().to_string();
-        let _ = self.cluster.host(1).exec("ip", &["route", "del", &to]);
+        let undo = format!("ip route del {}", self.cluster.host(2).address());
+        let _ = in_shell(self.cluster.host(1), &undo);
+        if self.behind_router {
+            let undo = format!("{undo}; echo 0 > /proc/sys/net/ipv4/ip_forward");
+            let _ = in_shell(self.cluster.client(), &undo);
+        }
     }
 }
 
@@ -72,6 +93,14 @@ fn a_container_learns_of_a_path_that_takes_less_than_its_interface() -> anyhow::
     path.is_learned_by(&a, (&b.ip()?.to_string(), 9000))?;
     assert!(counter(cluster.host(1), "too_big_answered")? > before);
     Ok(())
+}
+
+#[test]
+fn a_container_learns_of_what_a_router_of_the_underlay_tells_the_host() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let [a, b] = idle_and_receiver(&cluster, "router-path")?;
+    let path = SmallPath::behind_router(&cluster, 1300)?;
+    path.is_learned_by(&a, (&b.ip()?.to_string(), 9000))
 }
 
 #[test]
@@ -244,4 +273,29 @@ fn containers_on_a_jumbo_underlay_have_jumbo_interfaces() -> anyhow::Result<()> 
 #[test]
 fn containers_on_an_underlay_below_ethernets_mtu_have_smaller_ones() -> anyhow::Result<()> {
     transfer_over(1400, "1350")
+}
+
+#[test]
+fn traffic_between_containers_takes_the_data_path_addresses() -> anyhow::Result<()> {
+    let cluster = Cluster::new(2, Options::default())?;
+    let own = |number: usize| format!("172.16.2.{}", 9 + number);
+    for number in [1, 2] {
+        let add = format!("ip address add {}/24 dev eth0", own(number));
+        in_shell(cluster.host(number), &add)?;
+    }
+    let [h1, h2] = [cluster.host(1), cluster.host(2)];
+    let data_path = |number: usize| ["--data-path-addr".to_owned(), own(number)];
+    let token = h1.init(&data_path(1))?;
+    h2.join(&token, h1, &data_path(2))?;
+    h1.sync()?;
+    let [a, b] = idle_and_receiver(&cluster, "apart")?;
+    for (host, other) in [(h1, 2), (h2, 1)] {
+        let peers = host.overlay(&["bpf", "peers"])?.stdout;
+        assert!(peers.contains(&own(other)), "{peers}");
+        assert!(!peers.contains("172.16.1."), "{peers}");
+    }
+    a.bulk_send(&b.port(9000)?, BULK)?;
+    let neighbour = h1.exec("ip", &["neigh", "show", &own(2)])?.success()?.stdout;
+    assert!(neighbour.contains("lladdr"), "{neighbour}");
+    Ok(())
 }

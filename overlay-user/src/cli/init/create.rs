@@ -1,10 +1,6 @@
 //! `overlay init`.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Args;
 use ipnet::Ipv4Net;
@@ -41,9 +37,6 @@ Examples:
 pub(in crate::cli) struct InitArgs {
     #[command(flatten)]
     host: HostOptions,
-    /// Address of this host for traffic between containers [default: the advertised one]
-    #[arg(long, value_name = "IP")]
-    data_path_addr: Option<Ipv4Addr>,
     /// UDP port of VXLAN on every host
     #[arg(long, value_name = "PORT", default_value_t = overlay_common::DEFAULT_DATA_PATH_PORT)]
     #[arg(value_parser = clap::value_parser!(u16).range(1024..=49151))]
@@ -129,7 +122,7 @@ impl Plan {
             refuse_occupied(&links).await?;
         }
         let iface = host.iface.as_deref();
-        let underlay = match (args.data_path_addr, host.advertise_addr, iface) {
+        let underlay = match (host.data_path_addr, host.advertise_addr, iface) {
             (Some(addr), _, _) => {
                 underlay::with_address(&links, "--data-path-addr", addr, iface).await?
             }

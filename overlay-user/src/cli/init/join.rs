@@ -96,16 +96,22 @@ impl Plan {
             refuse_occupied(&links).await?;
         }
         let iface = host.iface.as_deref();
-        let underlay = match (host.advertise_addr, iface) {
-            (Some(addr), _) => {
+        let underlay = match (host.data_path_addr, host.advertise_addr, iface) {
+            (Some(addr), _, _) => {
+                underlay::with_address(&links, "--data-path-addr", addr, iface).await?
+            }
+            (None, Some(addr), _) => {
                 underlay::with_address(&links, "--advertise-addr", addr, iface).await?
             }
-            (None, Some(iface)) => underlay::on_interface(&links, iface).await?,
-            (None, None) => {
+            (None, None, Some(iface)) => underlay::on_interface(&links, iface).await?,
+            (None, None, None) => {
                 let addr = underlay::towards(manager)?;
                 underlay::with_address(&links, "--advertise-addr", addr, None).await?
             }
         };
+        if let Some(advertised) = host.advertise_addr {
+            underlay::with_address(&links, "--advertise-addr", advertised, None).await?;
+        }
         let config = AgentConfig {
             format: CONFIG_FORMAT,
             cluster: Id::default(),

@@ -36,6 +36,9 @@ struct HostOptions {
     /// one that is used towards the manager]
     #[arg(long, value_name = "IP")]
     advertise_addr: Option<Ipv4Addr>,
+    /// Address of this host for traffic between containers [default: the advertised one]
+    #[arg(long, value_name = "IP")]
+    data_path_addr: Option<Ipv4Addr>,
     /// Underlay interface [default: the one with the address]
     #[arg(long, value_name = "IF")]
     iface: Option<String>,

@@ -38,6 +38,8 @@ fn every_flag_of_init_and_join_is_taken() {
     let host = [
         "--advertise-addr",
         "172.16.1.10",
+        "--data-path-addr",
+        "172.16.2.10",
         "--iface",
         "eth1",
         "--name",
@@ -55,8 +57,6 @@ fn every_flag_of_init_and_join_is_taken() {
         "--no-start",
     ];
     let init = [
-        "--data-path-addr",
-        "172.16.2.10",
         "--data-path-port",
         "5789",
         "--listen-port",
