@@ -96,6 +96,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 
 /// TC ingress of the kernel's vxlan device: what it has taken out of the tunnel.
 #[classifier]
+#[inline(always)]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive_inner(&ctx, &mut receiver);
@@ -105,6 +106,7 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 /// Attached nowhere: run once by the loader on a tunnel packet, to learn whether this kernel knows
 /// `DECAP_L4_UDP`. Returns 1 if it does.
 #[classifier]
+#[inline(always)]
 pub fn probe_decap(ctx: TcContext) -> i32 {
     i32::from(vxlan::remove(&ctx, DECAP_L4_UDP).is_ok())
 }

@@ -144,7 +144,7 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     let sender = outer.src;
     check_other(walk, sender)?;
     let outcome = accept(walk, outer);
-    if !matches!(outcome, Ok(End::Sent(_))) {
+    if !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
         let party = std::mem::replace(&mut walk.party, Party::nobody());
         check_peer(walk, sender)?;
         walk.party = party;
