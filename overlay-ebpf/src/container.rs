@@ -76,7 +76,7 @@ pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
     }
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => ipv4(ctx, link, ethernet),
-        ETHERTYPE_IPV6 => ipv6::from_container(ctx, &link, &ethernet),
+        ETHERTYPE_IPV6 => ipv6::from_container(ctx, link, ethernet),
         ETHERTYPE_ARP => arp::answer(ctx, &link),
         _ => Err(Reason::UnsupportedProtocol),
     }

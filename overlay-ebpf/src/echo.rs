@@ -13,7 +13,7 @@ use crate::{
     Outcome, fallible,
     forward::back_out,
     ipv6::ICMPV6,
-    maps::work,
+    maps::{Ipv6Work, work},
     packet::{ETH_LEN, IPV4_LEN, load_at, store},
 };
 
@@ -64,18 +64,18 @@ fn flatten(addresses: [[u8; 4]; 2]) -> [u8; 8] {
 /// As [`answer`], for ICMPv6. The pseudo-header is covered by its checksum, and the sum of it is the
 /// same with the addresses swapped.
 #[inline(always)]
-pub fn answer6(ctx: &TcContext, ethernet: &Ethernet) -> Outcome {
-    fallible::unpack(answer6_packed(ctx.skb.skb, ethernet))?;
+pub fn answer6(ctx: &TcContext) -> Outcome {
+    fallible::unpack(answer6_packed(ctx.skb.skb))?;
     Ok(back_out(ctx, Reason::EchoAnswered))
 }
 
 #[inline(never)]
-fn answer6_packed(skb: *mut __sk_buff, ethernet: &Ethernet) -> i64 {
-    fallible::pack(rewrite6(&TcContext::new(skb), ethernet).map(|()| 0))
+fn answer6_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(rewrite6(&TcContext::new(skb)).map(|()| 0))
 }
 
 #[inline(always)]
-fn rewrite6(ctx: &TcContext, ethernet: &Ethernet) -> Result<(), Reason> {
+fn rewrite6(ctx: &TcContext) -> Result<(), Reason> {
     let kind: Be16 = load_at(ctx, ICMPV6)?;
     if kind.get() != ECHO_REQUEST6 {
         return Err(Reason::GatewayPort);
@@ -85,8 +85,8 @@ fn rewrite6(ctx: &TcContext, ethernet: &Ethernet) -> Result<(), Reason> {
         .l4_csum_replace(ICMPV6 + ICMP_CHECKSUM, kind.raw().into(), new.raw().into(), 2)
         .map_err(|_| Reason::Truncated)?;
     store(ctx, ICMPV6, &new)?;
-    // The header is in the work area since it was checked.
-    let Ipv6 { src, dst, .. } = &work()?.ipv6.ip;
+    // The headers are in the work area since they were checked.
+    let Ipv6Work { ip: Ipv6 { src, dst, .. }, ethernet, .. } = &work()?.ipv6;
     store(ctx, ETH_LEN + offset_of!(Ipv6, src), dst)?;
     store(ctx, ETH_LEN + offset_of!(Ipv6, dst), src)?;
     store(ctx, 0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet })

@@ -44,24 +44,26 @@ pub const NOBODY: u8 = u8::MAX;
 
 /// What an endpoint sends.
 #[inline(always)]
-pub fn from_container(ctx: &TcContext, link: &Link, ethernet: &Ethernet) -> Outcome {
+pub fn from_container(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
+    let work = &mut work()?.ipv6;
+    work.link = link;
+    work.ethernet = ethernet;
     // Two calls one after the other, not one inside the other: their stacks do not add up.
-    match fallible::unpack(examine_packed(ctx.skb.skb, link, ethernet.dst.is_group()))? {
-        DISCOVERY => nd::answer(ctx, link),
-        ECHO => echo::answer6(ctx, ethernet),
-        _ => to_endpoint(ctx, link, ethernet),
+    match fallible::unpack(examine_packed(ctx.skb.skb))? {
+        DISCOVERY => nd::answer(ctx),
+        ECHO => echo::answer6(ctx),
+        _ => to_endpoint(ctx),
     }
 }
 
 #[inline(never)]
-fn examine_packed(skb: *mut __sk_buff, link: &Link, group: bool) -> i64 {
-    fallible::pack(examine(&TcContext::new(skb), link, group))
+fn examine_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(examine(&TcContext::new(skb)))
 }
 
-/// Checks a container's packet and leaves the endpoint it is for in `work.ipv6`. `group` says that
-/// its destination MAC is multicast.
+/// Checks a container's packet and leaves the endpoint it is for in `work.ipv6`.
 #[inline(always)]
-fn examine(ctx: &TcContext, link: &Link, group: bool) -> Result<u32, Reason> {
+fn examine(ctx: &TcContext) -> Result<u32, Reason> {
     let own = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::UnsupportedProtocol)?;
     // Solicitations in a VLAN of the containers' own are not answered, so nothing else comes either.
     refuse_vlan_tag(ctx)?;
@@ -70,7 +72,7 @@ fn examine(ctx: &TcContext, link: &Link, group: bool) -> Result<u32, Reason> {
     check_ipv6(&work.ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
     let source = work.ip.src;
     let is_unspecified = source == Ip6::UNSPECIFIED;
-    if source != own.ip && source != Ip6::link_local(link.mac) && !is_unspecified {
+    if source != own.ip && source != Ip6::link_local(work.link.mac) && !is_unspecified {
         return Err(Reason::SpoofedSource);
     }
     let next = work.ip.next_header;
@@ -86,15 +88,15 @@ fn examine(ctx: &TcContext, link: &Link, group: bool) -> Result<u32, Reason> {
             return Err(Reason::NdUnknown);
         }
     }
-    if work.ip.dst.is_group() || group {
+    if work.ip.dst.is_group() || work.ethernet.dst.is_group() {
         return Err(Reason::Multicast);
     }
     // Nothing but what goes to a group comes from nobody (RFC 4291, section 2.5.2).
     if is_unspecified {
         return Err(Reason::SpoofedSource);
     }
-    let destination = work.ip.dst;
-    match find(work, link.vni, destination) {
+    let (vni, destination) = (work.link.vni, work.ip.dst);
+    match find(work, vni, destination) {
         ENDPOINT_LOCAL | ENDPOINT_REMOTE if next == PROTO_ICMPV6 => Ok(TO_ENDPOINT),
         ENDPOINT_LOCAL | ENDPOINT_REMOTE => {
             refuse_hidden_discovery(ctx, next).map(|()| TO_ENDPOINT)
@@ -206,13 +208,13 @@ pub fn find(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> u8 {
 
 /// To the endpoint in `work.ipv6`.
 #[inline(always)]
-fn to_endpoint(ctx: &TcContext, link: &Link, ethernet: &Ethernet) -> Outcome {
-    let endpoint = &work()?.ipv6.endpoint;
+fn to_endpoint(ctx: &TcContext) -> Outcome {
+    let Ipv6Work { link, ethernet, endpoint, .. } = &mut work()?.ipv6;
     if endpoint.kind == ENDPOINT_LOCAL {
         return deliver_as(ETHERTYPE_IPV6, ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
     }
-    let inner = Ethernet { dst: endpoint.mac, ..*ethernet };
-    vxlan::encapsulate(ctx, link.vni, endpoint.node, &inner)
+    ethernet.dst = endpoint.mac;
+    vxlan::encapsulate(ctx, link.vni, endpoint.node, ethernet)
 }
 
 /// A frame of network `receiver.vni` with an IPv6 packet in it, from a node and under an outer TOS

@@ -16,7 +16,7 @@ use overlay_common::{
         Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{Advertisement, Encapsulation, Ipv6},
+    wire::{Advertisement, Encapsulation, Ethernet, Ipv6},
 };
 
 use crate::{event::Buffer, packet::Flow};
@@ -133,10 +133,15 @@ pub struct Work {
     pub ipv6: Ipv6Work,
 }
 
-/// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack.
+/// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack, and what functions
+/// are given by reference would take room in the entry point's, which IPv4 packets need.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Ipv6Work {
+    /// The interface that a container's packet came in by.
+    pub link: Link,
+    /// The packet's Ethernet header as it was sent, then the one for inside the tunnel.
+    pub ethernet: Ethernet,
     /// The packet's header.
     pub ip: Ipv6,
     /// What is looked up.

@@ -36,35 +36,36 @@ const HOP_LIMIT: u8 = 255;
 /// MAC of [`Ip6::ALL_NODES`] (RFC 2464, section 7).
 const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 
-/// Answers a solicitation from the container behind `link` for an address of its network that an
-/// endpoint or the gateway has. Its source address is checked already: the container's own, its
+/// Answers a solicitation from the container behind `work.ipv6.link` for an address of its network
+/// that an endpoint or the gateway has. Its source address is checked already: the container's own, its
 /// link-local one, or none (duplicate address detection, RFC 4862, section 5.4).
 #[inline(always)]
-pub fn answer(ctx: &TcContext, link: &Link) -> Outcome {
-    fallible::unpack(answer_packed(ctx.skb.skb, link))?;
+pub fn answer(ctx: &TcContext) -> Outcome {
+    fallible::unpack(answer_packed(ctx.skb.skb))?;
     Ok(back_out(ctx, Reason::NdAnswered))
 }
 
 #[inline(never)]
-fn answer_packed(skb: *mut __sk_buff, link: &Link) -> i64 {
-    fallible::pack(rewrite(&TcContext::new(skb), link).map(|()| 0))
+fn answer_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(rewrite(&TcContext::new(skb)).map(|()| 0))
 }
 
 /// Makes an advertisement of the solicitation, which is turned into it in the work area: the stack
 /// has no room for both.
 #[inline(always)]
-fn rewrite(ctx: &TcContext, link: &Link) -> Result<(), Reason> {
+fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
     let work = &mut work()?.ipv6;
+    let Link { vni, mac, .. } = work.link;
     read(ctx, &mut work.advertisement)?;
-    check(&work.advertisement, link.mac)?;
+    check(&work.advertisement, mac)?;
     let target = work.advertisement.neighbour.target;
     // A container that probes for its own address must hear nothing.
     if target == lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::UnsupportedProtocol)?.ip
-        || target == Ip6::link_local(link.mac)
+        || target == Ip6::link_local(mac)
     {
         return Err(Reason::NdUnknown);
     }
-    let kind = find(work, link.vni, target);
+    let kind = find(work, vni, target);
     if !matches!(kind, ENDPOINT_LOCAL | ENDPOINT_REMOTE | ENDPOINT_GATEWAY) {
         return Err(Reason::NdUnknown);
     }
@@ -77,7 +78,7 @@ fn rewrite(ctx: &TcContext, link: &Link) -> Result<(), Reason> {
         }
     }
     store(ctx, ETH_LEN, advertisement)?;
-    let to = if is_probe { ALL_NODES_MAC } else { link.mac };
+    let to = if is_probe { ALL_NODES_MAC } else { mac };
     let ethertype = Be16::new(ETHERTYPE_IPV6);
     store(ctx, 0, &Ethernet { dst: to, src: endpoint.mac, ethertype })
 }
