@@ -114,6 +114,7 @@ pub fn probe_decap(ctx: TcContext) -> i32 {
 /// TC ingress of the other interfaces with a way out: published ports, and what comes back to
 /// containers.
 #[classifier]
+#[inline(always)]
 pub fn from_outside(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &Party::receiver(), 0, underlay::receive_outside(&ctx))
 }

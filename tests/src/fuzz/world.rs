@@ -170,7 +170,8 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
         10 => outside(rng, tables, rig),
         11 => {
             tables.usage.clear();
-            let counted = check::now() - any(rng, &[0, 59, 61]) * 1_000_000_000;
+            let ago = any(rng, &[0, 59, 61]) * 1_000_000_000;
+            let counted = check::now().saturating_sub(ago);
             let flows = any(rng, &[0, 1, 4, 5, 10, u32::MAX]);
             if rng.random_bool(0.8) {
                 tables.usage.insert(IFINDEX, Usage { flows, pad: 0, counted });

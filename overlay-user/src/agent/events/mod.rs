@@ -67,6 +67,8 @@ struct Watcher {
     filter: Filter,
     queue: mpsc::Sender<EventMessage>,
     lost: u64,
+    /// When it came, in ns of CLOCK_MONOTONIC: the ring may hold what is older.
+    since: u64,
 }
 
 impl Watcher {
@@ -122,11 +124,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if watchers.closed {
             return Ok(events);
         }
-        if !watchers.reading {
-            // What was lost while nobody watched is nobody's loss.
-            watchers.lost = self.datapath.lost_events()?;
-        }
-        watchers.all.push(Watcher { filter, queue: queue.clone(), lost: 0 });
+        // What happened or was lost before is not the new one's.
+        self.share_losses(&mut watchers)?;
+        let since = monotonic_ns();
+        watchers.all.push(Watcher { filter, queue: queue.clone(), lost: 0, since });
         if let Err(error) = self.tell_programs(&mut watchers) {
             watchers.all.pop();
             return Err(error);
@@ -185,6 +186,13 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             }
             self.tell_programs(&mut watchers)?;
         }
+        self.share_losses(&mut watchers)?;
+        watchers.all.iter_mut().for_each(Watcher::tell_losses);
+        Ok(watchers.reading)
+    }
+
+    /// Counts what did not fit the ring since the last time for each watcher that may have wanted it.
+    fn share_losses(&self, watchers: &mut Watchers) -> Result<(), AgentError> {
         let lost = self.datapath.lost_events()?;
         let reported = std::mem::replace(&mut watchers.lost, lost);
         for watcher in &mut watchers.all {
@@ -193,9 +201,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                     watcher.lost += lost[kind].wrapping_sub(reported[kind]);
                 }
             }
-            watcher.tell_losses();
         }
-        Ok(watchers.reading)
+        Ok(())
     }
 
     /// Reads what is there and hands it to whoever wants it.
@@ -215,7 +222,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         for mut record in records {
             record.locate(&owners, port);
             for watcher in &mut watchers.all {
-                if watcher.filter.lets_through(&record, &told) {
+                if record.time() >= watcher.since && watcher.filter.lets_through(&record, &told) {
                     let event = record.event(names, watcher.filter.snaplen());
                     watcher.tell(EventMessage::Event(Box::new(event)));
                 }

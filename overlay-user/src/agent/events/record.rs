@@ -64,6 +64,11 @@ impl Record {
         })
     }
 
+    /// When, in ns of CLOCK_MONOTONIC.
+    pub(super) fn time(&self) -> u64 {
+        self.header.time
+    }
+
     /// Finds the endpoint that a slot means, and reads the headers of what was dropped.
     pub(super) fn locate(&mut self, owners: &Owners, vxlan_port: u16) {
         self.owner = owners.get(&self.header.slot).copied();
