@@ -21,7 +21,7 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, fallible,
-    maps::config,
+    maps::{Scratch, config, scratch},
     packet::{ETH_LEN, IPV4_LEN, load, store},
     vxlan::TTL,
 };
@@ -73,16 +73,27 @@ fn send(
 /// `bpf_skb_set_tunnel_key`. Says whether the kernel took it.
 #[inline(always)]
 pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags: u64) -> bool {
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    let Ok(key) = empty_key() else { return false };
     key.tunnel_id = vni;
     // The helper takes addresses in host order.
     key.__bindgen_anon_1.remote_ipv4 = node.get();
     key.__bindgen_anon_3.local_ipv4 = vtep.get();
     key.tunnel_ttl = TTL;
     let size = size_of::<TunnelKey>() as u32;
-    // SAFETY: the context is the program's own and the key lives on the stack.
-    unsafe { bpf_skb_set_tunnel_key(skb, &raw mut key, size, flags) == 0 }
+    // SAFETY: the context is the program's own and the key is as long as said.
+    unsafe { bpf_skb_set_tunnel_key(skb, key, size, flags) == 0 }
+}
+
+/// A tunnel key in the scratch area: on the stack it is more than older kernels (6.1) have left in
+/// the longest chain of calls.
+#[inline(always)]
+fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
+    let scratch = scratch()?;
+    const { assert!(size_of::<TunnelKey>() <= size_of_val(&Scratch::FIB)) };
+    scratch.fib = Scratch::FIB;
+    // SAFETY: there is room for the key, it is aligned to 8 bytes, and all-zero is a valid value of
+    // this plain C struct.
+    Ok(unsafe { &mut *(&raw mut scratch.fib).cast() })
 }
 
 /// Whether the sender leaves it to the path to make fragments.
@@ -112,12 +123,11 @@ pub fn leave(ctx: &TcContext) -> Outcome {
 /// [`Reason::InvalidVni`] when it did not come out of a tunnel.
 #[inline(always)]
 pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
-    // SAFETY: all-zero is a valid value of this plain C struct.
-    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
-    // SAFETY: the context is the program's own and the key lives on the stack.
+    let key = empty_key()?;
+    // SAFETY: the context is the program's own and the key is as long as said.
     let got = unsafe {
         let size = size_of::<TunnelKey>() as u32;
-        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, 0)
+        bpf_skb_get_tunnel_key(ctx.skb.skb, key, size, 0)
     };
     if got != 0 {
         return Err(Reason::InvalidVni);

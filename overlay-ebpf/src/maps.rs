@@ -165,10 +165,15 @@ pub fn work() -> Result<&'static mut Work, Reason> {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Scratch {
-    /// Room for the kernel's `struct bpf_fib_lookup`, 64 bytes.
+    /// Room for the kernel's `struct bpf_fib_lookup`, 64 bytes, or for its `struct bpf_tunnel_key`.
     pub fib: [u64; 8],
     /// Headers on their way into the packet.
     pub headers: Encapsulation,
+}
+
+impl Scratch {
+    /// The first field, empty.
+    pub const FIB: [u64; 8] = [0; 8];
 }
 
 /// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.
