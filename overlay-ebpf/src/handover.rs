@@ -21,7 +21,7 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, fallible,
-    maps::{Scratch, config, scratch},
+    maps::{config, scratch},
     packet::{ETH_LEN, IPV4_LEN, load, store},
     vxlan::TTL,
 };
@@ -89,8 +89,12 @@ pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags:
 #[inline(always)]
 fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
     let scratch = scratch()?;
-    const { assert!(size_of::<TunnelKey>() <= size_of_val(&Scratch::FIB)) };
-    scratch.fib = Scratch::FIB;
+    const { assert!(size_of::<TunnelKey>() <= size_of::<[u64; 8]>()) };
+    for word in &mut scratch.fib {
+        // One by one, where the compiler would call a function.
+        // SAFETY: a word of the scratch area.
+        unsafe { (&raw mut *word).write_volatile(0) };
+    }
     // SAFETY: there is room for the key, it is aligned to 8 bytes, and all-zero is a valid value of
     // this plain C struct.
     Ok(unsafe { &mut *(&raw mut scratch.fib).cast() })
@@ -123,11 +127,12 @@ pub fn leave(ctx: &TcContext) -> Outcome {
 /// [`Reason::InvalidVni`] when it did not come out of a tunnel.
 #[inline(always)]
 pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
-    let key = empty_key()?;
-    // SAFETY: the context is the program's own and the key is as long as said.
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    // SAFETY: the context is the program's own and the key lives on the stack.
     let got = unsafe {
         let size = size_of::<TunnelKey>() as u32;
-        bpf_skb_get_tunnel_key(ctx.skb.skb, key, size, 0)
+        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, 0)
     };
     if got != 0 {
         return Err(Reason::InvalidVni);

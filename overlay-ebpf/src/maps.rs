@@ -171,11 +171,6 @@ pub struct Scratch {
     pub headers: Encapsulation,
 }
 
-impl Scratch {
-    /// The first field, empty.
-    pub const FIB: [u64; 8] = [0; 8];
-}
-
 /// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.
 #[inline(always)]
 pub fn scratch() -> Result<&'static mut Scratch, Reason> {
