@@ -87,7 +87,9 @@ pub fn events(
     let count = |kind| told.iter().filter(|record| record.event.kind == kind).count();
     let flows = [Reason::FlowCreated, Reason::FlowRepicked];
     let flows = flows.iter().filter(|reason| predicted.moved.contains_key(reason)).count();
-    let drops = usize::from(predicted.verdict == Verdict::Drop);
+    // What was copied to a group is no drop, though the kernel frees the original.
+    let copied = predicted.moved.contains_key(&Reason::Replicated);
+    let drops = usize::from(predicted.verdict == Verdict::Drop && !copied);
     let mut captures = Vec::new();
     if step.program == Program::Container && tables.agent.links.contains_key(&IFINDEX) {
         captures.push(&step.packet);
