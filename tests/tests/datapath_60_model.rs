@@ -5,7 +5,7 @@ use overlay_common::Reason;
 use overlay_tests::fuzz::Fuzz;
 
 /// Enough for every reason to be met; a quiet machine runs a few thousand packets each second.
-const SEEDS: std::ops::Range<u64> = 0..250;
+const SEEDS: std::ops::Range<u64> = 0..600;
 
 /// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: the kernel refuses to push or pop for
 /// aggregates only and to rewrite none whose length was checked, `conntrack` would have to be out

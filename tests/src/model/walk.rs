@@ -303,7 +303,9 @@ impl<'a> Walk<'a> {
     /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside."
     fn hand_over(&mut self, inner: Ethernet) -> Outcome {
         let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
-        if has_df || self.tables.config.vxlan_ifindex == 0 {
+        // Nobody on the path makes fragments of IPv6 packets (RFC 8200, section 5).
+        let is_whole = has_df || inner.kind != IPV4;
+        if is_whole || self.tables.config.vxlan_ifindex == 0 {
             return Err(Reason::TooBig);
         }
         put(&mut self.frame, 0, &inner.bytes());
