@@ -19,7 +19,7 @@ pub struct Demo {
     /// Leave the cluster up and print the commands to explore it.
     #[arg(long)]
     keep: bool,
-    /// How many hosts the cluster has.
+    /// How many hosts the cluster has, from 3 to 80 [default: 3].
     #[arg(long, value_name = "N")]
     hosts: Option<u32>,
 }
