@@ -61,7 +61,7 @@ fn unpacked(root: &Path) -> Option<Emulator> {
 
 impl Emulator {
     /// LD_LIBRARY_PATH for QEMU. Its firmware and modules it finds by its own place.
-    pub fn library_path(&self) -> OsString {
+    pub fn ld_library_path(&self) -> OsString {
         let own = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let Some(root) = &self.root else { return own };
         let folders = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
@@ -87,7 +87,7 @@ mod tests {
         let emulator = unpacked(root.path()).unwrap();
         assert_eq!(emulator.qemu, root.path().join("usr/bin/qemu-system-x86_64"));
         assert_eq!(emulator.busybox, root.path().join("bin/busybox"));
-        let libraries = emulator.library_path().into_string().unwrap();
+        let libraries = emulator.ld_library_path().into_string().unwrap();
         let first = root.path().join("usr/lib/x86_64-linux-gnu");
         assert!(libraries.starts_with(first.to_str().unwrap()), "{libraries}");
     }

@@ -144,7 +144,7 @@ impl Machine {
         // Whatever ends us ends the machine.
         let mut command = machine::command(Path::new("setpriv"));
         command.args(["--pdeathsig", "KILL"]).arg(&boot.emulator.qemu);
-        command.env("LD_LIBRARY_PATH", boot.emulator.library_path());
+        command.env("LD_LIBRARY_PATH", boot.emulator.ld_library_path());
         match boot.acceleration {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
             Acceleration::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
