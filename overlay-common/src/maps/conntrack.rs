@@ -1,0 +1,104 @@
+//! Tracked flows.
+
+use crate::{Be16, Be32};
+
+/// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ConntrackKey {
+    /// Source address.
+    pub saddr: Be32,
+    /// Destination address.
+    pub daddr: Be32,
+    /// Source port; the identifier of an ICMP echo request, zero of a reply.
+    pub sport: Be16,
+    /// Destination port; the identifier of an ICMP echo reply, zero of a request.
+    pub dport: Be16,
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
+    pub vni: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Zero, but for a flow from outside whose tuple another node's flow has on the backend's node:
+    /// a digest of the node it came through ([`ConntrackKey::through`]).
+    pub scope: [u8; 3],
+}
+
+impl ConntrackKey {
+    /// The same tuple, as it comes through `node`.
+    #[inline(always)]
+    pub const fn through(self, node: Be32) -> Self {
+        let [a, b, c, d] = crate::hash::mix(node.raw(), 0).to_ne_bytes();
+        // Never zero, which is the scope of all other flows.
+        Self { scope: [a ^ d, b, c | 1], ..self }
+    }
+}
+
+/// Map `conntrack`, LRU hash: translated flows, one entry per direction. Written and read by the
+/// programs; listed by the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Conntrack {
+    /// Source address after translation.
+    pub saddr: Be32,
+    /// Destination address after translation.
+    pub daddr: Be32,
+    /// Source port after translation.
+    pub sport: Be16,
+    /// Destination port after translation.
+    pub dport: Be16,
+    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay.
+    pub vni: u32,
+    /// Number of the service.
+    pub service: u32,
+    /// Number of the backend; 0 on the backend's node for flows that came through another node.
+    pub backend: u32,
+    /// `RETURN`, and `FORWARD` with a scope: VTEP of the node the flow came through. Otherwise zero.
+    pub node: Be32,
+    /// One of `CONNTRACK_*`.
+    pub action: u8,
+    /// Bits of `TCP_SEEN_*` of this direction; [`UDP_ANSWERED`] of UDP.
+    pub state: u8,
+    /// Padding, zero.
+    pub pad: u16,
+    /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the last packet in this direction.
+    pub last_seen: u64,
+}
+
+/// Client to backend: rewrite to the backend.
+pub const CONNTRACK_FORWARD: u8 = 1;
+/// Backend to client, on the node that translated: rewrite to the address the client asked.
+pub const CONNTRACK_REPLY: u8 = 2;
+/// Backend to client, on the backend's node: send through the tunnel to the node the flow came
+/// through, which translates. Only a source port that was changed here is changed back here.
+pub const CONNTRACK_RETURN: u8 = 3;
+/// Container to the outside: rewrite the source to this host's address.
+pub const CONNTRACK_MASQUERADE: u8 = 4;
+/// The outside to a container of this node: undo [`CONNTRACK_MASQUERADE`].
+pub const CONNTRACK_UNMASQUERADE: u8 = 5;
+
+/// A SYN was seen.
+pub const TCP_SEEN_SYN: u8 = 1 << 0;
+/// A segment with ACK was seen: in the reply direction this means established.
+pub const TCP_SEEN_ACK: u8 = 1 << 1;
+/// A FIN was seen.
+pub const TCP_SEEN_FIN: u8 = 1 << 2;
+/// A RST was seen.
+pub const TCP_SEEN_RST: u8 = 1 << 3;
+/// Of a UDP flow to the outside: both sides have spoken.
+pub const UDP_ANSWERED: u8 = 1 << 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tuple_through_a_node_is_told_from_the_plain_one_and_from_other_nodes() {
+        let key = ConntrackKey { proto: 6, ..ConntrackKey::default() };
+        let mut seen = vec![key];
+        for last in 1..=254 {
+            seen.push(key.through(Be32::from_octets([172, 16, 1, last])));
+        }
+        let distinct: std::collections::HashSet<_> = seen.iter().collect();
+        assert_eq!(distinct.len(), seen.len());
+    }
+}

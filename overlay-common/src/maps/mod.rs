@@ -1,0 +1,164 @@
+//! Keys and values of the BPF maps: one struct per map side, with its writer and its readers.
+//!
+//! Unless a field says otherwise, integers are in host byte order and addresses and ports are in
+//! network byte order ([`Be32`], [`Be16`]). All types are `repr(C)` without hidden padding; the
+//! layout tests at the end of this file hold them to that.
+//!
+//! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
+
+mod conntrack;
+mod network;
+mod node;
+mod outside;
+mod service;
+mod socket;
+
+pub use self::{conntrack::*, network::*, node::*, outside::*, service::*, socket::*};
+use crate::pod::plain;
+
+/// Most entries of `endpoints`, `endpoints6`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
+/// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
+/// possible entry, are there from the start.
+pub const LARGE_TABLE: usize = 1 << 18;
+
+/// Most entries of `networks`, `services`, `rr_cursor` and `published`: room for 10,000 services with
+/// several networks and every port there is.
+pub const MEDIUM_TABLE: usize = 1 << 16;
+
+/// Most entries of `links`, `links6` and `local_addrs`, which hold what is on one node.
+pub const SMALL_TABLE: usize = 1 << 14;
+
+/// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
+pub const HOPS: usize = 1 << 10;
+
+/// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
+pub const CONNTRACK_ENTRIES: usize = 1 << 18;
+
+/// Value of map `counters`, per-CPU array indexed by [`crate::Reason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+}
+plain!(
+    Config,
+    Hop,
+    Network,
+    Replicas,
+    EndpointKey,
+    Endpoint,
+    Endpoint6Key,
+    Link,
+    Link6,
+    PeerKey,
+    Peer,
+    Service,
+    SlotKey,
+    Backend,
+    PublishedKey,
+    Published,
+    SubnetKey,
+    Usage,
+    ConntrackKey,
+    Conntrack,
+    SockOriginKey,
+    SockOrigin,
+    Counter,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    /// The fields' sizes must add up to the struct's: no hidden padding.
+    macro_rules! packed {
+        ($type:ident { $($field:ident),+ $(,)? }) => {{
+            let value = <$type>::default();
+            let sum = 0 $( + size_of_val(&value.$field) )+;
+            assert_eq!(sum, size_of::<$type>(), concat!(stringify!($type), " has hidden padding"));
+        }};
+    }
+
+    #[test]
+    fn no_type_has_hidden_padding() {
+        packed!(Config {
+            vtep,
+            ingress_gateway,
+            host_ip,
+            underlay_ifindex,
+            host_link_ifindex,
+            vxlan_ifindex,
+            netns_cookie,
+            underlay_mtu,
+            vxlan_port,
+            underlay_mac,
+            decap_flags,
+            outside_ports,
+            outside_flows,
+            flags,
+            reserved,
+        });
+        packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
+        packed!(Network { subnet, mask, gateway, mtu, flags });
+        packed!(Replicas { endpoints, nodes, links, vteps });
+        packed!(EndpointKey { vni, ip });
+        packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
+        packed!(Link { vni, ip, mac, flags, slot });
+        packed!(Endpoint6Key { vni, ip });
+        packed!(Link6 { ip, mask });
+        packed!(PeerKey { vni, node });
+        packed!(Peer { flags });
+        packed!(Service { vni, vip, slots, flags });
+        packed!(SlotKey { service, index });
+        packed!(Backend { vni, ip, node, ifindex, mac, state, slot });
+        packed!(PublishedKey { port, proto, pad });
+        packed!(Published { service, target, pad });
+        packed!(SubnetKey { prefix, ip });
+        packed!(Usage { flows, pad, counted });
+        packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
+        packed!(Conntrack {
+            saddr,
+            daddr,
+            sport,
+            dport,
+            vni,
+            service,
+            backend,
+            node,
+            action,
+            state,
+            pad,
+            last_seen,
+        });
+        packed!(SockOriginKey { cookie, addr, port, pad });
+        packed!(SockOrigin { addr, port, pad });
+        packed!(Counter { packets, bytes });
+    }
+
+    #[test]
+    fn layouts_are_those_of_version_1() {
+        assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
+        assert_eq!(size_of::<Config>(), 64);
+        assert_eq!(offset_of!(Config, netns_cookie), 24);
+        assert_eq!(size_of::<Hop>(), 48);
+        assert_eq!(size_of::<Network>(), 20);
+        assert_eq!(size_of::<Replicas>(), 8 + 8 * MAX_REPLICAS);
+        assert_eq!(size_of::<EndpointKey>(), 8);
+        assert_eq!(size_of::<Endpoint>(), 24);
+        assert_eq!(offset_of!(Endpoint, mac), 2);
+        assert_eq!(size_of::<Link>(), 20);
+        assert_eq!(size_of::<Endpoint6Key>(), 20);
+        assert_eq!(size_of::<Link6>(), 32);
+        assert_eq!(size_of::<Backend>(), 28);
+        assert_eq!(size_of::<SubnetKey>(), 8);
+        assert_eq!(size_of::<Usage>(), 16);
+        assert_eq!(size_of::<ConntrackKey>(), 20);
+        assert_eq!(size_of::<Conntrack>(), 40);
+        assert_eq!(offset_of!(Conntrack, last_seen), 32);
+        assert_eq!(size_of::<SockOriginKey>(), 16);
+    }
+}

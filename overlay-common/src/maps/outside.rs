@@ -1,0 +1,40 @@
+//! The way out of the cluster's networks.
+
+use crate::Be32;
+
+/// Map `egress`, hash by interface index (`u32`) of addresses ([`Be32`]): the interfaces that lead
+/// outside and the address that flows leave by each with. Written by the agent; read by
+/// `from_container` where a flow to the outside is new.
+pub type Egress = Be32;
+
+/// Key of map `subnets`, in the form of the kernel's LPM tries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct SubnetKey {
+    /// Length of the prefix in bits.
+    pub prefix: u32,
+    /// The subnet's address.
+    pub ip: Be32,
+}
+
+/// Map `subnets`, LPM trie of VNIs (`u32`): the subnets of all networks of the cluster, which are
+/// never outside. Written by the agent; read by `from_container` where a flow to the outside is
+/// new.
+pub type Subnet = u32;
+
+/// Map `usage`, hash by interface index (`u32`): how many flows to the outside an endpoint has.
+/// `from_container` counts new ones; the agent counts what is live and corrects the number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Usage {
+    /// Flows.
+    pub flows: u32,
+    /// Spare, zero.
+    pub pad: u32,
+    /// CLOCK_MONOTONIC in ns when the number was last corrected.
+    pub counted: u64,
+}
+
+/// While nobody corrects [`Usage::flows`] for so long, in ns, it is halved when it is in the way:
+/// flows end, and an endpoint must not be shut out for as long as the agent is away.
+pub const USAGE_UNCOUNTED: u64 = 60_000_000_000;
