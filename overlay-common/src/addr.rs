@@ -140,6 +140,14 @@ impl Ip6 {
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
     }
 
+    /// What the address adds to an Internet checksum, as [`crate::checksum::fold`] takes it: words of
+    /// 32 bits fold to the same sum as half words.
+    #[inline(always)]
+    pub const fn sum(&self) -> u64 {
+        let [a, b, c, d] = self.words();
+        a as u64 + b as u64 + c as u64 + d as u64
+    }
+
     /// The mask of a prefix of `length` bits (0 to 128).
     pub const fn mask(length: u8) -> Self {
         let mask = match length {

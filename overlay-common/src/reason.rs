@@ -137,7 +137,8 @@ reasons! {
     NotConfigured = 35, Drop, "not_configured";
     /// From outside to an endpoint that publishes nothing.
     NotPublished = 36, Drop, "not_published";
-    /// Did not fit the path and was answered with ICMP "fragmentation needed".
+    /// Did not fit the path and was answered with ICMP "fragmentation needed" or, IPv6,
+    /// "packet too big".
     TooBigAnswered = 37, Forward, "too_big_answered";
     /// Given to the kernel's vxlan device to send.
     HandedOver = 38, Forward, "handed_over";

@@ -338,6 +338,37 @@ pub struct IcmpError {
     pub icmp: Icmp,
 }
 
+/// An ICMPv6 "packet too big" header (RFC 4443, section 3.2, 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Icmp6 {
+    /// Type: [`ICMP6_TOO_BIG`].
+    pub kind: u8,
+    /// Code, 0.
+    pub code: u8,
+    /// Checksum of a pseudo-header, this header and what follows it.
+    pub checksum: Be16,
+    /// MTU of the next hop in bytes.
+    pub mtu: Be32,
+}
+
+/// ICMPv6 type: packet too big.
+pub const ICMP6_TOO_BIG: u8 = 2;
+/// ICMPv6 type: echo request, the first one that reports no error (RFC 4443, section 2.1).
+pub const ICMP6_ECHO_REQUEST: u8 = 128;
+/// What every link carries of IPv6 in one piece, in bytes (RFC 8200, section 5).
+pub const IPV6_MIN_MTU: u32 = 1280;
+
+/// The headers of an ICMPv6 error behind the Ethernet header, written to the packet in one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Icmp6Error {
+    /// IPv6.
+    pub ipv6: Ipv6,
+    /// ICMPv6.
+    pub icmp: Icmp6,
+}
+
 plain!(
     Ethernet,
     Ipv4,
@@ -350,7 +381,9 @@ plain!(
     Vxlan,
     Encapsulation,
     Icmp,
-    IcmpError
+    IcmpError,
+    Icmp6,
+    Icmp6Error
 );
 
 #[cfg(test)]
@@ -373,6 +406,8 @@ mod tests {
         assert_eq!(size_of::<Encapsulation>(), 64);
         assert_eq!(size_of::<Icmp>(), 8);
         assert_eq!(size_of::<IcmpError>(), 42);
+        assert_eq!(size_of::<Icmp6>(), 8);
+        assert_eq!(size_of::<Icmp6Error>(), 48);
         assert_eq!(offset_of!(Encapsulation, inner), crate::VXLAN_OVERHEAD as usize);
     }
 

@@ -16,13 +16,13 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Reason,
-    wire::{ETHERTYPE_IPV4, Ethernet, IPV4_DF, Ipv4, Udp, Vxlan},
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_DF, IPV6_MIN_MTU, Ipv4, Udp, Vxlan},
 };
 
 use crate::{
     Outcome, Verdict, fallible,
     maps::{config, scratch},
-    packet::{ETH_LEN, IPV4_LEN, load, store},
+    packet::{ETH_LEN, IPV4_LEN, load, longest, store},
     vxlan::TTL,
 };
 
@@ -100,11 +100,14 @@ fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
     Ok(unsafe { &mut *(&raw mut scratch.fib).cast() })
 }
 
-/// Whether the sender leaves it to the path to make fragments.
+/// Whether the tunnel may make fragments: of IPv4 where the sender leaves it to the path, of IPv6 where
+/// every link must carry the packet (RFC 8200, section 5; RFC 2473, section 7.1).
 #[inline(always)]
 fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> {
-    if inner.ethertype.get() != ETHERTYPE_IPV4 {
-        return Ok(false);
+    match inner.ethertype.get() {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => return Ok(longest(ctx, ETH_LEN) <= IPV6_MIN_MTU),
+        _ => return Ok(false),
     }
     let fragment: Be16 = load(ctx, ETH_LEN + offset_of!(Ipv4, fragment))?;
     Ok(fragment.get() & IPV4_DF == 0)

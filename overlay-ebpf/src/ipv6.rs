@@ -15,7 +15,8 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, echo, ecn, fallible,
-    forward::deliver_as,
+    forward::{back_out, deliver_as},
+    icmp6,
     maps::{ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
     nd,
     observe::Party,
@@ -214,7 +215,13 @@ fn to_endpoint(ctx: &TcContext) -> Outcome {
         return deliver_as(ETHERTYPE_IPV6, ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
     }
     ethernet.dst = endpoint.mac;
-    vxlan::encapsulate(ctx, link.vni, endpoint.node, ethernet)
+    match vxlan::encapsulate(ctx, link.vni, endpoint.node, ethernet) {
+        Err(Reason::TooBig) => {
+            icmp6::too_big(ctx, vxlan::inner_mtu(ctx, endpoint.node)?)?;
+            Ok(back_out(ctx, Reason::TooBigAnswered))
+        }
+        sent => sent,
+    }
 }
 
 /// A frame of network `receiver.vni` with an IPv6 packet in it, from a node and under an outer TOS
@@ -323,7 +330,7 @@ mod tests {
     #[test]
     fn an_address_of_the_subnet_has_no_endpoint_and_another_no_way_out() {
         let ip6 = |text: &str| Ip6::from(text.parse::<core::net::Ipv6Addr>().expect("an address"));
-        let own = Link6 { ip: ip6("fd00:1::2"), mask: Ip6::mask(64) };
+        let own = Link6 { ip: ip6("fd00:1::2"), mask: Ip6::mask(64), ..Link6::default() };
         assert_eq!(nowhere(&own, ip6("fd00:1::77")), Reason::NoEndpoint);
         assert_eq!(nowhere(&own, ip6("fe80::77")), Reason::NoEndpoint);
         assert_eq!(nowhere(&own, ip6("fd00:1:0:1::77")), Reason::NoWayOut);

@@ -24,6 +24,7 @@ mod forward;
 mod handover;
 mod hop;
 mod icmp;
+mod icmp6;
 mod ipv6;
 mod maps;
 mod nat;

@@ -16,7 +16,7 @@ use overlay_common::{
         Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{Advertisement, Encapsulation, Ethernet, Ipv6},
+    wire::{Advertisement, Encapsulation, Ethernet, Icmp6Error, Ipv6},
 };
 
 use crate::{event::Buffer, packet::Flow};
@@ -152,6 +152,8 @@ pub struct Ipv6Work {
     pub slot: u32,
     /// A neighbour solicitation, and the advertisement made of it.
     pub advertisement: Advertisement,
+    /// The headers of an answer to what does not fit.
+    pub error: Icmp6Error,
 }
 
 /// The work area of this CPU.

@@ -150,14 +150,14 @@ fn advertise(message: &mut Advertisement, endpoint: &Endpoint) -> bool {
 }
 
 /// The checksum of the message over the pseudo-header too (RFC 4443, section 2.3; RFC 8200,
-/// section 8.1). Words of 32 bits fold to the same sum as half words.
+/// section 8.1).
 #[inline(always)]
 fn icmpv6_checksum(message: &Advertisement) -> u16 {
     let Advertisement { ipv6, neighbour, option } = message;
     let [a, b, c, d, e, f] = option.mac.bytes();
-    let sum = words(&ipv6.src)
-        + words(&ipv6.dst)
-        + words(&neighbour.target)
+    let sum = ipv6.src.sum()
+        + ipv6.dst.sum()
+        + neighbour.target.sum()
         + word(0, PROTO_ICMPV6)
         + u64::from(Be16::new(PAYLOAD).raw())
         + word(neighbour.kind, neighbour.code)
@@ -172,12 +172,6 @@ fn icmpv6_checksum(message: &Advertisement) -> u16 {
 #[inline(always)]
 fn word(a: u8, b: u8) -> u64 {
     u64::from(u16::from_ne_bytes([a, b]))
-}
-
-#[inline(always)]
-fn words(ip: &Ip6) -> u64 {
-    let [a, b, c, d] = ip.words();
-    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
     }
 }
 
-/// MTU in bytes that IPv4 packets inside the tunnel to `node` have, after [`encapsulate`] said
+/// MTU in bytes that packets inside the tunnel to `node` have, after [`encapsulate`] said
 /// [`Reason::TooBig`].
 ///
 /// # Errors

@@ -136,6 +136,67 @@ fn a_ping_larger_than_the_mtu_arrives_in_ipv6_fragments() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Makes the path between the first two hosts take no more than `mtu` bytes, or what it did.
+fn path(cluster: &Cluster, mtu: Option<u32>) -> anyhow::Result<()> {
+    for (host, other) in [(1, 2), (2, 1)] {
+        let to = cluster.host(other).address();
+        let script = match mtu {
+            Some(mtu) => format!("ip route replace {to} dev eth0 mtu lock {mtu}"),
+            None => format!("ip route del {to}"),
+        };
+        cluster.host(host).exec("sh", &["-ec", &script])?.success()?;
+    }
+    Ok(())
+}
+
+/// Both senders are told of the path, and everything arrives.
+fn path_is_found_out(network: &str, mtu: u32) -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let h1 = cluster.host(1);
+    h1.network_create(network, &["--ipv6"])?;
+    let a = receives(h1, "a", network)?;
+    let b = receives(cluster.host(2), "b", network)?;
+    path(&cluster, Some(mtu))?;
+    let outcome = (|| {
+        let before = counter(h1, "too_big_answered")?;
+        // The programs may remember the path before for a moment.
+        eventually("the sender is told", Duration::from_secs(20), || {
+            if let Err(broken) = a.bulk_send(&port(&b, 9000)?, 8 << 20) {
+                return Ok(Err(broken));
+            }
+            anyhow::ensure!(counter(h1, "too_big_answered")? > before, "it is not yet");
+            Ok(Ok(()))
+        })??;
+        b.bulk_send(&port(&a, 9000)?, BULK)?;
+        let ping = ["ping", &b.ip6()?.to_string(), "--size", "1400", "--count", "2"];
+        // TCP sends segments as small as the other end asks for, so `b` is told of its first answer.
+        let told = |pinged: &overlay_tests::testkit::Pinged| pinged.answered == 2;
+        let [first, second] = [a.ask(&ping)?, a.ask(&ping)?];
+        anyhow::ensure!(told(&second), "in fragments as large as was told: {first:?}, {second:?}");
+        Ok(())
+    })();
+    path(&cluster, None)?;
+    outcome
+}
+
+#[test]
+fn a_path_that_is_smaller_than_the_interfaces_is_found_out_over_ipv6() -> anyhow::Result<()> {
+    path_is_found_out("smaller", 1400)
+}
+
+/// Of 1300 bytes 1250 are left, and IPv6 asks for 1280 everywhere: the tunnel is cut into fragments.
+#[test]
+fn a_path_that_leaves_ipv6_less_than_its_least_mtu_carries_it_in_fragments() -> anyhow::Result<()> {
+    let before = {
+        let cluster = CLUSTER.turn()?;
+        counter(cluster.host(1), "handed_over")?
+    };
+    path_is_found_out("smallest", 1300)?;
+    let cluster = CLUSTER.turn()?;
+    assert!(counter(cluster.host(1), "handed_over")? > before);
+    Ok(())
+}
+
 #[test]
 fn link_local_addresses_reach_across_hosts() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;

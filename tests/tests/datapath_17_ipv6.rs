@@ -297,10 +297,61 @@ fn what_goes_nowhere_says_why() {
     let mut short = ping6(way(ME, NEIGHBOUR));
     short.truncate(60);
     dropped(&sent(&mut rig, &short), Reason::Truncated, "shorter than it says");
-    let big = udp6(way(ME, FAR), (1, 2), &[0; 1451 - 48]);
-    dropped(&sent(&mut rig, &big), Reason::TooBig, "it does not fit the tunnel");
-    let fits = udp6(way(ME, FAR), (1, 2), &[0; 1450 - 48]);
+}
+
+/// The most that fits the tunnel.
+const FITS: usize = 1450;
+
+/// Takes an answer apart, checksum and all: (from, to, MTU, what it quotes).
+fn told(ran: &Ran) -> (Ipv6Addr, Ipv6Addr, u32, Vec<u8>) {
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::TooBigAnswered][..]));
+    assert_eq!(ran.packet.len(), 14 + 1280, "as much as every path takes");
+    let seen = see6(&ran.packet);
+    assert_eq!(seen.message[..2], [2, 0], "packet too big");
+    let [a, b, c, d, ..] = seen.message[4..] else { panic!("no MTU") };
+    (seen.from, seen.to, u32::from_be_bytes([a, b, c, d]), seen.message[8..].to_vec())
+}
+
+#[test]
+fn the_gateway_tells_a_container_what_fits_the_tunnel() {
+    let mut rig = rig();
+    let fits = udp6(way(ME, FAR), (1, 2), &[7; FITS - 48]);
     assert_eq!(sent(&mut rig, &fits).counted, [Reason::Encapsulated]);
+    let to = way(ME, FAR);
+    for way in [to, to.with(link_local(ME), link_local(FAR))] {
+        let too_big = udp6(way, (1, 2), &[7; FITS + 1 - 48]);
+        let ran = sent(&mut rig, &too_big);
+        let (from, to, mtu, quote) = told(&ran);
+        assert_eq!((from, to, mtu), (both(GATEWAY).1, way.from.1, 1450));
+        assert_eq!(quote, too_big[14..14 + 1232], "the start of what was sent");
+        assert_eq!(see6(&ran.packet).macs, (mac(GATEWAY).bytes(), mac(ME).bytes()));
+    }
+    let ping = icmpv6(to, 64, &[&[128, 0, 0, 0, 0, 7, 0, 1][..], &[7; FITS]].concat());
+    assert_eq!(told(&sent(&mut rig, &ping)).2, 1450, "an echo request");
+    let error = icmpv6(to, 64, &[&[1, 0, 0, 0, 0, 0, 0, 0][..], &[7; FITS]].concat());
+    dropped(&sent(&mut rig, &error), Reason::TooBig, "an ICMPv6 error");
+}
+
+/// What becomes of 1351 and of 1280 bytes on a path of `mtu`.
+fn on_a_path_of(mtu: u32) -> (Ran, Ran) {
+    let mut rig = rig();
+    let route = format!("route add 172.16.1.11/32 dev u0 mtu lock {mtu}");
+    let added = std::process::Command::new("ip").args(route.split(' ')).status();
+    assert!(added.expect("ip runs").success());
+    let mut send = |total: usize| sent(&mut rig, &udp6(way(ME, FAR), (1, 2), &vec![7; total - 48]));
+    (send(1351), send(1280))
+}
+
+#[test]
+fn an_answer_names_the_mtu_of_the_path_where_it_is_less_than_the_nics() {
+    let (too_big, fits) = on_a_path_of(1400);
+    assert_eq!((told(&too_big).2, &fits.counted[..]), (1350, &[Reason::Encapsulated][..]));
+}
+
+#[test]
+fn no_less_is_told_than_every_path_takes_and_that_much_goes_in_fragments_of_the_tunnel() {
+    let (too_big, least) = on_a_path_of(1300);
+    assert_eq!((told(&too_big).2, &least.counted[..]), (1280, &[Reason::HandedOver][..]));
 }
 
 #[test]

@@ -109,7 +109,7 @@ mod tests {
         packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
         packed!(Link { vni, ip, mac, flags, slot });
         packed!(Endpoint6Key { vni, ip });
-        packed!(Link6 { ip, mask });
+        packed!(Link6 { ip, mask, gateway });
         packed!(PeerKey { vni, node });
         packed!(Peer { flags });
         packed!(Service { vni, vip, slots, flags });
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(offset_of!(Endpoint, mac), 2);
         assert_eq!(size_of::<Link>(), 20);
         assert_eq!(size_of::<Endpoint6Key>(), 20);
-        assert_eq!(size_of::<Link6>(), 32);
+        assert_eq!(size_of::<Link6>(), 48);
         assert_eq!(size_of::<Backend>(), 28);
         assert_eq!(size_of::<SubnetKey>(), 8);
         assert_eq!(size_of::<Usage>(), 16);

@@ -164,6 +164,8 @@ pub struct Link6 {
     pub ip: Ip6,
     /// Mask of the network's IPv6 subnet.
     pub mask: Ip6,
+    /// The network's IPv6 gateway.
+    pub gateway: Ip6,
 }
 
 /// Key of map `peers`.

@@ -251,7 +251,8 @@ impl<'a> View<'a> {
         out.endpoints6.insert(Endpoint6Key { vni: network.vni, ip }, entry);
         if let Some(ifindex) = self.ifindex(endpoint) {
             let mask = Ip6::mask(ipv6.subnet.prefix_len());
-            out.links6.insert(ifindex, Link6 { ip, mask });
+            let gateway = ipv6.gateway.into();
+            out.links6.insert(ifindex, Link6 { ip, mask, gateway });
         }
     }
 

@@ -73,7 +73,12 @@ fn of_any_kind(rng: &mut SmallRng, way: Way, ports: (u16, u16)) -> Vec<u8> {
         1 | 2 => udp6(way, ports, &vec![0x5a; any(rng, &[0, 1, 300, 1402, 1403])]),
         3 | 4 => ping6(way),
         // ICMPv6 error, fragment, ESP, nothing.
-        _ => raw6(way, any(rng, &[58, 44, 50, 59, 132]), 64, &vec![1; any(rng, &[0, 3, 4, 40])]),
+        _ => raw6(
+            way,
+            any(rng, &[58, 44, 50, 59, 132]),
+            64,
+            &vec![1; any(rng, &[0, 3, 4, 40, 1411])],
+        ),
     }
 }
 

@@ -301,7 +301,8 @@ fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
     let ip = if rng.random_bool(0.9) { beside(link.ip.into()) } else { address6(rng, link.vni) };
     if rng.random_bool(0.9) {
         let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
-        agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask });
+        let gateway = address6(rng, link.vni).into();
+        agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask, gateway });
     }
 }
 

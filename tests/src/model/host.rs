@@ -37,9 +37,13 @@ impl Host {
         Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding], vxlan: rig.vxlan }
     }
 
-    /// Whether the kernel takes a copy for an interface: any that exists and is up.
-    pub fn takes(&self, ifindex: u32) -> bool {
-        ifindex == self.nic || ifindex == self.vxlan || self.no_forwarding.contains(&ifindex)
+    /// Whether the kernel takes a copy, a frame of `length` bytes, for an interface: any that exists
+    /// and is up. A veth wants it to fit the MTU and an Ethernet header with a VLAN tag
+    /// (`is_skb_forwardable`).
+    pub fn takes(&self, ifindex: u32, length: usize) -> bool {
+        let [loopback, other_end] = self.no_forwarding;
+        let is_veth = ifindex == self.nic || ifindex == other_end;
+        ifindex == self.vxlan || ifindex == loopback || (is_veth && length <= MTU + 18)
     }
 
     /// The way of an IPv4 packet of `total` bytes to `dst`, as if it came in by the interface that

@@ -12,6 +12,7 @@ use overlay_common::{
 
 use super::{
     frame::{ETHERNET, Ethernet, IPV6, TUNNEL, bytes, half, ones_complement, put, updated},
+    host::MTU,
     walk::{End, Outcome, Walk, marked},
 };
 
@@ -117,7 +118,10 @@ pub fn from_container(walk: &mut Walk<'_>, ifindex: u32, link: Link, sent: Ether
                 return walk.deliver_as(IPV6, &endpoint, sent.src, Reason::DeliveredLocal);
             }
             let inner = Ethernet { dst: endpoint.mac, ..sent };
-            walk.tunnel(link.vni, endpoint.node.into(), inner)
+            match walk.tunnel(link.vni, endpoint.node.into(), inner) {
+                Err(Reason::TooBig) => too_big(walk, (&link, &own), &ip),
+                sent => sent,
+            }
         }
         _ => Err(Reason::NoEndpoint),
     }
@@ -131,6 +135,28 @@ fn nowhere(own: &Link6, dst: Ipv6Addr) -> Reason {
     } else {
         Reason::NoWayOut
     }
+}
+
+/// "Packet too big" from the gateway (RFC 4443, section 3.2) that fills 1280 bytes: to no ICMPv6 error
+/// (section 2.4 e).
+fn too_big(walk: &mut Walk<'_>, (link, own): (&Link, &Link6), ip: &Header) -> Outcome {
+    if ip.next == ICMPV6 && walk.frame[ip.body()] < 128 {
+        return Err(Reason::TooBig);
+    }
+    let gateway = walk.network(link.vni).ok_or(Reason::TooBig)?.gateway;
+    let from = Ipv6Addr::from(own.gateway);
+    let quote: [u8; 1232] = bytes(&walk.frame, ETHERNET).ok_or(Reason::TooBig)?;
+    let mut message = vec![2, 0, 0, 0];
+    message.extend((MTU as u32 - TUNNEL as u32).to_be_bytes());
+    message.extend(quote);
+    let addresses = [from.octets(), ip.src.octets()].concat();
+    let length = (message.len() as u16).to_be_bytes();
+    let pseudo = [&addresses[..], &[0, 0], &length, &[0, 0, 0, ICMPV6], &message].concat();
+    put(&mut message, 2, &ones_complement(&pseudo).to_be_bytes());
+    let ethernet = Ethernet { dst: link.mac, src: Mac::of_ip(gateway), kind: IPV6 };
+    let header = [&[0x60, 0, 0, 0][..], &length, &[ICMPV6, 64], &addresses].concat();
+    walk.frame = [&ethernet.bytes()[..], &header, &message].concat();
+    Ok(End::Sent(Reason::TooBigAnswered))
 }
 
 /// Neighbour discovery behind up to eight extension headers (RFC 8200, section 4; RFC 4302;

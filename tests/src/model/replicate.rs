@@ -23,7 +23,11 @@ pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
     let replicas = replicas(walk, link.vni);
     to_endpoints(walk, &replicas);
     let config = walk.tables.config;
-    let refused = if walk.host.takes(config.vxlan_ifindex) { 0 } else { within(replicas.nodes) };
+    let refused = if walk.host.takes(config.vxlan_ifindex, walk.frame.len()) {
+        0
+    } else {
+        within(replicas.nodes)
+    };
     copied(walk, refused, replicas.nodes);
     Ok(End::Copied(Reason::Replicated))
 }
@@ -79,7 +83,7 @@ fn to_endpoints(walk: &mut Walk<'_>, replicas: &Replicas) {
     let (ifindex, length) = (walk.ifindex, walk.frame.len());
     let mut refused = 0;
     for link in links.iter().filter(|link| **link != ifindex) {
-        if !walk.host.takes(*link) {
+        if !walk.host.takes(*link, length) {
             refused += 1;
         } else if let Some(link) = walk.tables.agent.links.get(link) {
             let slot = link.slot;

@@ -303,8 +303,12 @@ impl<'a> Walk<'a> {
     /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside."
     fn hand_over(&mut self, inner: Ethernet) -> Outcome {
         let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
-        // Nobody on the path makes fragments of IPv6 packets (RFC 8200, section 5).
-        let is_whole = has_df || inner.kind != IPV4;
+        // Nobody on the path makes fragments of IPv6 packets, but every link carries 1280 bytes
+        // (RFC 8200, section 5).
+        let is_whole = match inner.kind {
+            IPV4 => has_df,
+            _ => self.frame.len() - ETHERNET > 1280,
+        };
         if is_whole || self.tables.config.vxlan_ifindex == 0 {
             return Err(Reason::TooBig);
         }

@@ -389,7 +389,8 @@ impl Rig {
             for (ifindex, link) in &state.links {
                 if link.vni == vni {
                     let ip = ip6(n, link.ip.octets()[3]).into();
-                    state.links6.insert(*ifindex, Link6 { ip, mask: Ip6::mask(64) });
+                    let (mask, gateway) = (Ip6::mask(64), ip6(n, 1).into());
+                    state.links6.insert(*ifindex, Link6 { ip, mask, gateway });
                 }
             }
         });
