@@ -130,13 +130,16 @@ impl CargoCall {
     }
 }
 
-fn rustflags(target: &Target) -> [String; 3] {
+fn rustflags(target: &Target) -> [String; 4] {
     // The names aya-ebpf knows carry no extension letters (riscv64gc).
     let arch = if target.arch.starts_with("riscv64") { "riscv64" } else { target.arch.as_str() };
     [
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // bpf-linker's default leaves every memset and memmove to a loop over bytes. Headers are
+        // so short that this took a tenth of a program's time.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ]
 }
 
@@ -235,7 +238,9 @@ mod tests {
         assert_eq!(linker, Some("/bin/bpf-linker"));
         assert_eq!(
             value(&call, "CARGO_ENCODED_RUSTFLAGS"),
-            Some("--cfg=bpf_target_arch=\"x86_64\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf")
+            Some(
+                "--cfg=bpf_target_arch=\"x86_64\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clink-arg=--disable-expand-memcpy-in-order"
+            )
         );
         assert_eq!(value(&call, "CARGO_PROFILE_RELEASE_DEBUG"), Some("2"));
         assert_eq!(value(&call, "CARGO_PROFILE_RELEASE_CODEGEN_UNITS"), Some("1"));
