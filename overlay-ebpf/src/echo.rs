@@ -70,7 +70,8 @@ pub fn answer6(ctx: &TcContext) -> Outcome {
 }
 
 #[inline(never)]
-fn answer6_packed(skb: *mut __sk_buff) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn answer6_packed(skb: *mut __sk_buff) -> i64 {
     fallible::pack(rewrite6(&TcContext::new(skb)).map(|()| 0))
 }
 

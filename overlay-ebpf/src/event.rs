@@ -110,13 +110,15 @@ pub fn keep(ctx: &TcContext, sender: &Party) -> i64 {
 }
 
 #[inline(never)]
-fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
     i64::from(capture(Packet::Tc(skb), slot, Traffic::Sent).is_some())
 }
 
 /// Tells of a kept packet.
 #[inline(never)]
-pub fn tell_kept(vni: u32, slot: u32, reason: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_kept(vni: u32, slot: u32, reason: u32) -> i64 {
     let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
     // SAFETY: a per-CPU buffer that only this program run touches.
     unsafe {
@@ -145,12 +147,14 @@ pub fn tell_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
 }
 
 #[inline(never)]
-fn tell_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
     received(Packet::Tc(skb), slot, reason)
 }
 
 #[inline(never)]
-fn tell_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
     received(Packet::Xdp(xdp), slot, reason)
 }
 
@@ -186,12 +190,14 @@ pub fn tell_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
 }
 
 #[inline(never)]
-fn tell_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
     drop_event(Packet::Tc(skb), (vni, slot), told)
 }
 
 #[inline(never)]
-fn tell_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
     drop_event(Packet::Xdp(xdp), (vni, slot), told)
 }
 

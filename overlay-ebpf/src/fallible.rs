@@ -1,5 +1,9 @@
 //! Results across function calls: BPF functions return one register, so a `Result` that is not
 //! inlined away travels as one number.
+//!
+//! Functions that are `no_mangle` besides are *global* to the verifier: it checks each of them once,
+//! for whatever arguments there may be, instead of once for every way that leads to a call. They take
+//! the context and integers: other types have to be taken apart.
 
 use overlay_common::Reason;
 

@@ -136,11 +136,13 @@ pub fn path_mtu(ctx: *mut c_void, config: &Config, addresses: (Be32, Be32)) -> R
 /// Those of [`path_mtu`].
 #[inline(always)]
 pub fn outside_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
-    fallible::unpack(outside_mtu_packed(ctx.skb.skb, from, to))
+    fallible::unpack(outside_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
 }
 
 #[inline(never)]
-fn outside_mtu_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn outside_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+    let (from, to) = (Be32::from_raw(from), Be32::from_raw(to));
     let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
     fallible::pack(path_mtu(skb.cast(), config, (from, to)))
 }
@@ -227,12 +229,14 @@ pub fn back_out(ctx: &TcContext, reason: Reason) -> Verdict {
 /// Those of [`next_hop`].
 #[inline(always)]
 pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
-    let action = fallible::unpack(route_out_packed(ctx.skb.skb, from, to))?;
+    let action = fallible::unpack(route_out_packed(ctx.skb.skb, from.raw(), to.raw()))?;
     Ok(Verdict::Done(action as i32, Reason::SentToClient))
 }
 
 #[inline(never)]
-fn route_out_packed(skb: *mut __sk_buff, from: Be32, to: Be32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn route_out_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+    let (from, to) = (Be32::from_raw(from), Be32::from_raw(to));
     let ctx = TcContext::new(skb);
     fallible::pack(route(&ctx, from, to).map(|action| action as u32))
 }

@@ -58,7 +58,8 @@ pub fn from_container(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcom
 }
 
 #[inline(never)]
-fn examine_packed(skb: *mut __sk_buff) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn examine_packed(skb: *mut __sk_buff) -> i64 {
     fallible::pack(examine(&TcContext::new(skb)))
 }
 

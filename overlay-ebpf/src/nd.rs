@@ -46,7 +46,8 @@ pub fn answer(ctx: &TcContext) -> Outcome {
 }
 
 #[inline(never)]
-fn answer_packed(skb: *mut __sk_buff) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn answer_packed(skb: *mut __sk_buff) -> i64 {
     fallible::pack(rewrite(&TcContext::new(skb)).map(|()| 0))
 }
 

@@ -69,7 +69,8 @@ pub fn dropped(party: &Party, reason: Reason, length: u32) {
 /// The breakdown of a drop. A network that is not known here could be any number that a packet
 /// claims, and would fill the map.
 #[inline(never)]
-fn attribute(vni: u32, slot: u32, traffic: u32, reason: u32, length: u32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn attribute(vni: u32, slot: u32, traffic: u32, reason: u32, length: u32) -> i64 {
     let vni = if lookup(&NETWORKS, &vni).is_some() { vni } else { UNDERLAY_VNI };
     let key = DropKey { vni, slot: slot as u16, reason: reason as u8, traffic: traffic as u8 };
     if let Some(counter) = DROP_COUNTER.get_ptr_mut(&key) {

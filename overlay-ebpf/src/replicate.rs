@@ -11,6 +11,7 @@ use aya_ebpf::{
     helpers::bpf_clone_redirect,
     programs::TcContext,
 };
+use overlay_common::observe::Traffic;
 use overlay_common::{
     Mac, Reason,
     maps::{
@@ -44,8 +45,8 @@ pub fn send(ctx: &TcContext, link: &Link, ethernet: &Ethernet, ip: &Ipv4) -> Out
         _ => return Err(Reason::Multicast),
     }
     let sender = Party::sender(link);
-    to_endpoints(ctx.skb.skb, &sender);
-    to_nodes(ctx.skb.skb, &sender);
+    to_endpoints(ctx.skb.skb, sender.vni, sender.slot, sender.traffic as u32);
+    to_nodes(ctx.skb.skb, sender.vni, sender.slot);
     Ok(COPIED)
 }
 
@@ -77,7 +78,7 @@ pub fn source(from: &PeerKey, ethernet: &Ethernet, ip: &Ipv4) -> Result<Mac, Rea
 #[inline(always)]
 pub fn receive(ctx: &TcContext, vni: u32, ethernet: &Ethernet) -> Outcome {
     store(ctx, 0, ethernet)?;
-    to_endpoints(ctx.skb.skb, &Party { vni, ..Party::receiver() });
+    to_endpoints(ctx.skb.skb, vni, 0, Traffic::Received as u32);
     Ok(COPIED)
 }
 
@@ -99,11 +100,14 @@ fn replicas(vni: u32) -> Option<&'static Replicas> {
     REPLICAS.get_ptr(&vni).map(|replicas| unsafe { &*replicas })
 }
 
-/// Copies the packet of `party` to the endpoints of its network on this node, but not to the
-/// interface that it came in by.
+/// Copies a packet to the endpoints of network `vni` on this node, but not to the interface that it
+/// came in by. What is dropped counts for the endpoint with `slot`; `traffic` is a [`Traffic`].
 #[inline(never)]
-fn to_endpoints(skb: *mut __sk_buff, party: &Party) -> i64 {
-    let Some(replicas) = replicas(party.vni) else { return 0 };
+#[unsafe(no_mangle)]
+extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u32) -> i64 {
+    let traffic = Traffic::from_index(traffic as u8).unwrap_or(Traffic::Received);
+    let party = &Party { traffic, vni, slot };
+    let Some(replicas) = replicas(vni) else { return 0 };
     // SAFETY: the context is valid for the whole run of the program.
     let (from, length) = unsafe { ((*skb).ifindex, (*skb).len) };
     let count = replicas.endpoints as usize;
@@ -126,10 +130,11 @@ fn to_endpoints(skb: *mut __sk_buff, party: &Party) -> i64 {
     0
 }
 
-/// Copies the packet of `party` to the other nodes with endpoints of its network.
+/// Copies the packet of the endpoint with `slot` to the other nodes with endpoints of network `vni`.
 #[inline(never)]
-fn to_nodes(skb: *mut __sk_buff, party: &Party) -> i64 {
-    let vni = party.vni;
+#[unsafe(no_mangle)]
+extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, slot: u32) -> i64 {
+    let party = &Party { traffic: Traffic::Sent, vni, slot };
     let (Some(replicas), Some(config)) = (replicas(vni), config()) else { return 0 };
     // SAFETY: the context is valid for the whole run of the program.
     let length = unsafe { (*skb).len };

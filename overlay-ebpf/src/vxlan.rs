@@ -195,11 +195,13 @@ fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
 /// Those of [`path_mtu`].
 #[inline(always)]
 pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
-    fallible::unpack(inner_mtu_packed(ctx.skb.skb, node))
+    fallible::unpack(inner_mtu_packed(ctx.skb.skb, node.raw()))
 }
 
 #[inline(never)]
-fn inner_mtu_packed(skb: *mut __sk_buff, node: Be32) -> i64 {
+#[unsafe(no_mangle)]
+pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
+    let node = Be32::from_raw(node);
     let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
     let path = path_mtu(skb.cast(), config, (config.vtep, node));
     let overhead = VXLAN_OVERHEAD + vlan_tag_length(&TcContext::new(skb));
