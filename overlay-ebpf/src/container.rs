@@ -16,8 +16,8 @@ use crate::{
     Outcome, arp, conntrack, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     icmp::{self, Router},
-    ipv6,
-    maps::{ENDPOINTS, LINKS, NETWORKS, Work, lookup, work},
+    ipv6, known,
+    maps::{ENDPOINTS, NETWORKS, Work, lookup, work},
     nat, outside,
     packet::{
         ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
@@ -63,7 +63,7 @@ impl Packet<'_> {
 /// [`Reason::UnknownLink`].
 #[inline(always)]
 pub fn sender(ctx: &TcContext) -> Result<Link, Reason> {
-    lookup(&LINKS, &ifindex(ctx)).ok_or(Reason::UnknownLink)
+    known::link(ifindex(ctx)).ok_or(Reason::UnknownLink)
 }
 
 /// What the endpoint behind `link` sends.
@@ -94,7 +94,7 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
     }
     let packet = Packet { ctx, link, ethernet, ip };
     let key = EndpointKey { vni: link.vni, ip: ip.daddr() };
-    match lookup(&ENDPOINTS, &key) {
+    match known::endpoint(&key) {
         Some(endpoint) => match endpoint.kind {
             ENDPOINT_LOCAL | ENDPOINT_REMOTE => to_endpoint(&packet, &endpoint),
             ENDPOINT_SERVICE => to_service(&packet, endpoint.service),

@@ -26,6 +26,7 @@ mod hop;
 mod icmp;
 mod icmp6;
 mod ipv6;
+mod known;
 mod maps;
 mod nat;
 mod nd;

@@ -11,7 +11,8 @@ use overlay_common::{
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
         Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
-        Endpoint, Endpoint6Key, EndpointKey, HOPS, Hop, LARGE_TABLE, Link, Link6, LocalAddr,
+        Endpoint, Endpoint6Key, EndpointKey, Epoch, HOPS, Hop, KNOWN_ENDPOINTS,
+        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
         MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SMALL_TABLE,
         Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
     },
@@ -32,6 +33,15 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "hops")]
 pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
+
+#[btf_map(name = "epoch")]
+pub static EPOCH: Array<Epoch, 1> = Array::new();
+
+#[btf_map(name = "known_ends")]
+pub static KNOWN_ENDS: PerCpuArray<KnownEndpoint, KNOWN_ENDPOINTS> = PerCpuArray::new();
+
+#[btf_map(name = "known_links")]
+pub static KNOWN_LINKS: PerCpuArray<KnownLink, LINKS_KNOWN> = PerCpuArray::new();
 
 #[btf_map(name = "networks")]
 pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();

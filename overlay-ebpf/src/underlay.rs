@@ -22,7 +22,7 @@ use crate::{
     forward::{back_out, deliver, deliver_backend, route_out},
     handover,
     icmp::{self, Router},
-    ipv6,
+    ipv6, known,
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     nat,
     observe::Party,
@@ -331,7 +331,7 @@ fn accept<const OUTER: usize>(
     check_ipv4(&ip, ctx.len() - (OUTER + ETH_LEN) as u32, is_gso(ctx))?;
     ecn::combine(ctx, outer_tos, &mut ip, OUTER + ETH_LEN)?;
     let inner = Inner::<OUTER> { ctx, vni, sender, ip };
-    match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
+    match known::endpoint(&EndpointKey { vni, ip: ip.daddr() }) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
             receiver.slot = endpoint.slot;
             to_local(&inner, &endpoint)
@@ -350,7 +350,7 @@ fn accept<const OUTER: usize>(
 #[inline(always)]
 fn to_local<const OUTER: usize>(inner: &Inner<'_, OUTER>, endpoint: &Endpoint) -> Outcome {
     let Inner { ctx, vni, sender, ip } = inner;
-    let source = match lookup(&ENDPOINTS, &EndpointKey { vni: *vni, ip: ip.saddr() }) {
+    let source = match known::endpoint(&EndpointKey { vni: *vni, ip: ip.saddr() }) {
         Some(from) => {
             if from.kind != ENDPOINT_REMOTE || from.node != *sender {
                 return Err(Reason::SpoofedInnerSource);

@@ -19,8 +19,8 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, conntrack, ecn,
     forward::next_hop,
-    hop,
-    maps::{ENDPOINTS, Work, config, lookup, work},
+    hop, known,
+    maps::{Work, config, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     observe::Party,
     packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
@@ -187,7 +187,7 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     }
     check_ipv4(&ip, length - (INNER + ETH_LEN) as u32, false)?;
     let inner = Inner { vni, sender, ip };
-    match lookup(&ENDPOINTS, &EndpointKey { vni, ip: ip.daddr() }) {
+    match known::endpoint(&EndpointKey { vni, ip: ip.daddr() }) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
             receiver.slot = endpoint.slot;
             to_local(ctx, config, &inner, &endpoint)
@@ -209,7 +209,7 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
     {
         return Ok(Verdict::Pass);
     }
-    let Some(from) = lookup(&ENDPOINTS, &EndpointKey { vni: *vni, ip: ip.saddr() }) else {
+    let Some(from) = known::endpoint(&EndpointKey { vni: *vni, ip: ip.saddr() }) else {
         return Ok(Verdict::Pass);
     };
     if from.kind != ENDPOINT_REMOTE || from.node != *sender {

@@ -7,13 +7,14 @@
 //! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
 
 mod conntrack;
+mod known;
 mod network;
 mod node;
 mod outside;
 mod service;
 mod socket;
 
-pub use self::{conntrack::*, network::*, node::*, outside::*, service::*, socket::*};
+pub use self::{conntrack::*, known::*, network::*, node::*, outside::*, service::*, socket::*};
 use crate::pod::plain;
 
 /// Most entries of `endpoints`, `endpoints6`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
@@ -31,6 +32,13 @@ pub const SMALL_TABLE: usize = 1 << 14;
 /// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
 pub const HOPS: usize = 1 << 10;
 
+/// Entries of `known_ends`, a power of two: endpoints that a node's own endpoints speak with at a time,
+/// 80 KiB for each CPU. More only means looking up more often.
+pub const KNOWN_ENDPOINTS: usize = 1 << 11;
+
+/// Entries of `known_links`, a power of two.
+pub const KNOWN_LINKS: usize = 1 << 8;
+
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;
 
@@ -46,6 +54,8 @@ pub struct Counter {
 plain!(
     Config,
     Hop,
+    KnownEndpoint,
+    KnownLink,
     Network,
     Replicas,
     EndpointKey,
@@ -103,6 +113,8 @@ mod tests {
             reserved,
         });
         packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
+        packed!(KnownEndpoint { epoch, key, endpoint });
+        packed!(KnownLink { epoch, ifindex, link });
         packed!(Network { subnet, mask, gateway, mtu, flags });
         packed!(Replicas { endpoints, nodes, links, vteps });
         packed!(EndpointKey { vni, ip });
@@ -145,6 +157,8 @@ mod tests {
         assert_eq!(size_of::<Config>(), 64);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
         assert_eq!(size_of::<Hop>(), 48);
+        assert_eq!(size_of::<KnownEndpoint>(), 40);
+        assert_eq!(size_of::<KnownLink>(), 32);
         assert_eq!(size_of::<Network>(), 20);
         assert_eq!(size_of::<Replicas>(), 8 + 8 * MAX_REPLICAS);
         assert_eq!(size_of::<EndpointKey>(), 8);

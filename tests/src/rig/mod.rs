@@ -202,6 +202,13 @@ impl Rig {
         }
     }
 
+    fn end_epoch(&mut self) {
+        let map = self.ebpf.map_mut("epoch").expect("map epoch");
+        let mut map: Array<&mut MapData, maps::Epoch> = Array::try_from(map).expect("map epoch");
+        let epoch = map.get(&0, 0).expect("the epoch");
+        map.set(0, epoch + 1, 0).expect("the next epoch");
+    }
+
     fn write_subnet(&mut self, key: SubnetKey, value: Option<Subnet>) {
         let map = self.ebpf.map_mut("subnets").expect("map subnets");
         let mut map: LpmTrie<&mut MapData, Be32, Subnet> = LpmTrie::try_from(map).expect("subnets");
@@ -217,6 +224,7 @@ impl Rig {
         let mut new = self.state.clone();
         change(&mut new);
         for op in diff(&self.state, &new) {
+            let ends_epoch = matches!(op, MapOp::Endpoint(..) | MapOp::Link(..));
             match op {
                 MapOp::Network(k, v) => self.write("networks", k, v),
                 MapOp::Replicas(k, v) => self.write("replicas", k, v.map(|v| *v)),
@@ -235,6 +243,9 @@ impl Rig {
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
                 MapOp::Subnet(k, v) => self.write_subnet(k, v),
+            }
+            if ends_epoch {
+                self.end_epoch();
             }
         }
         self.state = new;

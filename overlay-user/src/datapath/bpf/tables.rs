@@ -11,8 +11,8 @@ use overlay_common::{
     Be32, Reason,
     maps::{
         Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key,
-        EndpointKey, Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey,
-        Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
+        EndpointKey, Epoch, Link, Link6, LocalAddr, Network, Peer, PeerKey, Published,
+        PublishedKey, Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
     },
 };
 
@@ -41,11 +41,12 @@ pub(super) struct AgentTables {
     local_addrs: Table<Be32, LocalAddr>,
     egress: Table<u32, Egress>,
     subnets: LpmTrie<MapData, Be32, Subnet>,
+    epoch: Array<MapData, Epoch>,
 }
 
 impl AgentTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        Ok(Self {
+        let mut tables = Self {
             networks: take(ebpf, "networks")?,
             replicas: take(ebpf, "replicas")?,
             endpoints: take(ebpf, "endpoints")?,
@@ -61,7 +62,11 @@ impl AgentTables {
             local_addrs: take(ebpf, "local_addrs")?,
             egress: take(ebpf, "egress")?,
             subnets: take(ebpf, "subnets")?,
-        })
+            epoch: take(ebpf, "epoch")?,
+        };
+        // Whoever had the maps before may have ended between a write and what follows it.
+        tables.end_epoch()?;
+        Ok(tables)
     }
 
     pub(super) fn read(&self) -> Result<DatapathState, DatapathError> {
@@ -108,7 +113,18 @@ impl AgentTables {
                 _ => words(&e),
             };
             kernel(format!("write {op:?} to the map {map}"), reason)
-        })
+        })?;
+        match op {
+            MapOp::Endpoint(..) | MapOp::Link(..) => self.end_epoch(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the programs forget what they remember of `endpoints` and `links`.
+    fn end_epoch(&mut self) -> Result<(), DatapathError> {
+        let next = self.epoch.get(&0, 0).map(|epoch| epoch.wrapping_add(1).max(1));
+        let written = next.and_then(|next| self.epoch.set(0, next, 0));
+        written.map_err(|e| kernel("write the map epoch", words(&e)))
     }
 
     fn read_subnets(&self) -> Result<BTreeMap<SubnetKey, Subnet>, DatapathError> {

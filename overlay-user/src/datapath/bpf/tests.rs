@@ -6,8 +6,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use overlay_common::{
     Be16, Be32, Ip6,
     maps::{
-        Backend, Endpoint6Key, EndpointKey, Network, PeerKey, Published, PublishedKey, Service,
-        SlotKey, SubnetKey,
+        Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Network, PeerKey, Published,
+        PublishedKey, Service, SlotKey, SubnetKey,
     },
 };
 
@@ -143,6 +143,35 @@ fn every_table_is_written_read_back_adopted_and_emptied() {
     assert_eq!(second.read().expect("read"), DatapathState::default());
     assert!(second.conntrack(10).expect("listed").is_empty());
     assert!(second.counters().expect("read").iter().all(|(_, c)| *c == Counter::default()));
+}
+
+#[test]
+fn every_write_of_endpoints_and_links_and_every_start_ends_the_epoch() {
+    let Some(host) = Host::new() else { return };
+    let epoch = || {
+        let path = Pins::new(&host.pin_dir()).map("epoch");
+        let map = aya::maps::Map::Array(MapData::from_pin(path).expect("pinned"));
+        let map = aya::maps::Array::<_, u64>::try_from(map).expect("an array");
+        map.get(&0, 0).expect("one value")
+    };
+    let datapath = host.load(TcFlavour::detect());
+    let mut last = epoch();
+    assert_ne!(last, 0, "nothing would be remembered");
+    let key = EndpointKey { vni: 4097, ip: Be32::from_octets([10, 0, 1, 2]) };
+    for (op, ends) in [
+        (MapOp::Endpoint(key, Some(Endpoint::default())), true),
+        (MapOp::Endpoint(key, None), true),
+        (MapOp::Link(7, Some(Link::default())), true),
+        (MapOp::Link(7, None), true),
+        (MapOp::Network(4097, None), false),
+    ] {
+        datapath.apply(std::slice::from_ref(&op)).expect("applied");
+        assert_eq!(epoch() != last, ends, "{op:?}");
+        last = epoch();
+    }
+    drop(datapath);
+    let _second = host.load(TcFlavour::detect());
+    assert_ne!(epoch(), last, "the daemon before may have ended between two writes");
 }
 
 #[test]
