@@ -23,6 +23,7 @@ use crate::{
 Example:
   cargo xtask test
   cargo xtask test --suite datapath backend
+  cargo xtask test cluster_26
 
 All suites run even when one fails or a part does not compile. The last line is
 `N passed, N failed`, after the names of what failed; the exit status says the same. Runs as root
@@ -32,7 +33,8 @@ pub struct Test {
     /// Run one suite only.
     #[arg(long, value_enum, value_name = "NAME")]
     suite: Option<Suite>,
-    /// Run only tests whose name contains this.
+    /// Run only tests whose name contains this, or all of the files of datapath and cluster tests whose
+    /// names begin with it.
     filter: Option<String>,
 }
 
@@ -56,12 +58,16 @@ impl Test {
         setup::ensure(setup::Scope::Run)?;
         root::require("the tests make network namespaces and load eBPF programs")?;
         let all = [Suite::Unit, Suite::Datapath, Suite::Cluster];
-        let suites = self.suite.map_or(all.to_vec(), |suite| vec![suite]);
+        let mut suites = self.suite.map_or(all.to_vec(), |suite| vec![suite]);
         let targets = test_targets()?;
         let args = build_args(self.suite, &targets)?;
         let (mut products, complete) = cargo::build_what_can_be(&args)?;
         // Cargo names them in the order in which they were ready.
         products.sort_by_key(Product::label);
+        let filter = filter_for(self.filter.as_deref(), &mut products);
+        if filter.is_none() && self.filter.is_some() {
+            suites.retain(|suite| products.iter().any(|product| suite.owns(product)));
+        }
 
         let mut sum = Totals::default();
         let mut failed = Vec::new();
@@ -71,7 +77,7 @@ impl Test {
         }
         for suite in suites {
             println!("\n== {} ==", suite.name());
-            let totals = self.run_suite(suite, &products)?;
+            let totals = run_suite(suite, &products, filter)?;
             println!("{}: {totals}", suite.name());
             if totals.failed > 0 {
                 failed.push(suite.name());
@@ -79,39 +85,6 @@ impl Test {
             sum.add(totals);
         }
         self.report(&sum, &failed)
-    }
-
-    fn run_suite(&self, suite: Suite, products: &[Product]) -> Result<Totals> {
-        let mut totals = Totals::default();
-        let mut programs = 0;
-        for product in products.iter().filter(|product| suite.owns(product)) {
-            programs += 1;
-            totals.add(self.run_program(product)?);
-        }
-        if programs == 0 {
-            totals.add(Totals::broken(format!("{} has no test programs", suite.name())));
-        }
-        if suite == Suite::Unit {
-            totals.add(self.run_doc_tests()?);
-        }
-        Ok(totals)
-    }
-
-    fn run_program(&self, product: &Product) -> Result<Totals> {
-        let name = product.label();
-        println!("\n{name} ({})", product.executable.display());
-        let mut program = machine::command(&product.executable);
-        // As cargo starts it, but as root where cargo is not.
-        program.current_dir(&product.package).env("CARGO_MANIFEST_DIR", &product.package);
-        program.args(&self.filter);
-        follow(&name, program)
-    }
-
-    fn run_doc_tests(&self) -> Result<Totals> {
-        println!("\nexamples in the documentation");
-        let mut cargo = cargo::command();
-        cargo.args(["test", "--quiet", "--workspace", "--doc", "--"]).args(&self.filter);
-        follow("examples", cargo)
     }
 
     fn report(&self, sum: &Totals, failed: &[&str]) -> Result<ExitCode> {
@@ -128,6 +101,56 @@ impl Test {
         println!("{sum}");
         Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// What the programs are told to run. A filter that is the beginning of files' names leaves these
+/// files alone, all of whose tests run.
+pub fn filter_for<'a>(filter: Option<&'a str>, products: &mut Vec<Product>) -> Option<&'a str> {
+    let filter = filter?;
+    let is_meant = |product: &Product| {
+        product.test
+            && product.kind == "test"
+            && Suite::of_target(&product.name).is_ok()
+            && product.name.starts_with(filter)
+    };
+    if !products.iter().any(is_meant) {
+        return Some(filter);
+    }
+    products.retain(|product| !product.test || is_meant(product));
+    None
+}
+
+fn run_suite(suite: Suite, products: &[Product], filter: Option<&str>) -> Result<Totals> {
+    let mut totals = Totals::default();
+    let mut programs = 0;
+    for product in products.iter().filter(|product| suite.owns(product)) {
+        programs += 1;
+        totals.add(run_program(product, filter)?);
+    }
+    if programs == 0 {
+        totals.add(Totals::broken(format!("{} has no test programs", suite.name())));
+    }
+    if suite == Suite::Unit {
+        totals.add(run_doc_tests(filter)?);
+    }
+    Ok(totals)
+}
+
+fn run_program(product: &Product, filter: Option<&str>) -> Result<Totals> {
+    let name = product.label();
+    println!("\n{name} ({})", product.executable.display());
+    let mut program = machine::command(&product.executable);
+    // As cargo starts it, but as root where cargo is not.
+    program.current_dir(&product.package).env("CARGO_MANIFEST_DIR", &product.package);
+    program.args(filter);
+    follow(&name, program)
+}
+
+fn run_doc_tests(filter: Option<&str>) -> Result<Totals> {
+    println!("\nexamples in the documentation");
+    let mut cargo = cargo::command();
+    cargo.args(["test", "--quiet", "--workspace", "--doc", "--"]).args(filter);
+    follow("examples", cargo)
 }
 
 impl Suite {
@@ -268,6 +291,29 @@ mod tests {
         assert!(!Suite::Unit.owns(&product("tests", "test", "datapath_arp")));
         let binary = Product { test: false, ..product("tests", "bin", "overlay-demo") };
         assert!(!Suite::Unit.owns(&binary), "a binary is no test");
+    }
+
+    #[test]
+    fn a_filter_is_of_files_where_it_begins_their_names_and_of_tests_elsewhere() {
+        let all = || {
+            let mut all: Vec<_> = ["datapath_20_tunnel", "cluster_26_interop", "cluster_27_ipv6"]
+                .iter()
+                .map(|name| product("tests", "test", name))
+                .collect();
+            all.push(product("overlay-user", "lib", "overlay"));
+            all
+        };
+        let left = |filter| {
+            let mut products = all();
+            let filter = filter_for(filter, &mut products);
+            (filter, products.into_iter().map(|product| product.name).collect::<Vec<_>>())
+        };
+        assert_eq!(left(Some("cluster_26")), (None, vec!["cluster_26_interop".to_owned()]));
+        assert_eq!(left(Some("cluster")).1.len(), 2);
+        for filter in [None, Some("backend"), Some("overlay"), Some("tunnel")] {
+            let (told, products) = left(filter);
+            assert_eq!((told, products.len()), (filter, 4));
+        }
     }
 
     #[test]

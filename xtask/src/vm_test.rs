@@ -56,7 +56,7 @@ pub struct VmTest {
     #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u64).range(1..=240))]
     minutes: u64,
-    /// Run only tests whose name contains this.
+    /// Run only tests whose name contains this, or all of the files of tests whose names begin with it.
     filter: Option<String>,
 }
 
@@ -99,8 +99,9 @@ impl VmTest {
             .map(|asked| kernel::find(asked, cache))
             .collect::<Result<Vec<Kernel>>>()?;
         // All suites, as `cargo xtask test` builds them: so that neither undoes the other's work.
-        let products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;
-        let (steps, beside) = self.steps(&products)?;
+        let mut products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;
+        let filter = test::filter_for(self.filter.as_deref(), &mut products);
+        let (steps, beside) = self.steps(&products, filter)?;
         let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
         let probe = room.path().join("probe.cpio");
         userland::write_probe(&probe, &emulator.busybox)?;
@@ -139,7 +140,11 @@ impl VmTest {
     }
 
     /// What runs in the machine, and what that needs beside it.
-    fn steps(&self, products: &[Product]) -> Result<(Vec<Step>, Vec<PathBuf>)> {
+    fn steps(
+        &self,
+        products: &[Product],
+        filter: Option<&str>,
+    ) -> Result<(Vec<Step>, Vec<PathBuf>)> {
         let testkit = cargo::binary(products, "overlay-testkit")?;
         let beside = vec![cargo::binary(products, "overlay")?];
         let mut steps = vec![Step {
@@ -158,7 +163,7 @@ impl VmTest {
             name: product.name.clone(),
             program: product.executable.clone(),
             place: format!("deps/{}", product.name),
-            arguments: self.filter.iter().cloned().collect(),
+            arguments: filter.into_iter().map(str::to_owned).collect(),
         }));
         Ok((steps, beside))
     }
