@@ -1,8 +1,10 @@
 //! Two hosts, once through everything that a kernel may do differently: the tunnel with small and
-//! with large packets, a VIP, a published port from outside and from the host itself, names, groups.
+//! with large packets, SCTP, a VIP, a published port from outside and from the host itself, names, groups.
 //! Short enough to run under every kernel that `cargo xtask vm-test` boots.
 
-use overlay_tests::{Cluster, Options, Place as _, Shared};
+use std::path::Path;
+
+use overlay_tests::{Cluster, Options, Place as _, Shared, testkit::Associated};
 
 static CLUSTER: Shared = Shared::new(|| Cluster::formed(2, Options::default()));
 
@@ -20,6 +22,23 @@ fn two_hosts_carry_packets_of_all_sizes() -> anyhow::Result<()> {
     here.bulk_send(&there.port(9000)?, BULK)?;
     let back = cluster.host(1).container("back").network("sizes").bulk_recv(9000)?;
     there.bulk_send(&back.port(9000)?, BULK)?;
+    Ok(())
+}
+
+/// Where the kernel has SCTP; a packet of it made by hand crosses anywhere (cluster_25).
+#[test]
+fn two_hosts_carry_an_sctp_association() -> anyhow::Result<()> {
+    if !Path::new("/proc/net/sctp").exists() {
+        println!("this kernel has no SCTP");
+        return Ok(());
+    }
+    let cluster = CLUSTER.turn()?;
+    cluster.host(1).network_create("sctp", &[])?;
+    let echo = ["sctp-echo", "--port", "3868"];
+    let there = cluster.host(2).container("there").network("sctp").testkit(&echo)?;
+    let here = cluster.host(1).container("here").network("sctp").idle()?;
+    let associated: Associated = here.ask(&["sctp-ask", &there.port(3868)?])?;
+    assert_eq!((associated.sent, associated.answered), (52_001, 52_001));
     Ok(())
 }
 

@@ -194,6 +194,28 @@ fn a_tagged_frame_crosses_between_two_hosts_with_its_tag() -> anyhow::Result<()>
 }
 
 #[test]
+fn an_sctp_packet_crosses_between_two_hosts_byte_for_byte() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let [a, b] = asker_and_echo(&cluster, "sctp")?;
+    let mut receiver = b.spawn(&binaries::testkit()?, &["sctp-recv"])?;
+    wait_listening(&mut receiver)?;
+    let sent: testkit::SctpPacket = a.ask(&["sctp-send", "--to", &b.ip()?.to_string()])?;
+    let ended = receiver.wait(Duration::from_secs(20))?.success()?;
+    let last = ended.stdout.lines().last().unwrap_or_default();
+    let received: testkit::SctpPacket = serde_json::from_str(last)?;
+    assert_eq!((received.bytes, received.from), (sent.bytes, Some(a.ip()?.into())));
+    // No service carries it.
+    let h1 = cluster.host(1);
+    h1.service_create("sctp-vip", &["--network", "sctp"])?;
+    let vip = a.exec("getent", &["ahostsv4", "sctp-vip"])?.success()?.stdout;
+    let vip = vip.split_whitespace().next().unwrap_or_default().to_owned();
+    let before = counter(h1, "service_protocol")?;
+    let _: testkit::SctpPacket = a.ask(&["sctp-send", "--to", &vip])?;
+    assert!(counter(h1, "service_protocol")? > before);
+    Ok(())
+}
+
+#[test]
 fn a_tunnel_between_containers_crosses_inside_ours() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     let [a, b] = idle_and_receiver(&cluster, "nested")?;

@@ -9,6 +9,7 @@ mod group;
 mod http;
 mod load;
 mod ping;
+mod sctp;
 mod segment;
 mod serve;
 mod tag;
@@ -32,6 +33,7 @@ pub use dns::Resolved;
 pub use group::Heard;
 pub use load::LoadReport;
 pub use ping::Pinged;
+pub use sctp::{Associated, SctpPacket};
 pub use segment::Segmented;
 use serde::Serialize;
 pub use tag::Tagged;
@@ -144,6 +146,17 @@ enum Command {
     TagSend(tag::SendArgs),
     /// Waits for a frame of `tag-send`.
     TagRecv(tag::ReceiveArgs),
+    /// Sends an SCTP packet made by hand.
+    SctpSend(sctp::SendArgs),
+    /// Waits for a packet of `sctp-send`.
+    SctpRecv(sctp::ReceiveArgs),
+    /// Says back what it hears over SCTP associations.
+    SctpEcho(Listen),
+    /// Talks to an `sctp-echo`.
+    SctpAsk {
+        /// HOST:PORT of the `sctp-echo`.
+        target: String,
+    },
     /// ICMP echo.
     Ping(ping::PingArgs),
     /// Loads every program of the datapath and prints what the kernel's verifier says of it.
@@ -190,6 +203,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::DnsServe { listen, records } => dns::serve(listen, &records),
         Command::TagSend(args) => print(&tag::send(&args)?),
         Command::TagRecv(args) => print(&tag::receive(&args)?),
+        Command::SctpSend(args) => print(&sctp::send(&args)?),
+        Command::SctpRecv(args) => print(&sctp::receive(&args)?),
+        Command::SctpEcho(listen) => sctp::echo(listen),
+        Command::SctpAsk { target } => print(&sctp::ask(&target)?),
         Command::Ping(args) => print(&ping::ping(&args)?),
         Command::Verifier => verifier::report(),
         Command::Guard { prefix, dir } => crate::guardian::guard(&prefix, &dir),

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 /// What Debian builds as modules: links of containers and of the tests' switch, the VXLAN device,
-/// and TC programs before tcx (Linux 6.6).
-pub const WANTED: [&str; 5] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf"];
+/// TC programs before tcx (Linux 6.6), and SCTP, which containers speak.
+pub const WANTED: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "sctp"];
 
 /// A module's file name without folder and compression, and its content.
 pub type Module = (String, Vec<u8>);
