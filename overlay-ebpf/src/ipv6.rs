@@ -10,7 +10,10 @@ use overlay_common::{
         ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
         Endpoint6Key, EndpointKey, Link, Link6,
     },
-    wire::{ETHERTYPE_IPV6, Ethernet, Ipv6, ND_FIRST, ND_LAST, ND_SOLICITATION, PROTO_ICMPV6},
+    wire::{
+        ETHERTYPE_IPV6, Ethernet, Ipv6, ND_FIRST, ND_LAST, ND_SOLICITATION, PROTO_ICMPV6,
+        PROTO_TCP, PROTO_UDP,
+    },
 };
 
 use crate::{
@@ -279,6 +282,7 @@ fn to_local(
     }
     if outer != 0 {
         let config = config().ok_or(Reason::NotConfigured)?;
+        refuse_aggregate(ctx, work.ip.next_header, config.decap_flags)?;
         vxlan::remove_ipv6(ctx, config.decap_flags)?;
     }
     let from = work.endpoint.mac;
@@ -286,6 +290,18 @@ fn to_local(
         Verdict::Delivered(action, ..) | Verdict::Done(action, _) => Ok(action as u32),
         Verdict::Pass => Err(Reason::NoEndpoint),
     }
+}
+
+/// Leaves to the kernel's device what cannot be taken apart here, while the packet is as it was: in
+/// IPv4 the kernel refuses such aggregates itself, but here it has changed the packet by then (Linux
+/// 5.14). UDP's keep the mark of a tunnel where the kernel cannot be told, as in IPv4.
+///
+/// # Errors
+/// [`Reason::TunnelRefused`].
+#[inline(always)]
+fn refuse_aggregate(ctx: &TcContext, protocol: u8, decap_flags: u32) -> Result<(), Reason> {
+    let is_taken = protocol == PROTO_TCP || (protocol == PROTO_UDP && decap_flags != 0);
+    if is_gso(ctx) && !is_taken { Err(Reason::TunnelRefused) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -225,8 +225,8 @@ pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
 /// those go with the rest.
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`] leaves the packet as it was: for aggregates other than TCP's.
-/// [`Reason::RewriteRefused`] does not.
+/// [`Reason::TunnelRefused`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
+/// aggregates other than TCP's and UDP's, which the caller keeps from here.
 #[inline(always)]
 pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use overlay_tests::{
-    Cluster, Container, Host, Options, Place as _, Shared, eventually, testkit::Resolved,
+    Cluster, Container, Host, Options, Place as _, Shared, eventually,
+    testkit::{Resolved, Segmented},
 };
 
 /// Networks are not removed between tests, so each test has its own.
@@ -194,6 +195,15 @@ fn a_path_that_leaves_ipv6_less_than_its_least_mtu_carries_it_in_fragments() -> 
     path_is_found_out("smallest", 1300)?;
     let cluster = CLUSTER.turn()?;
     assert!(counter(cluster.host(1), "handed_over")? > before);
+    Ok(())
+}
+
+#[test]
+fn datagrams_of_one_call_arrive_each_over_ipv6() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let [echo, a] = pair(&cluster, "segments", [2, 1])?;
+    let segmented: Segmented = a.ask(&["udp-segment", &port(&echo, 80)?])?;
+    assert_eq!((segmented.sent, segmented.answered), (32, 32));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -48,7 +48,11 @@ impl Report for Segmented {
 /// Sends all datagrams in one call and collects the answers.
 pub fn send(args: &SegmentArgs) -> anyhow::Result<Segmented> {
     let address = answer::look_up(&args.target).map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(address)?;
     setsockopt(&socket, UdpGsoSegment, &i32::from(args.size)).context("set UDP_SEGMENT")?;
     let mut missing: BTreeSet<String> =
