@@ -109,7 +109,8 @@ reasons! {
     NoBackend = 21, Drop, "no_backend";
     /// A fragment of a flow that would have to be translated.
     Fragment = 22, Drop, "fragment";
-    /// VXLAN from an address that is no node of the cluster.
+    /// VXLAN from an address that is no node of the cluster, or from a node without endpoints of the
+    /// network.
     NotPeer = 23, Drop, "not_peer";
     /// VXLAN without a valid VNI.
     InvalidVni = 24, Drop, "invalid_vni";
@@ -172,6 +173,8 @@ reasons! {
     ReplicateLimit = 52, Drop, "replicate_limit";
     /// A copy of a packet to a group that the kernel refused.
     ReplicateRefused = 53, Drop, "replicate_refused";
+    /// VXLAN of a network that this node has no endpoints of.
+    UnknownVni = 57, Drop, "unknown_vni";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

@@ -28,6 +28,7 @@ mod icmp6;
 mod ipv6;
 mod known;
 mod maps;
+mod membership;
 mod nat;
 mod nd;
 mod observe;

@@ -24,7 +24,7 @@ use crate::{
     icmp::{self, Router},
     ipv6, known,
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
-    nat,
+    membership, nat,
     observe::Party,
     outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
@@ -167,7 +167,10 @@ pub fn receive_inner(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     check_peer(sender)?;
     receiver.vni = vni_of(&Vxlan::new(vni))?;
     // The device has combined the marks of RFC 6040.
-    accept::<0>(ctx, sender, 0, receiver)
+    match accept::<0>(ctx, sender, 0, receiver) {
+        Err(reason) => Err(membership::judge(receiver.vni, sender, reason)),
+        outcome => outcome,
+    }
 }
 
 /// IPv4 without options and the first eight bytes behind it; what is anything else is the host's.
@@ -296,7 +299,10 @@ fn from_tunnel(ctx: &TcContext, config: &Config, outer: &Ipv4, receiver: &mut Pa
         return Err(stranger);
     }
     // Nobody says so after anything else has changed the packet.
-    if reason == Reason::TunnelRefused { handover::leave(ctx) } else { Err(reason) }
+    if reason == Reason::TunnelRefused {
+        return handover::leave(ctx);
+    }
+    Err(membership::judge(receiver.vni, sender, reason))
 }
 
 /// A packet with the outer headers in front. [`Reason::TunnelRefused`] leaves it to the kernel's

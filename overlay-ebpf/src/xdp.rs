@@ -21,6 +21,7 @@ use crate::{
     forward::next_hop,
     hop, known,
     maps::{Work, config, work},
+    membership,
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     observe::Party,
     packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
@@ -165,7 +166,10 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut P
     }
     // What a stranger sends is dropped as that, whatever else is wrong with it.
     check_peer(sender).inspect_err(|_| *receiver = Party::receiver())?;
-    outcome
+    match outcome {
+        Err(reason) => Err(membership::judge(receiver.vni, sender, reason)),
+        passed => passed,
+    }
 }
 
 #[inline(always)]
@@ -243,8 +247,12 @@ fn reply(ctx: &XdpContext, config: &Config, inner: &Inner) -> Outcome {
     let work = work()?;
     if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_none()
         || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
-        || work.entry.vni != UNDERLAY_VNI
     {
+        // To a group of the network, or to nobody.
+        membership::check(*vni, *sender)?;
+        return Ok(Verdict::Pass);
+    }
+    if work.entry.vni != UNDERLAY_VNI {
         return Ok(Verdict::Pass);
     }
     check_backend(&work.entry, *sender)?;

@@ -5,8 +5,11 @@
 //! container and then loses the datapath: what is left of it in the state is a node that is silent
 //! and an endpoint there, which the plain device then answers for.
 
+use std::time::Duration;
+
 use overlay_tests::{
-    Cluster, Container, Host, Options, Place as _, binaries, process::Process, wait_listening,
+    Cluster, Container, Host, Options, Place as _, binaries, eventually, process::Process, testkit,
+    wait_listening,
 };
 
 /// A container on the first host, and the second host with a plain device in its place.
@@ -80,6 +83,59 @@ impl Interop {
         }
         Ok(())
     }
+}
+
+/// What the plain device sends on a network, whole and with a VLAN tag, which the kernel's own device
+/// takes out of the tunnel here, is dropped and counted under `reason`.
+fn is_refused(interop: &Interop, vni: u32, reason: &str) -> anyhow::Result<()> {
+    let Interop { container, cluster, plain, .. } = interop;
+    let [ours, theirs] = [cluster.host(1), cluster.host(2)];
+    let here = container.ip()?;
+    let script = format!(
+        "ip link add other type vxlan id {vni} dstport 4789 local {} nolearning; ip link set other mtu \
+         1450 up; bridge fdb append {} dev other dst {}",
+        theirs.address(),
+        mac(here),
+        ours.address(),
+    );
+    shell(theirs, &script)?;
+    let counted = || -> anyhow::Result<u64> {
+        let counters = ours.status()?.counters;
+        Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
+    };
+    let handed_up = || -> anyhow::Result<u64> {
+        let counters = ours.status()?.counters;
+        Ok(counters.iter().filter(|row| row.reason == "handed_up").map(|row| row.packets).sum())
+    };
+    let before = (counted()?, handed_up()?);
+    let (from, to) = (plain.as_str(), here.to_string());
+    let tagged = ["tag-send", "--interface", "other", "--vlan", "5", "--from", from, "--to", &to];
+    let _: testkit::Tagged = theirs.ask(&tagged)?;
+    eventually("the tagged frame is counted", Duration::from_secs(10), || {
+        let now = (counted()?, handed_up()?);
+        anyhow::ensure!(now.0 > before.0 && now.1 > before.1, "{before:?}, {now:?}");
+        Ok(())
+    })?;
+    let before = counted()?;
+    shell(theirs, &format!("ip neigh add {to} lladdr {} dev other", mac(here)))?;
+    shell(theirs, &format!("ip route replace {to} dev other"))?;
+    theirs.cannot_ping(&to)?;
+    assert!(counted()? > before, "a whole packet");
+    shell(theirs, "ip link del other")
+}
+
+#[test]
+fn a_host_of_the_cluster_sends_on_no_network_but_those_it_has_endpoints_of() -> anyhow::Result<()> {
+    let interop = interop(4789, "")?;
+    let ours = interop.cluster.host(1);
+    ours.network_create("apart", &[])?;
+    let _apart = ours.container("apart").network("apart").idle()?;
+    interop.cluster.host(1).sync()?;
+    let state = ours.state()?;
+    let apart = state.networks.values().find(|n| n.name == "apart").expect("the network").vni;
+    is_refused(&interop, apart, "not_peer")?;
+    is_refused(&interop, 1_000_000, "unknown_vni")?;
+    interop.exchanges_traffic()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use overlay_common::{
     maps::{MAX_REPLICAS, NETWORK_REPLICATE, Replicas},
 };
 use overlay_tests::rig::{
-    DROP, IFINDEX, PEER, Rig, VNI, mac,
+    DROP, IFINDEX, OTHER_VNI, PEER, Rig, VNI, mac,
     packets::{Tcp, tcp, udp, vxlan, vxlan_from},
 };
 
@@ -105,15 +105,15 @@ fn a_group_is_reached_only_from_the_node_that_the_sender_is_on() {
         assert_eq!(ran.counted, [Reason::SpoofedInnerSource], "{source}");
     }
     let elsewhere = Ipv4Addr::new(172, 16, 1, 12);
-    rig.set(|state| {
-        state.peers.insert(
-            overlay_common::maps::PeerKey { vni: 0, node: elsewhere.into() },
-            overlay_common::maps::Peer::default(),
-        );
-    });
     let frame = datagram(FAR, GROUP, GROUP_MAC);
-    let ran = rig.run("from_underlay", &vxlan_from(elsewhere, VNI, &frame));
-    assert_eq!(ran.counted, [Reason::SpoofedInnerSource]);
+    // A node of the cluster, then of the network as well.
+    for (networks, reason) in [(&[][..], Reason::NotPeer), (&[VNI], Reason::SpoofedInnerSource)] {
+        rig.node(elsewhere, networks);
+        let ran = rig.run("from_underlay", &vxlan_from(elsewhere, VNI, &frame));
+        assert_eq!(ran.counted, [reason]);
+    }
+    let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &frame));
+    assert_eq!(ran.counted, [Reason::UnknownVni]);
     let ran = rig.run("from_container", &datagram(stranger, GROUP, GROUP_MAC));
     assert_eq!(ran.counted, [Reason::SpoofedMac]);
     assert_eq!(sent("u1"), before);

@@ -365,7 +365,10 @@ fn networks_do_not_see_each_other() {
     dropped(&sent(&mut rig, &solicit(both(ME), ip6(2, 5))), Reason::NdUnknown, "its MAC");
     let frame = ping6(way(FAR, NEIGHBOUR));
     let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &frame));
-    dropped(&ran, Reason::NoEndpoint, "another network's VNI");
+    dropped(&ran, Reason::NotPeer, "the VNI of a network that its node has no endpoints of");
+    rig.node(PEER, &[OTHER_VNI]);
+    let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &frame));
+    dropped(&ran, Reason::NoEndpoint, "the VNI of a network that its node has others of");
 }
 
 #[test]
@@ -385,10 +388,9 @@ fn a_network_without_ipv6_carries_none() {
 fn hostile_tunnel_packets_are_dropped_by_name() {
     let mut rig = rig();
     let other = Ipv4Addr::new(172, 16, 1, 12);
-    rig.set(|state| {
-        let key = overlay_common::maps::PeerKey { vni: 0, node: other.into() };
-        state.peers.insert(key, overlay_common::maps::Peer::default());
-    });
+    rig.node(other, &[VNI]);
+    let no_member = Ipv4Addr::new(172, 16, 1, 13);
+    rig.node(no_member, &[]);
     let to = way(FAR, NEIGHBOUR);
     let from = |source| ping6(to.with(source, both(NEIGHBOUR).1));
     let spoofed = Reason::SpoofedInnerSource;
@@ -396,6 +398,8 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
     short.truncate(58);
     for (what, packet, reason) in [
         ("no node", vxlan_from(Ipv4Addr::new(172, 16, 1, 66), VNI, &ping6(to)), Reason::NotPeer),
+        ("no node of the network", vxlan_from(no_member, VNI, &ping6(to)), Reason::NotPeer),
+        ("a network that is not here", vxlan(OTHER_VNI, &ping6(to)), Reason::UnknownVni),
         ("another node's endpoint", vxlan_from(other, VNI, &ping6(to)), spoofed),
         ("a source nobody has", vxlan(VNI, &from(both(NOBODY).1)), spoofed),
         ("our own endpoint's source", vxlan(VNI, &from(both(ME).1)), spoofed),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{BRIDGE_VNI, Reason};
 use overlay_tests::rig::{
-    DROP, NODE, OTHER_VNI, PASS, REDIRECT, Rig, VNI, XDP_PASS, mac, packets::*,
+    DROP, NODE, OTHER_VNI, PASS, PEER, REDIRECT, Rig, VNI, XDP_PASS, mac, packets::*,
 };
 
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
@@ -51,6 +51,8 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
     let mut rig = rig();
     let frame = ping(FAR, HERE);
     let stranger = Ipv4Addr::new(172, 16, 1, 66);
+    let other = Ipv4Addr::new(172, 16, 1, 12);
+    rig.node(other, &[]);
     let no_vni = {
         let mut packet = vxlan(VNI, &frame);
         packet[42] = 0;
@@ -69,7 +71,9 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
         ("no I flag", no_vni, Reason::InvalidVni),
         ("the bridge's VNI", vxlan(BRIDGE_VNI, &frame), Reason::InvalidVni),
         ("VNI 0", vxlan(0, &frame), Reason::InvalidVni),
-        ("another network's VNI", vxlan(OTHER_VNI, &frame), Reason::NoEndpoint),
+        ("the VNI of a network that is not here", vxlan(OTHER_VNI, &frame), Reason::UnknownVni),
+        ("no node of the network", vxlan_from(other, VNI, &ping(FAR, NOBODY)), Reason::NotPeer),
+        ("ARP from no node of the network", vxlan_from(other, VNI, &arp), Reason::NotPeer),
         ("nobody's address", vxlan(VNI, &ping(FAR, NOBODY)), Reason::NoEndpoint),
         ("a source nobody has", vxlan(VNI, &ping(NOBODY, HERE)), Reason::SpoofedInnerSource),
         ("our own endpoint's source", vxlan(VNI, &ping(HERE, HERE)), Reason::SpoofedInnerSource),
@@ -95,12 +99,34 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
 fn a_node_may_not_speak_for_another_nodes_endpoint() {
     let mut rig = rig();
     let other = Ipv4Addr::new(172, 16, 1, 12);
-    rig.set(|state| {
-        let key = overlay_common::maps::PeerKey { vni: 0, node: other.into() };
-        state.peers.insert(key, overlay_common::maps::Peer::default());
-    });
-    let ran = rig.run("from_underlay", &vxlan_from(other, VNI, &ping(FAR, HERE)));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedInnerSource][..]));
+    let packet = vxlan_from(other, VNI, &ping(FAR, HERE));
+    // Of the cluster, and then of the network as well.
+    for (networks, reason) in [(&[][..], Reason::NotPeer), (&[VNI], Reason::SpoofedInnerSource)] {
+        rig.node(other, networks);
+        let ran = rig.run("from_underlay", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[reason][..]));
+    }
+}
+
+#[test]
+fn a_vni_without_a_network_here_is_unknown_whatever_is_in_the_packet() {
+    let mut rig = rig();
+    // The peer has endpoints of it.
+    rig.node(PEER, &[OTHER_VNI]);
+    let mut fragment = udp((FAR, 40_000), (HERE, 53), b"");
+    fragment[20] = 0x20;
+    let mut group = udp((FAR, 40_000), (Ipv4Addr::new(224, 0, 0, 251), 5353), b"");
+    group[..6].copy_from_slice(&[0x01, 0x00, 0x5e, 0, 0, 251]);
+    for (what, frame) in [
+        ("a datagram", udp((FAR, 40_000), (HERE, 53), b"")),
+        ("a fragment", fragment),
+        ("to a group", group),
+        ("ARP", arp_request(FAR, HERE)),
+        ("nothing", vec![]),
+    ] {
+        let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &frame));
+        assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::UnknownVni][..]), "{what}");
+    }
 }
 
 #[test]

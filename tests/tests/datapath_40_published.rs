@@ -86,10 +86,7 @@ const OTHER: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 12);
 
 fn with_other_node(backend: Ipv4Addr) -> Rig {
     let mut rig = rig(backend);
-    rig.set(|state| {
-        let key = overlay_common::maps::PeerKey { vni: 0, node: OTHER.into() };
-        state.peers.insert(key, overlay_common::maps::Peer::default());
-    });
+    rig.node(OTHER, &[]);
     rig
 }
 
@@ -158,14 +155,61 @@ fn a_reply_from_the_wrong_node_is_not_passed_to_the_client() {
     let mut rig = rig(FAR);
     rig.run("from_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
     let other = Ipv4Addr::new(172, 16, 1, 12);
-    rig.set(|state| {
-        let key = overlay_common::maps::PeerKey { vni: 0, node: other.into() };
-        state.peers.insert(key, overlay_common::maps::Peer::default());
-    });
+    rig.node(other, &[VNI]);
     let reply = tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck);
     for (program, drop) in [("from_underlay", DROP), ("xdp_underlay", XDP_DROP)] {
         let ran = rig.run(program, &vxlan_from(other, VNI, &reply));
         assert_eq!((ran.verdict, &ran.counted[..]), (drop, &[Reason::SpoofedInnerSource][..]));
+    }
+}
+
+#[test]
+fn clients_packets_come_from_any_node_of_the_cluster_and_nothing_else_does() {
+    // It has no endpoints of the network.
+    let mut rig = with_other_node(NEAR);
+    let asked = |from| udp((from, 40_000), (NEAR, 53), b"question");
+    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &asked(CLIENT)));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));
+    assert_eq!(see(&ran.packet).from, (CLIENT, 40_000));
+
+    let inside = Ipv4Addr::new(10, 0, 1, 66);
+    let unpublished = Ipv4Addr::new(10, 0, 1, 5);
+    rig.local(VNI, unpublished, 0, false);
+    let to_unpublished = udp((CLIENT, 40_000), (unpublished, 53), b"question");
+    for (what, frame, reason) in [
+        ("from inside", asked(inside), Reason::NotPeer),
+        ("to what publishes nothing", to_unpublished, Reason::NotPublished),
+        ("ICMP", ping(CLIENT, NEAR), Reason::NotPeer),
+        ("to nobody", udp((CLIENT, 40_000), (inside, 53), b"question"), Reason::NotPeer),
+    ] {
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &frame));
+        assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[reason][..]), "{what}");
+    }
+    rig.set(|state| state.networks.clear());
+    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &asked(CLIENT)));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::UnknownVni][..]));
+}
+
+#[test]
+fn replies_reach_clients_through_a_node_without_endpoints_of_the_network() {
+    let mut rig = rig(FAR);
+    rig.set(|state| {
+        state.networks.clear();
+        state.peers.retain(|peer, _| peer.vni == 0);
+    });
+    let reply = vxlan(VNI, &tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck));
+    for (program, drop, sent) in [
+        ("from_underlay", DROP, Reason::SentToClient),
+        ("xdp_underlay", XDP_DROP, Reason::XdpSentToClient),
+    ] {
+        let ran = rig.run(program, &reply);
+        let unknown = (drop, &[Reason::UnknownVni][..]);
+        assert_eq!((ran.verdict, &ran.counted[..]), unknown, "{program}: nobody has asked");
+        rig.run("from_underlay", &tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn));
+        assert_eq!(rig.run(program, &reply).counted, [sent]);
+        for (key, _) in rig.conntrack() {
+            rig.set_conntrack(key, None);
+        }
     }
 }
 

@@ -34,12 +34,6 @@ fn sends(rig: &mut Rig, ip: Ipv4Addr) {
     rig.local(VNI, ip, 0, SENDS);
 }
 
-/// For how many seconds this machine has been up.
-fn uptime() -> u64 {
-    let up = std::fs::read_to_string("/proc/uptime").expect("uptime");
-    up.split('.').next().and_then(|seconds| seconds.parse().ok()).expect("seconds")
-}
-
 /// An echo request or reply with an identifier.
 fn echo(from: Ipv4Addr, to: Ipv4Addr, kind: u8, id: u16) -> Vec<u8> {
     let mut packet = ping(from, to);
@@ -141,8 +135,9 @@ fn without_a_free_port_a_new_flow_is_dropped_and_the_old_ones_go_on() {
     let ran = rig.run("from_container", &udp((A, 1001), (CLIENT, 54), b"second"));
     assert_eq!(see(&ran.packet).from, (NODE, 61_000));
     // A flow that is over gives its port back.
-    rig.age_conntrack(61);
-    assert_eq!(rig.run("from_container", &second).counted, [Reason::Masqueraded]);
+    if rig.age_conntrack(61) {
+        assert_eq!(rig.run("from_container", &second).counted, [Reason::Masqueraded]);
+    }
 }
 
 #[test]
@@ -175,9 +170,10 @@ fn what_nobody_asked_for_is_the_hosts() {
         assert!(ran.counted.is_empty(), "{:?}", ran.counted);
     }
     // Nor is a flow that is over.
-    rig.age_conntrack(61);
-    let ran = rig.run("from_underlay", &udp_from_client((CLIENT, 53), (NODE, port), b"late"));
-    assert_eq!(ran.verdict, PASS);
+    if rig.age_conntrack(61) {
+        let ran = rig.run("from_underlay", &udp_from_client((CLIENT, 53), (NODE, port), b"late"));
+        assert_eq!(ran.verdict, PASS);
+    }
 }
 
 #[test]
@@ -243,7 +239,7 @@ fn a_flow_whose_address_left_the_host_is_given_another() {
         state.local_addrs.insert(other.into(), 1);
         state.egress.insert(underlay, other.into());
     });
-    rig.age_conntrack(2);
+    assert!(rig.age_conntrack(2), "the machine has been up for two seconds");
     let ran = rig.run("from_container", &request);
     assert_eq!(see(&ran.packet).from.0, other);
 }
@@ -258,7 +254,7 @@ fn a_flow_that_lost_its_way_back_is_given_it_again() {
             rig.set_conntrack(key, None);
         }
     }
-    rig.age_conntrack(2);
+    assert!(rig.age_conntrack(2), "the machine has been up for two seconds");
     assert_eq!(see(&rig.run("from_container", &request).packet).from, before);
     let answer = udp_from_client((CLIENT, 53), before, b"answer");
     assert_eq!(rig.run("from_underlay", &answer).counted, [Reason::ReturnedFromOutside]);
@@ -272,10 +268,14 @@ fn either_direction_keeps_a_flow_alive() {
         let from = see(&rig.run("from_container", &request).packet).from;
         let answer = udp_from_client((CLIENT, 53), from, b"answer");
         for _ in 0..3 {
-            rig.age_conntrack(50);
+            if !rig.age_conntrack(50) {
+                return;
+            }
             rig.run(program, if outward { &request } else { &answer });
         }
-        rig.age_conntrack(50);
+        if !rig.age_conntrack(50) {
+            return;
+        }
         let answered = rig.run("from_underlay", &answer);
         assert_eq!(answered.counted, [Reason::ReturnedFromOutside]);
         let asked = rig.run("from_container", &request);
@@ -290,10 +290,6 @@ fn either_direction_keeps_a_flow_alive() {
 #[test]
 fn a_conversation_may_rest_for_five_minutes_and_a_question_for_one() {
     for (spoke, seconds, lives) in [(true, 299, true), (true, 301, false), (false, 61, false)] {
-        if uptime() <= seconds {
-            // No flow can be older than the machine.
-            continue;
-        }
         let mut rig = rig();
         let request = udp((A, 40_000), (CLIENT, 53), b"question");
         let from = see(&rig.run("from_container", &request).packet).from;
@@ -301,9 +297,10 @@ fn a_conversation_may_rest_for_five_minutes_and_a_question_for_one() {
         if spoke {
             rig.run("from_underlay", &answer);
         }
-        rig.age_conntrack(seconds);
-        let verdict = rig.run("from_underlay", &answer).verdict;
-        assert_eq!(verdict == REDIRECT, lives, "answered {spoke}, after {seconds} s");
+        if rig.age_conntrack(seconds) {
+            let verdict = rig.run("from_underlay", &answer).verdict;
+            assert_eq!(verdict == REDIRECT, lives, "answered {spoke}, after {seconds} s");
+        }
     }
 }
 
@@ -320,7 +317,9 @@ fn a_reset_ends_both_directions() {
         } else {
             rig.run("from_underlay", &tcp_from_client((CLIENT, 443), from, Tcp::Rst));
         }
-        rig.age_conntrack(31);
+        if !rig.age_conntrack(31) {
+            return;
+        }
         let late = rig.run("from_underlay", &tcp_from_client((CLIENT, 443), from, Tcp::Data));
         assert_eq!(late.verdict, PASS, "the host answers for it");
         // A reset of what is over opens nothing.

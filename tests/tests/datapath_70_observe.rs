@@ -1,7 +1,7 @@
 //! What the programs tell of the packets they handle: counters of each endpoint and network, and
 //! events while somebody watches.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
     Be16, Reason,
@@ -12,7 +12,12 @@ use overlay_common::{
     maps::Counter,
     observe::{DropKey, Traffic},
 };
-use overlay_tests::rig::{DROP, IFINDEX, NODE, OTHER_VNI, Ran, Record, Rig, VNI, packets::*, slot};
+use overlay_tests::rig::{
+    DROP, IFINDEX, NODE, OTHER_VNI, Ran, Record, Rig, VNI, ip6, link_local,
+    packets::*,
+    packets6::{Way, ping6, raw6, tcp6, udp6},
+    slot,
+};
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -128,7 +133,7 @@ fn a_drop_from_the_tunnel_is_counted_for_whom_it_was_as_far_as_it_is_known() {
     assert_eq!(dropped(&ran), (VNI, 0, Traffic::Received, Reason::NoEndpoint));
     // A network that is not here is only what a packet says.
     let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &ping(FAR, ME)));
-    assert_eq!(dropped(&ran), (0, 0, Traffic::Received, Reason::NoEndpoint));
+    assert_eq!(dropped(&ran), (0, 0, Traffic::Received, Reason::UnknownVni));
     let stranger = vxlan_from(Ipv4Addr::new(172, 16, 1, 99), VNI, &ping(FAR, ME));
     for program in ["from_underlay", "xdp_underlay"] {
         let ran = rig.run(program, &stranger);
@@ -327,6 +332,50 @@ fn a_filter_lets_through_what_it_says() {
         let sent: Vec<_> = rig.events().into_iter().filter(|r| r.event.traffic == 0).collect();
         let sent: Vec<&[u8]> = sent.iter().map(|record| &record.payload[..]).collect();
         assert_eq!(sent, expected, "{filter:?}");
+    }
+}
+
+#[test]
+fn a_filter_lets_ipv6_through_as_it_says() {
+    let mut rig = rig();
+    rig.dual_stack(VNI, 1);
+    let both = |ip: Ipv4Addr| (ip, ip6(1, ip.octets()[3]));
+    let to = |ip| Way { from: both(ME), to: both(ip) };
+    let syn = tcp6(to(NEIGHBOUR), (40_000, 80));
+    let question = udp6(to(FAR), (40_001, 53), b"question");
+    let echo = ping6(to(NEIGHBOUR));
+    let local = ping6(to(NEIGHBOUR).with(link_local(ME), link_local(NEIGHBOUR)));
+    // UDP behind destination options, which the filter does not look behind.
+    let hidden =
+        raw6(to(NEIGHBOUR), 60, 64, &[17, 0, 1, 4, 0, 0, 0, 0, 0x9c, 0x41, 0, 53, 0, 8, 0, 0]);
+    let plain = ping(ME, NEIGHBOUR);
+    let sent = [&syn, &question, &echo, &local, &hidden, &plain];
+    let any = watch(WATCH_CAPTURE);
+    let host = |ip: Ipv6Addr| Watch { host: ip.octets(), ..any };
+    let port = |port| Watch { port: Be16::new(port), ..any };
+    let filters: [(Watch, &[&[u8]]); 12] = [
+        (any, &[&syn, &question, &echo, &local, &hidden, &plain]),
+        (Watch { protocol: 6, ..any }, &[&syn]),
+        (Watch { protocol: 17, ..any }, &[&question]),
+        (Watch { protocol: 58, ..any }, &[&echo, &local]),
+        (port(53), &[&question]),
+        (port(40_000), &[&syn]),
+        (Watch { protocol: 17, ..port(40_000) }, &[]),
+        (host(both(NEIGHBOUR).1), &[&syn, &echo, &hidden]),
+        (host(link_local(ME)), &[&local]),
+        (Watch { protocol: 17, ..host(both(ME).1) }, &[&question]),
+        // One word of four is another.
+        (host(ip6(2, NEIGHBOUR.octets()[3])), &[]),
+        (Watch { host: NEIGHBOUR.to_ipv6_mapped().octets(), ..any }, &[&plain]),
+    ];
+    for (filter, expected) in filters {
+        rig.watch(filter, &[slot(ME)]);
+        for packet in sent {
+            rig.run("from_container", packet);
+        }
+        let told: Vec<_> = rig.events().into_iter().filter(|r| r.event.traffic == 0).collect();
+        let told: Vec<&[u8]> = told.iter().map(|record| &record.payload[..]).collect();
+        assert_eq!(told, expected, "{filter:?}");
     }
 }
 

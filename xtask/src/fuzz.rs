@@ -11,15 +11,16 @@ use crate::{cargo, machine, root, setup, status};
 #[command(after_help = "\
 Example:
   cargo xtask fuzz --seconds 60
+  cargo xtask fuzz --seed 12345
 
 The first line says the seed, the last one how many packets were run and how fast. When the programs
-and the model disagree, it shows the packet and the maps, writes the sequence as a pcap beside the
-program in the target directory, and says how to run that sequence again. Runs as root (with sudo
-when you are not): it loads eBPF programs in a network namespace of its own.")]
+and the model disagree, it shows the packet and the maps, writes the sequence to target/fuzz/SEED.pcapng
+and says how to run that sequence again. Runs as root (with sudo when you are not): it loads eBPF
+programs in a network namespace of its own.")]
 pub struct Fuzz {
-    /// How long.
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    seconds: u64,
+    /// How long [default: 60, and with --seed just its sequence].
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
     /// The seed of the first sequence; another one each time by default.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -32,7 +33,9 @@ impl Fuzz {
         root::require("the programs are loaded into the kernel")?;
         let products = cargo::build::<&str>(&["--package=overlay-tests", "--bin=overlay-fuzz"])?;
         let mut fuzz = machine::command(&cargo::binary(&products, "overlay-fuzz")?);
-        fuzz.args(["--seconds", &self.seconds.to_string()]);
+        if let Some(seconds) = self.seconds {
+            fuzz.args(["--seconds", &seconds.to_string()]);
+        }
         if let Some(seed) = self.seed {
             fuzz.args(["--seed", &seed.to_string()]);
         }

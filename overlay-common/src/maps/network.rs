@@ -179,9 +179,9 @@ pub struct PeerKey {
 }
 
 /// Map `peers`, hash: nodes that may send us VXLAN, by network; an entry under
-/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read, under
-/// [`crate::UNDERLAY_VNI`] only, by `from_underlay` and `xdp_underlay`, unless `endpoints` has said
-/// that the inner source is on the sending node: that decides what a node may send on a network.
+/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read by
+/// `from_underlay`, `from_vxlan` and `xdp_underlay`, but not for the usual packet: where `endpoints`
+/// says that the inner source is on the sending node, that proves both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Peer {

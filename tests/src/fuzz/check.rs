@@ -167,9 +167,15 @@ pub fn usage(
     Err(format!("usage {real:?}\nmodel: {model:?}"))
 }
 
+/// What the programs send of their own, whatever came in.
+const OWN: [Reason; 3] = [Reason::TooBigAnswered, Reason::TtlExceededAnswered, Reason::NdAnswered];
+
 /// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
-/// came in were right. Returns whether they were.
+/// came in were right, or if the packet is the program's own. Returns whether they were.
 pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
+    if OWN.iter().any(|reason| ran.counted.contains(reason)) && !has_right_sums(&ran.packet) {
+        return Err(format!("checksums of {}", hex(&ran.packet)));
+    }
     let is_reply = [
         Reason::Decapsulated,
         Reason::XdpDecapsulated,
@@ -184,8 +190,9 @@ pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
     let popped = popped && ran.packet.len() < step.packet.len();
     let inner = if popped { TUNNEL } else { 0 };
     if is_encapsulated(ran) {
-        if ones_complement(&ran.packet[14..34]) != 0 {
-            return Err(format!("outer IPv4 checksum of {}", hex(&ran.packet)));
+        // That of UDP is none (RFC 7348, section 5).
+        if ones_complement(&ran.packet[14..34]) != 0 || ran.packet[40..42] != [0, 0] {
+            return Err(format!("outer checksums of {}", hex(&ran.packet)));
         }
         return verified(&step.packet, &ran.packet[TUNNEL..]);
     }
@@ -199,8 +206,13 @@ fn verified(before: &[u8], after: &[u8]) -> Result<bool, String> {
     }
 }
 
-/// Whether all checksums of a frame are right: of the IPv4 header and of what it carries.
+/// Whether all checksums of a frame are right, that of a header which an ICMP error quotes too.
 fn is_sound(frame: &[u8]) -> bool {
+    has_right_sums(frame) && is_quote_sound(frame)
+}
+
+/// Whether the checksums of a frame are right: of the IPv4 header and of what it carries.
+fn has_right_sums(frame: &[u8]) -> bool {
     if frame[12..14] == [0x86, 0xdd] {
         return is_sound6(frame);
     }
@@ -229,6 +241,17 @@ fn is_sound(frame: &[u8]) -> bool {
         17 => body[6..8] == [0, 0] || ones_complement(&pseudo()) == 0,
         _ => true,
     }
+}
+
+/// Whether the IPv4 header that an ICMP error quotes, if the frame is one, has a right checksum.
+fn is_quote_sound(frame: &[u8]) -> bool {
+    let is_icmp = frame[12..14] == [0x08, 0x00] && frame.get(23) == Some(&1);
+    let icmp = 14 + frame.get(14).map_or(0, |byte| usize::from(byte & 15) * 4);
+    let is_error = frame.get(icmp).is_some_and(|kind| [3, 11, 12].contains(kind));
+    let quote = frame.get(icmp + 8..).unwrap_or_default();
+    let length = quote.first().map_or(0, |byte| usize::from(byte & 15) * 4);
+    let header = quote.get(..length).filter(|_| is_icmp && is_error);
+    header.is_none_or(|header| ones_complement(header) == 0)
 }
 
 /// As [`is_sound`], for IPv6: of TCP, UDP and ICMPv6 right behind the header.

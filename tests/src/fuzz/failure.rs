@@ -1,11 +1,25 @@
 //! A disagreement, told so that it can be looked at and run again.
 
-use std::{fmt, fs::File, io, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use pcap_file::pcap::{PcapPacket, PcapWriter};
+use pcap_file::{
+    DataLink,
+    pcapng::{
+        PcapNgBlock as _, PcapNgWriter,
+        blocks::{
+            enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption},
+            interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
+        },
+    },
+};
 
 use super::Step;
-use crate::model::Tables;
+use crate::model::{Program, Tables};
 
 /// Where the programs and the model disagree.
 #[derive(Clone, Debug)]
@@ -21,22 +35,64 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Writes the sequence as a pcap beside this program, which is in cargo's target directory,
-    /// and returns its path.
+    /// Writes the sequence as pcapng to `fuzz/SEED.pcapng` in cargo's target directory, and returns
+    /// its path.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_pcap(&self) -> io::Result<PathBuf> {
-        let program = std::env::current_exe()?;
-        let path = program.with_file_name(format!("fuzz-{}.pcap", self.seed));
-        let mut pcap = PcapWriter::new(File::create(&path)?).map_err(io::Error::other)?;
-        for (i, Step { packet, .. }) in self.steps.iter().enumerate() {
-            let packet =
-                PcapPacket::new(Duration::from_secs(i as u64), packet.len() as u32, packet);
-            pcap.write_packet(&packet).map_err(io::Error::other)?;
-        }
+    pub fn write_pcapng(&self) -> io::Result<PathBuf> {
+        let folder = target(&std::env::current_exe()?).join("fuzz");
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{}.pcapng", self.seed));
+        let file = io::BufWriter::new(fs::File::create(&path)?);
+        self.write_to(file).map_err(io::Error::other)?;
         Ok(path)
     }
+
+    /// The packets as the programs got them, one a second: an interface for each program, and with
+    /// each packet its number, and what the model said of the last.
+    fn write_to(&self, file: impl io::Write) -> Result<(), pcap_file::PcapError> {
+        let mut writer = PcapNgWriter::new(file)?;
+        for program in Program::ALL {
+            let name = InterfaceDescriptionOption::IfName(Cow::Borrowed(program.name()));
+            let interface = InterfaceDescriptionBlock {
+                linktype: DataLink::ETHERNET,
+                snaplen: 0,
+                options: vec![name, InterfaceDescriptionOption::IfTsResol(NANOSECONDS)],
+            };
+            writer.write_block(&interface.into_block())?;
+        }
+        for (i, step) in self.steps.iter().enumerate() {
+            let mut comment = format!("step {}", i + 1);
+            if step.segment != 0 {
+                comment.push_str(&format!(", an aggregate of segments of {}", step.segment));
+            }
+            if i + 1 == self.steps.len() {
+                comment.push_str(&format!(": {}", self.disagreement));
+            }
+            let interface = Program::ALL.iter().position(|program| *program == step.program);
+            let packet = EnhancedPacketBlock {
+                interface_id: interface.expect("one of all") as u32,
+                timestamp: Duration::from_secs(i as u64),
+                original_len: step.packet.len() as u32,
+                data: Cow::Borrowed(&step.packet),
+                options: vec![EnhancedPacketOption::Comment(Cow::Owned(comment))],
+            };
+            writer.write_block(&packet.into_block())?;
+        }
+        Ok(())
+    }
+}
+
+/// `if_tsresol`: times are in nanoseconds, as pcap-file writes them.
+const NANOSECONDS: u8 = 9;
+
+/// Cargo's target directory, by the path of a program in `target/PROFILE` or, as tests are, in
+/// `target/PROFILE/deps`; elsewhere the program's own folder.
+fn target(program: &Path) -> PathBuf {
+    let folder = program.parent().unwrap_or(Path::new("."));
+    let profile = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };
+    profile.and_then(Path::parent).unwrap_or(folder).to_owned()
 }
 
 /// Bytes in hexadecimal.
@@ -85,8 +141,9 @@ impl Failure {
         let mut f = String::new();
         let Self { seed, disagreement, steps, tables } = self;
         writeln!(f, "seed {seed}, step {}: the program and the model disagree", steps.len())?;
-        if let Some(Step { program, packet }) = steps.last() {
-            writeln!(f, "program {}, {} bytes: {}", program.name(), packet.len(), hex(packet))?;
+        if let Some(Step { program, packet, segment }) = steps.last() {
+            let (name, length) = (program.name(), packet.len());
+            writeln!(f, "program {name}, {length} bytes, segments of {segment}: {}", hex(packet))?;
         }
         writeln!(f, "{disagreement}\n{:?}", tables.config)?;
         let agent = &tables.agent;
@@ -104,7 +161,7 @@ impl Failure {
         for (key, entry) in &tables.conntrack {
             writeln!(f, "{key:?}: {entry:?}")?;
         }
-        match self.write_pcap() {
+        match self.write_pcapng() {
             Ok(path) => write!(f, "the sequence: {}", path.display())?,
             Err(error) => write!(f, "the sequence cannot be written: {error}")?,
         }
@@ -114,7 +171,54 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use pcap_file::pcapng::{Block, PcapNgReader};
+
     use super::*;
+
+    #[test]
+    fn a_failure_is_written_with_the_program_and_the_number_of_each_packet() {
+        let step = |program, byte, segment| Step { program, packet: vec![byte; 60], segment };
+        let failure = Failure {
+            seed: 7,
+            disagreement: "verdict 2".to_owned(),
+            steps: vec![step(Program::Container, 1, 0), step(Program::Xdp, 2, 100)],
+            tables: Tables::default(),
+        };
+        let mut file = Vec::new();
+        failure.write_to(&mut file).expect("written");
+        let mut reader = PcapNgReader::new(Cursor::new(file)).expect("a capture");
+        let mut packets = Vec::new();
+        while let Some(block) = reader.next_block() {
+            if let Block::EnhancedPacket(packet) = block.expect("a block") {
+                let EnhancedPacketBlock { interface_id, data, options, .. } = packet.into_owned();
+                let [EnhancedPacketOption::Comment(comment)] = &options[..] else {
+                    panic!("{options:?}");
+                };
+                packets.push((interface_id, data[0], comment.to_string()));
+            }
+        }
+        let last = "step 2, an aggregate of segments of 100: verdict 2".to_owned();
+        assert_eq!(packets, [(0, 1, "step 1".to_owned()), (3, 2, last)]);
+        let interfaces: Vec<String> = reader
+            .interfaces()
+            .iter()
+            .flat_map(|interface| &interface.options)
+            .filter_map(|option| match option {
+                InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(interfaces, Program::ALL.map(Program::name));
+    }
+
+    #[test]
+    fn the_target_directory_is_found_from_programs_and_from_tests() {
+        for program in ["/a/target/debug/overlay-fuzz", "/a/target/debug/deps/datapath_60-1"] {
+            assert_eq!(target(Path::new(program)), Path::new("/a/target"));
+        }
+    }
 
     #[test]
     fn addresses_and_ports_are_told_as_they_are_read() {

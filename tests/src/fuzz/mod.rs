@@ -16,7 +16,7 @@ use overlay_common::{
     event::Watch,
     maps::{Conntrack, ConntrackKey, Usage},
 };
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 pub use failure::Failure;
 pub use run::main;
@@ -26,8 +26,9 @@ use crate::{
     rig::{IFINDEX, Ran, Rig},
 };
 
-/// Packets of one sequence. Conntrack and cursors are carried from packet to packet.
-const STEPS: usize = 80;
+/// Packets of one sequence, and of a long one. Conntrack and cursors are carried from packet to
+/// packet.
+const STEPS: [usize; 2] = [80, 400];
 
 /// What was run.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +69,8 @@ pub struct Step {
     pub program: Program,
     /// The packet.
     pub packet: Vec<u8>,
+    /// Bytes of payload in each segment of an aggregate; 0 for a single packet.
+    pub segment: u16,
 }
 
 impl Fuzz {
@@ -98,14 +101,20 @@ impl Fuzz {
         self.watched = rng.random_bool(0.3);
         self.rig.watch(if self.watched { check::WATCH } else { Watch::default() }, &[]);
         self.install(world);
-        let mut steps = Vec::new();
-        for _ in 0..STEPS {
+        let mut steps: Vec<Step> = Vec::new();
+        let [usual, long] = STEPS;
+        let count = if rng.random_bool(0.02) { long } else { usual };
+        while steps.len() < count {
             if rng.random_bool(0.15) {
                 let mut tables = self.tables.clone();
                 world::change(&mut rng, &self.rig, &mut tables);
                 self.install(tables);
             }
-            let step = traffic::random(&mut rng, &self.tables);
+            // The same again, after what has changed since.
+            let step = match steps.choose(&mut rng) {
+                Some(step) if rng.random_bool(0.2) => step.clone(),
+                _ => traffic::random(&mut rng, &self.tables),
+            };
             if is_refused_by_the_kernel(&step) {
                 continue;
             }
@@ -121,7 +130,7 @@ impl Fuzz {
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
         let before = check::now();
-        let ran = self.rig.run(step.program.name(), &step.packet);
+        let ran = self.rig.run_aggregate(step.program.name(), &step.packet, step.segment);
         let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
@@ -162,7 +171,8 @@ impl Fuzz {
     ) -> Result<(Tables, Predicted), String> {
         let mut tables = self.tables.clone();
         let clock = (&self.host, now);
-        let predicted = model::run(&mut tables, clock, step.program, IFINDEX, &step.packet);
+        let packet = model::Packet { ifindex: IFINDEX, frame: &step.packet, segment: step.segment };
+        let predicted = model::run(&mut tables, clock, step.program, packet);
         check::packet(step.program, &predicted, &real.ran)?;
         check::conntrack(&tables.conntrack, &real.conntrack, now, span)?;
         if tables.cursors != real.cursors {

@@ -13,9 +13,9 @@ use super::Fuzz;
 /// compares.
 #[derive(Parser)]
 struct Args {
-    /// How long, in seconds.
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
+    /// How long, in seconds; by default 60, and with a seed just its sequence.
+    #[arg(long)]
+    seconds: Option<u64>,
     /// The first seed; the following sequences count up from it.
     #[arg(long)]
     seed: Option<u64>,
@@ -24,15 +24,16 @@ struct Args {
 /// Runs until the time is over or something disagrees.
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    let seconds = args.seconds.unwrap_or(if args.seed.is_some() { 0 } else { 60 });
     let first = args.seed.unwrap_or_else(rand::random);
     println!("seed {first}");
     let mut fuzz = Fuzz::new();
     let start = Instant::now();
     let mut seed = first;
     let mut told = start;
-    while start.elapsed() < Duration::from_secs(args.seconds) || seed == first {
+    while start.elapsed() < Duration::from_secs(seconds) || seed == first {
         if let Err(failure) = fuzz.sequence(seed) {
-            eprintln!("{failure}\nagain: cargo xtask fuzz --seconds 0 --seed {seed}");
+            eprintln!("{failure}\nagain: cargo xtask fuzz --seed {seed}");
             return ExitCode::FAILURE;
         }
         seed = seed.wrapping_add(1);

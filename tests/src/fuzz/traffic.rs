@@ -62,7 +62,28 @@ pub fn random(rng: &mut SmallRng, tables: &Tables) -> Step {
     if rng.random_bool(0.2) {
         mutate(rng, &mut packet);
     }
-    Step { program, packet }
+    let segment = if rng.random_bool(0.1) { segment_size(rng, program, &mut packet) } else { 0 };
+    Step { program, packet, segment }
+}
+
+/// Makes the packet an aggregate, if it may be one, and says of what segments. Copies of it would go
+/// through the kernel's own segmentation, which does not know what it is.
+fn segment_size(rng: &mut SmallRng, program: Program, packet: &mut [u8]) -> u16 {
+    let is_to_group = |at: usize| {
+        let ip = packet.get(at..at + 34);
+        ip.is_some_and(|ip| ip[0] & 1 == 1 || ip[30] >= 224 || ip[33] == 255)
+    };
+    if program == Program::Xdp || is_to_group(0) || is_to_group(50) {
+        return 0;
+    }
+    if rng.random_bool(0.2) {
+        // As one over 64 KiB says: of the outer or the inner header, of IPv4 or IPv6.
+        let at = any(rng, &[16, 18, 66, 68]);
+        if let Some(length) = packet.get_mut(at..at + 2) {
+            length.fill(0);
+        }
+    }
+    any(rng, &[1, 100, 1348, 1400, 1410, 1460, 1480, u16::MAX])
 }
 
 fn noise(rng: &mut SmallRng) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay::datapath::DatapathState;
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6,
+    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, UNDERLAY_VNI,
     maps::{
         Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key, EndpointKey, Link, Link6,
         NETWORK_INTERNAL, NETWORK_REPLICATE, Network, Peer, PeerKey, Published, PublishedKey,
@@ -101,11 +101,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
         backend(rng, &mut tables.agent, number);
         published(rng, &mut tables.agent);
     }
-    for node in NODES {
-        if rng.random_bool(if node == PEER { 0.97 } else { 0.85 }) {
-            tables.agent.peers.insert(PeerKey { vni: 0, node: node.into() }, Peer::default());
-        }
-    }
+    peers(rng, &mut tables.agent);
     for local in [NODE, Ipv4Addr::new(10, 255, 0, 2)] {
         if rng.random_bool(0.95) {
             tables.agent.local_addrs.insert(local.into(), 1);
@@ -113,8 +109,24 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     }
     outside(rng, &mut tables, rig);
     link(rng, &mut tables.agent);
+    if rng.random_bool(0.1) {
+        self_reference(rng, &mut tables);
+    }
     link6(rng, &mut tables.agent);
     tables
+}
+
+/// Nodes of the cluster, and of each network.
+fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.peers.clear();
+    for vni in [&[UNDERLAY_VNI], &VNIS[..]].concat() {
+        for node in NODES {
+            let usual = if node == PEER { 0.97 } else { 0.85 };
+            if rng.random_bool(if vni == UNDERLAY_VNI { usual } else { 0.8 }) {
+                agent.peers.insert(PeerKey { vni, node: node.into() }, Peer::default());
+            }
+        }
+    }
 }
 
 /// Where flows leave by, and what is inside: the networks, mostly, and a client now and then.
@@ -153,7 +165,7 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..18) {
+    match rng.random_range(0..20) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, rig, &mut tables.agent, vni),
         2 => service(rng, tables, number),
@@ -179,6 +191,8 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
         }
         12 => dual_stack(rng, &mut tables.agent),
         13 => link6(rng, &mut tables.agent),
+        15 => peers(rng, &mut tables.agent),
+        16 => self_reference(rng, tables),
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
@@ -217,7 +231,8 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
         flags,
         mac: mac(ip),
         ifindex: rng.random_range(1..60),
-        node: any(rng, &NODES[..3]).into(),
+        // This node itself now and then, and nowhere.
+        node: if rng.random_bool(0.03) { hostile_node(rng) } else { any(rng, &NODES[..3]).into() },
         service: rng.random_range(1..=NUMBERS + 1),
         slot: any(rng, &SLOTS),
     };
@@ -229,12 +244,17 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
     }
 }
 
+/// A node that is none.
+fn hostile_node(rng: &mut SmallRng) -> Be32 {
+    any(rng, &[NODE, Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST]).into()
+}
+
 fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
     agent.networks.remove(&vni);
     if rng.random_bool(0.9) {
         let [a, b, c, _] = address(rng, vni).octets();
-        let subnet = Be32::from_octets([a, b, c, 0]);
-        let mask = Be32::from_octets([255, 255, 255, 0]);
+        let usual = (Be32::from_octets([a, b, c, 0]), Be32::from_octets([255, 255, 255, 0]));
+        let (subnet, mask) = if rng.random_bool(0.95) { usual } else { hostile_subnet(rng, usual) };
         let gateway = Be32::from_octets([a, b, c, 1]);
         let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]) | any(rng, &[0, NETWORK_REPLICATE]);
         agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags });
@@ -244,6 +264,13 @@ fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
         let replicas = replicas(rng, rig, agent);
         agent.replicas.insert(vni, Box::new(replicas));
     }
+}
+
+/// A subnet and mask that no agent writes: of nothing, of everything, of one, or ones that
+/// contradict each other.
+fn hostile_subnet(rng: &mut SmallRng, (subnet, mask): (Be32, Be32)) -> (Be32, Be32) {
+    let all = Be32::new(u32::MAX);
+    any(rng, &[(subnet, Be32::ZERO), (Be32::ZERO, Be32::ZERO), (subnet, all), (all, mask)])
 }
 
 /// Where packets to groups are copied: to interfaces that exist, the one that packets come in by
@@ -303,6 +330,27 @@ fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
         let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
         let gateway = address6(rng, link.vni).into();
         agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask, gateway });
+    }
+}
+
+/// Makes something refer to itself: a VIP whose only backend has the VIP, or an endpoint of one
+/// interface and another node at once, which has the tests' own address.
+fn self_reference(rng: &mut SmallRng, tables: &mut Tables) {
+    let number = rng.random_range(1..=NUMBERS);
+    let vni = any(rng, &VNIS);
+    let key = EndpointKey { vni, ip: address(rng, vni).into() };
+    let agent = &mut tables.agent;
+    let mac = mac(key.ip.into());
+    let endpoint = Endpoint { kind: 4, mac, service: number, ..Endpoint::default() };
+    agent.endpoints.insert(key, endpoint);
+    agent.services.insert(number, Service { vni, vip: key.ip, slots: 1, flags: 0 });
+    agent.slots.insert(SlotKey { service: number, index: 0 }, number);
+    let (node, ifindex) = any(rng, &[(Be32::ZERO, IFINDEX), (NODE.into(), 0), (PEER.into(), 0)]);
+    let backend = Backend { vni, ip: key.ip, node, ifindex, mac, state: 1, slot: 1 };
+    agent.backends.insert(number, backend);
+    if rng.random_bool(0.5) {
+        let link = Link { vni, ip: key.ip, mac, flags: any(rng, &[0, 1, 5, 7]), slot: 1 };
+        agent.links.insert(IFINDEX, link);
     }
 }
 

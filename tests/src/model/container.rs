@@ -85,7 +85,7 @@ fn arp(walk: &mut Walk<'_>, link: &Link) -> Outcome {
 
 fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
     let ip = Ip::at(&walk.frame, ETHERNET).ok_or(Reason::Truncated)?;
-    ip.check(&walk.frame)?;
+    walk.check(&ip)?;
     if Be32::from(ip.src) != link.ip {
         return Err(Reason::SpoofedSource);
     }

@@ -130,12 +130,14 @@ impl Ip {
         self.more || self.later
     }
 
-    /// Whether the header is possible and the frame as long as it says.
-    pub fn check(&self, frame: &[u8]) -> Result<(), Reason> {
-        if self.version != 4 || self.header < 20 || self.total < self.header {
+    /// Whether the header is possible and the frame as long as it says. What an aggregate says of
+    /// its length holds for none of its segments, and zero is for more than the field can say.
+    pub fn check(&self, frame: &[u8], is_aggregate: bool) -> Result<(), Reason> {
+        let is_huge = is_aggregate && self.total == 0;
+        if self.version != 4 || self.header < 20 || (self.total < self.header && !is_huge) {
             return Err(Reason::Malformed);
         }
-        if self.at + self.total > frame.len() {
+        if self.at + self.total > frame.len() && !is_aggregate {
             return Err(Reason::Truncated);
         }
         Ok(())

@@ -11,6 +11,7 @@ mod frame;
 mod host;
 mod icmp;
 mod ipv6;
+mod membership;
 mod observe;
 mod outside;
 mod replicate;
@@ -98,16 +99,26 @@ pub struct Tables {
     pub usage: BTreeMap<u32, Usage>,
 }
 
-/// Runs a packet. `now` is the time in ns on the clock of `last_seen`; `ifindex` the interface the
-/// packet came in by. The tables change as the program must change the maps.
+/// A packet as a program gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// The interface that it came in by.
+    pub ifindex: u32,
+    /// Its bytes.
+    pub frame: &'a [u8],
+    /// Bytes of payload in each segment of an aggregate; 0 for a single packet.
+    pub segment: u16,
+}
+
+/// Runs a packet. `now` is the time in ns on the clock of `last_seen`. The tables change as the program
+/// must change the maps.
 pub fn run(
     tables: &mut Tables,
     (host, now): (&Host, u64),
     program: Program,
-    ifindex: u32,
-    packet: &[u8],
+    packet: Packet<'_>,
 ) -> Predicted {
-    let mut walk = walk::Walk::new(tables, host, (now, ifindex), packet);
+    let mut walk = walk::Walk::new(tables, host, now, packet);
     let end = match program {
         Program::Container => container::receive(&mut walk),
         Program::Underlay => underlay::receive(&mut walk),
@@ -115,7 +126,7 @@ pub fn run(
         Program::Xdp => xdp::receive(&mut walk),
     };
     // XDP counts a packet as it came in, TC as it leaves.
-    let length = if program == Program::Xdp { packet.len() } else { walk.frame.len() };
+    let length = if program == Program::Xdp { packet.frame.len() } else { walk.frame.len() };
     let verdict = match end {
         Ok(walk::End::Pass) => Verdict::Pass,
         Ok(walk::End::Sent(reason)) => {

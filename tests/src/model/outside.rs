@@ -90,7 +90,7 @@ fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
 /// that nobody has.
 fn open(walk: &mut Walk<'_>, flow: &Flow) -> Result<Conntrack, Reason> {
     let config = walk.tables.config;
-    let total = walk.frame.len() - ETHERNET;
+    let total = walk.longest();
     let hop = walk.host.next_hop(&config, flow.key.daddr.into(), total)?;
     let address = *walk.tables.agent.egress.get(&hop.ifindex).ok_or(Reason::NoWayOut)?;
     keep_limit(walk)?;
@@ -229,7 +229,7 @@ pub fn receive(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
     if ip.protocol == ICMP && walk.frame[ip.payload()..ip.payload() + 2] != [0, 0] {
         return error(walk, ip);
     }
-    ip.check(&walk.frame).ok()?;
+    walk.check(ip).ok()?;
     let flow = if ip.protocol == ICMP {
         let id = Be16::new(half(&walk.frame, ip.payload() + 4)?);
         if ip.is_fragment() || ip.total < ip.header + 8 {
@@ -274,7 +274,7 @@ fn error(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
     let [kind]: [u8; 1] = bytes(&walk.frame, ip.payload())?;
     let quoted = Ip::at(&walk.frame, QUOTED)?;
     let start: [u8; 8] = bytes(&walk.frame, TRANSPORT)?;
-    ip.check(&walk.frame).ok()?;
+    walk.check(ip).ok()?;
     let is_one = [3, 11, 12].contains(&kind)
         && !ip.is_fragment()
         && ip.total >= 56

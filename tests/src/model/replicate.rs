@@ -46,7 +46,7 @@ pub fn receive(
         .endpoint(vni, ip.src)
         .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == Be32::from(sender))
         .ok_or(Reason::SpoofedInnerSource)?;
-    walk.pop();
+    walk.pop()?;
     put(&mut walk.frame, 0, &Ethernet::ipv4(source.mac, dst).bytes());
     let replicas = replicas(walk, vni);
     to_endpoints(walk, &replicas);

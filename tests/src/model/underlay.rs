@@ -14,7 +14,7 @@ use super::{
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, half, put},
     host::MTU,
-    icmp, ipv6,
+    icmp, ipv6, membership,
     observe::Party,
     outside, replicate,
     walk::{End, Outcome, Walk},
@@ -111,7 +111,7 @@ fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
 
 /// From a client outside.
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
-    ip.check(&walk.frame)?;
+    walk.check(ip)?;
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
     let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
     // A client cannot pose as a container of the backend's network.
@@ -149,7 +149,16 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         check_peer(walk, sender)?;
         walk.party = party;
     }
-    outcome
+    match outcome {
+        Err(Reason::TunnelRefused) => {
+            // The kernel's device is given no reserved bit to stumble over.
+            let vni = vni(walk)?;
+            let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
+            put(&mut walk.frame, TUNNEL - 8, &header);
+            Ok(End::Left(Reason::HandedUp))
+        }
+        outcome => outcome.map_err(|reason| membership::judge(walk, sender, reason)),
+    }
 }
 
 fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
@@ -158,10 +167,7 @@ fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
     if ethernet.kind == VLAN {
-        // The kernel's device is given no reserved bit to stumble over.
-        let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
-        put(&mut walk.frame, TUNNEL - 8, &header);
-        return Ok(End::Left(Reason::HandedUp));
+        return Err(Reason::TunnelRefused);
     }
     if ethernet.kind == IPV6 {
         return ipv6::from_tunnel(walk, (vni, sender), outer.ecn);
@@ -170,7 +176,7 @@ fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         return Err(Reason::UnsupportedProtocol);
     }
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
-    ip.check(&walk.frame)?;
+    walk.check(&ip)?;
     walk.combine(outer.ecn, ip.at)?;
     match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
         Some(endpoint) => {
@@ -207,7 +213,7 @@ fn to_local(
         }
         None => return from_outside(walk, (vni, sender), ip, endpoint),
     };
-    walk.pop();
+    walk.pop()?;
     walk.deliver(endpoint, source, Reason::Decapsulated)
 }
 
@@ -230,7 +236,7 @@ fn from_outside(
     }
     let flow = walk.flow(ip, vni)?;
     let sport = walk.note_return(&flow, sender)?;
-    walk.pop();
+    walk.pop()?;
     if sport != flow.key.sport {
         let ConntrackKey { saddr, daddr, dport, .. } = flow.key;
         let entry = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
@@ -255,7 +261,7 @@ pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Re
 }
 
 fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
-    walk.pop();
+    walk.pop()?;
     walk.translate(ETHERNET, flow.transport - TUNNEL, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
         return walk.route_out(entry);

@@ -12,7 +12,7 @@ use overlay_common::{
 };
 
 use super::{
-    Host, Tables,
+    Host, Packet, Tables,
     conntrack::Flow,
     frame::{
         ETHERNET, Ethernet, ICMP, IPV4, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put,
@@ -71,6 +71,8 @@ pub struct Walk<'a> {
     pub now: u64,
     /// The interface that the packet came in by.
     pub ifindex: u32,
+    /// Bytes of payload in each segment of an aggregate; 0 for a single packet.
+    pub segment: usize,
     /// The packet as it is now.
     pub frame: Vec<u8>,
     /// What was counted.
@@ -85,23 +87,44 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// A packet that has just come in.
-    pub fn new(
-        tables: &'a mut Tables,
-        host: &'a Host,
-        (now, ifindex): (u64, u32),
-        packet: &[u8],
-    ) -> Self {
+    pub fn new(tables: &'a mut Tables, host: &'a Host, now: u64, packet: Packet<'_>) -> Self {
         Self {
             tables,
             host,
             now,
-            ifindex,
-            frame: packet.to_vec(),
+            ifindex: packet.ifindex,
+            segment: packet.segment.into(),
+            frame: packet.frame.to_vec(),
             moved: BTreeMap::new(),
             party: Party::nobody(),
             delivered: 0,
             told: Told::default(),
         }
+    }
+
+    /// Whether the packet's IPv4 header is possible and the frame as long as it says.
+    pub fn check(&self, ip: &Ip) -> Result<(), Reason> {
+        ip.check(&self.frame, self.segment != 0)
+    }
+
+    /// Length of the longest IP packet that this one, behind an Ethernet header, is on the wire.
+    pub fn longest(&self) -> usize {
+        if self.segment == 0 {
+            return self.frame.len() - ETHERNET;
+        }
+        let (header, protocol) = match self.frame[ETHERNET] >> 4 {
+            6 => (40, self.frame[ETHERNET + 6]),
+            _ => (usize::from(self.frame[ETHERNET] & 15) * 4, self.frame[ETHERNET + 9]),
+        };
+        let transport = match protocol {
+            UDP => Some(8),
+            TCP => {
+                let offset = bytes::<1>(&self.frame, ETHERNET + header + 12);
+                offset.map(|[byte]| usize::from(byte >> 4) * 4)
+            }
+            _ => Some(0),
+        };
+        self.segment + transport.map_or(0, |transport| header + transport)
     }
 
     /// Counts a packet.
@@ -135,7 +158,7 @@ impl<'a> Walk<'a> {
         }
         // What is behind the packet's own end is padding, not ports.
         let shortest = ip.header + if ip.protocol == TCP { 20 } else { 8 };
-        if ip.total < shortest {
+        if ip.total < shortest && ip.total != 0 {
             return Err(Reason::Truncated);
         }
         let transport = ip.payload();
@@ -277,7 +300,7 @@ impl<'a> Walk<'a> {
 
     /// Addresses the packet to the next hop towards the destination of `entry`.
     pub fn route(&mut self, entry: &Conntrack) -> Result<(), Reason> {
-        let total = self.frame.len() - ETHERNET;
+        let total = self.longest();
         let hop = self.host.next_hop(&self.tables.config, entry.daddr.into(), total)?;
         self.address(&hop);
         Ok(())
@@ -291,26 +314,32 @@ impl<'a> Walk<'a> {
 
     /// Into the tunnel to a node.
     pub fn tunnel(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet) -> Outcome {
-        let total = self.frame.len() + TUNNEL - ETHERNET;
+        let total = self.longest() + TUNNEL;
         let hop = match self.host.next_hop(&self.tables.config, node, total) {
-            Err(Reason::TooBig) => return self.hand_over(inner),
+            Err(Reason::TooBig) => return self.hand_over(inner, Reason::TooBig),
             hop => hop?,
         };
+        if self.segment != 0 {
+            return self.hand_over(inner, Reason::TunnelRefused);
+        }
         self.push(vni, node, inner, &hop);
         Ok(End::Sent(Reason::Encapsulated))
     }
 
-    /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside."
-    fn hand_over(&mut self, inner: Ethernet) -> Outcome {
+    /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside",
+    /// and so is what the programs cannot push headers onto: "aggregates other than TCP's and UDP's",
+    /// which those of BPF_PROG_TEST_RUN are, whatever is in them.
+    fn hand_over(&mut self, inner: Ethernet, refused: Reason) -> Outcome {
         let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
         // Nobody on the path makes fragments of IPv6 packets, but every link carries 1280 bytes
         // (RFC 8200, section 5).
         let is_whole = match inner.kind {
             IPV4 => has_df,
-            _ => self.frame.len() - ETHERNET > 1280,
+            _ => self.longest() > 1280,
         };
-        if is_whole || self.tables.config.vxlan_ifindex == 0 {
-            return Err(Reason::TooBig);
+        let stays_whole = is_whole && refused == Reason::TooBig;
+        if stays_whole || self.tables.config.vxlan_ifindex == 0 {
+            return Err(refused);
         }
         put(&mut self.frame, 0, &inner.bytes());
         Ok(End::Sent(Reason::HandedOver))
@@ -359,8 +388,12 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Takes the outer headers away.
-    pub fn pop(&mut self) {
+    /// Takes the outer headers away. Those of aggregates are left to the kernel's device, as above.
+    pub fn pop(&mut self) -> Result<(), Reason> {
+        if self.segment != 0 {
+            return Err(Reason::TunnelRefused);
+        }
         self.frame.drain(..TUNNEL);
+        Ok(())
     }
 }

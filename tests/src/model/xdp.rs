@@ -14,6 +14,7 @@ use overlay_common::{
 use super::{
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL},
+    membership,
     observe::Party,
     underlay::{check_backend, check_other, check_peer, is_tunnel, outer, published_here, vni},
     walk::{End, Outcome, Walk},
@@ -43,7 +44,7 @@ fn fits(walk: &Walk<'_>, length: usize) -> bool {
 }
 
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
-    ip.check(&walk.frame)?;
+    walk.check(ip)?;
     if !fits(walk, walk.frame.len() + TUNNEL) {
         return Ok(End::Pass);
     }
@@ -76,7 +77,7 @@ fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
         check_peer(walk, outer.src)?;
         walk.party = party;
     }
-    outcome
+    outcome.map_err(|reason| membership::judge(walk, outer.src, reason))
 }
 
 fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
@@ -88,7 +89,7 @@ fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     {
         return Ok(End::Pass);
     }
-    ip.check(&walk.frame)?;
+    walk.check(&ip)?;
     match walk.endpoint(vni, ip.dst) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
             walk.party.slot = endpoint.slot;
@@ -122,23 +123,27 @@ fn to_local(
     {
         return Ok(End::Pass);
     }
-    walk.pop();
+    walk.pop()?;
     walk.deliver(endpoint, from.mac, Reason::XdpDecapsulated)
 }
 
 /// To nobody's address.
 fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
     check_peer(walk, sender)?;
-    let Ok(flow) = walk.flow(ip, vni) else {
-        return Ok(End::Pass);
+    let flow = walk.flow(ip, vni).ok();
+    let entry = flow.as_ref().and_then(|flow| walk.find_action(flow, CONNTRACK_REPLY));
+    let (Some(flow), Some(entry)) = (flow, entry) else {
+        // Nobody but a node of the network has anything to say here.
+        return match membership::stranger(walk, sender) {
+            Some(reason) => Err(reason),
+            None => Ok(End::Pass),
+        };
     };
-    match walk.find_action(&flow, CONNTRACK_REPLY) {
-        Some(entry) if entry.vni == UNDERLAY_VNI => {
-            check_backend(walk, &entry, sender)?;
-            to_client(walk, ip, &flow, &entry)
-        }
-        _ => Ok(End::Pass),
+    if entry.vni != UNDERLAY_VNI {
+        return Ok(End::Pass);
     }
+    check_backend(walk, &entry, sender)?;
+    to_client(walk, ip, &flow, &entry)
 }
 
 fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Outcome {
@@ -147,7 +152,7 @@ fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Ou
         return Ok(End::Pass);
     }
     walk.translate(ip.at, flow.transport, entry, Reason::Truncated)?;
-    walk.pop();
+    walk.pop()?;
     walk.address(&hop);
     Ok(End::Sent(Reason::XdpSentToClient))
 }

@@ -114,6 +114,17 @@ pub fn link_local(ip: Ipv4Addr) -> Ipv6Addr {
     Ip6::link_local(mac(ip)).into()
 }
 
+/// `struct __sk_buff` of an aggregate, as `convert___skb_to_skb` of the kernel's net/bpf/test_run.c
+/// takes it: the fields that it does not take are zero.
+fn aggregate(segment: u16) -> [u8; 192] {
+    const GSO_SEGS: usize = 164;
+    const GSO_SIZE: usize = 176;
+    let mut context = [0; 192];
+    context[GSO_SEGS..][..4].copy_from_slice(&2u32.to_ne_bytes());
+    context[GSO_SIZE..][..4].copy_from_slice(&u32::from(segment).to_ne_bytes());
+    context
+}
+
 fn run(command: &str) {
     let mut words = command.split_whitespace();
     let status = Command::new(words.next().expect("a command"))
@@ -253,11 +264,20 @@ impl Rig {
 
     /// Runs a program on a packet.
     pub fn run(&mut self, program: &str, packet: &[u8]) -> Ran {
+        self.run_aggregate(program, packet, 0)
+    }
+
+    /// Runs a TC program on an aggregate with `segment` bytes of payload in each segment. To the
+    /// kernel its protocol is none (`gso_type` cannot be said, Linux 6.18), so nothing is pushed onto
+    /// it or popped from it. A `segment` of 0 is a single packet's, which XDP's must be.
+    pub fn run_aggregate(&mut self, program: &str, packet: &[u8], segment: u16) -> Ran {
         let before = self.counters();
         let mut out = vec![0u8; 65_536 + 256];
+        let context = aggregate(segment);
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            ctx_in: (segment != 0).then_some(&context[..]),
             repeat: 1,
             ..Default::default()
         };
@@ -356,12 +376,23 @@ impl Rig {
         self.write("usage", IFINDEX, usage);
     }
 
-    /// Makes every conntrack entry look `seconds` older.
-    pub fn age_conntrack(&mut self, seconds: u64) {
-        for (key, mut entry) in self.conntrack() {
-            entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
+    /// Makes every conntrack entry look `seconds` older. Says whether that could be done: times are
+    /// those of the kernel's clock, on which nothing is older than the machine.
+    #[must_use]
+    pub fn age_conntrack(&mut self, seconds: u64) -> bool {
+        let aged: Option<Vec<_>> = self
+            .conntrack()
+            .into_iter()
+            .map(|(key, entry)| {
+                let last_seen = entry.last_seen.checked_sub(seconds * 1_000_000_000)?;
+                Some((key, Conntrack { last_seen, ..entry }))
+            })
+            .collect();
+        let Some(aged) = aged else { return false };
+        for (key, entry) in aged {
             self.write("conntrack", key, Some(entry));
         }
+        true
     }
 
     /// Declares a network 10.0.N.0/24 with gateway .1.
@@ -443,8 +474,15 @@ impl Rig {
                     ..Endpoint::default()
                 },
             );
-            for vni in [0, vni] {
-                state.peers.insert(PeerKey { vni, node: PEER.into() }, Peer::default());
+        });
+        self.node(PEER, &[vni]);
+    }
+
+    /// Declares a node of the cluster that has endpoints of `networks`.
+    pub fn node(&mut self, node: Ipv4Addr, networks: &[u32]) {
+        self.set(|state| {
+            for vni in [&[0], networks].concat() {
+                state.peers.insert(PeerKey { vni, node: node.into() }, Peer::default());
             }
         });
     }
@@ -509,7 +547,7 @@ impl Rig {
                 Published { service, target: Be16::new(target), pad: 0 },
             );
             state.local_addrs.insert(NODE.into(), 1);
-            state.peers.insert(PeerKey { vni: 0, node: PEER.into() }, Peer::default());
         });
+        self.node(PEER, &[]);
     }
 }
