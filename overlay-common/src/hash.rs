@@ -22,6 +22,19 @@ pub const fn of_flow(saddr: Be32, daddr: Be32, [sport, dport]: [Be16; 2]) -> u32
     mix(saddr.raw() ^ daddr.raw().rotate_left(16), ports)
 }
 
+/// What picks a backend by the client's address alone.
+#[inline(always)]
+pub const fn of_client(saddr: Be32) -> u32 {
+    mix(saddr.raw(), 0)
+}
+
+/// What picks a backend by the client's address and port, the port that it asks and the protocol.
+#[inline(always)]
+pub const fn of_client_flow(saddr: Be32, [sport, dport]: [Be16; 2], proto: u8) -> u32 {
+    let ports = (sport.raw() as u32) << 16 | dport.raw() as u32;
+    mix(mix(saddr.raw(), ports), proto as u32)
+}
+
 /// A hash of two words, for programs that have no flow hash from the kernel (XDP): a
 /// multiply-and-rotate mix with the finalizer of MurmurHash3.
 #[inline(always)]

@@ -85,6 +85,7 @@ ways! {
     15 = Received XdpDecapsulated;
     16 = Received Replicated;
     17 = Sent Replicated;
+    18 = Sent NoBackendAnswered;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

@@ -175,6 +175,9 @@ reasons! {
     ReplicateRefused = 53, Drop, "replicate_refused";
     /// VXLAN of a network that this node has no endpoints of.
     UnknownVni = 57, Drop, "unknown_vni";
+    /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP
+    /// "port unreachable".
+    NoBackendAnswered = 59, Forward, "no_backend_answered";
 }
 
 /// Size of map `counters`: room for reasons to come without a change of layout.

@@ -241,6 +241,52 @@ pub struct Udp {
     pub checksum: Be16,
 }
 
+/// A TCP header without options (RFC 9293, section 3.1, 20 bytes). The fields have an alignment of 2
+/// on the wire, hence the arrays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tcp {
+    /// Source port.
+    pub source: Be16,
+    /// Destination port.
+    pub dest: Be16,
+    /// Sequence number, wire order.
+    pub sequence: [u8; 4],
+    /// Acknowledgement number, wire order.
+    pub acknowledgement: [u8; 4],
+    /// Length of the header in words, in the upper four bits.
+    pub data_offset: u8,
+    /// Bits of `TCP_*`.
+    pub flags: u8,
+    /// Window.
+    pub window: Be16,
+    /// Checksum.
+    pub checksum: Be16,
+    /// Urgent pointer.
+    pub urgent: Be16,
+}
+
+/// In [`Tcp::flags`]: no more data from the sender.
+pub const TCP_FIN: u8 = 0x01;
+/// In [`Tcp::flags`]: synchronize sequence numbers.
+pub const TCP_SYN: u8 = 0x02;
+/// In [`Tcp::flags`]: reset the connection.
+pub const TCP_RST: u8 = 0x04;
+/// In [`Tcp::flags`]: the acknowledgement number counts.
+pub const TCP_ACK: u8 = 0x10;
+
+/// A TCP segment without data, written to the packet in one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TcpSegment {
+    /// Ethernet.
+    pub ethernet: Ethernet,
+    /// IPv4.
+    pub ipv4: Ipv4,
+    /// TCP.
+    pub tcp: Tcp,
+}
+
 /// A VXLAN header (RFC 7348, section 5, 8 bytes). The fields have an alignment of 2 on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -316,6 +362,9 @@ pub const ICMP_UNREACHABLE: u8 = 3;
 /// Code of [`ICMP_UNREACHABLE`]: fragmentation needed and DF set.
 pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
 
+/// Code of [`ICMP_UNREACHABLE`]: nobody listens on the port.
+pub const ICMP_PORT_UNREACHABLE: u8 = 3;
+
 /// ICMP type: time exceeded; code 0 is "in transit".
 pub const ICMP_TIME_EXCEEDED: u8 = 11;
 
@@ -378,6 +427,8 @@ plain!(
     LinkLayerOption,
     Advertisement,
     Udp,
+    Tcp,
+    TcpSegment,
     Vxlan,
     Encapsulation,
     Icmp,
@@ -402,6 +453,9 @@ mod tests {
         assert_eq!(size_of::<Advertisement>(), 72);
         assert_eq!(offset_of!(Advertisement, option), 64);
         assert_eq!(size_of::<Udp>(), 8);
+        assert_eq!(size_of::<Tcp>(), 20);
+        assert_eq!(offset_of!(Tcp, checksum), 16);
+        assert_eq!(size_of::<TcpSegment>(), 54);
         assert_eq!(size_of::<Vxlan>(), 8);
         assert_eq!(size_of::<Encapsulation>(), 64);
         assert_eq!(size_of::<Icmp>(), 8);

@@ -23,7 +23,7 @@ use crate::{
         ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
         pull, refuse_vlan_tag,
     },
-    published, replicate, service, vxlan,
+    published, refuse, replicate, service, vxlan,
 };
 
 /// Headers that are read directly: Ethernet, IPv4 and TCP without options.
@@ -178,7 +178,9 @@ fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
     if packet.is_from(ENDPOINT_FLAG_BACKEND) && packet.tracked(work) == CONNTRACK_REPLY {
         return reply(packet, work);
     }
-    service::route(work, number, work.flow.key.dport, packet.ctx.len())?;
+    if let Err(reason) = service::route(work, number, work.flow.key.dport, packet.ctx.len()) {
+        return refuse::answer(packet.ctx, reason);
+    }
     to_backend(packet, work)
 }
 
@@ -196,7 +198,10 @@ fn to_gateway(packet: &Packet<'_>) -> Outcome {
     packet.flow(work)?;
     let published =
         published::find(work.flow.key.proto, work.flow.key.dport).ok_or(Reason::GatewayPort)?;
-    service::route(work, published.service, published.target, packet.ctx.len())?;
+    if let Err(reason) = service::route(work, published.service, published.target, packet.ctx.len())
+    {
+        return refuse::answer(packet.ctx, reason);
+    }
     to_backend(packet, work)
 }
 

@@ -13,8 +13,9 @@ use overlay_common::{
     Be16, Be32, Mac, Reason, checksum,
     maps::Network,
     wire::{
-        ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE,
-        IPV4_DF, Icmp, IcmpError, Ipv4, PROTO_ICMP, PROTO_TCP, is_icmp_error,
+        ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_PORT_UNREACHABLE,
+        ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, IPV4_DF, Icmp, IcmpError, Ipv4, PROTO_ICMP,
+        PROTO_TCP, is_icmp_error,
     },
 };
 
@@ -108,24 +109,53 @@ pub fn time_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
 #[inline(never)]
 fn time_exceeded_packed(skb: *mut __sk_buff, router: &Router) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(answer_exceeded(&ctx, router).map(|()| 0))
+    let error = Error { kind: [ICMP_TIME_EXCEEDED, 0], mtu: 0 };
+    fallible::pack(quote_any(&ctx, router, &error, Reason::TtlExceeded).map(|()| 0))
 }
 
+/// Tells the sender of a packet, which is as it was sent, that nobody listens on its port: makes the
+/// answer of it, which the caller sends back out. The packet is UDP, with its transport header, from
+/// one host to one ([`is_from_one_host`]).
+///
+/// # Errors
+/// [`Reason::NoBackend`] when it is too short to be quoted behind its options.
+/// [`Reason::RewriteRefused`] when the kernel refuses.
 #[inline(always)]
-fn answer_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
+pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
+    fallible::unpack(port_unreachable_packed(ctx.skb.skb)).map(|_| ())
+}
+
+#[inline(never)]
+fn port_unreachable_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(answer_unreachable(&TcContext::new(skb)).map(|()| 0))
+}
+
+/// From the address that was asked.
+#[inline(always)]
+fn answer_unreachable(ctx: &TcContext) -> Result<(), Reason> {
+    let ethernet: Ethernet = load(ctx, 0)?;
+    let ip: Ipv4 = load(ctx, ETH_LEN)?;
+    let error = Error { kind: [ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE], mtu: 0 };
+    let asked = Router { ip: ip.daddr(), mac: ethernet.dst };
+    quote_any(ctx, &asked, &error, Reason::NoBackend)
+}
+
+/// Makes an answer that quotes as much as there is, up to [`QUOTE`]; `short` is the error for what is
+/// too short behind its options.
+#[inline(always)]
+fn quote_any(ctx: &TcContext, router: &Router, error: &Error, short: Reason) -> Result<(), Reason> {
     let ethernet: Ethernet = load(ctx, 0)?;
     let ip: Ipv4 = load(ctx, ETH_LEN)?;
     let sent = (&ethernet, &ip);
-    let error = Error { kind: [ICMP_TIME_EXCEEDED, 0], mtu: 0 };
     // The length that is summed must be known to the verifier.
     if ctx.len() >= ETH_LEN as u32 + QUOTE {
-        send::<QUOTE>(ctx, sent, router, &error)
+        send::<QUOTE>(ctx, sent, router, error)
     } else if ip.version_ihl != 0x45 {
-        Err(Reason::TtlExceeded)
+        Err(short)
     } else if ip.protocol == PROTO_TCP {
-        send::<QUOTE_TCP>(ctx, sent, router, &error)
+        send::<QUOTE_TCP>(ctx, sent, router, error)
     } else {
-        send::<QUOTE_SHORT>(ctx, sent, router, &error)
+        send::<QUOTE_SHORT>(ctx, sent, router, error)
     }
 }
 
@@ -158,12 +188,14 @@ fn send<const LENGTH: u32>(
 /// Whether the packet may be answered as far as its IPv4 header tells.
 #[inline(always)]
 fn may_be_answered(ip: &Ipv4) -> bool {
+    ip.fragment.get() & IPV4_DF != 0 && !ip.is_later_fragment() && is_from_one_host(ip)
+}
+
+/// Whether the source address is one that a single host has.
+#[inline(always)]
+pub fn is_from_one_host(ip: &Ipv4) -> bool {
     let [first, ..] = ip.src;
-    ip.fragment.get() & IPV4_DF != 0
-        && !ip.is_later_fragment()
-        && first != 0
-        && first != 127
-        && first < 224
+    first != 0 && first != 127 && first < 224
 }
 
 /// Sum of the words that are quoted.

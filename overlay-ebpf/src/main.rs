@@ -14,6 +14,7 @@
 )]
 
 mod arp;
+mod balance;
 mod conntrack;
 mod container;
 mod echo;
@@ -38,6 +39,7 @@ mod outside_flow;
 mod outside_limit;
 mod packet;
 mod published;
+mod refuse;
 mod replicate;
 mod service;
 mod socket;
@@ -200,6 +202,7 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
                         | Reason::EchoAnswered
                         | Reason::TooBigAnswered
                         | Reason::TtlExceededAnswered
+                        | Reason::NoBackendAnswered
                 )
             {
                 event::tell_delivery(ctx, party.slot, reason);

@@ -2,22 +2,25 @@
 //! `overlay_common::maps`.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
+    btf_maps::{
+        Array, HashMap, HashOfMaps, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+    },
     macros::btf_map,
 };
 use overlay_common::{
     Be32, COUNTERS, Plain, Reason,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
-        Backend, CONNTRACK_ENTRIES, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
-        Endpoint, Endpoint6Key, EndpointKey, Epoch, HOPS, Hop, KNOWN_ENDPOINTS,
-        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
-        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SMALL_TABLE,
-        Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, Usage,
+        AFFINITY_ENTRIES, Active, Affinity, AffinityKey, Backend, CONNTRACK_ENTRIES, Config,
+        Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
+        Epoch, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink,
+        LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey, Published,
+        PublishedKey, Replicas, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+        Subnet, TableKey, Usage,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{Advertisement, Encapsulation, Ethernet, Icmp6Error, Ipv6},
+    wire::{Advertisement, Encapsulation, Ethernet, Icmp6Error, Ipv6, TcpSegment},
 };
 
 use crate::{event::Buffer, packet::Flow};
@@ -27,6 +30,9 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const SOCK_ORIGINS: usize = 1 << 16;
 
 type Table<K, V, const ENTRIES: usize> = HashMap<K, V, ENTRIES, NO_PREALLOC>;
+
+/// A table of `lb_tables`. Each is as long as it must be, which the flag allows (Linux 5.10).
+type LbTable = Array<Slot, 1, { BPF_F_INNER_MAP as usize }>;
 
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
@@ -72,6 +78,15 @@ pub static RR_CURSOR: Table<u32, Cursor, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "slots")]
 pub static SLOTS: Table<SlotKey, Slot, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "lb_tables")]
+pub static LB_TABLES: HashOfMaps<TableKey, LbTable, MEDIUM_TABLE, NO_PREALLOC> = HashOfMaps::new();
+
+#[btf_map(name = "active")]
+pub static ACTIVE: Table<u32, Active, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "affinity")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, AFFINITY_ENTRIES> = LruHashMap::new();
 
 #[btf_map(name = "backends")]
 pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
@@ -139,8 +154,26 @@ pub struct Work {
     pub entry: Conntrack,
     /// The backend of its flow, in the client's direction.
     pub backend: Backend,
+    /// What a new flow's backend is picked by.
+    pub pick: Pick,
     /// What is remembered of an IPv6 packet.
     pub ipv6: Ipv6Work,
+}
+
+/// The part of [`Work`] in which a backend is picked.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Pick {
+    /// The service.
+    pub service: Service,
+    /// The client, for [`AFFINITY`].
+    pub client: AffinityKey,
+    /// What it keeps.
+    pub affinity: Affinity,
+    /// 1 when the flow had a backend that is gone.
+    pub repicked: u32,
+    /// Padding, zero.
+    pub pad: u32,
 }
 
 /// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack, and what functions
@@ -181,6 +214,8 @@ pub struct Scratch {
     pub fib: [u64; 8],
     /// Headers on their way into the packet.
     pub headers: Encapsulation,
+    /// A whole packet on its way.
+    pub segment: TcpSegment,
 }
 
 /// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.

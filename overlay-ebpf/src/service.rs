@@ -2,13 +2,14 @@
 
 use overlay_common::{
     Be16, Reason,
-    maps::{Backend, CONNTRACK_FORWARD, SlotKey},
+    maps::{BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, TCP_SEEN_FIN, TCP_SEEN_RST},
 };
 
 use crate::{
+    balance,
     conntrack::{self, Target},
     event, fallible,
-    maps::{BACKENDS, RR_CURSOR, SERVICES, SLOTS, Work, lookup},
+    maps::{BACKENDS, Work, lookup},
     observe::count,
 };
 
@@ -20,55 +21,75 @@ use crate::{
 /// whose backend was removed, and the errors of [`conntrack::create`].
 #[inline(always)]
 pub fn route(work: &mut Work, service: u32, port: Be16, length: u32) -> Result<(), Reason> {
-    fallible::unpack(route_packed(work, service, port, length)).map(|_| ())
+    // One after the other and not one in the other: they share the stack with the entry point.
+    let picked = fallible::unpack(find_or_pick_packed(work, service))?;
+    if picked == FOUND {
+        return Ok(());
+    }
+    fallible::unpack(open_packed(work, service, picked, port, length)).map(|_| ())
 }
 
+/// In place of a backend's number, none of which is zero: the flow has its backend.
+const FOUND: u32 = 0;
+
 #[inline(never)]
-fn route_packed(work: &mut Work, service: u32, port: Be16, length: u32) -> i64 {
-    fallible::pack(find_or_pick(work, service, port, length).map(|()| 0))
+fn find_or_pick_packed(work: &mut Work, service: u32) -> i64 {
+    fallible::pack(find_or_pick(work, service))
 }
 
 #[inline(always)]
-fn find_or_pick(work: &mut Work, service: u32, port: Be16, length: u32) -> Result<(), Reason> {
-    let mut repicked = false;
+fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
+    work.pick.repicked = 0;
     if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
         if let Some(backend) = lookup(&BACKENDS, &work.entry.backend) {
             work.backend = backend;
-            return Ok(());
+            if ends_now(work) {
+                balance::ended(work.entry.backend);
+            }
+            return Ok(FOUND);
         }
         if !work.flow.may_be_repicked() {
             return Err(Reason::BackendGone);
         }
-        repicked = true;
+        work.pick.repicked = 1;
     }
-    let number = pick(service)?;
+    match balance::pick(work, service) {
+        None | Some(FOUND) => Err(Reason::NoBackend),
+        Some(number) => Ok(number),
+    }
+}
+
+#[inline(never)]
+fn open_packed(work: &mut Work, service: u32, number: u32, port: Be16, length: u32) -> i64 {
+    fallible::pack(open(work, (service, number), port, length).map(|()| 0))
+}
+
+/// Opens the flow to the backend with a number.
+#[inline(always)]
+fn open(
+    work: &mut Work,
+    (service, number): (u32, u32),
+    port: Be16,
+    length: u32,
+) -> Result<(), Reason> {
     let backend: Backend = lookup(&BACKENDS, &number).ok_or(Reason::NoBackend)?;
     let target = Target { service, backend: number, vni: backend.vni, ip: backend.ip, port };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
-    let reason = if repicked { Reason::FlowRepicked } else { Reason::FlowCreated };
+    if work.backend.flags & BACKEND_COUNTED != 0 {
+        balance::began(number);
+    }
+    let reason = if work.pick.repicked != 0 { Reason::FlowRepicked } else { Reason::FlowCreated };
     count(reason, length);
     event::tell_flow(work, reason);
     Ok(())
 }
 
-/// The number of the next backend in turn.
+/// Whether the client ends its connection with this packet, whose backend's flows are counted.
 #[inline(always)]
-fn pick(service: u32) -> Result<u32, Reason> {
-    let slots = lookup(&SERVICES, &service).ok_or(Reason::NoBackend)?.slots;
-    if slots == 0 {
-        return Err(Reason::NoBackend);
-    }
-    let turn = match RR_CURSOR.get_ptr_mut(&service) {
-        // Not atomic: two CPUs that pick in the same moment may take the same backend once, which
-        // costs less than bouncing a locked cache line between them.
-        // SAFETY: the pointer comes from a successful look-up; a torn u32 does not exist.
-        Some(cursor) => unsafe {
-            let turn = cursor.read_volatile();
-            cursor.write_volatile(turn.wrapping_add(1));
-            turn
-        },
-        None => 0,
-    };
-    lookup(&SLOTS, &SlotKey { service, index: turn % slots }).ok_or(Reason::NoBackend)
+fn ends_now(work: &Work) -> bool {
+    const END: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    work.flow.flags & END != 0
+        && work.entry.state & END == 0
+        && work.backend.flags & BACKEND_COUNTED != 0
 }

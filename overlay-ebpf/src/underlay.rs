@@ -28,7 +28,7 @@ use crate::{
     observe::Party,
     outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
-    published, replicate, service,
+    published, refuse, replicate, service,
     vxlan::{self, INNER},
 };
 
@@ -203,7 +203,9 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
-    service::route(work, published.service, published.target, ctx.len())?;
+    if let Err(reason) = service::route(work, published.service, published.target, ctx.len()) {
+        return refuse::answer(ctx, reason);
+    }
     let gateway = gateway_mac(ip, work.backend.vni)?;
     nat::translate(ctx, ip, ETH_LEN + IPV4_LEN, work)?;
     let backend = &work.backend;

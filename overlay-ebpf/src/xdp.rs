@@ -117,7 +117,11 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     }
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow).ok_or(Reason::Truncated)?;
-    service::route(work, published.service, published.target, length)?;
+    match service::route(work, published.service, published.target, length) {
+        // The answer is TC's to give.
+        Err(Reason::NoBackend) => return Ok(Verdict::Pass),
+        routed => routed?,
+    }
     let backend = &work.backend;
     if backend.node == Be32::ZERO {
         return Ok(Verdict::Pass);

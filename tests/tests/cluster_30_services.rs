@@ -130,7 +130,7 @@ fn a_stopped_replica_gets_nothing_more_and_the_others_everything() -> anyhow::Re
 }
 
 #[test]
-fn a_service_without_backends_is_refused_or_silent_and_counted() -> anyhow::Result<()> {
+fn a_service_without_backends_refuses_and_is_counted() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     create(&cluster, "nobody", &["-p", "8004:80"])?;
     let asker = asker(&cluster, 1)?;
@@ -138,7 +138,7 @@ fn a_service_without_backends_is_refused_or_silent_and_counted() -> anyhow::Resu
     asker.cannot_connect(&target)?;
     let counted =
         |reason| cluster.host(1).status().map(|s| s.counters.iter().any(|c| c.reason == reason));
-    assert!(counted("no_backend")?);
+    assert!(counted("no_backend_answered")?);
     // The first backend makes it work.
     let _replica = cluster.host(2).container("nobody.1").service("nobody").http(80)?;
     assert_eq!(asker.http_get(&target)?.name, "nobody.1");

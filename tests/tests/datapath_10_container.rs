@@ -169,7 +169,7 @@ fn what_goes_nowhere_says_why() {
         (udp((ME, 1), (Ipv4Addr::new(224, 0, 0, 251), 5353), b"?"), Reason::Multicast),
         (udp((ME, 1), (Ipv4Addr::BROADCAST, 67), b"?"), Reason::Multicast),
         (tcp((ME, 1), (GATEWAY, 22), Tcp::Syn), Reason::GatewayPort),
-        (tcp((ME, 1), (VIP, 22), Tcp::Syn), Reason::NoBackend),
+        (tcp((ME, 1), (VIP, 22), Tcp::Rst), Reason::NoBackend),
         (ipv6, Reason::UnsupportedProtocol),
     ] {
         let ran = rig.run("from_container", &packet);

@@ -138,10 +138,10 @@ fn a_backend_reaches_itself_through_the_vip_as_the_vip() {
 }
 
 #[test]
-fn a_service_without_backends_drops_by_name() {
+fn a_service_without_backends_refuses() {
     let mut rig = rig(&[]);
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoBackend][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_draining_backend_keeps_its_flows_and_gets_no_new_ones() {
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Data));
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredLocal][..]));
     let ran = rig.run("from_container", &tcp((ME, 40_001), (VIP, 80), Tcp::Syn));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoBackend][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
 }
 
 #[test]
@@ -250,27 +250,27 @@ fn fix_header(packet: &mut [u8]) {
 }
 
 #[test]
-fn hostile_map_states_end_in_named_drops() {
+fn hostile_map_states_end_in_refusals_by_name() {
     let mut rig = rig(&[(1, NEAR, true)]);
     // A slot that refers to no backend.
     rig.set(|state| {
         let _ = state.slots.insert(SlotKey { service: SERVICE, index: 0 }, 99);
     });
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoBackend][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
     // More slots promised than there are.
     rig.set(|state| {
         state.slots.clear();
         state.services.get_mut(&SERVICE).expect("the service").slots = 1_000;
     });
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoBackend][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
     // A VIP of a service that does not exist.
     rig.set(|state| {
         let _ = state.services.remove(&SERVICE);
     });
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoBackend][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
     // A backend whose address is the VIP.
     rig.service(SERVICE, VNI, VIP, &[(5, VIP, false)]);
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));

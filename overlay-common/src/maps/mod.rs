@@ -17,12 +17,12 @@ mod socket;
 pub use self::{conntrack::*, known::*, network::*, node::*, outside::*, service::*, socket::*};
 use crate::pod::plain;
 
-/// Most entries of `endpoints`, `endpoints6`, `backends`, `slots` and `peers`: room for 100,000 endpoints of
+/// Most entries of `endpoints`, `endpoints6`, `backends`, `active`, `slots` and `peers`: room for 100,000 endpoints of
 /// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
 /// possible entry, are there from the start.
 pub const LARGE_TABLE: usize = 1 << 18;
 
-/// Most entries of `networks`, `services`, `rr_cursor` and `published`: room for 10,000 services with
+/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables` and `published`: room for 10,000 services with
 /// several networks and every port there is.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
@@ -67,6 +67,9 @@ plain!(
     Peer,
     Service,
     SlotKey,
+    TableKey,
+    AffinityKey,
+    Affinity,
     Backend,
     PublishedKey,
     Published,
@@ -124,9 +127,12 @@ mod tests {
         packed!(Link6 { ip, mask, gateway });
         packed!(PeerKey { vni, node });
         packed!(Peer { flags });
-        packed!(Service { vni, vip, slots, flags });
+        packed!(Service { vni, vip, slots, table, affinity, scheduler, hash, pad });
         packed!(SlotKey { service, index });
-        packed!(Backend { vni, ip, node, ifindex, mac, state, slot });
+        packed!(TableKey { service, table });
+        packed!(AffinityKey { service, vni, client });
+        packed!(Affinity { backend, pad, last_used });
+        packed!(Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, pad });
         packed!(SubnetKey { prefix, ip });
@@ -167,7 +173,9 @@ mod tests {
         assert_eq!(size_of::<Link>(), 20);
         assert_eq!(size_of::<Endpoint6Key>(), 20);
         assert_eq!(size_of::<Link6>(), 48);
-        assert_eq!(size_of::<Backend>(), 28);
+        assert_eq!(size_of::<Service>(), 24);
+        assert_eq!(size_of::<Affinity>(), 16);
+        assert_eq!(size_of::<Backend>(), 32);
         assert_eq!(size_of::<SubnetKey>(), 8);
         assert_eq!(size_of::<Usage>(), 16);
         assert_eq!(size_of::<ConntrackKey>(), 20);

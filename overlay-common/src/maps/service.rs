@@ -11,11 +11,37 @@ pub struct Service {
     pub vni: u32,
     /// The VIP on that network; zero when the service has none (dnsrr, or ports only).
     pub vip: Be32,
-    /// How many entries of `slots` the service has: 0 means no backend takes new flows.
+    /// How many entries of `slots`, or of its table, the service has: 0 means no backend takes new
+    /// flows.
     pub slots: u32,
-    /// Spare, zero.
-    pub flags: u32,
+    /// Which of the service's tables in `lb_tables` is in force; 0 when its backends are in `slots`.
+    pub table: u32,
+    /// For how many seconds after its last new flow a client keeps its backend; 0 when it does not.
+    pub affinity: u32,
+    /// One of `LB_*`.
+    pub scheduler: u8,
+    /// What [`LB_SOURCE_HASH`] and [`LB_MAGLEV`] hash: one of `LB_HASH_*`.
+    pub hash: u8,
+    /// Padding, zero.
+    pub pad: u16,
 }
+
+/// Round robin.
+pub const LB_ROUND_ROBIN: u8 = 0;
+/// Weighted round robin: round robin over a table in which a backend is as often as its weight says.
+pub const LB_WEIGHTED: u8 = 1;
+/// The one with fewer flows, for its weight, of two.
+pub const LB_LEAST: u8 = 2;
+/// By a hash, over a table as [`LB_WEIGHTED`] has it.
+pub const LB_SOURCE_HASH: u8 = 3;
+/// By a hash, over a Maglev table.
+pub const LB_MAGLEV: u8 = 4;
+
+/// The client's address is hashed.
+pub const LB_HASH_ADDRESS: u8 = 0;
+/// The client's address and port, the port it asks, and the protocol are hashed. The address that it
+/// asks is not: through whichever node it comes, its backend is the same.
+pub const LB_HASH_FLOW: u8 = 1;
 
 /// Map `rr_cursor`, hash by service number (`u32`) of `u32`: how many picks were made. Created and
 /// removed by the agent, advanced by the programs, and so kept apart from [`Service`].
@@ -31,8 +57,55 @@ pub struct SlotKey {
     pub index: u32,
 }
 
-/// Map `slots`, hash of backend numbers (`u32`): the backends that take new flows.
+/// Map `slots`, hash of backend numbers (`u32`): the backends that take new flows, of services
+/// without a table.
 pub type Slot = u32;
+
+/// Key of map `lb_tables`, a hash of arrays of [`Slot`]s: the tables of schedulers that need more than
+/// a list. A table is never changed: another one is made under another key, then [`Service::table`]
+/// says so, so that no flow sees half of either. Written by the agent, read where a flow is new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct TableKey {
+    /// The service's number.
+    pub service: u32,
+    /// A digest of what the table is made of; never 0.
+    pub table: u32,
+}
+
+/// Map `active`, hash by backend number (`u32`) of `u32`: about how many flows a backend with
+/// [`BACKEND_COUNTED`] has. Created and removed by the agent with the backend; the programs add new
+/// flows and subtract those that the client ends; the agent counts what is live and corrects the
+/// number.
+pub type Active = u32;
+
+/// Key of map `affinity`: a client of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// The service's number.
+    pub service: u32,
+    /// The network that the client is on, [`crate::UNDERLAY_VNI`] for one outside.
+    pub vni: u32,
+    /// The client's address.
+    pub client: Be32,
+}
+
+/// Map `affinity`, LRU hash: which backend a client keeps. Written and read by the programs where a
+/// flow is new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Affinity {
+    /// Number of the backend.
+    pub backend: u32,
+    /// Padding, zero.
+    pub pad: u32,
+    /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the client's last new flow.
+    pub last_used: u64,
+}
+
+/// Entries of `affinity`: clients of all services together, the least recent of which are forgotten.
+pub const AFFINITY_ENTRIES: usize = 1 << 16;
 
 /// Map `backends`, hash by backend number (`u32`): every backend that may have flows, draining
 /// ones included. A number is never given twice in the life of a cluster. Written by the agent;
@@ -54,7 +127,14 @@ pub struct Backend {
     pub state: u16,
     /// Its slot in `endpoint_counters` when it is on this node, otherwise 0.
     pub slot: u32,
+    /// Its share of new flows beside that of the service's other backends; 0: it takes none.
+    pub weight: u16,
+    /// Bits of `BACKEND_*`, see [`BACKEND_COUNTED`].
+    pub flags: u16,
 }
+
+/// In [`Backend::flags`]: its flows are counted in `active`.
+pub const BACKEND_COUNTED: u16 = 1 << 0;
 
 /// The backend takes new flows.
 pub const BACKEND_ACTIVE: u16 = 1;

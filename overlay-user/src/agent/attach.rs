@@ -83,6 +83,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             ip6: attach.ip6,
             aliases: attach.aliases,
             service: attach.service,
+            weight: attach.weight,
             ports: attach.ports,
         };
         Ok(Record {

@@ -14,10 +14,11 @@ use overlay_common::{
         self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
         ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL, NETWORK_LOCAL,
-        NETWORK_REPLICATE, PeerKey, PublishedKey, SlotKey, SubnetKey,
+        NETWORK_REPLICATE, PeerKey, PublishedKey, SubnetKey,
     },
 };
 
+use super::balance;
 use crate::{
     datapath::DatapathState,
     model::{
@@ -335,9 +336,9 @@ impl<'a> View<'a> {
         }
         let backends = self.backends_of(service, on);
         let vip = on.vip.map_or(Be32::ZERO, Be32::from);
-        self.add_slots(on.number, network, vip, backends, out);
+        self.add_backends(on.number, (network, vip), service, backends, out);
         for endpoint in backends {
-            if let Some(entry) = self.backend(endpoint, network) {
+            if let Some(entry) = self.backend(endpoint, service, network) {
                 out.backends.insert(endpoint.number, entry);
             }
         }
@@ -356,22 +357,21 @@ impl<'a> View<'a> {
         self.backends.get(&(&service.id, &on.network)).map_or(&[], Vec::as_slice)
     }
 
-    fn add_slots<'b>(
+    /// A service under a number, with those of the backends that take new flows.
+    fn add_backends<'b>(
         &self,
         number: u32,
-        network: &Network,
-        vip: Be32,
+        (network, vip): (&Network, Be32),
+        service: &Service,
         backends: impl IntoIterator<Item = &'b &'a Endpoint>,
         out: &mut DatapathState,
     ) where
         'a: 'b,
     {
-        let mut slots = 0;
-        for endpoint in backends.into_iter().filter(|endpoint| self.takes_flows(endpoint)) {
-            out.slots.insert(SlotKey { service: number, index: slots }, endpoint.number);
-            slots += 1;
-        }
-        out.services.insert(number, maps::Service { vni: network.vni, vip, slots, flags: 0 });
+        let taking = backends.into_iter().filter(|endpoint| self.takes_flows(endpoint));
+        let backends: Vec<_> = taking.map(|e| (e.number, e.weight)).collect();
+        let entry = maps::Service { vni: network.vni, vip, ..maps::Service::default() };
+        balance::add_service(number, entry, &service.balance, &backends, out);
     }
 
     /// Whether new flows may go to the endpoint. This node does not ask the cluster whether it is
@@ -384,7 +384,12 @@ impl<'a> View<'a> {
             && endpoint.state == EndpointState::Running
     }
 
-    fn backend(&self, endpoint: &Endpoint, network: &Network) -> Option<maps::Backend> {
+    fn backend(
+        &self,
+        endpoint: &Endpoint,
+        service: &Service,
+        network: &Network,
+    ) -> Option<maps::Backend> {
         if endpoint.state == EndpointState::Starting {
             return None;
         }
@@ -397,6 +402,8 @@ impl<'a> View<'a> {
             mac: mac_of(endpoint.ip),
             state: if active { BACKEND_ACTIVE } else { BACKEND_DRAINING },
             slot: 0,
+            weight: endpoint.weight,
+            flags: balance::backend_flags(&service.balance),
         })
     }
 
@@ -419,8 +426,9 @@ impl<'a> View<'a> {
             } else if mine.is_empty() {
                 continue;
             } else {
-                self.add_slots(first.number | HOST_MODE, network, Be32::ZERO, &mine, out);
-                first.number | HOST_MODE
+                let number = first.number | HOST_MODE;
+                self.add_backends(number, (network, Be32::ZERO), service, &mine, out);
+                number
             };
             let proto = port.protocol.number();
             let key = PublishedKey { port: Be16::new(published), proto, pad: 0 };

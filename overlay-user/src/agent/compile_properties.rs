@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use overlay_common::maps::{
-    BACKEND_ACTIVE, ENDPOINT_SERVICE, EndpointKey, NETWORK_REPLICATE, SlotKey,
+    BACKEND_ACTIVE, ENDPOINT_SERVICE, EndpointKey, NETWORK_REPLICATE, SlotKey, TableKey,
 };
 use proptest::prelude::*;
 
@@ -12,8 +12,8 @@ use super::{
     testing::{TestCluster, id, port},
 };
 use crate::{
-    datapath::{DatapathState, MapOp, diff},
-    model::{Availability, EndpointState, Multicast, NodeState, Port, PublishMode},
+    datapath::{DatapathState, LbTable, MapOp, diff},
+    model::{Availability, EndpointState, Multicast, NodeState, Port, PublishMode, Scheduler},
 };
 
 const NETWORKS: [&str; 4] = ["net0", "net1", "net2", "bridge"];
@@ -104,6 +104,10 @@ fn add_service(cluster: &mut TestCluster, s: usize, bits: u8, ports: &[bool]) {
         })
         .collect();
     cluster.service(SERVICES[s], &on, &ports);
+    let schedulers =
+        [Scheduler::Rr, Scheduler::Wrr, Scheduler::Lc, Scheduler::Sh, Scheduler::Maglev];
+    cluster.service_mut(SERVICES[s]).balance.scheduler =
+        schedulers[(usize::from(bits) + s) % schedulers.len()];
     for (n, on) in cluster.service_mut(SERVICES[s]).networks.iter_mut().enumerate() {
         on.number = u32::try_from(100 + 10 * s + n).expect("small");
     }
@@ -124,12 +128,20 @@ fn add_endpoint(
     let endpoint = cluster.endpoint_mut(&name);
     endpoint.number = 1000 + u32::from(host);
     endpoint.state = state_of(state);
+    endpoint.weight = u16::from(host) % 3;
     endpoint.service = service.map(|s| id(SERVICES[s]));
 }
 
 /// Nothing refers to what is not there.
 fn dangling(state: &DatapathState) -> Option<String> {
     for (number, service) in &state.services {
+        if service.table != 0 {
+            let table = state.tables.get(&TableKey { service: *number, table: service.table });
+            if table.map(LbTable::size) != Some(service.slots) {
+                return Some(format!("service {number} lacks its table"));
+            }
+            continue;
+        }
         for index in 0..service.slots {
             let Some(backend) = state.slots.get(&SlotKey { service: *number, index }) else {
                 return Some(format!("service {number} lacks slot {index}"));
@@ -179,6 +191,7 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Peer(k, v) => set(&mut state.peers, k, v),
         MapOp::Service(k, v) => set(&mut state.services, k, v),
         MapOp::Slot(k, v) => set(&mut state.slots, k, v),
+        MapOp::Table(k, v) => set(&mut state.tables, k, v),
         MapOp::Backend(k, v) => set(&mut state.backends, k, v),
         MapOp::Published(k, v) => set(&mut state.published, k, v),
         MapOp::LocalAddr(k, v) => set(&mut state.local_addrs, k, v),
@@ -259,6 +272,7 @@ proptest! {
                 MapOp::Backend(number, _) => *number == endpoint.number,
                 MapOp::Service(number, _) => serves(number),
                 MapOp::Slot(key, _) => serves(&key.service),
+                MapOp::Table(key, _) => serves(&key.service),
                 // A port of mode host comes and goes with its only backend here.
                 MapOp::Published(..) => !own_services.is_empty(),
                 _ => false,

@@ -1,4 +1,7 @@
-use overlay_common::{INGRESS_VNI, maps::Service as ServiceEntry};
+use overlay_common::{
+    INGRESS_VNI,
+    maps::{Service as ServiceEntry, SlotKey},
+};
 
 use super::*;
 use crate::agent::testing::{TestCluster, dual_stack, id, port};
@@ -322,7 +325,7 @@ fn a_host_mode_port_answers_only_where_a_backend_is_and_for_that_one() {
     assert_eq!(slots_of(&state, number), [own]);
     assert_eq!(
         state.services[&number],
-        ServiceEntry { vni: 4098, vip: Be32::ZERO, slots: 1, flags: 0 }
+        ServiceEntry { vni: 4098, vip: Be32::ZERO, slots: 1, ..ServiceEntry::default() }
     );
     let elsewhere = compiled(&cluster, "h3");
     assert!(elsewhere.published.is_empty() && elsewhere.services.is_empty());

@@ -10,6 +10,7 @@
 
 mod adopt;
 mod attach;
+mod balance;
 mod client;
 mod compile;
 mod config;

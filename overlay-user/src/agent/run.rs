@@ -112,6 +112,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             }
             self.sweep_namespaces().await;
             self.count_flows().await;
+            self.count_active().await;
         }
     }
 

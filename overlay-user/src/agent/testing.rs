@@ -124,6 +124,7 @@ impl TestCluster {
             networks,
             ports: ports.to_vec(),
             labels: BTreeMap::new(),
+            balance: Default::default(),
             drain_ms: 5000,
             owner: None,
         };
@@ -147,6 +148,7 @@ impl TestCluster {
             ip6,
             aliases: Vec::new(),
             service: None,
+            weight: 1,
             state: EndpointState::Running,
             created: Timestamp::UNIX_EPOCH,
         };

@@ -23,7 +23,9 @@ pub use observe::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Availability, EndpointMode, EndpointState, Id, Multicast, Port, Role};
+use crate::model::{
+    Availability, EndpointMode, EndpointState, HashBy, Id, Multicast, Port, Role, Scheduler,
+};
 
 /// A call to a manager. The method's name on the wire is the variant's in snake case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub enum Request {
     EndpointCreate(EndpointCreate),
     /// Answer: list of [`crate::model::Endpoint`] changed. Only for the container's node.
     EndpointUpdate(EndpointUpdate),
+    /// Sets the weight of a running backend. Answer: list of [`crate::model::Endpoint`] changed.
+    /// Administrators only.
+    EndpointWeight(EndpointWeight),
     /// Answer: list of [`crate::model::Endpoint`] removed; none is no error. Only for the
     /// container's node.
     EndpointRemove(ContainerRef),
@@ -133,6 +138,8 @@ pub struct ServiceCreate {
     pub ports: Vec<Port>,
     /// How the name resolves.
     pub mode: EndpointMode,
+    /// How new flows are shared.
+    pub balance: BalanceChange,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// How long draining backends keep their flows, in milliseconds; `None`: 5000.
@@ -150,12 +157,30 @@ pub struct ServiceUpdate {
     /// Published ports to give up, by published port (or target, where that is unambiguous) and
     /// protocol.
     pub publish_remove: Vec<Port>,
+    /// How new flows are shared from now on.
+    pub balance: BalanceChange,
     /// Labels to set.
     pub label_add: BTreeMap<String, String>,
     /// Labels to remove.
     pub label_remove: Vec<String>,
     /// New drain time in milliseconds.
     pub drain_ms: Option<u64>,
+}
+
+/// What `service_create` and `service_update` say about the sharing of new flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BalanceChange {
+    /// The scheduler; `None`: as it is, [`Scheduler::Rr`] for a new service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lb: Option<Scheduler>,
+    /// What it hashes; `None`: as it is, or what a new scheduler does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lb_hash: Option<HashBy>,
+    /// For how long after its last new flow a client keeps its backend, in milliseconds; 0: it does
+    /// not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_ms: Option<u64>,
 }
 
 /// Parameters of `node_update`.
@@ -256,6 +281,9 @@ pub struct EndpointCreate {
     pub aliases: Vec<String>,
     /// The service it is a backend of, by name or id.
     pub service: Option<String>,
+    /// Its share of the service's new flows, only with a service; `None`: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
     /// Ports published for this container alone (not together with a service).
     pub ports: Vec<Port>,
 }
@@ -268,6 +296,16 @@ pub struct EndpointUpdate {
     pub container: Id,
     /// State of all its endpoints.
     pub state: EndpointState,
+}
+
+/// Parameters of `endpoint_weight`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointWeight {
+    /// The container: name, id or at least four characters of the beginning of an id.
+    pub container: String,
+    /// Its share of its service's new flows beside that of other backends; 0: it takes none.
+    pub weight: u16,
 }
 
 /// A container.
@@ -355,6 +393,8 @@ pub struct Attach {
     pub aliases: Vec<String>,
     /// The service it serves.
     pub service: Option<String>,
+    /// Its share of the service's new flows; `None`: 1.
+    pub weight: Option<u16>,
     /// Ports published for this container alone.
     pub ports: Vec<Port>,
     /// Process whose end means the end of the container: the agent then cleans up.

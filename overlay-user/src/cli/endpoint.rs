@@ -14,11 +14,11 @@ use super::{
     args::{self, Ports},
     error::{refuse, usage_error},
     format::{Format, FormatArg, ago, json, list, print, print_rows, table},
-    progress::wait_for,
+    progress::{settle, wait_for},
     service::state_word,
 };
 use crate::{
-    api::{Attach, Attached, Detach, LocalRequest},
+    api::{Attach, Attached, Detach, EndpointWeight, LocalRequest, Request},
     model::{ClusterState, Endpoint, EndpointState, Id, Port, PublishMode},
 };
 
@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(super) enum EndpointCommand {
     Attach(AttachArgs),
+    Update(UpdateArgs),
     Detach(DetachArgs),
     Ls(LsArgs),
 }
@@ -59,6 +60,9 @@ pub(super) struct AttachOptions {
     /// The service to serve; its networks unless some are given
     #[arg(long, value_name = "SERVICE")]
     pub service: Option<String>,
+    /// Share of the service's new flows beside other backends', 0 (none) to 65535 [default: 1]
+    #[arg(long, value_name = "N", requires = "service")]
+    pub weight: Option<u16>,
     /// A fixed address, on exactly one network; one for each family at most
     #[arg(long, value_name = "IP")]
     pub ip: Vec<IpAddr>,
@@ -73,7 +77,7 @@ pub(super) struct AttachOptions {
 impl AttachOptions {
     /// The request that the options ask for, without the namespace and the process.
     pub(super) fn request(&self, networks: Vec<String>) -> anyhow::Result<Attach> {
-        let Self { name, service, ip, alias, publish } = self.clone();
+        let Self { name, service, weight, ip, alias, publish } = self.clone();
         let mut ports = args::flatten(publish);
         if let Some(service) = &service
             && !ports.is_empty()
@@ -106,7 +110,7 @@ impl AttachOptions {
         }
         let (ip, ip6) = fixed(&ip)?;
         let aliases = alias;
-        Ok(Attach { name, networks, ip, ip6, aliases, service, ports, ..Attach::default() })
+        Ok(Attach { name, networks, ip, ip6, aliases, service, weight, ports, ..Attach::default() })
     }
 }
 
@@ -126,6 +130,20 @@ fn fixed(ips: &[IpAddr]) -> anyhow::Result<(Option<Ipv4Addr>, Option<Ipv6Addr>)>
         }
     }
     Ok((v4, v6))
+}
+
+/// Change a container that runs
+#[derive(Debug, Args)]
+#[command(after_help = "Flows in flight stay where they are.
+
+Example:
+  overlay endpoint update --weight 3 web")]
+pub(super) struct UpdateArgs {
+    /// Name, id or beginning of an id of the container
+    container: String,
+    /// Share of its service's new flows beside other backends', 0 (none) to 65535
+    #[arg(long, value_name = "N")]
+    weight: u16,
 }
 
 /// Take the interfaces of a container away, after its flows have ended
@@ -159,6 +177,7 @@ pub(super) struct LsArgs {
 pub(super) async fn run(context: &Context, command: EndpointCommand) -> anyhow::Result<()> {
     match command {
         EndpointCommand::Attach(args) => attach(context, args).await,
+        EndpointCommand::Update(args) => update(context, args).await,
         EndpointCommand::Detach(args) => detach(context, args).await,
         EndpointCommand::Ls(args) => ls(context, &args).await,
     }
@@ -230,6 +249,15 @@ fn attached_words(attached: &Attached) -> String {
 fn both(v4: impl ToString, v6: Option<impl ToString>) -> String {
     let v6 = v6.map(|v6| format!(", {}", v6.to_string())).unwrap_or_default();
     format!("{}{v6}", v4.to_string())
+}
+
+async fn update(context: &Context, args: UpdateArgs) -> anyhow::Result<()> {
+    let UpdateArgs { container, weight } = args;
+    let name = container.clone();
+    let request = Request::EndpointWeight(EndpointWeight { container, weight });
+    let changed: Vec<Endpoint> = context.client().call(request).await?;
+    settle(context).await;
+    print(&format!("{}\n", changed.first().map_or(&name, |endpoint| &endpoint.name)))
 }
 
 async fn detach(context: &Context, args: DetachArgs) -> anyhow::Result<()> {

@@ -14,8 +14,8 @@ use super::{
     progress::settle,
 };
 use crate::{
-    api::{Reference, Request, ServiceCreate, ServiceUpdate},
-    model::{ClusterState, EndpointMode, EndpointState, Id, Port, Service},
+    api::{BalanceChange, Reference, Request, ServiceCreate, ServiceUpdate},
+    model::{ClusterState, EndpointMode, EndpointState, HashBy, Id, Port, Scheduler, Service},
 };
 
 /// The verbs.
@@ -39,7 +39,8 @@ Ports are written as in Docker:
 
 Examples:
   overlay service create hello --network mynet -p 8080:8080
-  overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s";
+  overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s
+  overlay service create web --network mynet -p 80:80 --lb maglev --affinity 10m";
 
 /// Make a service; containers become its backends with `overlay run --service`
 #[derive(Debug, Args)]
@@ -57,12 +58,35 @@ pub(super) struct CreateArgs {
     /// How the name resolves
     #[arg(long, value_enum, default_value_t)]
     endpoint_mode: ModeArg,
+    #[command(flatten)]
+    balance: BalanceArgs,
     /// Label
     #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
     label: Vec<(String, String)>,
     /// How long a draining backend keeps its flows [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     drain: Option<Duration>,
+}
+
+/// How new flows are shared.
+#[derive(Clone, Copy, Debug, Default, Args)]
+struct BalanceArgs {
+    /// How new flows are shared among the backends [default: rr]
+    #[arg(long, value_enum, value_name = "SCHEDULER")]
+    lb: Option<Scheduler>,
+    /// What sh and maglev hash [default: address for sh, flow for maglev]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    lb_hash: Option<HashBy>,
+    /// How long after its last new flow a client keeps its backend, 0s for not at all [default: 0s]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    affinity: Option<Duration>,
+}
+
+impl BalanceArgs {
+    fn change(self) -> BalanceChange {
+        let Self { lb, lb_hash, affinity } = self;
+        BalanceChange { lb, lb_hash, affinity_ms: affinity.map(args::millis) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -101,7 +125,8 @@ pub(super) struct InspectArgs {
 /// Change a service; flows in flight go on
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  overlay service update --publish-add 9090:9090 --publish-rm 8080:8080 hello")]
+  overlay service update --publish-add 9090:9090 --publish-rm 8080:8080 hello
+  overlay service update --lb lc hello")]
 pub(super) struct UpdateArgs {
     /// Name, id or beginning of an id
     service: String,
@@ -111,6 +136,8 @@ pub(super) struct UpdateArgs {
     /// Give up a port, written as when it was published or by its published port alone
     #[arg(long, value_name = "PORT")]
     publish_rm: Vec<Ports>,
+    #[command(flatten)]
+    balance: BalanceArgs,
     /// Set a label
     #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
     label_add: Vec<(String, String)>,
@@ -178,6 +205,7 @@ fn create_request(args: CreateArgs) -> ServiceCreate {
             ModeArg::Vip => EndpointMode::Vip,
             ModeArg::Dnsrr => EndpointMode::Dnsrr,
         },
+        balance: args.balance.change(),
         labels: args.label.into_iter().collect(),
         drain_ms: args.drain.map(args::millis),
     }
@@ -191,24 +219,27 @@ async fn update(context: &Context, args: UpdateArgs) -> anyhow::Result<()> {
 }
 
 fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
-    let UpdateArgs { service, publish_add, publish_rm, label_add, label_rm, drain } = args;
+    let UpdateArgs { service, publish_add, publish_rm, balance, label_add, label_rm, drain } = args;
     let request = ServiceUpdate {
         reference: service,
         publish_add: args::flatten(publish_add),
         publish_remove: args::flatten(publish_rm),
+        balance: balance.change(),
         label_add: label_add.into_iter().collect(),
         label_remove: label_rm,
         drain_ms: drain.map(args::millis),
     };
     let changes_nothing = request.publish_add.is_empty()
         && request.publish_remove.is_empty()
+        && request.balance == BalanceChange::default()
         && request.label_add.is_empty()
         && request.label_remove.is_empty()
         && request.drain_ms.is_none();
     if changes_nothing {
         return Err(usage_error(
             format!("nothing to change in service {:?}", request.reference),
-            "give --publish-add, --publish-rm, --label-add, --label-rm or --drain",
+            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --label-add, --label-rm or \
+             --drain",
         ));
     }
     Ok(request)
@@ -230,6 +261,7 @@ struct Row {
     id: Id,
     name: String,
     mode: EndpointMode,
+    lb: Scheduler,
     /// Containers that take flows.
     running: usize,
     /// Containers that serve it in any state.
@@ -255,6 +287,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             id: service.id.clone(),
             name: service.name.clone(),
             mode: service.mode,
+            lb: service.balance.scheduler,
             running: states.iter().filter(|s| **s == EndpointState::Running).count(),
             backends: states.len(),
             networks: service.networks.iter().map(|on| name_of(&on.network)).collect(),
@@ -284,12 +317,13 @@ pub(super) fn state_word(state: EndpointState) -> &'static str {
 
 async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
     let rows = rows(&context.state().await?);
-    let header = ["id", "name", "mode", "backends", "networks", "ports"];
+    let header = ["id", "name", "mode", "lb", "backends", "networks", "ports"];
     print_rows(args.format.format, &rows, &header, |row| {
         vec![
             row.id.short().to_owned(),
             row.name.clone(),
             mode_word(row.mode).to_owned(),
+            row.lb.to_string(),
             format!("{}/{}", row.running, row.backends),
             list(&row.networks),
             list(&row.ports),
@@ -315,6 +349,7 @@ struct Backend {
     network: String,
     node: String,
     address: std::net::Ipv4Addr,
+    weight: u16,
     state: EndpointState,
     created: jiff::Timestamp,
 }
@@ -333,6 +368,7 @@ fn backends(state: &ClusterState, service: &Service) -> Vec<Backend> {
             network: network(&e.network),
             node: node(&e.node),
             address: e.ip,
+            weight: e.weight,
             state: e.state,
             created: e.created,
         })
@@ -343,7 +379,7 @@ async fn ps(context: &Context, args: &PsArgs) -> anyhow::Result<()> {
     let state = context.state().await?;
     let service =
         state.service(&args.service).ok_or_else(|| not_found("service", &args.service))?;
-    let header = ["id", "name", "network", "node", "address", "state", "created"];
+    let header = ["id", "name", "network", "node", "address", "weight", "state", "created"];
     print_rows(args.format.format, &backends(&state, service), &header, |backend| {
         vec![
             backend.id.short().to_owned(),
@@ -351,6 +387,7 @@ async fn ps(context: &Context, args: &PsArgs) -> anyhow::Result<()> {
             backend.network.clone(),
             backend.node.clone(),
             backend.address.to_string(),
+            backend.weight.to_string(),
             state_word(backend.state).to_owned(),
             ago(backend.created),
         ]
@@ -387,6 +424,12 @@ mod tests {
             "90-91:90-91/udp",
             "--endpoint-mode",
             "dnsrr",
+            "--lb",
+            "maglev",
+            "--lb-hash",
+            "address",
+            "--affinity",
+            "10m",
             "--label",
             "x=y",
             "--drain",
@@ -408,6 +451,7 @@ mod tests {
                 "networks": ["a", "b"],
                 "ports": [port(8080, 80, "tcp"), port(90, 90, "udp"), port(91, 91, "udp")],
                 "mode": "dnsrr",
+                "balance": {"lb": "maglev", "lb_hash": "address", "affinity_ms": 600_000},
                 "labels": {"x": "y"},
                 "drain_ms": 2000,
             })
@@ -431,6 +475,10 @@ mod tests {
             "90:90",
             "--publish-rm",
             "80:80",
+            "--lb",
+            "lc",
+            "--affinity",
+            "0s",
             "--label-add",
             "a=b",
             "--label-rm",
@@ -445,6 +493,8 @@ mod tests {
         assert_eq!(request.publish_add[0].published, Some(90));
         assert_eq!(request.publish_remove[0].published, Some(80));
         assert_eq!(request.label_add["a"], "b");
+        let balance = request.balance;
+        assert_eq!((balance.lb, balance.affinity_ms), (Some(Scheduler::Lc), Some(0)));
         assert_eq!(request.label_remove, ["c"]);
         assert_eq!(request.drain_ms, Some(0));
     }

@@ -10,7 +10,10 @@ use std::{
 use overlay_common::{
     Reason,
     event::{EVENT_KINDS, Watch},
-    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor, Usage},
+    maps::{
+        Active, BACKEND_COUNTED, Config, Conntrack, ConntrackKey, Counter, Cursor, Slot, TableKey,
+        Usage,
+    },
     observe::{DropKey, Tally},
 };
 
@@ -65,6 +68,7 @@ struct Kernel {
     config: Config,
     state: DatapathState,
     cursors: BTreeMap<u32, Cursor>,
+    active: BTreeMap<u32, Active>,
     applied: Vec<MapOp>,
     containers: Vec<String>,
     underlay: Option<(String, XdpMode)>,
@@ -114,7 +118,13 @@ impl Kernel {
                 set(&mut self.cursors, *key, cursor);
             }
             MapOp::Slot(key, value) => set(&mut state.slots, *key, *value),
-            MapOp::Backend(key, value) => set(&mut state.backends, *key, *value),
+            MapOp::Table(key, value) => set(&mut state.tables, *key, value.clone()),
+            MapOp::Backend(key, value) => {
+                set(&mut state.backends, *key, *value);
+                let counted = value.filter(|backend| backend.flags & BACKEND_COUNTED != 0);
+                let flows = counted.map(|_| self.active.get(key).copied().unwrap_or_default());
+                set(&mut self.active, *key, flows);
+            }
             MapOp::Published(key, value) => set(&mut state.published, *key, *value),
             MapOp::LocalAddr(key, value) => set(&mut state.local_addrs, *key, *value),
             MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
@@ -398,6 +408,21 @@ impl Datapath for MemoryDatapath {
     fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
         set(&mut self.enter(DatapathCall::SetUsage)?.usage, ifindex, usage);
         Ok(())
+    }
+
+    fn active(&self) -> Result<BTreeMap<u32, Active>, DatapathError> {
+        Ok(self.kernel().active.clone())
+    }
+
+    fn set_active(&self, backend: u32, flows: Active) -> Result<(), DatapathError> {
+        if let Some(active) = self.kernel().active.get_mut(&backend) {
+            *active = flows;
+        }
+        Ok(())
+    }
+
+    fn table(&self, key: TableKey) -> Result<Option<Vec<Slot>>, DatapathError> {
+        Ok(self.kernel().state.tables.get(&key).map(super::LbTable::fill))
     }
 
     fn tc_flavour(&self) -> &'static str {

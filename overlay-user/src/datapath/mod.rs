@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod host;
+mod lb_table;
 mod memory;
 mod observe;
 mod state;
@@ -13,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program};
+pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program, set_table};
+pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};
 pub use observe::Breakdown;
 use overlay_common::{
@@ -275,6 +277,24 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
     fn set_usage(&self, ifindex: u32, usage: Option<maps::Usage>) -> Result<(), DatapathError>;
+
+    /// About how many flows counted backends have, by number.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn active(&self) -> Result<BTreeMap<u32, maps::Active>, DatapathError>;
+
+    /// Corrects the number of flows of a backend; one that is not counted is left alone.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn set_active(&self, backend: u32, flows: maps::Active) -> Result<(), DatapathError>;
+
+    /// The entries of a table: backend numbers. `None` when there is no such table.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn table(&self, key: maps::TableKey) -> Result<Option<Vec<maps::Slot>>, DatapathError>;
 
     /// How TC programs are attached: `tcx` or `clsact`.
     fn tc_flavour(&self) -> &'static str;

@@ -7,9 +7,11 @@ use overlay_common::{
     maps::{
         Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr, Network,
         Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
-        SubnetKey,
+        SubnetKey, TableKey,
     },
 };
+
+use super::LbTable;
 
 /// The contents of the agent's maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +34,10 @@ pub struct DatapathState {
     pub services: BTreeMap<u32, Service>,
     /// Map `slots`.
     pub slots: BTreeMap<SlotKey, Slot>,
-    /// Map `backends`, by number.
+    /// Map `lb_tables`.
+    pub tables: BTreeMap<TableKey, LbTable>,
+    /// Map `backends`, by number. Map `active` has those of them that are
+    /// [`overlay_common::maps::BACKEND_COUNTED`].
     pub backends: BTreeMap<u32, Backend>,
     /// Map `published`.
     pub published: BTreeMap<PublishedKey, Published>,
@@ -66,7 +71,10 @@ pub enum MapOp {
     Service(u32, Option<Service>),
     /// `slots`
     Slot(SlotKey, Option<Slot>),
-    /// `backends`
+    /// `lb_tables`
+    Table(TableKey, Option<LbTable>),
+    /// `backends`, and `active` with it: the number of a backend's flows starts at 0 and is left
+    /// alone for as long as it is counted.
     Backend(u32, Option<Backend>),
     /// `published`
     Published(PublishedKey, Option<Published>),
@@ -116,6 +124,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
+    puts(&old.tables, &new.tables, &mut ops, MapOp::Table);
     puts(&old.services, &new.services, &mut ops, MapOp::Service);
     puts(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
     puts(&old.endpoints6, &new.endpoints6, &mut ops, MapOp::Endpoint6);
@@ -134,6 +143,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.endpoints, &new.endpoints, &mut ops, MapOp::Endpoint);
     removes(&old.services, &new.services, &mut ops, MapOp::Service);
     removes(&old.slots, &new.slots, &mut ops, MapOp::Slot);
+    removes(&old.tables, &new.tables, &mut ops, MapOp::Table);
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);

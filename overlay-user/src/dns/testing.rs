@@ -105,6 +105,7 @@ impl Cluster {
             networks: vec![on],
             ports: vec![],
             labels: BTreeMap::new(),
+            balance: Default::default(),
             drain_ms: 5000,
             owner: None,
         };
@@ -130,6 +131,7 @@ impl Cluster {
             ip6: None,
             aliases: vec![],
             service: None,
+            weight: 1,
             state: EndpointState::Running,
             created: Timestamp::UNIX_EPOCH,
         };

@@ -81,6 +81,7 @@ fn node_may(state: &ClusterState, id: &Id, request: &Request) -> Result<(), ApiE
         | Request::ServiceCreate(_)
         | Request::ServiceUpdate(_)
         | Request::ServiceRemove(_)
+        | Request::EndpointWeight(_)
         | Request::NodeUpdate(_)
         | Request::TokenCreate(_)
         | Request::TokenList {}

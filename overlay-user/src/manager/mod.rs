@@ -113,6 +113,9 @@ impl Manager {
                 let node = authorize::node(who)?.clone();
                 self.write(move |s, now| endpoint::update(s, &node, &r, now)).await
             }
+            Request::EndpointWeight(r) => {
+                self.write(move |s, now| endpoint::weigh(s, &r, now)).await
+            }
             Request::EndpointRemove(r) => {
                 let node = authorize::node(who)?.clone();
                 self.write(move |s, now| endpoint::remove(s, &node, &r, now)).await

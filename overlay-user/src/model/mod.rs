@@ -3,6 +3,7 @@
 //! Every object has a readable JSON form and a key `KIND/ID` under the store's prefix. Secrets
 //! (the CA's key, join tokens) are not part of this state: agents never see them.
 
+mod balance;
 mod change;
 mod name;
 mod port;
@@ -13,6 +14,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, Scheduler};
 pub use change::{Change, Kind, Object, WatchEvent};
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
@@ -266,6 +268,9 @@ pub struct Service {
     pub networks: Vec<ServiceNetwork>,
     /// Its published ports, every one with a port of its own.
     pub ports: Vec<Port>,
+    /// How new flows are shared among its backends.
+    #[serde(default)]
+    pub balance: Balance,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// How long a draining backend keeps its flows, in milliseconds.
@@ -310,6 +315,12 @@ pub struct Endpoint {
     pub aliases: Vec<String>,
     /// The service it is a backend of.
     pub service: Option<Id>,
+    /// Its share of the service's new flows beside that of other backends; 0: it takes none.
+    #[serde(
+        default = "balance::default_weight",
+        skip_serializing_if = "balance::is_default_weight"
+    )]
+    pub weight: u16,
     /// Life.
     pub state: EndpointState,
     /// When it was made.

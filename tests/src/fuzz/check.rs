@@ -9,7 +9,7 @@ use overlay_common::{
         EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS,
         WATCH_FLOWS, Watch,
     },
-    maps::{Conntrack, ConntrackKey, Usage},
+    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Usage},
     observe::Traffic,
 };
 
@@ -103,6 +103,7 @@ pub fn events(
         Reason::EchoAnswered,
         Reason::TooBigAnswered,
         Reason::TtlExceededAnswered,
+        Reason::NoBackendAnswered,
     ];
     let answered = answers.iter().any(|reason| predicted.moved.contains_key(reason));
     if received || (answered && step.program == Program::Container) {
@@ -143,6 +144,30 @@ pub fn conntrack(
         };
         if !same {
             return Err(format!("conntrack {key:?}: {got:?}\nmodel: {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Every entry; times as in [`conntrack`].
+pub fn affinity(
+    model: &HashMap<AffinityKey, Affinity>,
+    real: &HashMap<AffinityKey, Affinity>,
+    now: u64,
+    span: (u64, u64),
+) -> Result<(), String> {
+    for key in model.keys().chain(real.keys()) {
+        let (expected, got) = (model.get(key), real.get(key));
+        let same = match (expected, got) {
+            (Some(a), Some(b)) => {
+                let in_time = a.last_used == b.last_used
+                    || (a.last_used == now && (span.0..=span.1).contains(&b.last_used));
+                in_time && a.backend == b.backend
+            }
+            _ => false,
+        };
+        if !same {
+            return Err(format!("affinity {key:?}: {got:?}\nmodel: {expected:?}"));
         }
     }
     Ok(())

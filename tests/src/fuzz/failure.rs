@@ -153,6 +153,8 @@ impl Failure {
         writeln!(f, "published: {:?} on {:?}", agent.published, agent.local_addrs)?;
         writeln!(f, "peers: {:?}", agent.peers.keys())?;
         writeln!(f, "egress: {:?} subnets: {:?}", agent.egress, agent.subnets)?;
+        writeln!(f, "tables: {:?}", agent.tables)?;
+        writeln!(f, "active: {:?} affinity: {:?}", tables.active, tables.affinity)?;
         writeln!(f, "usage: {:?}", tables.usage)?;
         for (key, endpoint) in &agent.endpoints {
             writeln!(f, "{key:?}: {endpoint:?}")?;

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, fmt};
 use overlay_common::{
     Reason,
     event::Watch,
-    maps::{Conntrack, ConntrackKey, Usage},
+    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Usage},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -135,8 +135,10 @@ impl Fuzz {
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
+        let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
+        let affinity = self.rig.affinity().into_iter().collect();
         let usage = self.rig.usage();
-        let real = Real { ran, conntrack, cursors, usage };
+        let real = Real { ran, conntrack, cursors, active, affinity, usage };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -150,7 +152,8 @@ impl Fuzz {
         if self.watched {
             check::events(step, &predicted, &self.tables, &events)?;
         }
-        self.tables = Tables { conntrack: real.conntrack, usage, ..tables };
+        let Real { conntrack, affinity, .. } = real;
+        self.tables = Tables { conntrack, affinity, usage, ..tables };
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {
             *self.totals.reasons.entry(*reason).or_default() += 1;
@@ -178,6 +181,10 @@ impl Fuzz {
         if tables.cursors != real.cursors {
             return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));
         }
+        if tables.active != real.active {
+            return Err(format!("active {:?}, model {:?}", real.active, tables.active));
+        }
+        check::affinity(&tables.affinity, &real.affinity, now, span)?;
         check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
         Ok((tables, predicted))
     }
@@ -186,7 +193,11 @@ impl Fuzz {
         for (key, _) in self.rig.conntrack() {
             self.rig.set_conntrack(key, None);
         }
+        for (key, _) in self.rig.affinity() {
+            self.rig.set_affinity(key, None);
+        }
         self.tables.conntrack.clear();
+        self.tables.affinity.clear();
     }
 
     /// Makes the maps hold what `tables` say.
@@ -195,11 +206,17 @@ impl Fuzz {
         self.rig.set(|state| *state = tables.agent.clone());
         for number in world::SERVICES {
             self.rig.set_cursor(number, tables.cursors.get(&number).copied());
+            self.rig.set_active(number, tables.active.get(&number).copied());
         }
         self.rig.set_usage(tables.usage.get(&IFINDEX).copied());
         for (key, entry) in &tables.conntrack {
             if self.tables.conntrack.get(key) != Some(entry) {
                 self.rig.set_conntrack(*key, Some(*entry));
+            }
+        }
+        for (key, entry) in &tables.affinity {
+            if self.tables.affinity.get(key) != Some(entry) {
+                self.rig.set_affinity(*key, Some(*entry));
             }
         }
         self.tables = tables;
@@ -211,6 +228,8 @@ struct Real {
     ran: Ran,
     conntrack: std::collections::HashMap<ConntrackKey, Conntrack>,
     cursors: BTreeMap<u32, u32>,
+    active: BTreeMap<u32, u32>,
+    affinity: std::collections::HashMap<AffinityKey, Affinity>,
     usage: Option<Usage>,
 }
 

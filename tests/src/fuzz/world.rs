@@ -3,13 +3,13 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use overlay::datapath::DatapathState;
+use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, UNDERLAY_VNI,
+    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, Mac, UNDERLAY_VNI,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key, EndpointKey, Link, Link6,
-        NETWORK_INTERNAL, NETWORK_REPLICATE, Network, Peer, PeerKey, Published, PublishedKey,
-        Replicas, Service, SlotKey, SubnetKey, Usage,
+        Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key,
+        EndpointKey, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network, Peer, PeerKey,
+        Published, PublishedKey, Replicas, Service, SlotKey, SubnetKey, TableKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -36,7 +36,7 @@ pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
 pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
 /// Services and backends are numbered from 1 to this.
 const NUMBERS: u32 = 6;
-/// The numbers of services.
+/// The numbers of services, and of backends.
 pub const SERVICES: std::ops::RangeInclusive<u32> = 1..=NUMBERS;
 
 /// One of a few.
@@ -98,7 +98,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     dual_stack(rng, &mut tables.agent);
     for number in 1..=NUMBERS {
         service(rng, &mut tables, number);
-        backend(rng, &mut tables.agent, number);
+        backend(rng, &mut tables, number);
         published(rng, &mut tables.agent);
     }
     peers(rng, &mut tables.agent);
@@ -165,15 +165,16 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..20) {
+    match rng.random_range(0..23) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, rig, &mut tables.agent, vni),
         2 => service(rng, tables, number),
-        3 => backend(rng, &mut tables.agent, number),
+        3 => backend(rng, tables, number),
         4 => published(rng, &mut tables.agent),
         5 | 6 => link(rng, &mut tables.agent),
         7 | 14 => {
             tables.agent.backends.remove(&number);
+            tables.active.remove(&number);
         }
         8 => {
             tables.config = if rng.random_bool(0.7) { usual(rng, rig) } else { config(rng, rig) };
@@ -193,10 +194,17 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
         13 => link6(rng, &mut tables.agent),
         15 => peers(rng, &mut tables.agent),
         16 => self_reference(rng, tables),
+        17 => affinity(rng, tables),
+        18 => {
+            tables.active.insert(number, any(rng, &[0, 1, 2, 1_000, u32::MAX]));
+        }
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
+            }
+            for entry in tables.affinity.values_mut() {
+                entry.last_used = entry.last_used.saturating_sub(seconds * 1_000_000_000);
             }
         }
     }
@@ -343,10 +351,11 @@ fn self_reference(rng: &mut SmallRng, tables: &mut Tables) {
     let mac = mac(key.ip.into());
     let endpoint = Endpoint { kind: 4, mac, service: number, ..Endpoint::default() };
     agent.endpoints.insert(key, endpoint);
-    agent.services.insert(number, Service { vni, vip: key.ip, slots: 1, flags: 0 });
+    agent.services.insert(number, Service { vni, vip: key.ip, slots: 1, ..Service::default() });
     agent.slots.insert(SlotKey { service: number, index: 0 }, number);
     let (node, ifindex) = any(rng, &[(Be32::ZERO, IFINDEX), (NODE.into(), 0), (PEER.into(), 0)]);
-    let backend = Backend { vni, ip: key.ip, node, ifindex, mac, state: 1, slot: 1 };
+    let (state, weight) = (1, 1);
+    let backend = Backend { vni, ip: key.ip, node, ifindex, mac, state, slot: 1, weight, flags: 0 };
     agent.backends.insert(number, backend);
     if rng.random_bool(0.5) {
         let link = Link { vni, ip: key.ip, mac, flags: any(rng, &[0, 1, 5, 7]), slot: 1 };
@@ -366,9 +375,20 @@ fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
             tables.agent.slots.insert(slot, rng.random_range(1..=NUMBERS));
         }
     }
+    let (table, slots) = table(rng, &mut tables.agent, number, slots);
     if rng.random_bool(0.95) {
         let vni = any(rng, &VNIS);
-        let service = Service { vni, vip: address(rng, vni).into(), slots, flags: 0 };
+        let service = Service {
+            vni,
+            vip: address(rng, vni).into(),
+            slots,
+            table,
+            affinity: any(rng, &[0, 0, 1, 30, u32::MAX]),
+            // Schedulers 5 and 9 and hash 2 do not exist.
+            scheduler: any(rng, &[0, 1, 2, 2, 3, 4, 5, 9]),
+            hash: any(rng, &[0, 1, 2]),
+            pad: 0,
+        };
         tables.agent.services.insert(number, service);
     }
     if rng.random_bool(0.9) {
@@ -376,7 +396,35 @@ fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     }
 }
 
-fn backend(rng: &mut SmallRng, agent: &mut DatapathState, number: u32) {
+/// A table of a service, which it may refer to or not, or refer to one that does not exist, and how
+/// many entries it says there are.
+fn table(rng: &mut SmallRng, agent: &mut DatapathState, service: u32, slots: u32) -> (u32, u32) {
+    agent.tables.retain(|key, _| key.service != service);
+    // The kernel waits for all CPUs with each table: not too many of them.
+    if rng.random_bool(0.75) {
+        return (any(rng, &[0, 0, 0, 77]), slots);
+    }
+    let mut backend = || (rng.random_range(1..=NUMBERS), rng.random_range(0..4));
+    let backends = [backend(), backend(), backend()];
+    let filling = if rng.random_bool(0.1) { Filling::Maglev } else { Filling::Turns };
+    let made = LbTable::new(filling, &backends);
+    let key = TableKey { service, table: made.digest() };
+    let size = made.size();
+    agent.tables.insert(key, made);
+    (any(rng, &[key.table, key.table, key.table, 0]), any(rng, &[size, size, size + 1, 1]))
+}
+
+/// What a client keeps: a backend that may exist.
+fn affinity(rng: &mut SmallRng, tables: &mut Tables) {
+    let vni = any(rng, &[0, VNI]);
+    let client = if vni == 0 { any(rng, &CLIENTS) } else { address(rng, vni) };
+    let key = AffinityKey { service: rng.random_range(1..=NUMBERS), vni, client: client.into() };
+    let last_used = check::now() + any(rng, &[0, 5_000_000_000]);
+    let entry = Affinity { backend: rng.random_range(1..=NUMBERS + 1), pad: 0, last_used };
+    tables.affinity.insert(key, entry);
+}
+
+fn backend(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     let vni = any(rng, &VNIS);
     // Any address: endpoints here and elsewhere, nobody's, the gateway, a VIP (its own included).
     let ip = address(rng, vni);
@@ -384,9 +432,15 @@ fn backend(rng: &mut SmallRng, agent: &mut DatapathState, number: u32) {
     let ifindex = rng.random_range(0..60);
     let state = rng.random_range(0..3);
     let slot = any(rng, &SLOTS);
-    agent
-        .backends
-        .insert(number, Backend { vni, ip: ip.into(), node, ifindex, mac: mac(ip), state, slot });
+    let (weight, flags) = (any(rng, &[0, 1, 1, 1, 3, u16::MAX]), any(rng, &[0, 1, 1, u16::MAX]));
+    let ip = ip.into();
+    let mac = Mac::of_ip(ip);
+    let backend = Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags };
+    tables.agent.backends.insert(number, backend);
+    tables.active.remove(&number);
+    if rng.random_bool(0.8) {
+        tables.active.insert(number, any(rng, &[0, 1, 2, 1_000, u32::MAX]));
+    }
 }
 
 fn published(rng: &mut SmallRng, agent: &mut DatapathState) {

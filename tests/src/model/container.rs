@@ -11,6 +11,7 @@ use overlay_common::{
 };
 
 use super::{
+    balance::{self, Balanced},
     conntrack::Flow,
     frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, TUNNEL, bytes, half, put, updated},
     host::MTU,
@@ -148,7 +149,10 @@ fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
     {
         return reply(walk, packet, &flow, &entry);
     }
-    let (entry, backend) = walk.balance(&flow, service, flow.key.dport)?;
+    let balanced = walk.balance(&flow, service, flow.key.dport)?;
+    let Balanced::To(entry, backend) = balanced else {
+        return balance::refuse(walk, &packet.ip);
+    };
     to_backend(walk, packet, &flow, (&entry, &backend))
 }
 
@@ -161,7 +165,10 @@ fn to_gateway(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     }
     let flow = walk.flow(&packet.ip, packet.link.vni)?;
     let published = walk.published(flow.key.proto, flow.key.dport).ok_or(Reason::GatewayPort)?;
-    let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
+    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let Balanced::To(entry, backend) = balanced else {
+        return balance::refuse(walk, &packet.ip);
+    };
     to_backend(walk, packet, &flow, (&entry, &backend))
 }
 

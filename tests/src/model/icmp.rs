@@ -49,16 +49,28 @@ pub fn fragmentation_needed(
 /// Tells the sender of the packet that its time to live has ended. Of a short packet the least is
 /// quoted, and of TCP the whole header.
 pub fn time_exceeded(walk: &mut Walk<'_>, router: (Mac, Ipv4Addr)) -> Outcome {
-    let ip = Ip::at(&walk.frame, ETHERNET).ok_or(Reason::TtlExceeded)?;
+    let quote = quote(walk).ok_or(Reason::TtlExceeded)?;
+    answer(walk, router, ([11, 0], 0), &quote)?;
+    Ok(End::Sent(Reason::TtlExceededAnswered))
+}
+
+/// Tells the sender of the packet that nobody listens where it went.
+pub fn port_unreachable(walk: &mut Walk<'_>, asked: (Mac, Ipv4Addr)) -> Outcome {
+    let quote = quote(walk).ok_or(Reason::NoBackend)?;
+    answer(walk, asked, ([3, 3], 0), &quote)?;
+    Ok(End::Sent(Reason::NoBackendAnswered))
+}
+
+/// What is quoted of a packet; nothing of a short one with options.
+fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
+    let ip = Ip::at(&walk.frame, ETHERNET)?;
     let length = match (walk.frame.len() >= ETHERNET + QUOTE, ip.is_plain(), ip.protocol) {
         (true, ..) => QUOTE,
         (false, true, TCP) => 40,
         (false, true, _) => 28,
-        (false, false, _) => return Err(Reason::TtlExceeded),
+        (false, false, _) => return None,
     };
-    let quote = walk.frame[ETHERNET..ETHERNET + length].to_vec();
-    answer(walk, router, ([11, 0], 0), &quote)?;
-    Ok(End::Sent(Reason::TtlExceededAnswered))
+    Some(walk.frame[ETHERNET..ETHERNET + length].to_vec())
 }
 
 /// Makes the packet an ICMP error to its sender.

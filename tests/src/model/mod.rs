@@ -5,6 +5,7 @@
 //! it. Where the answer is the kernel's (routes, neighbours, MTU), [`Host`] holds what the rig set
 //! up.
 
+mod balance;
 mod conntrack;
 mod container;
 mod frame;
@@ -24,7 +25,9 @@ use std::collections::{BTreeMap, HashMap};
 use overlay::datapath::DatapathState;
 use overlay_common::{
     Reason,
-    maps::{Config, Conntrack, ConntrackKey, Counter, Cursor, Usage},
+    maps::{
+        Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Usage,
+    },
 };
 
 pub use frame::ones_complement;
@@ -93,6 +96,10 @@ pub struct Tables {
     pub agent: DatapathState,
     /// Map `rr_cursor`.
     pub cursors: BTreeMap<u32, Cursor>,
+    /// Map `active`.
+    pub active: BTreeMap<u32, Active>,
+    /// Map `affinity`.
+    pub affinity: HashMap<AffinityKey, Affinity>,
     /// Map `conntrack`.
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
     /// Map `usage`.

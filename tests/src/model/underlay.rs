@@ -11,6 +11,7 @@ use overlay_common::{
 };
 
 use super::{
+    balance::{self, Balanced},
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, half, put},
     host::MTU,
@@ -113,7 +114,10 @@ fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
     walk.check(ip)?;
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
+    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let Balanced::To(entry, backend) = balanced else {
+        return balance::refuse(walk, ip);
+    };
     // A client cannot pose as a container of the backend's network.
     let source = match walk.network(backend.vni) {
         Some(n) if Be32::from(ip.src).get() & n.mask.get() == n.subnet.get() => {

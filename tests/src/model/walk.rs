@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use overlay_common::{
     Be16, Mac, Reason,
     maps::{
-        Backend, CONNTRACK_FORWARD, Conntrack, ConntrackKey, Counter, ENDPOINT_FLAG_HOST,
-        ENDPOINT_LOCAL, Endpoint, EndpointKey, Network, Published, PublishedKey, SlotKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+        Backend, Conntrack, ConntrackKey, Counter, ENDPOINT_FLAG_HOST, ENDPOINT_LOCAL, Endpoint,
+        EndpointKey, Network, Published, PublishedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        TCP_SEEN_SYN,
     },
 };
 
@@ -175,48 +175,6 @@ impl<'a> Walk<'a> {
         let key =
             ConntrackKey { saddr, daddr, sport, dport, vni, proto: ip.protocol, scope: [0; 3] };
         Ok(Flow { key, transport, seen })
-    }
-
-    /// The backend of a flow to a service, and the entry that translates to it.
-    pub fn balance(
-        &mut self,
-        flow: &Flow,
-        service: u32,
-        port: Be16,
-    ) -> Result<(Conntrack, Backend), Reason> {
-        let mut counted = Reason::FlowCreated;
-        if let Some(entry) = self.find_action(flow, CONNTRACK_FORWARD) {
-            if let Some(backend) = self.tables.agent.backends.get(&entry.backend) {
-                return Ok((entry, *backend));
-            }
-            // "An entry whose backend was removed is given another backend at once for UDP and
-            // for a new SYN."
-            if !flow.is_free() {
-                return Err(Reason::BackendGone);
-            }
-            counted = Reason::FlowRepicked;
-        }
-        let target = self.pick(service, port).ok_or(Reason::NoBackend)?;
-        let entry = self.create(flow, &target)?;
-        self.count(counted, self.frame.len());
-        Ok((entry, target.backend))
-    }
-
-    /// The next backend in turn.
-    fn pick(&mut self, service: u32, port: Be16) -> Option<Target> {
-        let slots = self.tables.agent.services.get(&service)?.slots;
-        if slots == 0 {
-            return None;
-        }
-        let mut turn = 0;
-        if let Some(cursor) = self.tables.cursors.get_mut(&service) {
-            turn = *cursor;
-            *cursor = cursor.wrapping_add(1);
-        }
-        let slot = SlotKey { service, index: turn % slots };
-        let number = *self.tables.agent.slots.get(&slot)?;
-        let backend = *self.tables.agent.backends.get(&number)?;
-        Some(Target { service, port, number, backend })
     }
 
     /// Rewrites the packet with its IPv4 header at `at` to what `entry` says. `refused` is counted

@@ -12,6 +12,7 @@ use overlay_common::{
 };
 
 use super::{
+    balance::Balanced,
     conntrack::Flow,
     frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL},
     membership,
@@ -49,7 +50,11 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         return Ok(End::Pass);
     }
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let (entry, backend) = walk.balance(&flow, published.service, published.target)?;
+    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let Balanced::To(entry, backend) = balanced else {
+        // The answer is for `from_underlay` to give.
+        return Ok(End::Pass);
+    };
     if backend.node == Be32::ZERO {
         return Ok(End::Pass);
     }

@@ -18,17 +18,17 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, HashOfMaps, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{SchedClassifier, TestRun as _, Xdp},
 };
 pub use observe::{Record, Told};
-use overlay::datapath::{DatapathState, MapOp, diff};
+use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
 use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason,
     maps::{
-        self, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint, Endpoint6Key,
-        EndpointKey, Link, Link6, Network, Peer, PeerKey, Published, PublishedKey, Service,
-        SlotKey, Subnet, SubnetKey, Usage,
+        self, Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint,
+        Endpoint6Key, EndpointKey, Link, Link6, Network, Peer, PeerKey, Published, PublishedKey,
+        Service, SlotKey, Subnet, SubnetKey, TableKey, Usage,
     },
 };
 
@@ -157,6 +157,7 @@ impl Rig {
 
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
+            .map_max_entries("affinity", 4096)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
         for name in
@@ -249,7 +250,13 @@ impl Rig {
                     self.write("rr_cursor", k, v.map(|_| maps::Cursor::default()));
                 }
                 MapOp::Slot(k, v) => self.write("slots", k, v),
-                MapOp::Backend(k, v) => self.write("backends", k, v),
+                MapOp::Table(k, v) => self.write_table(k, &v),
+                MapOp::Backend(k, v) => {
+                    self.write("backends", k, v);
+                    let counted = v.filter(|b| b.flags & maps::BACKEND_COUNTED != 0);
+                    let flows = self.active(k).unwrap_or_default();
+                    self.set_active(k, counted.map(|_| flows));
+                }
                 MapOp::Published(k, v) => self.write("published", k, v),
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
@@ -342,6 +349,58 @@ impl Rig {
     /// Writes or removes a conntrack entry.
     pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
         self.write("conntrack", key, entry);
+    }
+
+    fn write_table(&mut self, key: TableKey, table: &Option<LbTable>) {
+        let map = self.ebpf.map_mut("lb_tables").expect("map lb_tables");
+        let mut map: HashOfMaps<&mut MapData, TableKey> =
+            HashOfMaps::try_from(map).expect("lb_tables");
+        set_table(&mut map, key, table).expect("a table");
+    }
+
+    /// How many flows a counted backend has.
+    pub fn active(&self, backend: u32) -> Option<maps::Active> {
+        let map = self.ebpf.map("active").expect("map active");
+        let map: HashMap<&MapData, u32, maps::Active> = HashMap::try_from(map).expect("active");
+        match map.get(&backend, 0) {
+            Ok(flows) => Some(flows),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("active: {error}"),
+        }
+    }
+
+    /// Sets or forgets how many flows a backend has, whether it is counted or not.
+    pub fn set_active(&mut self, backend: u32, flows: Option<maps::Active>) {
+        self.write("active", backend, flows);
+    }
+
+    /// Which backends clients keep.
+    pub fn affinity(&self) -> Vec<(AffinityKey, Affinity)> {
+        let map = self.ebpf.map("affinity").expect("map affinity");
+        let map: HashMap<&MapData, AffinityKey, Affinity> =
+            HashMap::try_from(map).expect("affinity");
+        map.iter().map(|entry| entry.expect("an entry")).collect()
+    }
+
+    /// Writes or removes what a client keeps.
+    pub fn set_affinity(&mut self, key: AffinityKey, entry: Option<Affinity>) {
+        self.write("affinity", key, entry);
+    }
+
+    /// Changes how service `number` balances: its scheduler (`LB_*`), and a table in place of its
+    /// list where one is given.
+    pub fn balance(&mut self, number: u32, scheduler: u8, table: Option<LbTable>) {
+        self.set(|state| {
+            state.tables.retain(|key, _| key.service != number);
+            let service = state.services.get_mut(&number).expect("a service");
+            service.scheduler = scheduler;
+            service.table = 0;
+            if let Some(table) = table {
+                service.table = table.digest();
+                service.slots = table.size();
+                state.tables.insert(TableKey { service: number, table: table.digest() }, table);
+            }
+        });
     }
 
     /// How many picks a service has made.
@@ -498,7 +557,12 @@ impl Rig {
         self.set(|state| {
             state.services.insert(
                 number,
-                Service { vni, vip: vip.into(), slots: backends.len() as u32, flags: 0 },
+                Service {
+                    vni,
+                    vip: vip.into(),
+                    slots: backends.len() as u32,
+                    ..Service::default()
+                },
             );
             state.slots.retain(|key, _| key.service != number);
             for (index, (backend, ip, local)) in backends.iter().enumerate() {
@@ -513,6 +577,8 @@ impl Rig {
                         mac: mac(*ip),
                         state: maps::BACKEND_ACTIVE,
                         slot: if *local { slot(*ip) } else { 0 },
+                        weight: 1,
+                        flags: 0,
                     },
                 );
             }

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::{
-    ClusterState, Endpoint, EndpointMode, EndpointState, Port, Protocol, PublishMode, Service,
+    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Port, Protocol, PublishMode,
+    Scheduler, Service,
 };
 
 /// A service as `docker service inspect` shows it, with its backends.
@@ -30,6 +31,18 @@ struct Spec {
     endpoint_spec: EndpointSpec,
     /// Milliseconds a draining backend keeps its flows.
     drain_milliseconds: u64,
+    /// How new flows are shared.
+    balance: BalanceInspect,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct BalanceInspect {
+    scheduler: Scheduler,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<HashBy>,
+    /// 0: no affinity.
+    affinity_seconds: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,6 +97,8 @@ struct Task {
     node: String,
     #[serde(rename = "State")]
     state: EndpointState,
+    #[serde(rename = "Weight")]
+    weight: u16,
 }
 
 impl From<&Port> for PortInspect {
@@ -112,6 +127,11 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
                 ports: service.ports.iter().map(PortInspect::from).collect(),
             },
             drain_milliseconds: service.drain_ms,
+            balance: BalanceInspect {
+                scheduler: service.balance.scheduler,
+                hash: service.balance.hashed(),
+                affinity_seconds: service.balance.affinity_secs,
+            },
         },
         endpoint: EndpointOfService { virtual_ips: virtual_ips(state, service) },
         tasks: tasks(state, service),
@@ -140,6 +160,7 @@ fn tasks(state: &ClusterState, service: &Service) -> Vec<Task> {
             endpoint_ip: endpoint.ip.to_string(),
             node: state.nodes.get(&endpoint.node).map(|n| n.name.clone()).unwrap_or_default(),
             state: endpoint.state,
+            weight: endpoint.weight,
         })
         .collect()
 }

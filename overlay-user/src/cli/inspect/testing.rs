@@ -76,6 +76,7 @@ fn endpoint(number: u32, name: &str, network: &str, node: &str, ip: &str) -> End
         ip6: None,
         aliases: vec![],
         service: None,
+        weight: 1,
         state: EndpointState::Running,
         created: time(),
     }
@@ -99,6 +100,7 @@ fn service(name: &str, number: u32, vip: Option<&str>, published: u16) -> Servic
             mode: PublishMode::Ingress,
         }],
         labels: BTreeMap::new(),
+        balance: Default::default(),
         drain_ms: 5000,
         owner: None,
     }

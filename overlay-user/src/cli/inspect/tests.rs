@@ -230,7 +230,11 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
             }
           ]
         },
-        "DrainMilliseconds": 5000
+        "DrainMilliseconds": 5000,
+        "Balance": {
+          "Scheduler": "rr",
+          "AffinitySeconds": 0
+        }
       },
       "Endpoint": {
         "VirtualIPs": [
@@ -247,7 +251,8 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
           "NetworkID": "net-mynet",
           "EndpointIP": "10.0.0.3",
           "Node": "h1",
-          "State": "running"
+          "State": "running",
+          "Weight": 1
         },
         {
           "Name": "hello.2",
@@ -255,7 +260,8 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
           "NetworkID": "net-mynet",
           "EndpointIP": "10.0.0.4",
           "Node": "h2",
-          "State": "running"
+          "State": "running",
+          "Weight": 1
         }
       ]
     }

@@ -75,6 +75,7 @@ impl RunArgs {
         let given = [
             ("-p", !options.publish.is_empty()),
             ("--service", options.service.is_some()),
+            ("--weight", options.weight.is_some()),
             ("--ip", !options.ip.is_empty()),
             ("--alias", !options.alias.is_empty()),
             ("--hostname", hostname),

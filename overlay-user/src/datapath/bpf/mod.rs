@@ -7,6 +7,8 @@
 mod attach;
 mod clsact;
 mod events;
+mod lb_table;
+pub use lb_table::set as set_table;
 #[cfg(feature = "log")]
 mod log;
 mod netlink;
@@ -33,7 +35,7 @@ use observe::TrafficTables;
 use overlay_common::{
     Reason,
     event::{EVENT_KINDS, Watch},
-    maps::{Config, Conntrack, ConntrackKey, Counter, Usage},
+    maps::{Active, Config, Conntrack, ConntrackKey, Counter, Slot, TableKey, Usage},
 };
 use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
@@ -262,6 +264,18 @@ impl Datapath for BpfDatapath {
 
     fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
         lock(&self.usage).set(ifindex, usage)
+    }
+
+    fn active(&self) -> Result<BTreeMap<u32, Active>, DatapathError> {
+        lock(&self.agent).active()
+    }
+
+    fn set_active(&self, backend: u32, flows: Active) -> Result<(), DatapathError> {
+        lock(&self.agent).set_active(backend, flows)
+    }
+
+    fn table(&self, key: TableKey) -> Result<Option<Vec<Slot>>, DatapathError> {
+        lock(&self.agent).table(key)
     }
 
     fn tc_flavour(&self) -> &'static str {

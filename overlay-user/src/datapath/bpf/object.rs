@@ -18,7 +18,7 @@ pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 26] = [
+pub(super) const MAPS: [&str; 29] = [
     "config",
     "networks",
     "replicas",
@@ -30,6 +30,9 @@ pub(super) const MAPS: [&str; 26] = [
     "services",
     "rr_cursor",
     "slots",
+    "lb_tables",
+    "active",
+    "affinity",
     "backends",
     "published",
     "local_addrs",

@@ -87,6 +87,47 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo { program: info.prog_id, target })
 }
 
+/// `BPF_MAP_UPDATE_BATCH` (Linux 5.6) of an array of words: sets all of its entries.
+pub(super) fn fill_array(map: BorrowedFd<'_>, values: &[u32]) -> io::Result<()> {
+    let keys: Vec<u32> = (0..values.len() as u32).collect();
+    let mut attr = zeroed();
+    // SAFETY: the batch commands read this member of the union, all of which is zero.
+    let batch = unsafe { &mut attr.batch };
+    batch.map_fd = map.as_raw_fd().cast_unsigned();
+    batch.keys = keys.as_ptr() as u64;
+    batch.values = values.as_ptr() as u64;
+    batch.count = values.len() as u32;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
+/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6) of an array of `size` words.
+pub(super) fn read_array(map: BorrowedFd<'_>, size: u32) -> io::Result<Vec<u32>> {
+    let mut keys = vec![0_u32; size as usize];
+    let mut values = vec![0_u32; size as usize];
+    let mut next = 0_u32;
+    let mut attr = zeroed();
+    // SAFETY: as above.
+    let batch = unsafe { &mut attr.batch };
+    batch.map_fd = map.as_raw_fd().cast_unsigned();
+    batch.out_batch = (&raw mut next) as u64;
+    batch.keys = keys.as_mut_ptr() as u64;
+    batch.values = values.as_mut_ptr() as u64;
+    batch.count = size;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The end of the map was reached.
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+        outcome => drop(outcome?),
+    }
+    Ok(values)
+}
+
+/// `BPF_MAP_FREEZE` (Linux 5.2): user space can write no more to the map.
+pub(super) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map(drop)
+}
+
 /// The kernel shows 0 once a link's interface or cgroup is removed.
 fn some_or_gone<T: Default + PartialEq>(id: T, target: impl FnOnce(T) -> Target) -> Target {
     if id == T::default() { Target::Gone } else { target(id) }

@@ -10,19 +10,27 @@ use nix::libc;
 use overlay_common::{
     Be32, Reason,
     maps::{
-        Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key,
-        EndpointKey, Epoch, Link, Link6, LocalAddr, Network, Peer, PeerKey, Published,
-        PublishedKey, Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, Usage,
+        Active, BACKEND_COUNTED, Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
+        Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6, LocalAddr, Network, Peer, PeerKey,
+        Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, TableKey,
+        Usage,
     },
 };
 
-use super::{kernel, object::missing, words};
+use super::{
+    kernel,
+    lb_table::{self, Outer},
+    object::missing,
+    words,
+};
 use crate::datapath::{DatapathError, DatapathState, MapOp, observe::sum as sum_of_two};
 
 type Table<K, V> = HashMap<MapData, K, V>;
 
 /// `BPF_NOEXIST` of linux/bpf.h.
 const NOEXIST: u64 = 1;
+/// `BPF_EXIST` of linux/bpf.h.
+const EXIST: u64 = 2;
 
 /// The maps that only the agent writes, and the cursors beside the services.
 pub(super) struct AgentTables {
@@ -36,6 +44,8 @@ pub(super) struct AgentTables {
     services: Table<u32, Service>,
     rr_cursor: Table<u32, Cursor>,
     slots: Table<SlotKey, Slot>,
+    tables: Outer,
+    active: Table<u32, Active>,
     backends: Table<u32, Backend>,
     published: Table<PublishedKey, Published>,
     local_addrs: Table<Be32, LocalAddr>,
@@ -57,6 +67,8 @@ impl AgentTables {
             services: take(ebpf, "services")?,
             rr_cursor: take(ebpf, "rr_cursor")?,
             slots: take(ebpf, "slots")?,
+            tables: take(ebpf, "lb_tables")?,
+            active: take(ebpf, "active")?,
             backends: take(ebpf, "backends")?,
             published: take(ebpf, "published")?,
             local_addrs: take(ebpf, "local_addrs")?,
@@ -80,6 +92,7 @@ impl AgentTables {
             peers: collect("peers", &self.peers)?,
             services: collect("services", &self.services)?,
             slots: collect("slots", &self.slots)?,
+            tables: lb_table::read_all(&self.tables)?,
             backends: collect("backends", &self.backends)?,
             published: collect("published", &self.published)?,
             local_addrs: collect("local_addrs", &self.local_addrs)?,
@@ -101,7 +114,8 @@ impl AgentTables {
             MapOp::Peer(key, value) => ("peers", set(&mut self.peers, key, value)),
             MapOp::Service(key, value) => ("services", self.set_service(*key, value)),
             MapOp::Slot(key, value) => ("slots", set(&mut self.slots, key, value)),
-            MapOp::Backend(key, value) => ("backends", set(&mut self.backends, key, value)),
+            MapOp::Table(key, value) => ("lb_tables", lb_table::set(&mut self.tables, *key, value)),
+            MapOp::Backend(key, value) => ("backends", self.set_backend(*key, value)),
             MapOp::Published(key, value) => ("published", set(&mut self.published, key, value)),
             MapOp::LocalAddr(key, value) => ("local_addrs", set(&mut self.local_addrs, key, value)),
             MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
@@ -145,6 +159,35 @@ impl AgentTables {
                 outcome => outcome,
             },
         }
+    }
+
+    /// The number of its flows is there before the backend, as far as it is counted.
+    fn set_backend(&mut self, number: u32, backend: &Option<Backend>) -> Result<(), MapError> {
+        if !backend.is_some_and(|backend| backend.flags & BACKEND_COUNTED != 0) {
+            set(&mut self.backends, &number, backend)?;
+            return set(&mut self.active, &number, &None);
+        }
+        match self.active.insert(number, 0, NOEXIST) {
+            Err(e) if errno(&e) != Some(libc::EEXIST) => return Err(e),
+            _ => {}
+        }
+        set(&mut self.backends, &number, backend)
+    }
+
+    pub(super) fn active(&self) -> Result<BTreeMap<u32, Active>, DatapathError> {
+        collect("active", &self.active)
+    }
+
+    pub(super) fn set_active(&mut self, backend: u32, flows: Active) -> Result<(), DatapathError> {
+        match self.active.insert(backend, flows, EXIST) {
+            // It is counted no more.
+            Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
+            outcome => outcome.map_err(|e| kernel("write the map active", words(&e))),
+        }
+    }
+
+    pub(super) fn table(&self, key: TableKey) -> Result<Option<Vec<Slot>>, DatapathError> {
+        lb_table::read(&self.tables, key)
     }
 
     /// The cursor is there before the service that uses it, and goes after it.

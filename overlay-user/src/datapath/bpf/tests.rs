@@ -7,13 +7,13 @@ use overlay_common::{
     Be16, Be32, Ip6,
     maps::{
         Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Network, PeerKey, Published,
-        PublishedKey, Service, SlotKey, SubnetKey,
+        PublishedKey, Service, SlotKey, SubnetKey, TableKey,
     },
 };
 
 use super::*;
 use crate::{
-    datapath::diff,
+    datapath::{Filling, LbTable, diff},
     link::testing::{TestNetns, is_root, unique},
 };
 
@@ -106,7 +106,9 @@ fn state() -> DatapathState {
     state.links.insert(3, Default::default());
     state.links6.insert(3, Default::default());
     state.peers.insert(PeerKey { vni: 4097, node: ip(9) }, Default::default());
-    state.services.insert(7, Service { vni: 4097, vip: ip(5), slots: 1, flags: 0 });
+    state.services.insert(7, Service { vni: 4097, vip: ip(5), slots: 1, ..Service::default() });
+    let table = LbTable::new(Filling::Maglev, &[(11, 1)]);
+    state.tables.insert(TableKey { service: 7, table: table.digest() }, table);
     state.slots.insert(SlotKey { service: 7, index: 0 }, 11);
     state.backends.insert(11, Backend { vni: 4097, ip: ip(2), ..Backend::default() });
     let port = PublishedKey { port: Be16::new(8080), proto: 6, pad: 0 };

@@ -10,11 +10,11 @@ use super::{
     service,
 };
 use crate::{
-    api::{ApiError, ContainerRef, EndpointCreate, EndpointUpdate},
+    api::{ApiError, ContainerRef, EndpointCreate, EndpointUpdate, EndpointWeight},
     manager::error::{conflict, forbidden, invalid, not_found},
     model::{
-        ClusterState, Driver, Endpoint, EndpointMode, EndpointState, Id, Kind, Network, Object,
-        Port, PublishMode, Service, ServiceNetwork, check_name,
+        Balance, ClusterState, DEFAULT_WEIGHT, Driver, Endpoint, EndpointMode, EndpointState, Id,
+        Kind, Network, Object, Port, PublishMode, Service, ServiceNetwork, check_name,
     },
 };
 
@@ -57,6 +57,7 @@ pub(in crate::manager) fn create(
             ip6,
             aliases: request.aliases.clone(),
             service: service.map(|s| s.id.clone()),
+            weight: request.weight.unwrap_or(DEFAULT_WEIGHT),
             state: EndpointState::Starting,
             created: now,
         });
@@ -108,6 +109,14 @@ fn check<'a>(
             ))
             .hint(format!("`overlay service update --publish-add PORT {}`", service.name)));
         }
+    }
+    if let (Some(weight), None) = (request.weight, service) {
+        return Err(invalid(format!(
+            "container {} has weight {weight} and serves nothing: a weight is a backend's share of \
+             its service's flows",
+            request.name
+        ))
+        .hint("give --service NAME, or leave out the weight"));
     }
     let networks = networks(state, request, service)?;
     if (request.ip.is_some() || request.ip6.is_some()) && networks.len() != 1 {
@@ -237,6 +246,7 @@ fn owner_service(
         mode: EndpointMode::Dnsrr,
         networks: vec![ServiceNetwork { network: network.id.clone(), vip: None, number }],
         ports,
+        balance: Balance::default(),
         labels: Default::default(),
         drain_ms: service::DEFAULT_DRAIN_MS,
         owner: Some(endpoint.id.clone()),
@@ -276,6 +286,52 @@ pub(in crate::manager) fn update(
         changed.push(endpoint);
     }
     Ok((draft.finish(), changed))
+}
+
+/// Sets the weight of all endpoints of a container that serves a service. Answers those that changed.
+pub(in crate::manager) fn weigh(
+    state: &ClusterState,
+    request: &EndpointWeight,
+    now: Timestamp,
+) -> Planned<Vec<Endpoint>> {
+    let endpoints = by_reference(state, &request.container)?;
+    let serves = |e: &&&Endpoint| {
+        let service = e.service.as_ref().and_then(|id| state.services.get(id));
+        service.is_some_and(|service| service.owner.is_none())
+    };
+    if endpoints.iter().find(serves).is_none() {
+        return Err(conflict(format!("{} serves no service", request.container))
+            .hint("a weight is a backend's share of its service's flows"));
+    }
+    let mut draft = Draft::new(state, now)?;
+    let mut changed = Vec::new();
+    for endpoint in endpoints.into_iter().filter(|e| e.weight != request.weight) {
+        let endpoint = Endpoint { weight: request.weight, ..endpoint.clone() };
+        draft.put(Object::Endpoint(endpoint.clone()));
+        changed.push(endpoint);
+    }
+    Ok((draft.finish(), changed))
+}
+
+/// The endpoints of the one container that is meant.
+fn by_reference<'a>(
+    state: &'a ClusterState,
+    reference: &str,
+) -> Result<Vec<&'a Endpoint>, ApiError> {
+    let begins = |id: &Id| reference.len() >= 4 && id.as_str().starts_with(reference);
+    let meant = |e: &&Endpoint| {
+        e.name == reference || begins(&e.container) || e.container.as_str() == reference
+    };
+    let endpoints: Vec<&Endpoint> = state.endpoints.values().filter(meant).collect();
+    let Some(first) = endpoints.first() else {
+        return Err(not_found(format!("there is no container {reference:?}"))
+            .hint("`overlay endpoint ls` lists them"));
+    };
+    match endpoints.iter().find(|e| e.container != first.container) {
+        None => Ok(endpoints),
+        Some(_) => Err(conflict(format!("several containers are meant by {reference:?}"))
+            .hint("give more of the container's id: `overlay endpoint ls --format json`")),
+    }
 }
 
 /// Removes all endpoints of a container and what was published for it alone.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    Planned,
+    Planned, balance,
     draft::Draft,
     network,
     port::{self, Publish},
@@ -12,8 +12,8 @@ use crate::{
     api::{ApiError, Reference, ServiceCreate, ServiceUpdate},
     manager::error::{conflict, invalid, not_found},
     model::{
-        ClusterState, Endpoint, EndpointMode, Id, Kind, Network, Object, Port, PublishMode,
-        Service, ServiceNetwork, check_name,
+        Balance, ClusterState, Endpoint, EndpointMode, Id, Kind, Network, Object, Port,
+        PublishMode, Service, ServiceNetwork, check_name,
     },
 };
 
@@ -36,6 +36,7 @@ pub(in crate::manager) fn create(
     let first = networks[0];
     check_mode(request.mode, &request.ports)?;
     let drain_ms = check_drain(request.drain_ms)?.unwrap_or(DEFAULT_DRAIN_MS);
+    let balance = balance::changed(Balance::default(), &request.balance)?;
     let ports =
         Publish { service: None, kept: vec![], network: first }.add(state, &request.ports)?;
 
@@ -56,6 +57,7 @@ pub(in crate::manager) fn create(
         mode: request.mode,
         networks: on,
         ports,
+        balance,
         labels: request.labels.clone(),
         drain_ms,
         owner: None,
@@ -119,7 +121,7 @@ fn check_drain(drain_ms: Option<u64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// Changes ports, labels and drain time.
+/// Changes ports, balancing, labels and drain time.
 pub(in crate::manager) fn update(
     state: &ClusterState,
     request: &ServiceUpdate,
@@ -152,6 +154,7 @@ pub(in crate::manager) fn update(
     if let Some(drain_ms) = check_drain(request.drain_ms)? {
         service.drain_ms = drain_ms;
     }
+    service.balance = balance::changed(service.balance, &request.balance)?;
     let mut draft = Draft::new(state, now)?;
     if service != *before {
         draft.put(Object::Service(service.clone()));
