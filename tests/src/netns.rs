@@ -125,7 +125,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 18] = [
+const TABLES: [&str; 21] = [
     "networks",
     "replicas",
     "endpoints",
@@ -136,6 +136,9 @@ const TABLES: [&str; 18] = [
     "services",
     "rr_cursor",
     "slots",
+    "lb_tables",
+    "active",
+    "affinity",
     "backends",
     "published",
     "local_addrs",

@@ -1,6 +1,6 @@
 //! Which backends a service's scheduler picks from, and how many flows they have.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use overlay_common::{
     flow::is_expired,
@@ -19,6 +19,8 @@ use crate::{
 };
 
 const COUNTING: &str = "counting flows of services that balance by them";
+/// A full conntrack takes a while to be listed: at most one part in so many of the time.
+const COUNTING_SHARE: u32 = 20;
 
 /// Adds a service with the backends that take new flows, numbers and weights, of which those of
 /// weight 0 do not. A plain list goes to `slots`, where one more backend is one more entry; what
@@ -111,6 +113,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if !lock(&self.applied).known.as_ref().is_some_and(counted) {
             return Ok(());
         }
+        let start = Instant::now();
+        if lock(&self.count_due).is_some_and(|due| start < due) {
+            return Ok(());
+        }
         let before = self.datapath.active()?;
         let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
         let live = open_flows(&self.datapath.conntrack(limit)?, monotonic_ns());
@@ -124,6 +130,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 self.datapath.set_active(backend, flows)?;
             }
         }
+        let due = Instant::now() + start.elapsed() * COUNTING_SHARE;
+        *lock(&self.count_due) = Some(due);
         Ok(())
     }
 }

@@ -23,6 +23,8 @@ mod error;
 mod events;
 mod follow;
 mod host;
+mod ipvs;
+mod lb_tables;
 mod leave;
 mod outside;
 mod ready;
@@ -102,6 +104,8 @@ pub struct Agent<D, L> {
     connected: watch::Sender<bool>,
     facts: Mutex<LocalFacts>,
     applied: Mutex<Applied>,
+    /// When flows of backends may be counted again; `None` before the first time.
+    count_due: Mutex<Option<std::time::Instant>>,
     /// Revision that the maps show.
     progress: watch::Sender<u64>,
     containers: Containers,
@@ -135,6 +139,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             connected: watch::Sender::new(false),
             facts: Mutex::default(),
             applied: Mutex::default(),
+            count_due: Mutex::default(),
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),
             report: Mutex::default(),

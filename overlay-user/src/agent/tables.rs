@@ -17,7 +17,13 @@ use overlay_common::{
     wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
 
-use super::{Agent, AgentError, HOST_MODE, host::PROGRAM_END, lock};
+use super::{
+    Agent, AgentError, HOST_MODE,
+    host::PROGRAM_END,
+    ipvs,
+    lb_tables::{hash_word, scheduler_word},
+    lock,
+};
 use crate::{
     datapath::{ConntrackRow, Datapath, DatapathState, TableDump, Tables},
     link::Links,
@@ -37,10 +43,14 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
         let now = monotonic_ns();
         let held = self.datapath.read()?;
+        let entries = self.datapath.conntrack(limit)?;
+        let mut state = dump(&held, &names);
+        state.push(self.lb_tables(&held, &names)?);
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
-            state: dump(&held, &names),
-            conntrack: conntrack(self.datapath.conntrack(limit)?, now),
+            state,
+            virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now)),
+            conntrack: conntrack(entries, now),
             counters: self.counters()?,
         })
     }
@@ -164,7 +174,7 @@ const ENDPOINT_WORDS: [(u32, &str); 3] = [
 const NETWORK_WORDS: [(u32, &str); 3] =
     [(NETWORK_INTERNAL, "internal"), (NETWORK_LOCAL, "local"), (NETWORK_REPLICATE, "replicate")];
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     match number {
         PROTO_ICMP => "icmp".to_owned(),
         PROTO_TCP => "tcp".to_owned(),
@@ -326,7 +336,9 @@ fn peers(state: &DatapathState, names: &Names) -> TableDump {
 }
 
 fn services(state: &DatapathState, names: &Names) -> TableDump {
-    let columns = ["number", "service", "vni", "network", "vip", "backends"];
+    // Not the number of backends where they are in a table.
+    let columns =
+        ["number", "service", "vni", "network", "vip", "slots", "lb", "hash", "affinity", "table"];
     table("services", &columns, &state.services, |number, service| {
         vec![
             number.to_string(),
@@ -335,6 +347,10 @@ fn services(state: &DatapathState, names: &Names) -> TableDump {
             named(&names.networks, &service.vni),
             ip(service.vip),
             service.slots.to_string(),
+            scheduler_word(service.scheduler).to_owned(),
+            hash_word(service).to_owned(),
+            if service.affinity == 0 { "-".to_owned() } else { format!("{}s", service.affinity) },
+            if service.table == 0 { "-".to_owned() } else { format!("{:08x}", service.table) },
         ]
     })
 }
@@ -353,8 +369,19 @@ fn slots(state: &DatapathState, names: &Names) -> TableDump {
 }
 
 fn backends(state: &DatapathState, names: &Names) -> TableDump {
-    let columns =
-        ["number", "name", "vni", "network", "ip", "mac", "interface", "node", "vtep", "state"];
+    let columns = [
+        "number",
+        "name",
+        "vni",
+        "network",
+        "ip",
+        "mac",
+        "interface",
+        "node",
+        "vtep",
+        "weight",
+        "state",
+    ];
     table("backends", &columns, &state.backends, |number, backend| {
         let word = match backend.state {
             BACKEND_ACTIVE => "active",
@@ -371,6 +398,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
             named(&names.interfaces, &backend.ifindex),
             named(&names.nodes, &backend.node),
             ip(backend.node),
+            backend.weight.to_string(),
             word.to_owned(),
         ]
     })

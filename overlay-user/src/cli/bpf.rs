@@ -46,10 +46,13 @@ enum TableName {
     Networks,
     /// Where multicast and broadcast are copied, by network
     Replicas,
-    /// Services and how many backends take new flows
+    /// Services and how they pick
     Services,
-    /// Backends that take new flows, by service
+    /// Backends that take new flows, of services without a table
     Slots,
+    /// Tables of schedulers, and each backend's share
+    #[value(alias = "maglev")]
+    LbTables,
     /// Backends that may have flows
     Backends,
     /// Published ports
@@ -91,6 +94,7 @@ impl TableName {
             Self::Replicas => "replicas",
             Self::Services => "services",
             Self::Slots => "slots",
+            Self::LbTables => "lb_tables",
             Self::Backends => "backends",
             Self::Published => "published",
             Self::Links => "links",

@@ -13,6 +13,7 @@ mod events;
 mod format;
 mod init;
 pub mod inspect;
+mod ipvs;
 mod monitor;
 mod network;
 mod node;
@@ -124,6 +125,7 @@ enum Command {
     Monitor(monitor::MonitorArgs),
     Capture(capture::CaptureArgs),
     Bpf(bpf::BpfArgs),
+    Ipvs(ipvs::IpvsArgs),
     /// The datapath of this host without a controller
     #[command(
         subcommand,
@@ -220,6 +222,7 @@ fn dispatch(context: &Context, command: Command) -> anyhow::Result<ExitCode> {
             Command::Monitor(args) => monitor::run(context, &args).await?,
             Command::Capture(args) => capture::run(context, &args).await?,
             Command::Bpf(args) => bpf::run(context, &args).await?,
+            Command::Ipvs(args) => ipvs::run(context, &args).await?,
             Command::Datapath(command) => datapath::run(&context.paths, command).await?,
             Command::Agent(_)
             | Command::Completions(_)

@@ -102,6 +102,9 @@ pub struct Tables {
     pub state: Vec<TableDump>,
     /// Conntrack entries, newest first, at most 10,000.
     pub conntrack: Vec<ConntrackRow>,
+    /// Services as IPVS shows its own.
+    #[serde(default)]
+    pub virtual_servers: Vec<VirtualServer>,
     /// Counters.
     pub counters: Vec<crate::api::CounterRow>,
     /// Counters of endpoints and networks, those that are not zero.
@@ -148,6 +151,50 @@ pub struct ConntrackRow {
     pub state: String,
     /// Milliseconds since the last packet in this direction.
     pub idle_ms: u64,
+}
+
+/// A service as it is asked in one way, with its backends.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VirtualServer {
+    /// tcp or udp.
+    pub protocol: String,
+    /// The VIP; 0.0.0.0 for a published port, which answers on the host's addresses.
+    pub address: std::net::Ipv4Addr,
+    /// The published port; 0 for all ports of a VIP.
+    pub port: u16,
+    /// Name of the service.
+    pub service: String,
+    /// rr, wrr, lc, sh or maglev.
+    pub scheduler: String,
+    /// For how many seconds a client keeps its backend; 0 when it does not.
+    pub persistent_secs: u32,
+    /// Its backends.
+    pub backends: Vec<RealServer>,
+}
+
+/// A backend of a [`VirtualServer`], with its live connections through this node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RealServer {
+    /// Its address.
+    pub address: std::net::Ipv4Addr,
+    /// Its port; 0 for the one that was asked.
+    pub port: u16,
+    /// Name of the container.
+    pub name: String,
+    /// Name of its node.
+    pub node: String,
+    /// `Masq` on this node, `Tunnel` on another one.
+    pub forward: String,
+    /// Its weight; 0 when it takes no new flows.
+    pub weight: u16,
+    /// active or draining.
+    pub state: String,
+    /// Established TCP connections.
+    pub active: u64,
+    /// Other flows: TCP that opens or closes, UDP.
+    pub inactive: u64,
+    /// Those of both that it still has while it drains.
+    pub drained: u64,
 }
 
 /// The datapath of one host. Every method is an idempotent *set*: calling it again changes

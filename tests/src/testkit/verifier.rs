@@ -71,6 +71,7 @@ fn descriptor(maps: &Ebpf, name: &str) -> anyhow::Result<RawFd> {
     let data = match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::HashOfMaps(data)
         | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)

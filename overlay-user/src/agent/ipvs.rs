@@ -1,0 +1,205 @@
+//! Services as IPVS shows its own: virtual servers, and what each of their backends has to do.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use overlay_common::{
+    Be16, Be32,
+    flow::is_expired,
+    maps::{
+        BACKEND_ACTIVE, CONNTRACK_FORWARD, Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        TCP_SEEN_RST,
+    },
+    wire::{PROTO_TCP, PROTO_UDP},
+};
+
+use super::{HOST_MODE, tables::protocol};
+use crate::{
+    datapath::{DatapathState, RealServer, VirtualServer},
+    model::{ClusterState, Endpoint, Id, Service, ServiceNetwork},
+};
+
+/// Flows of a backend behind one virtual server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Flows {
+    active: u64,
+    inactive: u64,
+}
+
+/// What a flow is counted for: protocol, service number, port (0 for the VIP), backend.
+type Of = (u8, u32, u16, u32);
+
+/// The virtual servers that `held` has: VIPs, all of whose ports are served, and published ports.
+pub(super) fn virtual_servers(
+    state: &ClusterState,
+    held: &DatapathState,
+    (entries, now): (&[(ConntrackKey, Conntrack)], u64),
+) -> Vec<VirtualServer> {
+    let flows = flows(held, entries, now);
+    let mut servers = Vec::new();
+    for service in state.services.values() {
+        for on in &service.networks {
+            if let (Some(vip), true) = (on.vip, held.services.contains_key(&on.number)) {
+                for proto in [PROTO_TCP, PROTO_UDP] {
+                    let server = Server { service, on, number: on.number, proto };
+                    servers.push(server.show(state, held, &flows, (vip, 0, 0)));
+                }
+            }
+        }
+        let Some(on) = service.networks.first() else { continue };
+        for (key, published) in &held.published {
+            if published.service & !HOST_MODE == on.number {
+                let (number, proto) = (published.service, key.proto);
+                let ports = (key.port.get(), published.target.get());
+                let server = Server { service, on, number, proto };
+                let any = Ipv4Addr::UNSPECIFIED;
+                servers.push(server.show(state, held, &flows, (any, ports.0, ports.1)));
+            }
+        }
+    }
+    servers.sort_by(|a, b| {
+        let key = |s: &VirtualServer| (s.service.clone(), s.address, s.port, s.protocol.clone());
+        key(a).cmp(&key(b))
+    });
+    servers
+}
+
+/// A service as it is asked in one way.
+struct Server<'a> {
+    service: &'a Service,
+    on: &'a ServiceNetwork,
+    number: u32,
+    proto: u8,
+}
+
+impl Server<'_> {
+    fn show(
+        &self,
+        state: &ClusterState,
+        held: &DatapathState,
+        flows: &HashMap<Of, Flows>,
+        (address, port, target): (Ipv4Addr, u16, u16),
+    ) -> VirtualServer {
+        let mut backends: Vec<&Endpoint> =
+            state.backends_of(&self.service.id, &self.on.network).collect();
+        backends.sort_unstable_by_key(|endpoint| endpoint.number);
+        let node = |id: &Id| state.nodes.get(id).map(|n| n.name.clone()).unwrap_or_default();
+        let show = |endpoint: &Endpoint| {
+            let held = held.backends.get(&endpoint.number)?;
+            // Ports of mode host have the backends of this node only.
+            if self.number & HOST_MODE != 0 && held.node != Be32::ZERO {
+                return None;
+            }
+            let of = (self.proto, self.number, port, endpoint.number);
+            let flows = flows.get(&of).copied().unwrap_or_default();
+            let draining = held.state != BACKEND_ACTIVE;
+            Some(RealServer {
+                address: endpoint.ip,
+                port: target,
+                name: endpoint.name.clone(),
+                node: node(&endpoint.node),
+                forward: if held.node == Be32::ZERO { "Masq" } else { "Tunnel" }.to_owned(),
+                weight: if draining { 0 } else { held.weight },
+                state: if draining { "draining" } else { "active" }.to_owned(),
+                active: flows.active,
+                inactive: flows.inactive,
+                drained: if draining { flows.active + flows.inactive } else { 0 },
+            })
+        };
+        VirtualServer {
+            protocol: protocol(self.proto),
+            address,
+            port,
+            service: self.service.name.clone(),
+            scheduler: self.service.balance.scheduler.name().to_owned(),
+            persistent_secs: self.service.balance.affinity_secs,
+            backends: backends.into_iter().filter_map(show).collect(),
+        }
+    }
+}
+
+/// Live flows of the clients' direction. As in IPVS, those with an established TCP connection are
+/// active; others, UDP among them, are not.
+fn flows(
+    held: &DatapathState,
+    entries: &[(ConntrackKey, Conntrack)],
+    now: u64,
+) -> HashMap<Of, Flows> {
+    let mut flows: HashMap<Of, Flows> = HashMap::new();
+    for (key, entry) in entries {
+        if entry.action != CONNTRACK_FORWARD || entry.backend == 0 || is_expired(key, entry, now) {
+            continue;
+        }
+        let vip = held.services.get(&entry.service).map(|service| service.vip);
+        let port = if vip == Some(key.daddr) { Be16::ZERO } else { key.dport };
+        let flows = flows.entry((key.proto, entry.service, port.get(), entry.backend)).or_default();
+        let established = entry.state & (TCP_SEEN_ACK | TCP_SEEN_FIN | TCP_SEEN_RST);
+        if key.proto == PROTO_TCP && established == TCP_SEEN_ACK {
+            flows.active += 1;
+        } else {
+            flows.inactive += 1;
+        }
+    }
+    flows
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::maps::TCP_SEEN_SYN;
+
+    use super::*;
+    use crate::{
+        agent::{
+            compile,
+            testing::{TestCluster, id, port},
+        },
+        model::EndpointState,
+    };
+
+    #[test]
+    fn flows_are_shown_with_the_server_that_was_asked_and_the_backend_that_has_them() {
+        let mut cluster = TestCluster::with_nodes(2);
+        cluster.network("mynet", "10.0.1.0/24", |_| {});
+        cluster.service("web", &["mynet"], &[port(8080, 80)]);
+        let near = cluster.backend("w1", "web", "h1", 21);
+        let far = cluster.backend("w2", "web", "h2", 22);
+        cluster.endpoint_mut("w2").state = EndpointState::Draining;
+        cluster.endpoint_mut("w1").weight = 3;
+        let held = compile(&cluster.state, &id("h1"), &cluster.facts("h1"));
+        let service = cluster.number_of("web");
+        let vip = held.services[&service].vip;
+        const NOW: u64 = 1_000_000_000_000;
+        let entry = |proto, (daddr, dport), state, backend, action| {
+            let dport = Be16::new(dport);
+            let key = ConntrackKey { proto, daddr, dport, ..ConntrackKey::default() };
+            let last_seen = NOW;
+            (key, Conntrack { action, backend, service, state, last_seen, ..Conntrack::default() })
+        };
+        let open = TCP_SEEN_SYN | TCP_SEEN_ACK;
+        let host = Be32::from_octets([172, 16, 1, 10]);
+        let entries = [
+            entry(PROTO_TCP, (vip, 80), open, near, CONNTRACK_FORWARD),
+            entry(PROTO_TCP, (vip, 81), open | TCP_SEEN_FIN, near, CONNTRACK_FORWARD),
+            entry(PROTO_UDP, (vip, 53), 0, far, CONNTRACK_FORWARD),
+            entry(PROTO_TCP, (host, 8080), open, far, CONNTRACK_FORWARD),
+            entry(PROTO_TCP, (host, 8080), open, far, overlay_common::maps::CONNTRACK_REPLY),
+        ];
+        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW));
+        let shown: Vec<_> = servers
+            .iter()
+            .map(|s| {
+                let counts = s.backends.iter().map(|b| (b.weight, b.active, b.inactive, b.drained));
+                (s.protocol.as_str(), s.port, counts.collect::<Vec<_>>())
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("tcp", 8080, vec![(3, 0, 0, 0), (0, 1, 0, 1)]),
+                ("tcp", 0, vec![(3, 1, 1, 0), (0, 0, 0, 0)]),
+                ("udp", 0, vec![(3, 0, 0, 0), (0, 0, 1, 1)]),
+            ]
+        );
+        assert_eq!(servers[0].backends[1].forward, "Tunnel");
+        assert_eq!((servers[0].backends[0].port, servers[1].backends[0].port), (80, 0));
+    }
+}
