@@ -133,9 +133,16 @@ impl Ip6 {
         unsafe { core::mem::transmute::<Self, [u32; 4]>(*self) }
     }
 
+    /// Eight half words, each with its bytes in the order of the wire.
+    #[inline(always)]
+    pub const fn halves(&self) -> [u16; 8] {
+        // SAFETY: both are sixteen bytes without padding, and any bit pattern is a valid integer.
+        unsafe { core::mem::transmute::<Self, [u16; 8]>(*self) }
+    }
+
     /// From four words as [`Ip6::words`] gives them.
     #[inline(always)]
-    const fn from_words(words: [u32; 4]) -> Self {
+    pub const fn from_words(words: [u32; 4]) -> Self {
         // SAFETY: as above.
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
     }

@@ -1,6 +1,6 @@
 //! Flow hashing.
 
-use crate::{Be16, Be32};
+use crate::{Be16, Be32, Ip6};
 
 /// First UDP source port of tunnel packets (RFC 7348, section 5: the dynamic range).
 pub const SOURCE_PORT_MIN: u16 = 49152;
@@ -35,6 +35,15 @@ pub const fn of_client_flow(saddr: Be32, [sport, dport]: [Be16; 2], proto: u8) -
     mix(mix(saddr.raw(), ports), proto as u32)
 }
 
+/// The number that an IPv6 address of a node has in the maps, where an IPv4 address stands as itself:
+/// a hash, never 0. The manager takes in no node whose number is another's.
+#[inline(always)]
+pub const fn of_node(vtep: &Ip6) -> Be32 {
+    let [a, b, c, d] = vtep.words();
+    let hash = mix(mix(mix(a, b), c), d);
+    Be32::new(if hash == 0 { 1 } else { hash })
+}
+
 /// A hash of two words, for programs that have no flow hash from the kernel (XDP): a
 /// multiply-and-rotate mix with the finalizer of MurmurHash3.
 #[inline(always)]
@@ -59,6 +68,15 @@ mod tests {
         for hash in (0..=u32::MAX).step_by(65_537) {
             assert!(source_port(hash) >= SOURCE_PORT_MIN);
         }
+    }
+
+    #[test]
+    fn nodes_of_one_subnet_have_numbers_of_their_own_and_none_is_zero() {
+        let node = |n: u16| core::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into();
+        let numbers: std::collections::HashSet<u32> =
+            (0..4096).map(|n| of_node(&node(n)).get()).collect();
+        assert!(!numbers.contains(&0));
+        assert!(numbers.len() > 4090, "{} numbers for 4096 nodes", numbers.len());
     }
 
     #[test]

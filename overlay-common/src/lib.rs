@@ -27,6 +27,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// IPv4 20, UDP 8, VXLAN 8 (RFC 7348, section 5).
 pub const VXLAN_OVERHEAD: u32 = 50;
 
+/// As [`VXLAN_OVERHEAD`] on an IPv6 underlay, whose header is 20 bytes longer (RFC 8200, section 3).
+pub const VXLAN_OVERHEAD6: u32 = 70;
+
 /// The UDP port IANA assigned to VXLAN (RFC 7348, section 5).
 pub const DEFAULT_DATA_PATH_PORT: u16 = 4789;
 

@@ -340,6 +340,40 @@ pub struct Encapsulation {
     pub inner: Ethernet,
 }
 
+/// An IPv6 header as [`Ipv6`], aligned as it stands in a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PackedIpv6 {
+    /// Version (6), traffic class and flow label.
+    pub version_class_flow: [Be16; 2],
+    /// Length of what follows the header; 0 for jumbograms (RFC 2675).
+    pub payload_length: Be16,
+    /// Protocol of what follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source, wire order.
+    pub src: [u16; 8],
+    /// Destination, wire order.
+    pub dst: [u16; 8],
+}
+
+/// As [`Encapsulation`], with outer IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Encapsulation6 {
+    /// Outer Ethernet.
+    pub ethernet: Ethernet,
+    /// Outer IPv6.
+    pub ipv6: PackedIpv6,
+    /// Outer UDP.
+    pub udp: Udp,
+    /// VXLAN.
+    pub vxlan: Vxlan,
+    /// Inner Ethernet.
+    pub inner: Ethernet,
+}
+
 /// An ICMP header of the kinds whose second word says how large a packet may be (RFC 792; the MTU:
 /// RFC 1191, section 4; 8 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -431,6 +465,8 @@ plain!(
     TcpSegment,
     Vxlan,
     Encapsulation,
+    PackedIpv6,
+    Encapsulation6,
     Icmp,
     IcmpError,
     Icmp6,
@@ -458,6 +494,9 @@ mod tests {
         assert_eq!(size_of::<TcpSegment>(), 54);
         assert_eq!(size_of::<Vxlan>(), 8);
         assert_eq!(size_of::<Encapsulation>(), 64);
+        assert_eq!(size_of::<PackedIpv6>(), 40);
+        assert_eq!(size_of::<Encapsulation6>(), 84);
+        assert_eq!(offset_of!(Encapsulation6, inner), crate::VXLAN_OVERHEAD6 as usize);
         assert_eq!(size_of::<Icmp>(), 8);
         assert_eq!(size_of::<IcmpError>(), 42);
         assert_eq!(size_of::<Icmp6>(), 8);

@@ -71,10 +71,25 @@ pub fn next_hop(
     total: u32,
 ) -> Result<NextHop, Reason> {
     let params = question(config, addresses, total)?;
+    let result = ask(ctx, params);
+    answer(config, params, result)
+}
+
+/// Asks the routing table.
+#[inline(always)]
+pub fn ask(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the kernel fills in `params` as far as told.
-    let result = unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) };
-    match result as u32 {
+    unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) as u32 }
+}
+
+/// What the routing table said of the way of an IPv4 packet.
+///
+/// # Errors
+/// [`Reason::TooBig`] and [`Reason::NoRoute`].
+#[inline(always)]
+pub fn answer(config: &Config, params: &FibLookup, result: u32) -> Result<NextHop, Reason> {
+    match result {
         BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop {
             ifindex: params.ifindex,
             ethernet: header(Mac::new(params.smac), Mac::new(params.dmac)),
@@ -117,14 +132,19 @@ fn question(
 #[inline(always)]
 pub fn path_mtu(ctx: *mut c_void, config: &Config, addresses: (Be32, Be32)) -> Result<u32, Reason> {
     let params = question(config, addresses, 0xffff)?;
-    // SAFETY: as in `next_hop`; the kernel writes the MTU over the length (Linux 5.12).
-    let (result, mtu) = unsafe {
-        let size = size_of::<FibLookup>() as i32;
-        let result = bpf_fib_lookup(ctx, &raw mut *params, size, 0);
-        (result, params.__bindgen_anon_1.mtu_result)
-    };
-    if result as u32 == BPF_FIB_LKUP_RET_FRAG_NEEDED {
-        Ok(mtu.into())
+    let result = ask(ctx, params);
+    mtu_of(params, result)
+}
+
+/// The MTU in the answer of a look-up for a packet that is too big.
+///
+/// # Errors
+/// [`Reason::NoRoute`] for another answer.
+#[inline(always)]
+pub fn mtu_of(params: &FibLookup, result: u32) -> Result<u32, Reason> {
+    if result == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        // SAFETY: the kernel has written the MTU over the length (Linux 5.12).
+        Ok(unsafe { params.__bindgen_anon_1.mtu_result }.into())
     } else {
         Err(Reason::NoRoute)
     }

@@ -9,20 +9,22 @@ use core::mem::{offset_of, size_of};
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_OK, bpf_tunnel_key as TunnelKey,
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_OK,
+        bpf_tunnel_key as TunnelKey,
     },
     helpers::{bpf_redirect, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
     programs::TcContext,
 };
 use overlay_common::{
-    Be16, Be32, Reason,
+    Be16, Be32, Ip6, Reason,
     wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_DF, IPV6_MIN_MTU, Ipv4, Udp, Vxlan},
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
+    Outcome, Verdict, fallible, family,
+    ipv6::IPV6_LEN,
     maps::{config, scratch},
-    packet::{ETH_LEN, IPV4_LEN, load, longest, store},
+    packet::{ETH_LEN, IPV4_LEN, load, load_at, longest, store},
     vxlan::TTL,
 };
 
@@ -73,11 +75,20 @@ fn send(
 /// `bpf_skb_set_tunnel_key`. Says whether the kernel took it.
 #[inline(always)]
 pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags: u64) -> bool {
-    let Ok(key) = empty_key() else { return false };
+    let (Ok(key), Some(config)) = (empty_key(), config()) else { return false };
     key.tunnel_id = vni;
-    // The helper takes addresses in host order.
-    key.__bindgen_anon_1.remote_ipv4 = node.get();
-    key.__bindgen_anon_3.local_ipv4 = vtep.get();
+    let mut flags = flags;
+    if family::is_ipv6() {
+        let Some(to) = family::vtep6(&node) else { return false };
+        flags |= u64::from(BPF_F_TUNINFO_IPV6);
+        // These the helper takes as they are on the wire, ..
+        key.__bindgen_anon_1.remote_ipv6 = to.words();
+        key.__bindgen_anon_3.local_ipv6 = config.vtep6.words();
+    } else {
+        // .. and these in host order.
+        key.__bindgen_anon_1.remote_ipv4 = node.get();
+        key.__bindgen_anon_3.local_ipv4 = vtep.get();
+    }
     key.tunnel_ttl = TTL;
     let size = size_of::<TunnelKey>() as u32;
     // SAFETY: the context is the program's own and the key is as long as said.
@@ -117,17 +128,19 @@ fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> 
 /// the packet for, are cleared: RFC 7348, section 5, has them ignored.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Outcome {
-    const VXLAN: usize = ETH_LEN + IPV4_LEN + size_of::<Udp>();
-    let vxlan: Vxlan = load(ctx, VXLAN)?;
+    let ip = if family::is_ipv6() { IPV6_LEN } else { IPV4_LEN };
+    let at = ETH_LEN + ip + size_of::<Udp>();
+    let vxlan: Vxlan = load_at(ctx, at)?;
     let vni = vxlan.vni().ok_or(Reason::InvalidVni)?;
-    store(ctx, VXLAN, &Vxlan::new(vni))?;
+    store(ctx, at, &Vxlan::new(vni))?;
     Ok(Verdict::Done(TC_ACT_OK, Reason::HandedUp))
 }
 
 /// Where a frame from the device comes from: its VNI, and the outer source.
 ///
 /// # Errors
-/// [`Reason::InvalidVni`] when it did not come out of a tunnel.
+/// [`Reason::InvalidVni`] when it did not come out of a tunnel of the underlay's family;
+/// [`Reason::NotPeer`].
 #[inline(always)]
 pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
     // SAFETY: all-zero is a valid value of this plain C struct.
@@ -135,11 +148,18 @@ pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
     // SAFETY: the context is the program's own and the key lives on the stack.
     let got = unsafe {
         let size = size_of::<TunnelKey>() as u32;
-        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, 0)
+        let flags = if family::is_ipv6() { BPF_F_TUNINFO_IPV6 } else { 0 };
+        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, flags.into())
     };
     if got != 0 {
         return Err(Reason::InvalidVni);
     }
-    // SAFETY: the device has IPv4 tunnels only, whose addresses the helper gives in host order.
+    if family::is_ipv6() {
+        // SAFETY: of a tunnel over IPv6, as asked for.
+        let remote = Ip6::from_words(unsafe { key.__bindgen_anon_1.remote_ipv6 });
+        let sender = family::node_of(&remote).ok_or(Reason::NotPeer)?;
+        return Ok((key.tunnel_id, sender));
+    }
+    // SAFETY: of a tunnel over IPv4, whose addresses the helper gives in host order.
     Ok((key.tunnel_id, Be32::new(unsafe { key.__bindgen_anon_1.remote_ipv4 })))
 }

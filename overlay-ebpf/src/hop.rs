@@ -11,12 +11,13 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    fallible, family,
     forward::{next_hop, via},
+    forward6,
     maps::NEXT_HOPS,
 };
 
-/// The next hop to another node. `total` is the length of the IPv4 packet for the check against the
+/// The next hop to another node. `total` is the length of the outer IP packet for the check against the
 /// route's MTU.
 ///
 /// # Errors
@@ -49,7 +50,17 @@ pub fn to_node(
 fn ask(ctx: *mut c_void, config: &Config, hop: &mut Hop, total: u32) -> i64 {
     hop.vtep = config.vtep;
     hop.via = via(config);
-    let answer = next_hop(ctx, config, (config.vtep, hop.node), total);
+    let answer = if family::is_ipv6() {
+        match family::vtep6(&hop.node) {
+            Some(vtep) => {
+                hop.vtep6 = *vtep;
+                forward6::next_hop(ctx, config, &hop.vtep6, total)
+            }
+            None => Err(Reason::NoRoute),
+        }
+    } else {
+        next_hop(ctx, config, (config.vtep, hop.node), total)
+    };
     hop.asked = match &answer {
         Ok(next) => {
             hop.ifindex = next.ifindex;

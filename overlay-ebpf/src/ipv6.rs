@@ -17,14 +17,14 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, echo, ecn, fallible,
+    Outcome, Verdict, echo, ecn, fallible, family,
     forward::{back_out, deliver_as},
     icmp6,
     maps::{ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
     nd,
     observe::Party,
     packet::{ETH_LEN, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
-    vxlan,
+    vxlan, vxlan6,
 };
 
 /// Length of an IPv6 header.
@@ -170,7 +170,7 @@ fn refuse_hidden_discovery(ctx: &TcContext, first: u8) -> Result<(), Reason> {
 /// For headers that have another behind them: the unit of their length field in bytes. Fragment
 /// headers are none here.
 #[inline(always)]
-fn extension_unit(header: u8) -> Option<usize> {
+pub fn extension_unit(header: u8) -> Option<usize> {
     match header {
         // Hop-by-hop options, routing, destination options (RFC 8200), mobility (RFC 6275), host
         // identity (RFC 7401), shim6 (RFC 5533).
@@ -183,7 +183,7 @@ fn extension_unit(header: u8) -> Option<usize> {
 
 /// Length in bytes of an extension header by its length field.
 #[inline(always)]
-fn extension_length(unit: usize, field: u8) -> usize {
+pub fn extension_length(unit: usize, field: u8) -> usize {
     let extra = if unit == 4 { 2 } else { 1 };
     (usize::from(field) + extra) * unit
 }
@@ -283,7 +283,11 @@ fn to_local(
     if outer != 0 {
         let config = config().ok_or(Reason::NotConfigured)?;
         refuse_aggregate(ctx, work.ip.next_header, config.decap_flags)?;
-        vxlan::remove_ipv6(ctx, config.decap_flags)?;
+        if family::is_ipv6() {
+            vxlan6::remove(ctx, ETHERTYPE_IPV6, config.decap_flags)?;
+        } else {
+            vxlan::remove_ipv6(ctx, config.decap_flags)?;
+        }
     }
     let from = work.endpoint.mac;
     match deliver_as(ETHERTYPE_IPV6, ctx, &endpoint, from, Reason::Decapsulated)? {

@@ -21,7 +21,9 @@ mod echo;
 mod ecn;
 mod event;
 mod fallible;
+mod family;
 mod forward;
+mod forward6;
 mod handover;
 mod hop;
 mod icmp;
@@ -44,7 +46,9 @@ mod replicate;
 mod service;
 mod socket;
 mod underlay;
+mod underlay6;
 mod vxlan;
+mod vxlan6;
 mod xdp;
 
 use aya_ebpf::{
@@ -96,6 +100,15 @@ pub fn from_container(ctx: TcContext) -> i32 {
 pub fn from_underlay(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive(&ctx, &mut receiver);
+    conclude_tc(&ctx, &receiver, 0, outcome)
+}
+
+/// As [`from_underlay`], where the underlay is IPv6. Published ports are IPv4 there too.
+#[classifier]
+#[inline(always)]
+pub fn from_underlay6(ctx: TcContext) -> i32 {
+    let mut receiver = Party::receiver();
+    let outcome = underlay6::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 

@@ -17,10 +17,10 @@ use overlay_common::{
         Epoch, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink,
         LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey, Published,
         PublishedKey, Replicas, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
-        Subnet, TableKey, Usage,
+        Subnet, TableKey, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{Advertisement, Encapsulation, Ethernet, Icmp6Error, Ipv6, TcpSegment},
+    wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
 };
 
 use crate::{event::Buffer, packet::Flow};
@@ -69,6 +69,9 @@ pub static LINKS6: Table<u32, Link6, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "peers")]
 pub static PEERS: Table<PeerKey, Peer, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "vteps6")]
+pub static VTEPS6: Table<Be32, Vtep6, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "services")]
 pub static SERVICES: Table<u32, Service, MEDIUM_TABLE> = Table::new();
@@ -216,6 +219,8 @@ pub struct Scratch {
     pub headers: Encapsulation,
     /// A whole packet on its way.
     pub segment: TcpSegment,
+    /// The same on an IPv6 underlay.
+    pub headers6: Encapsulation6,
 }
 
 /// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.

@@ -18,7 +18,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, ecn, fallible,
+    Outcome, Verdict, conntrack, ecn, fallible, family,
     forward::{back_out, deliver, deliver_backend, route_out},
     handover,
     icmp::{self, Router},
@@ -28,12 +28,13 @@ use crate::{
     observe::Party,
     outside,
     packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
-    published, refuse, replicate, service,
+    published, refuse, replicate, service, underlay6,
     vxlan::{self, INNER},
+    vxlan6::{self, INNER6},
 };
 
 /// Headers of a frame that are read directly: Ethernet, IPv4 and TCP.
-const HEADERS: u32 = 54;
+pub const HEADERS: u32 = 54;
 
 /// A checked tunnel packet, with `OUTER` bytes of outer headers in front: [`INNER`], or none where
 /// the kernel's device has removed them.
@@ -69,6 +70,9 @@ impl<const OUTER: usize> Inner<'_, OUTER> {
         let may_keep_mark = self.ip.protocol == PROTO_TCP && !leaves;
         if config.decap_flags == 0 && is_gso(self.ctx) && !may_keep_mark {
             return Err(Reason::TunnelRefused);
+        }
+        if OUTER == INNER6 {
+            return vxlan6::remove(self.ctx, ETHERTYPE_IPV4, config.decap_flags);
         }
         vxlan::remove(self.ctx, config.decap_flags)
     }
@@ -115,7 +119,12 @@ pub fn receive_outside(ctx: &TcContext) -> Outcome {
         // The VLAN's own interface sees it again, without the tag.
         return Ok(Verdict::Pass);
     }
-    if is_to_vtep(ctx, config) {
+    let is_to_vtep = if family::is_ipv6() {
+        underlay6::is_to_vtep(ctx, config)
+    } else {
+        is_to_vtep(ctx, config)
+    };
+    if is_to_vtep {
         return Err(Reason::NotPeer);
     }
     match outer_headers(ctx) {
@@ -144,7 +153,7 @@ fn is_to_vtep(ctx: &TcContext, config: &Config) -> bool {
 
 /// To an address of the host, as far as we can tell.
 #[inline(always)]
-fn to_host(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
+pub fn to_host(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
     // As above.
     if has_vlan_tag(ctx) {
         return Ok(Verdict::Pass);
@@ -175,7 +184,7 @@ pub fn receive_inner(ctx: &TcContext, receiver: &mut Party) -> Outcome {
 
 /// IPv4 without options and the first eight bytes behind it; what is anything else is the host's.
 #[inline(always)]
-fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
+pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
     let ethernet: Ethernet = load(ctx, 0).ok()?;
     if ethernet.ethertype.get() != ETHERTYPE_IPV4 {
         return None;
@@ -191,7 +200,8 @@ fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
 /// options) comes back from the kernel's vxlan device.
 #[inline(always)]
 pub fn is_tunnel(config: &Config, ip: &Ipv4, udp: &Udp) -> bool {
-    ip.protocol == PROTO_UDP
+    !family::is_ipv6()
+        && ip.protocol == PROTO_UDP
         && udp.dest == config.vxlan_port
         && ip.daddr() == config.vtep
         && !ip.is_fragment()
@@ -322,7 +332,7 @@ fn under_headers(ctx: &TcContext, sender: Be32, outer_tos: u8, receiver: &mut Pa
 
 /// A frame of network `receiver.vni` from node `sender`, under an outer TOS byte.
 #[inline(always)]
-fn accept<const OUTER: usize>(
+pub fn accept<const OUTER: usize>(
     ctx: &TcContext,
     sender: Be32,
     outer_tos: u8,

@@ -21,11 +21,12 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, ecn, fallible,
+    Outcome, Verdict, ecn, fallible, family,
     forward::{path_mtu, send},
-    handover, hop,
+    forward6, handover, hop,
     maps::{config, scratch},
     packet::{ETH_LEN, IPV4_LEN, load, longest, store_rehash, vlan_tag_length},
+    vxlan6,
 };
 
 /// Offset of the inner Ethernet header.
@@ -34,9 +35,9 @@ pub const INNER: usize = VXLAN_OVERHEAD as usize;
 /// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
 pub const TTL: u8 = 64;
 
-const ROOM_MAC: u32 = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+pub const ROOM_MAC: u32 = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 /// The containers' MTU leaves room for the tunnel headers, so segments keep their size.
-const GSO: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+pub const GSO: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 /// The length of the inner Ethernet header goes into bits 56 to 63 (`BPF_F_ADJ_ROOM_ENCAP_L2`).
 const PUSH: u64 = GSO
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
@@ -88,7 +89,7 @@ pub fn headers(
 /// A length for a header, or 0 where it does not fit: aggregates are given their lengths when they
 /// are cut into segments.
 #[inline(always)]
-fn length16(length: u32) -> Be16 {
+pub fn length16(length: u32) -> Be16 {
     if length > 0xffff { Be16::ZERO } else { Be16::new(length as u16) }
 }
 
@@ -106,7 +107,7 @@ fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
 }
 
 /// Beside a TC action: the packet was handed over.
-const HANDED_OVER: u32 = 1 << 8;
+pub const HANDED_OVER: u32 = 1 << 8;
 
 /// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`:
 /// here, or where that cannot be by the kernel's vxlan device.
@@ -116,7 +117,12 @@ const HANDED_OVER: u32 = 1 << 8;
 /// fragmented.
 #[inline(always)]
 pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Outcome {
-    let sent = fallible::unpack(encapsulate_packed(ctx.skb.skb, vni, node, inner))?;
+    let packed = if family::is_ipv6() {
+        vxlan6::encapsulate_packed(ctx.skb.skb, vni, node, inner)
+    } else {
+        encapsulate_packed(ctx.skb.skb, vni, node, inner)
+    };
+    let sent = fallible::unpack(packed)?;
     let action = (sent & !HANDED_OVER) as i32;
     let is_handed_over = sent & HANDED_OVER != 0;
     let reason = if is_handed_over { Reason::HandedOver } else { Reason::Encapsulated };
@@ -159,7 +165,7 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
 /// A hash of the packet's flow: the kernel's, if the sending socket or the NIC has left one, or one of
 /// our own, because the kernel's dissector takes longer than all else that happens to a packet here.
 #[inline(always)]
-fn flow_hash(ctx: &TcContext) -> u32 {
+pub fn flow_hash(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole run of the program.
     let known = unsafe { (*ctx.skb.skb).hash };
     if known != 0 {
@@ -180,7 +186,7 @@ fn flow_hash(ctx: &TcContext) -> u32 {
 
 /// TOS byte of the outer header.
 #[inline(always)]
-fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
+pub fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
     match inner.ethertype.get() {
         ETHERTYPE_IPV4 => load::<u8>(ctx, ETH_LEN + offset_of!(Ipv4, tos)).map(ecn::outer),
         ETHERTYPE_IPV6 => load::<Be16>(ctx, ETH_LEN).map(|word| ecn::outer(ecn::class(word))),
@@ -203,8 +209,15 @@ pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
 pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
     let node = Be32::from_raw(node);
     let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
-    let path = path_mtu(skb.cast(), config, (config.vtep, node));
-    let overhead = VXLAN_OVERHEAD + vlan_tag_length(&TcContext::new(skb));
+    let path = if family::is_ipv6() {
+        match family::vtep6(&node) {
+            Some(vtep) => forward6::path_mtu(skb.cast(), config, vtep),
+            None => Err(Reason::NoRoute),
+        }
+    } else {
+        path_mtu(skb.cast(), config, (config.vtep, node))
+    };
+    let overhead = family::overhead() + vlan_tag_length(&TcContext::new(skb));
     fallible::pack(path.map(|mtu| mtu.saturating_sub(overhead)))
 }
 

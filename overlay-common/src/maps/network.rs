@@ -168,13 +168,19 @@ pub struct Link6 {
     pub gateway: Ip6,
 }
 
+/// Map `vteps6`, hash by a node's number ([`crate::hash::of_node`], a [`Be32`]): the VTEPs of the other
+/// nodes, where the underlay is IPv6. All other maps name nodes by such numbers then, and who sends a
+/// tunnel packet is a node if its address is the one under its number. Written by the agent; read by
+/// the programs that push and pop tunnel headers.
+pub type Vtep6 = Ip6;
+
 /// Key of map `peers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PeerKey {
     /// The network shared with the node, or [`crate::UNDERLAY_VNI`] for membership of the cluster.
     pub vni: u32,
-    /// The node's VTEP.
+    /// The node's VTEP or, where that is an IPv6 address, its number.
     pub node: Be32,
 }
 

@@ -1,14 +1,15 @@
 //! The node itself, and the way to other nodes.
 
 use super::HOPS;
-use crate::{Be16, Be32, Mac, wire::Ethernet};
+use crate::{Be16, Be32, Ip6, Mac, wire::Ethernet};
 
 /// Map `config`, array of one: what the programs must know about the node itself. Written by the
 /// agent at load; read by every program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Config {
-    /// This node's data-path address on the underlay (its VTEP); zero while the node has none.
+    /// This node's data-path address on the underlay (its VTEP), or, of an IPv6 one, its number
+    /// ([`crate::hash::of_node`]); zero while the node has none.
     pub vtep: Be32,
     /// Address of the `ingress` network's gateway, where sockets of the host reach published
     /// ports ([`Config::host_ip`] is where they come from).
@@ -42,6 +43,8 @@ pub struct Config {
     pub flags: u32,
     /// Spare, zero.
     pub reserved: u32,
+    /// This node's VTEP on an IPv6 underlay; otherwise zero.
+    pub vtep6: Ip6,
 }
 
 impl Config {
@@ -65,7 +68,7 @@ pub const CONFIG_XDP_DECAP: u32 = 1 << 0;
 pub struct Hop {
     /// When it was asked, in ticks of the kernel's clock (`bpf_jiffies64`); 0 for never.
     pub asked: u64,
-    /// The node's VTEP, which was asked for.
+    /// The node's VTEP or its number, which was asked for.
     pub node: Be32,
     /// This node's VTEP, for routing by source.
     pub vtep: Be32,
@@ -75,13 +78,15 @@ pub struct Hop {
     pub ifindex: u32,
     /// MTU of the route in bytes.
     pub mtu: u32,
-    /// Ethernet header of an IPv4 packet to there; its MACs are zero when the kernel has yet to
+    /// Ethernet header of a tunnel packet to there; its MACs are zero when the kernel has yet to
     /// resolve them.
     pub ethernet: Ethernet,
     /// 1 if the MACs are known, otherwise 0.
     pub resolved: u16,
     /// Padding, zero.
     pub pad: u32,
+    /// The node's VTEP on an IPv6 underlay; otherwise zero.
+    pub vtep6: Ip6,
 }
 
 impl Hop {

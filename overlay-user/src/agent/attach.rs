@@ -203,7 +203,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 address6,
                 gateway6,
                 default_route6,
-                mtu: network_mtu(network, underlay_mtu),
+                mtu: network_mtu(network, self.config.data_path_addr, underlay_mtu),
             });
         }
         Ok(wires)

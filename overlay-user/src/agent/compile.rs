@@ -5,11 +5,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use overlay_common::{
-    Be16, Be32, Ip6, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    Be16, Be32, Ip6, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD, VXLAN_OVERHEAD6,
     maps::{
         self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
@@ -46,10 +46,12 @@ pub struct LocalFacts {
     pub underlay_mtu: u32,
 }
 
-/// MTU of a network's interfaces in bytes, on a node whose underlay has `underlay_mtu`.
-pub fn network_mtu(network: &Network, underlay_mtu: u32) -> u32 {
+/// MTU of a network's interfaces in bytes, on a node with VTEP `vtep` whose underlay has
+/// `underlay_mtu`.
+pub fn network_mtu(network: &Network, vtep: IpAddr, underlay_mtu: u32) -> u32 {
+    let overhead = if vtep.is_ipv6() { VXLAN_OVERHEAD6 } else { VXLAN_OVERHEAD };
     let follows =
-        if network.is_local() { underlay_mtu } else { underlay_mtu.saturating_sub(VXLAN_OVERHEAD) };
+        if network.is_local() { underlay_mtu } else { underlay_mtu.saturating_sub(overhead) };
     network.mtu.unwrap_or(follows)
 }
 
@@ -159,7 +161,7 @@ impl<'a> View<'a> {
     /// VTEP of another node; zero for this one.
     fn vtep(&self, node: &Id) -> Be32 {
         let others = self.state.nodes.get(node).filter(|n| n.id != self.me.id);
-        others.map_or(Be32::ZERO, |n| n.data_path_addr.into())
+        others.map_or(Be32::ZERO, Node::vtep)
     }
 
     fn other_nodes(&self) -> impl Iterator<Item = &'a Node> + '_ {
@@ -181,7 +183,7 @@ impl<'a> View<'a> {
             subnet: network.subnet.network().into(),
             mask: network.subnet.netmask().into(),
             gateway: network.gateway.into(),
-            mtu: network_mtu(network, self.facts.underlay_mtu),
+            mtu: network_mtu(network, self.me.data_path_addr, self.facts.underlay_mtu),
             flags,
         }
     }
@@ -288,8 +290,11 @@ impl<'a> View<'a> {
 
     fn add_cluster_peers(&self, out: &mut DatapathState) {
         for node in self.other_nodes() {
-            let key = PeerKey { vni: UNDERLAY_VNI, node: node.data_path_addr.into() };
+            let key = PeerKey { vni: UNDERLAY_VNI, node: node.vtep() };
             out.peers.insert(key, maps::Peer::default());
+            if let IpAddr::V6(vtep) = node.data_path_addr {
+                out.vteps6.insert(node.vtep(), vtep.into());
+            }
         }
     }
 
@@ -300,7 +305,7 @@ impl<'a> View<'a> {
             let entry = maps::Endpoint {
                 kind: ENDPOINT_REMOTE,
                 mac: mac_of(node.ingress_ip),
-                node: node.data_path_addr.into(),
+                node: node.vtep(),
                 ..maps::Endpoint::default()
             };
             out.endpoints.insert(key(ingress, node.ingress_ip), entry);

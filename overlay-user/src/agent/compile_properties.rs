@@ -189,6 +189,7 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Link(k, v) => set(&mut state.links, k, v),
         MapOp::Link6(k, v) => set(&mut state.links6, k, v),
         MapOp::Peer(k, v) => set(&mut state.peers, k, v),
+        MapOp::Vtep6(k, v) => set(&mut state.vteps6, k, v),
         MapOp::Service(k, v) => set(&mut state.services, k, v),
         MapOp::Slot(k, v) => set(&mut state.slots, k, v),
         MapOp::Table(k, v) => set(&mut state.tables, k, v),

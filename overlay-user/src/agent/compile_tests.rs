@@ -97,6 +97,38 @@ fn endpoints_of_a_dual_stack_network_are_found_under_both_addresses() {
 }
 
 #[test]
+fn on_an_ipv6_underlay_nodes_are_numbers_with_their_vteps_beside_them() {
+    let mut cluster = cluster();
+    for node in cluster.state.nodes.values_mut() {
+        let std::net::IpAddr::V4(address) = node.data_path_addr else { panic!("IPv4") };
+        let last = u16::from(address.octets()[3]);
+        node.data_path_addr = std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into();
+    }
+    let facts = LocalFacts { underlay_mtu: 1500, ..cluster_facts(&cluster) };
+    let state = compile(&cluster.state, &id("h1"), &facts);
+    let others: Vec<_> = cluster.state.nodes.values().filter(|n| n.id != id("h1")).collect();
+    assert_eq!(state.vteps6.len(), others.len(), "not the node itself");
+    for node in others {
+        let std::net::IpAddr::V6(address) = node.data_path_addr else { panic!("IPv6") };
+        assert_eq!(state.vteps6.get(&node.vtep()), Some(&address.into()));
+        assert!(state.peers.contains_key(&PeerKey { vni: 0, node: node.vtep() }));
+    }
+    let remote = state.endpoints.values().filter(|e| e.kind == ENDPOINT_REMOTE);
+    assert!(remote.clone().count() > 0);
+    assert!(remote.clone().all(|e| state.vteps6.contains_key(&e.node)));
+    assert!(state.networks.values().all(|n| n.mtu == 1430), "70 bytes for the tunnel");
+}
+
+/// As [`TestCluster::facts`], which are about IPv4 nodes.
+fn cluster_facts(cluster: &TestCluster) -> LocalFacts {
+    let mine = cluster.state.endpoints.values().filter(|e| e.node == id("h1"));
+    LocalFacts {
+        links: mine.map(|e| (e.id.clone(), 1000 + e.number)).collect(),
+        ..LocalFacts::default()
+    }
+}
+
+#[test]
 fn an_endpoint_that_is_not_wired_yet_does_not_make_its_network_relevant() {
     let cluster = cluster();
     let facts = LocalFacts { links: BTreeMap::new(), ..cluster.facts("h1") };

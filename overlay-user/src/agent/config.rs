@@ -1,7 +1,7 @@
 //! Where a host keeps things, and what `init` and `join` decided for it.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -91,7 +91,7 @@ pub struct AgentConfig {
     /// Manager or agent.
     pub role: Role,
     /// Its VTEP.
-    pub data_path_addr: Ipv4Addr,
+    pub data_path_addr: IpAddr,
     /// Underlay interface.
     pub iface: String,
     /// UDP port of VXLAN.
@@ -226,7 +226,7 @@ mod tests {
             node: Id::random(),
             name: "h1".to_owned(),
             role: Role::Manager,
-            data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+            data_path_addr: [172, 16, 1, 10].into(),
             iface: "eth0".to_owned(),
             data_path_port: 4789,
             listen: None,

@@ -49,8 +49,11 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
     host::preflight(&paths)?;
 
     let (controller, _manager) = controller(&config, &paths).await?;
-    let options =
-        LoadOptions { pin_dir: paths.pin_dir.clone(), conntrack_size: config.conntrack_size };
+    let options = LoadOptions {
+        pin_dir: paths.pin_dir.clone(),
+        conntrack_size: config.conntrack_size,
+        underlay_ipv6: config.data_path_addr.is_ipv6(),
+    };
     let socket = paths.socket();
     let agent = Agent::new(Parts {
         datapath: BpfDatapath::load(&options)?,

@@ -1,16 +1,16 @@
 //! What the agent sets up on its host besides endpoints: the vxlan device, the host link, the
 //! programs' configuration and their places.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::Ipv4Net;
-use overlay_common::{Be16, Be32, Mac, maps::Config};
+use overlay_common::{Be16, Be32, Ip6, Mac, maps::Config};
 
 use super::{Agent, AgentError, compile::network_mtu, lock, reconcile::Look};
 use crate::{
     datapath::{Datapath, XdpMode},
     link::{HostLink, Links, UnderlayFacts, WayOut},
-    model::ClusterState,
+    model::{ClusterState, vtep},
 };
 
 /// The kernel's vxlan device.
@@ -117,7 +117,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             program_side: PROGRAM_END.to_owned(),
             address: Ipv4Net::new(ip, ingress.subnet.prefix_len()).ok()?,
             mac: Mac::of_ip(ip.into()),
-            mtu: network_mtu(ingress, underlay_mtu),
+            mtu: network_mtu(ingress, self.config.data_path_addr, underlay_mtu),
         };
         Some((link, ingress.gateway))
     }
@@ -175,7 +175,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             .as_ref()
             .map_or((Be32::ZERO, Be32::ZERO), |(l, gw)| (l.address.addr().into(), (*gw).into()));
         let config = Config {
-            vtep: self.config.data_path_addr.into(),
+            vtep: vtep(self.config.data_path_addr),
             ingress_gateway: gateway,
             host_ip,
             underlay_ifindex: underlay.ifindex,
@@ -192,6 +192,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             outside_flows: self.config.outside_flows,
             flags: self.config.xdp.flags(underlay),
             reserved: 0,
+            vtep6: match self.config.data_path_addr {
+                IpAddr::V4(_) => Ip6::UNSPECIFIED,
+                IpAddr::V6(address) => address.into(),
+            },
         };
         Ok(self.datapath.set_config(&config)?)
     }

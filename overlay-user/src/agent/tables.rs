@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use overlay_common::{
@@ -50,7 +50,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             traffic: self.traffic(&held, &names)?,
             state,
             virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now)),
-            conntrack: conntrack(entries, now),
+            conntrack: conntrack(entries, &names, now),
             counters: self.counters()?,
         })
     }
@@ -90,6 +90,7 @@ pub(super) fn monotonic_ns() -> u64 {
 pub(super) struct Names {
     networks: HashMap<u32, String>,
     nodes: HashMap<Be32, String>,
+    vteps: HashMap<Be32, IpAddr>,
     services: HashMap<u32, String>,
     backends: HashMap<u32, String>,
     endpoints: HashMap<(u32, Be32), String>,
@@ -105,7 +106,8 @@ impl Names {
         }
         let ingress = state.ingress().map_or(UNDERLAY_VNI, |n| n.vni);
         for node in state.nodes.values() {
-            names.nodes.insert(node.data_path_addr.into(), node.name.clone());
+            names.nodes.insert(node.vtep(), node.name.clone());
+            names.vteps.insert(node.vtep(), node.data_path_addr);
             names.endpoints.insert((ingress, node.ingress_ip.into()), node.name.clone());
         }
         for service in state.services.values() {
@@ -124,6 +126,16 @@ impl Names {
             }
         }
         names
+    }
+
+    /// VTEP of a node, which the maps may have as a number only.
+    fn address(&self, node: Be32) -> IpAddr {
+        self.vteps.get(&node).copied().unwrap_or(IpAddr::V4(node.into()))
+    }
+
+    /// As [`Names::address`]; `-` for none.
+    fn vtep(&self, node: Be32) -> String {
+        if node == Be32::ZERO { ip(node) } else { self.address(node).to_string() }
     }
 
     /// Name of a network.
@@ -293,7 +305,7 @@ fn endpoint_row(
         endpoint.mac.to_string(),
         named(&names.interfaces, &endpoint.ifindex),
         named(&names.nodes, &endpoint.node),
-        ip(endpoint.node),
+        names.vtep(endpoint.node),
         flags(endpoint.flags.into(), &ENDPOINT_WORDS),
     ]
 }
@@ -331,7 +343,7 @@ fn peers(state: &DatapathState, names: &Names) -> TableDump {
             UNDERLAY_VNI => "(cluster)".to_owned(),
             vni => named(&names.networks, &vni),
         };
-        vec![key.vni.to_string(), network, ip(key.node), named(&names.nodes, &key.node)]
+        vec![key.vni.to_string(), network, names.vtep(key.node), named(&names.nodes, &key.node)]
     })
 }
 
@@ -397,7 +409,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
             backend.mac.to_string(),
             named(&names.interfaces, &backend.ifindex),
             named(&names.nodes, &backend.node),
-            ip(backend.node),
+            names.vtep(backend.node),
             backend.weight.to_string(),
             word.to_owned(),
         ]
@@ -424,13 +436,17 @@ fn socket(address: Be32, port: Be16) -> SocketAddrV4 {
 }
 
 /// Newest first, at most [`CONNTRACK_ROWS`].
-fn conntrack(mut entries: Vec<(ConntrackKey, Conntrack)>, now: u64) -> Vec<ConntrackRow> {
+fn conntrack(
+    mut entries: Vec<(ConntrackKey, Conntrack)>,
+    names: &Names,
+    now: u64,
+) -> Vec<ConntrackRow> {
     entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.last_seen));
     entries.truncate(CONNTRACK_ROWS);
-    entries.iter().map(|(key, entry)| conntrack_row(key, entry, now)).collect()
+    entries.iter().map(|(key, entry)| conntrack_row(key, entry, names, now)).collect()
 }
 
-fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, now: u64) -> ConntrackRow {
+fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, names: &Names, now: u64) -> ConntrackRow {
     let action = match entry.action {
         CONNTRACK_FORWARD => "forward",
         CONNTRACK_REPLY => "reply",
@@ -457,7 +473,7 @@ fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, now: u64) -> ConntrackRo
         new_vni: entry.vni,
         service: entry.service,
         backend: entry.backend,
-        node: (entry.node != Be32::ZERO).then(|| entry.node.into()),
+        node: (entry.node != Be32::ZERO).then(|| names.address(entry.node)),
         state: seen.iter().filter(|(bit, _)| entry.state & bit != 0).map(|(_, c)| c).collect(),
         idle_ms: now.saturating_sub(entry.last_seen) / 1_000_000,
     }
@@ -531,7 +547,7 @@ mod tests {
             (key, entry(1_000_000, TCP_SEEN_SYN)),
             (key, entry(5_000_000, TCP_SEEN_SYN | TCP_SEEN_ACK)),
         ];
-        let rows = conntrack(entries, 7_000_000);
+        let rows = conntrack(entries, &Names::default(), 7_000_000);
         assert_eq!(rows[0].state, "SA");
         assert_eq!((rows[0].idle_ms, rows[1].idle_ms), (2, 6));
         assert_eq!((rows[0].protocol.as_str(), rows[0].action.as_str()), ("tcp", "forward"));

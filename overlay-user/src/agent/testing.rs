@@ -65,7 +65,7 @@ impl TestCluster {
             name,
             role: if i == 0 { Role::Manager } else { Role::Agent },
             created: Timestamp::UNIX_EPOCH,
-            data_path_addr: Ipv4Addr::new(172, 16, 1, 10 + i),
+            data_path_addr: [172, 16, 1, 10 + i].into(),
             api_addr: None,
             ingress_ip: Ipv4Addr::new(10, 255, 0, 2 + i),
             state: NodeState::Ready,
@@ -196,10 +196,18 @@ impl TestCluster {
         LocalFacts {
             links: mine.map(|e| (e.id.clone(), 1000 + e.number)).collect(),
             host_link: Some((7, overlay_common::Mac::of_ip(node.ingress_ip.into()))),
-            addresses: vec![node.data_path_addr],
-            ways_out: [(2, node.data_path_addr)].into(),
+            addresses: vec![ipv4_of(node)],
+            ways_out: [(2, ipv4_of(node))].into(),
             underlay_mtu: 1500,
         }
+    }
+}
+
+/// The VTEP of a node with an IPv4 one.
+pub fn ipv4_of(node: &Node) -> Ipv4Addr {
+    match node.data_path_addr {
+        std::net::IpAddr::V4(address) => address,
+        std::net::IpAddr::V6(address) => panic!("{address} is no IPv4 address"),
     }
 }
 

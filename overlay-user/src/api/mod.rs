@@ -243,7 +243,7 @@ pub struct Join {
     /// Name of the node.
     pub name: String,
     /// Its VTEP.
-    pub data_path_addr: Ipv4Addr,
+    pub data_path_addr: IpAddr,
     /// Its certificate signing request, PEM; the key never leaves the node.
     pub csr_pem: String,
 }
@@ -513,7 +513,7 @@ pub struct Status {
     /// Manager or agent.
     pub role: Role,
     /// Its VTEP.
-    pub data_path_addr: Ipv4Addr,
+    pub data_path_addr: IpAddr,
     /// Underlay interface.
     pub iface: String,
     /// Its MTU.

@@ -95,8 +95,11 @@ async fn load(paths: &Paths, args: &LoadArgs) -> anyhow::Result<()> {
         ));
     }
     let config = config(args).await?;
-    let options =
-        LoadOptions { pin_dir: paths.pin_dir.clone(), conntrack_size: args.conntrack_size };
+    let options = LoadOptions {
+        pin_dir: paths.pin_dir.clone(),
+        conntrack_size: args.conntrack_size,
+        underlay_ipv6: false,
+    };
     let first = Inventory::read(&paths.pin_dir)?.maps.is_empty();
     let attached = BpfDatapath::load(&options).and_then(|datapath| {
         datapath.set_config(&config)?;
@@ -155,7 +158,7 @@ async fn config(args: &LoadArgs) -> anyhow::Result<maps::Config> {
     let facts = links.underlay(&args.iface).await?;
     let mut vtep = None;
     for address in links.addresses(&[]).await? {
-        if links.interface_with(address).await?.as_deref() == Some(args.iface.as_str()) {
+        if links.interface_with(address.into()).await?.as_deref() == Some(args.iface.as_str()) {
             vtep = Some(address);
             break;
         }

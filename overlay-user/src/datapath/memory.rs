@@ -112,6 +112,7 @@ impl Kernel {
             MapOp::Link(key, value) => set(&mut state.links, *key, *value),
             MapOp::Link6(key, value) => set(&mut state.links6, *key, *value),
             MapOp::Peer(key, value) => set(&mut state.peers, *key, *value),
+            MapOp::Vtep6(key, value) => set(&mut state.vteps6, *key, *value),
             MapOp::Service(key, value) => {
                 set(&mut state.services, *key, *value);
                 let cursor = value.map(|_| self.cursors.get(key).copied().unwrap_or_default());

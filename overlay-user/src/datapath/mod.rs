@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-pub use bpf::{BpfDatapath, LoadOptions, OBJECT, decap_flags, load_program, set_table};
+pub use bpf::{
+    BpfDatapath, LoadOptions, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_table,
+};
 pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};
 pub use observe::Breakdown;
@@ -146,7 +148,7 @@ pub struct ConntrackRow {
     /// Backend number.
     pub backend: u32,
     /// Node the flow came through.
-    pub node: Option<std::net::Ipv4Addr>,
+    pub node: Option<std::net::IpAddr>,
     /// TCP flags seen: S, A, F, R.
     pub state: String,
     /// Milliseconds since the last packet in this direction.
@@ -225,7 +227,7 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] names the interface.
     fn attach_container(&self, iface: &str) -> Result<(), DatapathError>;
 
-    /// Attaches `from_underlay`, and `xdp_underlay` as `xdp` says, to the underlay. Returns the XDP
+    /// Attaches `from_underlay` or `from_underlay6`, and `xdp_underlay` as `xdp` says, to the underlay. Returns the XDP
     /// mode in force.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{
         Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr, Network,
         Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
-        SubnetKey, TableKey,
+        SubnetKey, TableKey, Vtep6,
     },
 };
 
@@ -30,6 +30,8 @@ pub struct DatapathState {
     pub links6: BTreeMap<u32, Link6>,
     /// Map `peers`.
     pub peers: BTreeMap<PeerKey, Peer>,
+    /// Map `vteps6`, by the nodes' numbers.
+    pub vteps6: BTreeMap<Be32, Vtep6>,
     /// Map `services`, by number. Map `rr_cursor` has the same keys.
     pub services: BTreeMap<u32, Service>,
     /// Map `slots`.
@@ -66,6 +68,8 @@ pub enum MapOp {
     Link6(u32, Option<Link6>),
     /// `peers`
     Peer(PeerKey, Option<Peer>),
+    /// `vteps6`
+    Vtep6(Be32, Option<Vtep6>),
     /// `services`, and `rr_cursor` with it: a new service's cursor starts at 0, an existing one's
     /// is left alone.
     Service(u32, Option<Service>),
@@ -121,6 +125,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     // What is inside is known before anything may go outside.
     puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
+    puts(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
@@ -146,6 +151,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.tables, &new.tables, &mut ops, MapOp::Table);
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
+    removes(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
     removes(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     removes(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);

@@ -48,7 +48,7 @@ impl Cluster {
             name: name.to_owned(),
             role: Role::Agent,
             created: Timestamp::UNIX_EPOCH,
-            data_path_addr: Ipv4Addr::from(0xac10_0100 + number),
+            data_path_addr: Ipv4Addr::from(0xac10_0100 + number).into(),
             api_addr: None,
             ingress_ip: Ipv4Addr::from(0x0aff_0000 + number),
             state,

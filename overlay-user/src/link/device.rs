@@ -39,6 +39,18 @@ pub(super) fn disable_ipv6(device: &str) -> Result<(), LinkError> {
     set_sysctl("ipv6", device, "disable_ipv6", "1")
 }
 
+/// IPv6 forwarding on, for what is looked up as if it came in by the interface. An interface that has no
+/// IPv6 (see [`disable_ipv6`]) is left alone.
+///
+/// # Errors
+/// [`LinkError::Kernel`] names the sysctl.
+pub(super) fn forward_ipv6(device: &str) -> Result<(), LinkError> {
+    if !std::path::Path::new("/proc/sys/net/ipv6/conf").join(device).exists() {
+        return Ok(());
+    }
+    set_sysctl("ipv6", device, "forwarding", "1")
+}
+
 /// IPv6 on for an endpoint of a dual-stack network, before it is brought up: its addresses are the
 /// manager's alone, so there is no autoconfiguration, no router is listened to, and no time is spent
 /// on looking for duplicates. The link-local address is that of the MAC, which is the only one the

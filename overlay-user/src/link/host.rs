@@ -32,6 +32,8 @@ pub(super) async fn ensure_vxlan(
             .collect_metadata(true)
             .learning(false)
             .port(port)
+            // What the programs send over IPv6 has no outer checksum (RFC 6935).
+            .udp_zero_csum6_rx(true)
             .build();
         rtnl.add(message).await.map_err(|e| vxlan_error(name, port, &e))?;
     }
@@ -120,6 +122,7 @@ fn set_sysctls(link: &HostLink) -> Result<(), LinkError> {
     }
     // bpf_fib_lookup refuses an interface without forwarding; this one is ours to turn it on.
     device::set_sysctl("ipv4", &link.program_side, "forwarding", "1")?;
+    device::forward_ipv6(&link.program_side)?;
     // The stronger of `all` and the device's own value holds (Documentation/networking/ip-sysctl),
     // and loose is stronger than strict: a host that is strict everywhere stays so elsewhere.
     device::set_sysctl("ipv4", &link.name, "rp_filter", "2")?;
@@ -171,6 +174,7 @@ mod tests {
             assert!(matches!(by_socket, Err(LinkError::PortTaken { port: 4789 })), "{by_socket:?}");
             drop(socket);
             host.command("ip link add other type vxlan external dstport 4789");
+            host.command("ip link set other up");
             let by_device = links.ensure_vxlan("ovl-vxlan", 4789).await;
             assert!(matches!(by_device, Err(LinkError::PortTaken { port: 4789 })), "{by_device:?}");
             host.command("ip link add ovl-vxlan type bridge");

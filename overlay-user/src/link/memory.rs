@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -181,10 +181,12 @@ impl Links for MemoryLinks {
         found.ok_or_else(|| LinkError::NoInterface(iface.to_owned()))
     }
 
-    async fn interface_with(&self, address: Ipv4Addr) -> Result<Option<String>, LinkError> {
+    async fn interface_with(&self, address: IpAddr) -> Result<Option<String>, LinkError> {
         let host = self.enter(LinkCall::InterfaceWith)?;
         let mut underlays = host.underlays.iter();
-        Ok(underlays.find(|(_, (_, all))| all.contains(&address)).map(|(name, _)| name.clone()))
+        Ok(underlays
+            .find(|(_, (_, all))| all.iter().any(|own| IpAddr::V4(*own) == address))
+            .map(|(name, _)| name.clone()))
     }
 
     async fn addresses(&self, not_on: &[&str]) -> Result<Vec<Ipv4Addr>, LinkError> {

@@ -14,7 +14,7 @@ pub(crate) mod testing;
 
 use std::{
     future::Future,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -143,7 +143,7 @@ pub trait Links: Send + Sync + 'static {
     /// The interface that has `address`.
     fn interface_with(
         &self,
-        address: Ipv4Addr,
+        address: IpAddr,
     ) -> impl Future<Output = Result<Option<String>, LinkError>> + Send;
 
     /// All IPv4 addresses of the host except those of `not_on` interfaces.

@@ -1,6 +1,9 @@
 //! [`Links`] on the real kernel.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use super::{
     EndpointLink, HostLink, LinkError, Links, UnderlayFacts, WayOut,
@@ -41,14 +44,11 @@ impl Links for NetlinkLinks {
         Ok(UnderlayFacts { ifindex: device.index, mac, mtu: device.mtu, checksums })
     }
 
-    async fn interface_with(&self, address: Ipv4Addr) -> Result<Option<String>, LinkError> {
+    async fn interface_with(&self, address: IpAddr) -> Result<Option<String>, LinkError> {
         let rtnl = Rtnl::open(&self.home)?;
-        let addresses = rtnl.addresses().await?;
-        let Some((index, _)) = addresses.iter().find(|(_, net)| net.addr() == address) else {
-            return Ok(None);
-        };
+        let Some(index) = rtnl.device_with(address).await? else { return Ok(None) };
         let devices = rtnl.devices().await?;
-        Ok(devices.into_iter().find(|d| d.index == *index).map(|d| d.name))
+        Ok(devices.into_iter().find(|d| d.index == index).map(|d| d.name))
     }
 
     /// Loopback addresses are left out: a packet from outside never has one, and for sockets of
@@ -141,6 +141,7 @@ mod tests {
         host.command("ip addr add 192.0.2.10/24 dev eth7");
         host.command("ip addr add 192.0.2.99/24 dev x");
         host.command("ip addr add 127.0.0.1/8 dev lo");
+        host.command("ip addr add fd00::7/64 dev eth7 nodad");
         let ip = |text: &str| text.parse::<Ipv4Addr>().expect("an address");
         host.block_on(async {
             let links = NetlinkLinks::new().expect("links");
@@ -152,9 +153,13 @@ mod tests {
             }
             let loopback = links.underlay("lo").await;
             assert!(matches!(loopback, Err(LinkError::Kernel { .. })), "no Ethernet: {loopback:?}");
-            let found = links.interface_with(ip("192.0.2.10")).await.expect("asked");
+            let found = links.interface_with(ip("192.0.2.10").into()).await.expect("asked");
             assert_eq!(found.as_deref(), Some("eth7"));
-            assert_eq!(links.interface_with(ip("192.0.2.11")).await.expect("asked"), None);
+            let ip6 = |text: &str| text.parse::<IpAddr>().expect("an address");
+            let found = links.interface_with(ip6("fd00::7")).await.expect("asked");
+            assert_eq!(found.as_deref(), Some("eth7"));
+            assert_eq!(links.interface_with(ip6("fd00::8")).await.expect("asked"), None);
+            assert_eq!(links.interface_with(ip("192.0.2.11").into()).await.expect("asked"), None);
             let all = links.addresses(&["x"]).await.expect("listed");
             assert_eq!(all, vec![ip("192.0.2.10")]);
             assert_eq!(links.addresses(&[]).await.expect("listed").len(), 2);

@@ -236,6 +236,24 @@ impl Rtnl {
         Ok(all.iter().filter_map(|m| Some((m.header.index, address_of(m)?))).collect())
     }
 
+    /// Index of the device that has an address of either family.
+    pub(super) async fn device_with(&self, address: IpAddr) -> Result<Option<u32>, LinkError> {
+        let mut all = self.handle.address().get().execute();
+        let failed = |e: &rtnetlink::Error| failed("list the addresses".to_owned(), e);
+        while let Some(message) = all.try_next().await.map_err(|e| failed(&e))? {
+            let is_it = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(own) => *own == address,
+                // Of IPv6 the kernel tells no other.
+                AddressAttribute::Address(own) => address.is_ipv6() && *own == address,
+                _ => false,
+            };
+            if message.attributes.iter().any(is_it) {
+                return Ok(Some(message.header.index));
+            }
+        }
+        Ok(None)
+    }
+
     async fn ipv4_addresses(&self) -> Result<Vec<AddressMessage>, LinkError> {
         let all = self.handle.address().get().execute();
         all.try_filter(|message| std::future::ready(address_of(message).is_some()))

@@ -11,7 +11,7 @@ mod port;
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, Scheduler};
@@ -19,6 +19,7 @@ pub use change::{Change, Kind, Object, WatchEvent};
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 pub use name::{InvalidName, check_name};
+use overlay_common::{Be32, hash};
 pub use port::{Port, PortParseError, Protocol, PublishMode};
 use serde::{Deserialize, Serialize};
 
@@ -219,8 +220,8 @@ pub struct Node {
     pub role: Role,
     /// When it joined.
     pub created: Timestamp,
-    /// Its VTEP, unique among nodes.
-    pub data_path_addr: Ipv4Addr,
+    /// Its VTEP, unique among nodes and of one family on all of them.
+    pub data_path_addr: IpAddr,
     /// Where its manager listens (managers only).
     pub api_addr: Option<SocketAddr>,
     /// Its own address on the ingress network; 0.0.0.0 while there is no such network.
@@ -229,6 +230,21 @@ pub struct Node {
     pub state: NodeState,
     /// Whether its backends take new flows.
     pub availability: Availability,
+}
+
+impl Node {
+    /// What the maps call the node: see [`vtep`].
+    pub fn vtep(&self) -> Be32 {
+        vtep(self.data_path_addr)
+    }
+}
+
+/// What the maps call a node with this VTEP: the address, or a number for an IPv6 one.
+pub fn vtep(address: IpAddr) -> Be32 {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => hash::of_node(&address.into()),
+    }
 }
 
 /// How clients of a service find its backends by name.

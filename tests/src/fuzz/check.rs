@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// Length of the outer headers of a tunnel packet.
-const TUNNEL: usize = 50;
+const fn tunnel(ipv6: bool) -> usize {
+    if ipv6 { 70 } else { 50 }
+}
 
 /// The time on the clock that the programs read.
 pub fn now() -> u64 {
@@ -29,7 +31,11 @@ pub fn now() -> u64 {
 }
 
 /// Verdict, counters and bytes.
-pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), String> {
+pub fn packet(
+    program: Program,
+    predicted: &Predicted,
+    (ran, ipv6): (&Ran, bool),
+) -> Result<(), String> {
     let verdict = match (program, ran.verdict) {
         (Program::Xdp, XDP_PASS) => Some(Verdict::Pass),
         (Program::Xdp, XDP_DROP) => Some(Verdict::Drop),
@@ -51,12 +57,18 @@ pub fn packet(program: Program, predicted: &Predicted, ran: &Ran) -> Result<(), 
     }
     let mut real = ran.packet.clone();
     if is_encapsulated(ran) {
-        let port = u16::from_be_bytes([real[34], real[35]]);
+        let at = tunnel(ipv6) - 16;
+        let port = u16::from_be_bytes([real[at], real[at + 1]]);
         if port < 49_152 {
             return Err(format!("outer source port {port} is not in the dynamic range"));
         }
         // Which one it is depends on the kernel's flow hash.
-        real[34..36].fill(0);
+        real[at..at + 2].fill(0);
+        if ipv6 {
+            // So does the flow label.
+            real[15] &= 0xf0;
+            real[16..18].fill(0);
+        }
     }
     if predicted.verdict != Verdict::Drop && real != predicted.packet {
         return Err(format!("packet {}\nmodel:  {}", hex(&real), hex(&predicted.packet)));
@@ -197,7 +209,7 @@ const OWN: [Reason; 3] = [Reason::TooBigAnswered, Reason::TtlExceededAnswered, R
 
 /// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
 /// came in were right, or if the packet is the program's own. Returns whether they were.
-pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
+pub fn checksums(step: &Step, ran: &Ran, ipv6: bool) -> Result<bool, String> {
     if OWN.iter().any(|reason| ran.counted.contains(reason)) && !has_right_sums(&ran.packet) {
         return Err(format!("checksums of {}", hex(&ran.packet)));
     }
@@ -213,13 +225,15 @@ pub fn checksums(step: &Step, ran: &Ran) -> Result<bool, String> {
         && (is_reply || ran.counted.contains(&Reason::XdpSentToClient));
     // A published port's packet for a backend here is delivered without a tunnel.
     let popped = popped && ran.packet.len() < step.packet.len();
-    let inner = if popped { TUNNEL } else { 0 };
+    let inner = if popped { tunnel(ipv6) } else { 0 };
     if is_encapsulated(ran) {
-        // That of UDP is none (RFC 7348, section 5).
-        if ones_complement(&ran.packet[14..34]) != 0 || ran.packet[40..42] != [0, 0] {
+        // That of UDP is none (RFC 7348, section 5; RFC 6935).
+        let udp = tunnel(ipv6) - 10;
+        let is_sound = ipv6 || ones_complement(&ran.packet[14..34]) == 0;
+        if !is_sound || ran.packet[udp..udp + 2] != [0, 0] {
             return Err(format!("outer checksums of {}", hex(&ran.packet)));
         }
-        return verified(&step.packet, &ran.packet[TUNNEL..]);
+        return verified(&step.packet, &ran.packet[tunnel(ipv6)..]);
     }
     verified(&step.packet[inner..], &ran.packet)
 }

@@ -54,7 +54,8 @@ impl Failure {
     fn write_to(&self, file: impl io::Write) -> Result<(), pcap_file::PcapError> {
         let mut writer = PcapNgWriter::new(file)?;
         for program in Program::ALL {
-            let name = InterfaceDescriptionOption::IfName(Cow::Borrowed(program.name()));
+            let name =
+                InterfaceDescriptionOption::IfName(Cow::Borrowed(program.name(self.tables.ipv6)));
             let interface = InterfaceDescriptionBlock {
                 linktype: DataLink::ETHERNET,
                 snaplen: 0,
@@ -142,7 +143,7 @@ impl Failure {
         let Self { seed, disagreement, steps, tables } = self;
         writeln!(f, "seed {seed}, step {}: the program and the model disagree", steps.len())?;
         if let Some(Step { program, packet, segment }) = steps.last() {
-            let (name, length) = (program.name(), packet.len());
+            let (name, length) = (program.name(tables.ipv6), packet.len());
             writeln!(f, "program {name}, {length} bytes, segments of {segment}: {}", hex(packet))?;
         }
         writeln!(f, "{disagreement}\n{:?}", tables.config)?;
@@ -212,7 +213,7 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(interfaces, Program::ALL.map(Program::name));
+        assert_eq!(interfaces, Program::ALL.map(|program| program.name(false)));
     }
 
     #[test]

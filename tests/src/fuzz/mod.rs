@@ -77,7 +77,15 @@ impl Fuzz {
     /// Loads the programs in a fresh network namespace of this thread.
     #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
     pub fn new() -> Self {
-        let rig = Rig::new();
+        Self::with(Rig::new())
+    }
+
+    /// As [`Fuzz::new`], on an IPv6 underlay.
+    pub fn on_ipv6() -> Self {
+        Self::with(Rig::on_ipv6())
+    }
+
+    fn with(rig: Rig) -> Self {
         let host = Host::of(&rig);
         let mut fuzz = Self {
             rig,
@@ -87,6 +95,7 @@ impl Fuzz {
             totals: Totals::default(),
         };
         fuzz.tables.config = fuzz.rig.config();
+        fuzz.tables.ipv6 = fuzz.rig.is_ipv6();
         fuzz
     }
 
@@ -130,7 +139,8 @@ impl Fuzz {
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
         let before = check::now();
-        let ran = self.rig.run_aggregate(step.program.name(), &step.packet, step.segment);
+        let ran =
+            self.rig.run_aggregate(step.program.name(self.tables.ipv6), &step.packet, step.segment);
         let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
         let conntrack = self.rig.conntrack().into_iter().collect();
@@ -159,7 +169,7 @@ impl Fuzz {
             *self.totals.reasons.entry(*reason).or_default() += 1;
         }
         if predicted.verdict == Verdict::Sent {
-            let is_verified = check::checksums(step, &real.ran)?;
+            let is_verified = check::checksums(step, &real.ran, self.tables.ipv6)?;
             self.totals.verified += u64::from(is_verified);
         }
         Ok(())
@@ -176,7 +186,7 @@ impl Fuzz {
         let clock = (&self.host, now);
         let packet = model::Packet { ifindex: IFINDEX, frame: &step.packet, segment: step.segment };
         let predicted = model::run(&mut tables, clock, step.program, packet);
-        check::packet(step.program, &predicted, &real.ran)?;
+        check::packet(step.program, &predicted, (&real.ran, tables.ipv6))?;
         check::conntrack(&tables.conntrack, &real.conntrack, now, span)?;
         if tables.cursors != real.cursors {
             return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{Program, Tables, ones_complement},
-    rig::{IFINDEX, NODE, NODE_MAC, OTHER_VNI, PEER, PEER_MAC, VNI, mac},
+    rig::{IFINDEX, NODE, NODE_MAC, NODE6, OTHER_VNI, PEER, PEER_MAC, VNI, mac, vtep6},
 };
 
 /// Where containers send to outside their network.
@@ -207,11 +207,49 @@ fn tunnel(
     payload.extend((vni << 8).to_be_bytes());
     payload.extend(inner);
     let port = tables.config.vxlan_port.get();
+    if tables.ipv6 {
+        return tunnel6(rng, tables, (sender, port), &payload);
+    }
     let outer = Tuple { src: sender, dst: NODE, proto: 17, sport: 50_000, dport: port };
     let mut outer = datagram(outer, &payload);
     outer[6..8].fill(0);
     let ip = header(rng, (sender, NODE, 17), &outer, (&[], 0));
     ethernet((PEER_MAC, NODE_MAC), &ip)
+}
+
+/// As [`tunnel`], on an IPv6 underlay; now and then with an extension header or as a fragment.
+fn tunnel6(
+    rng: &mut SmallRng,
+    tables: &Tables,
+    (sender, port): (Ipv4Addr, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let known = tables.agent.vteps6.get(&sender.into());
+    let source = known.map_or(vtep6(sender), |vtep| (*vtep).into());
+    let mut datagram = [50_000_u16.to_be_bytes(), port.to_be_bytes()].concat();
+    datagram.extend(((8 + payload.len()) as u16).to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(payload);
+    let mut next = 17;
+    if rng.random_bool(0.06) {
+        let header = any(rng, &[60, 44, 44, 51]);
+        let length: u8 = if header == 51 { 4 } else { 0 };
+        let offset = any(rng, &[0, 1, 8]);
+        let size = if header == 51 { 24 } else { 8 };
+        let mut extension = vec![next, length, 0, offset];
+        extension.resize(size, 0);
+        datagram.splice(0..0, extension);
+        next = header;
+    }
+    let class = any(rng, &[0, 0, 0, 0xb8, 1, 2, 3, 0xbb]);
+    let mut packet = [&NODE_MAC[..], &PEER_MAC, &[0x86, 0xdd]].concat();
+    packet.extend([0x60 | class >> 4, class << 4, 0, 0]);
+    packet.extend((datagram.len() as u16).to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(source.octets());
+    packet.extend(NODE6.octets());
+    packet.extend(datagram);
+    packet
 }
 
 /// Now and then an ICMP error about a packet that a container has sent outside.

@@ -17,7 +17,7 @@ use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 use super::check;
 use crate::{
     model::Tables,
-    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac},
+    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
 };
 
 /// A node of the cluster whose neighbour entry is missing.
@@ -113,6 +113,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
         self_reference(rng, &mut tables);
     }
     link6(rng, &mut tables.agent);
+    numbered(&mut tables, rig);
     tables
 }
 
@@ -126,6 +127,37 @@ fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
                 agent.peers.insert(PeerKey { vni, node: node.into() }, Peer::default());
             }
         }
+    }
+}
+
+/// On an IPv6 underlay, gives nodes their numbers, and all but the node itself their addresses.
+fn numbered(tables: &mut Tables, rig: &Rig) {
+    tables.ipv6 = rig.is_ipv6();
+    if !tables.ipv6 {
+        return;
+    }
+    let number = |node: &mut Be32| {
+        if NODES.iter().any(|known| *node == Be32::from(*known)) {
+            *node = rig.number((*node).into());
+        }
+    };
+    let Tables { agent, conntrack, .. } = tables;
+    agent.endpoints.values_mut().for_each(|endpoint| number(&mut endpoint.node));
+    agent.endpoints6.values_mut().for_each(|endpoint| number(&mut endpoint.node));
+    agent.backends.values_mut().for_each(|backend| number(&mut backend.node));
+    for replicas in agent.replicas.values_mut() {
+        replicas.vteps.iter_mut().for_each(number);
+    }
+    conntrack.values_mut().for_each(|entry| number(&mut entry.node));
+    agent.peers = std::mem::take(&mut agent.peers)
+        .into_iter()
+        .map(|(mut key, peer)| {
+            number(&mut key.node);
+            (key, peer)
+        })
+        .collect();
+    for node in &NODES[..3] {
+        agent.vteps6.insert(rig.number(*node), vtep6(*node).into());
     }
 }
 
@@ -208,6 +240,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             }
         }
     }
+    numbered(tables, rig);
 }
 
 fn config(rng: &mut SmallRng, rig: &Rig) -> Config {

@@ -13,7 +13,7 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::Flow,
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, TUNNEL, bytes, half, put, updated},
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, bytes, half, put, updated},
     host::MTU,
     icmp, ipv6,
     observe::Party,
@@ -118,7 +118,8 @@ fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Ou
     }
     let inner = Ethernet { dst: endpoint.mac, ..packet.ethernet };
     let sent = walk.tunnel(packet.link.vni, endpoint.node.into(), inner);
-    or_told(walk, packet, sent, (MTU - TUNNEL, None))
+    let mtu = MTU - walk.tunnel_length();
+    or_told(walk, packet, sent, (mtu, None))
 }
 
 /// "A packet with DF that does not fit is answered by the gateway of the sender's network." The
@@ -185,7 +186,8 @@ fn to_backend(
     }
     let inner = Ethernet { dst: backend.mac, ..packet.ethernet };
     let sent = walk.tunnel(backend.vni, backend.node.into(), inner);
-    or_told(walk, packet, sent, (MTU - TUNNEL, Some(flow)))
+    let mtu = MTU - walk.tunnel_length();
+    or_told(walk, packet, sent, (mtu, Some(flow)))
 }
 
 /// To an address of no endpoint: on the way that its flow came in, or out.
@@ -210,7 +212,8 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
             let sent = walk.tunnel(link.vni, entry.node.into(), inner);
             let translated = (entry.dport != flow.key.dport).then_some(&flow);
-            or_told(walk, packet, sent, (MTU - TUNNEL, translated))
+            let mtu = MTU - walk.tunnel_length();
+            or_told(walk, packet, sent, (mtu, translated))
         }
         // "The host itself has ways of its own."
         _ if packet.is_from(ENDPOINT_FLAG_HOST) => Err(Reason::NoWayOut),

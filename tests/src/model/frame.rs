@@ -8,6 +8,8 @@ use overlay_common::{Mac, Reason};
 pub const ETHERNET: usize = 14;
 /// Length of the four outer headers of VXLAN.
 pub const TUNNEL: usize = 14 + 20 + 8 + 8;
+/// The same where outer IPv6 is.
+pub const TUNNEL6: usize = 14 + 40 + 8 + 8;
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;
 /// EtherType of a VLAN tag.

@@ -1,10 +1,10 @@
 //! What the kernel answers on the rig's host: one NIC, one subnet, two known neighbours.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{Mac, Reason, maps::Config};
 
-use crate::rig::{CLIENT, CLIENT_MAC, NODE, NODE_MAC, PEER, PEER_MAC, Rig};
+use crate::rig::{CLIENT, CLIENT_MAC, NODE, NODE_MAC, NODE6, PEER, PEER_MAC, PEER6, Rig};
 
 /// The host's interfaces, routes and neighbours.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,24 @@ impl Host {
         let [loopback, other_end] = self.no_forwarding;
         let is_veth = ifindex == self.nic || ifindex == other_end;
         ifindex == self.vxlan || ifindex == loopback || (is_veth && length <= MTU + 18)
+    }
+
+    /// The way of a tunnel packet of `total` bytes to a node, on an IPv6 underlay where its address is
+    /// `vtep` if it is known.
+    pub fn next_hop6(
+        &self,
+        config: &Config,
+        vtep: Option<Ipv6Addr>,
+        total: usize,
+    ) -> Result<NextHop, Reason> {
+        let vtep = vtep.ok_or(Reason::NoRoute)?;
+        let subnet = |ip: Ipv6Addr| ip.segments()[..4] == NODE6.segments()[..4] && ip != NODE6;
+        let as_ipv4 = match vtep {
+            PEER6 => PEER,
+            other if subnet(other) => Ipv4Addr::new(172, 16, 1, 200),
+            _ => Ipv4Addr::UNSPECIFIED,
+        };
+        self.next_hop(config, as_ipv4, total)
     }
 
     /// The way of an IPv4 packet of `total` bytes to `dst`, as if it came in by the interface that

@@ -11,9 +11,7 @@ use overlay_common::{
 };
 
 use super::{
-    frame::{
-        ETHERNET, Ethernet, IPV6, TCP, TUNNEL, UDP, bytes, half, ones_complement, put, updated,
-    },
+    frame::{ETHERNET, Ethernet, IPV6, TCP, UDP, bytes, half, ones_complement, put, updated},
     host::MTU,
     walk::{End, Outcome, Walk, marked},
 };
@@ -151,7 +149,7 @@ fn too_big(walk: &mut Walk<'_>, (link, own): (&Link, &Link6), ip: &Header) -> Ou
     let from = Ipv6Addr::from(own.gateway);
     let quote: [u8; 1232] = bytes(&walk.frame, ETHERNET).ok_or(Reason::TooBig)?;
     let mut message = vec![2, 0, 0, 0];
-    message.extend((MTU as u32 - TUNNEL as u32).to_be_bytes());
+    message.extend(((MTU - walk.tunnel_length()) as u32).to_be_bytes());
     message.extend(quote);
     let addresses = [from.octets(), ip.src.octets()].concat();
     let length = (message.len() as u16).to_be_bytes();
@@ -272,7 +270,7 @@ pub fn from_tunnel(
     (vni, sender): (u32, std::net::Ipv4Addr),
     outer_ecn: u8,
 ) -> Outcome {
-    let ip = Header::at(walk, TUNNEL + ETHERNET)?;
+    let ip = Header::at(walk, walk.tunnel_length() + ETHERNET)?;
     // The ECN field is bits 10 and 11 of the header (RFC 8200, section 3; RFC 3168, section 5).
     let byte = walk.frame[ip.at + 1];
     let ecn = marked(byte >> 4 & 3, outer_ecn).ok_or(Reason::EcnUnexpected)?;

@@ -17,6 +17,7 @@ mod observe;
 mod outside;
 mod replicate;
 mod underlay;
+mod underlay6;
 mod walk;
 mod xdp;
 
@@ -52,10 +53,11 @@ impl Program {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Container, Self::Underlay, Self::Outside, Self::Xdp];
 
-    /// The program's name in the object.
-    pub const fn name(self) -> &'static str {
+    /// The program's name in the object; `ipv6` is the underlay's family.
+    pub const fn name(self, ipv6: bool) -> &'static str {
         match self {
             Self::Container => "from_container",
+            Self::Underlay if ipv6 => "from_underlay6",
             Self::Underlay => "from_underlay",
             Self::Outside => "from_outside",
             Self::Xdp => "xdp_underlay",
@@ -104,6 +106,8 @@ pub struct Tables {
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
     /// Map `usage`.
     pub usage: BTreeMap<u32, Usage>,
+    /// Whether the underlay is IPv6: the programs' constant.
+    pub ipv6: bool,
 }
 
 /// A packet as a program gets it.

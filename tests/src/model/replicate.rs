@@ -23,11 +23,11 @@ pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
     let replicas = replicas(walk, link.vni);
     to_endpoints(walk, &replicas);
     let config = walk.tables.config;
-    let refused = if walk.host.takes(config.vxlan_ifindex, walk.frame.len()) {
-        0
-    } else {
-        within(replicas.nodes)
-    };
+    let nodes = &replicas.vteps[..within(replicas.nodes) as usize];
+    let is_known = |node: &&Be32| !walk.tables.ipv6 || walk.tables.agent.vteps6.contains_key(node);
+    let takes = walk.host.takes(config.vxlan_ifindex, walk.frame.len());
+    let sent = if takes { nodes.iter().filter(is_known).count() } else { 0 };
+    let refused = within(replicas.nodes) - sent as u32;
     copied(walk, refused, replicas.nodes);
     Ok(End::Copied(Reason::Replicated))
 }

@@ -13,11 +13,11 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, TUNNEL, UDP, VLAN, bytes, half, put},
+    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, UDP, VLAN, bytes, half, put},
     host::MTU,
     icmp, ipv6, membership,
     observe::Party,
-    outside, replicate,
+    outside, replicate, underlay6,
     walk::{End, Outcome, Walk},
 };
 
@@ -34,7 +34,8 @@ pub fn outer(walk: &Walk<'_>) -> Option<(Ip, Be16)> {
 /// Whether it is VXLAN to this node.
 pub fn is_tunnel(walk: &Walk<'_>, ip: &Ip, port: Be16) -> bool {
     let config = &walk.tables.config;
-    ip.protocol == UDP
+    !walk.tables.ipv6
+        && ip.protocol == UDP
         && !ip.is_fragment()
         && port == config.vxlan_port
         && Be32::from(ip.dst) == config.vtep
@@ -48,7 +49,7 @@ pub fn published_here(walk: &Walk<'_>, ip: &Ip, port: Be16) -> Option<Published>
 
 /// The VNI of a tunnel packet.
 pub fn vni(walk: &Walk<'_>) -> Result<u32, Reason> {
-    let header: [u8; 8] = bytes(&walk.frame, TUNNEL - 8).ok_or(Reason::Truncated)?;
+    let header: [u8; 8] = bytes(&walk.frame, walk.tunnel_length() - 8).ok_or(Reason::Truncated)?;
     // The I flag; everything else but the 24 bits is ignored (RFC 7348, section 5).
     let vni = u32::from_be_bytes([0, header[4], header[5], header[6]]);
     if header[0] & 0x08 == 0 || vni == UNDERLAY_VNI || vni == BRIDGE_VNI {
@@ -72,6 +73,9 @@ pub fn check_other(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
 
 /// A packet that came in by the NIC.
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
+    if walk.tables.ipv6 {
+        return underlay6::receive(walk);
+    }
     let Some((ip, port)) = outer(walk) else {
         return Ok(End::Pass);
     };
@@ -86,7 +90,11 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
 pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
     let config = walk.tables.config;
     let kind = half(&walk.frame, 12);
-    if let Some(ip) = Ip::at(&walk.frame, ETHERNET)
+    if walk.tables.ipv6 {
+        if underlay6::is_to_vtep(walk) {
+            return Err(Reason::NotPeer);
+        }
+    } else if let Some(ip) = Ip::at(&walk.frame, ETHERNET)
         && kind == Some(IPV4)
         && (ip.protocol, Be32::from(ip.dst), ip.later) == (UDP, config.vtep, false)
         && let Some(udp) = bytes::<8>(&walk.frame, ip.payload())
@@ -100,7 +108,8 @@ pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
     }
 }
 
-fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
+/// To an address of the host, as far as can be told.
+pub fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
     if let Some(outcome) = outside::receive(walk, ip) {
         return outcome;
     }
@@ -136,7 +145,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         // The client is told by the address that it asked.
         Err(Reason::TooBig) => {
             icmp::undo(walk, &flow)?;
-            icmp::fragmentation_needed(walk, (asked, ip.dst), MTU - TUNNEL)
+            icmp::fragmentation_needed(walk, (asked, ip.dst), MTU - walk.tunnel_length())
         }
         sent => sent,
     }
@@ -147,41 +156,48 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
 fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
     let sender = outer.src;
     check_other(walk, sender)?;
-    let outcome = accept(walk, outer);
+    let outcome = accept(walk, sender, outer.ecn);
     if !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
         let party = std::mem::replace(&mut walk.party, Party::nobody());
         check_peer(walk, sender)?;
         walk.party = party;
     }
+    conclude(walk, sender, outcome)
+}
+
+/// What becomes of a packet from a node of the cluster that is not delivered.
+pub fn conclude(walk: &mut Walk<'_>, sender: Ipv4Addr, outcome: Outcome) -> Outcome {
     match outcome {
         Err(Reason::TunnelRefused) => {
             // The kernel's device is given no reserved bit to stumble over.
             let vni = vni(walk)?;
             let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
-            put(&mut walk.frame, TUNNEL - 8, &header);
+            let at = walk.tunnel_length() - 8;
+            put(&mut walk.frame, at, &header);
             Ok(End::Left(Reason::HandedUp))
         }
         outcome => outcome.map_err(|reason| membership::judge(walk, sender, reason)),
     }
 }
 
-fn accept(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
-    let sender = outer.src;
+/// A tunnel packet from a node, under an outer ECN field.
+pub fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr, ecn: u8) -> Outcome {
+    let tunnel = walk.tunnel_length();
     let vni = vni(walk)?;
     walk.party.vni = vni;
-    let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
+    let ethernet = Ethernet::at(&walk.frame, tunnel)?;
     if ethernet.kind == VLAN {
         return Err(Reason::TunnelRefused);
     }
     if ethernet.kind == IPV6 {
-        return ipv6::from_tunnel(walk, (vni, sender), outer.ecn);
+        return ipv6::from_tunnel(walk, (vni, sender), ecn);
     }
     if ethernet.kind != IPV4 {
         return Err(Reason::UnsupportedProtocol);
     }
-    let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
+    let ip = Ip::at(&walk.frame, tunnel + ETHERNET).ok_or(Reason::Truncated)?;
     walk.check(&ip)?;
-    walk.combine(outer.ecn, ip.at)?;
+    walk.combine(ecn, ip.at)?;
     match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
         Some(endpoint) => {
             walk.party.slot = endpoint.slot;
@@ -240,11 +256,12 @@ fn from_outside(
     }
     let flow = walk.flow(ip, vni)?;
     let sport = walk.note_return(&flow, sender)?;
+    let tunnel = walk.tunnel_length();
     walk.pop()?;
     if sport != flow.key.sport {
         let ConntrackKey { saddr, daddr, dport, .. } = flow.key;
         let entry = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
-        walk.translate(ETHERNET, flow.transport - TUNNEL, &entry, Reason::RewriteRefused)?;
+        walk.translate(ETHERNET, flow.transport - tunnel, &entry, Reason::RewriteRefused)?;
     }
     walk.deliver(endpoint, Mac::of_ip(network.gateway), Reason::Decapsulated)
 }
@@ -265,8 +282,9 @@ pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Re
 }
 
 fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+    let tunnel = walk.tunnel_length();
     walk.pop()?;
-    walk.translate(ETHERNET, flow.transport - TUNNEL, entry, Reason::RewriteRefused)?;
+    walk.translate(ETHERNET, flow.transport - tunnel, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
         return walk.route_out(entry);
     }

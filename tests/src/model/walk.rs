@@ -15,8 +15,8 @@ use super::{
     Host, Packet, Tables,
     conntrack::Flow,
     frame::{
-        ETHERNET, Ethernet, ICMP, IPV4, Ip, TCP, TUNNEL, UDP, bytes, half, ones_complement, put,
-        updated,
+        ETHERNET, Ethernet, ICMP, IPV4, Ip, TCP, TUNNEL, TUNNEL6, UDP, bytes, half,
+        ones_complement, put, updated,
     },
     host::NextHop,
     observe::Party,
@@ -270,10 +270,24 @@ impl<'a> Walk<'a> {
         put(&mut self.frame, 0, &Ethernet::ipv4(src, dst).bytes());
     }
 
+    /// Length of the outer headers.
+    pub fn tunnel_length(&self) -> usize {
+        if self.tables.ipv6 { TUNNEL6 } else { TUNNEL }
+    }
+
+    fn node_hop(&self, node: Ipv4Addr, total: usize) -> Result<NextHop, Reason> {
+        let config = &self.tables.config;
+        if !self.tables.ipv6 {
+            return self.host.next_hop(config, node, total);
+        }
+        let vtep = self.tables.agent.vteps6.get(&node.into()).map(|vtep| (*vtep).into());
+        self.host.next_hop6(config, vtep, total)
+    }
+
     /// Into the tunnel to a node.
     pub fn tunnel(&mut self, vni: u32, node: Ipv4Addr, inner: Ethernet) -> Outcome {
-        let total = self.longest() + TUNNEL;
-        let hop = match self.host.next_hop(&self.tables.config, node, total) {
+        let total = self.longest() + self.tunnel_length();
+        let hop = match self.node_hop(node, total) {
             Err(Reason::TooBig) => return self.hand_over(inner, Reason::TooBig),
             hop => hop?,
         };
@@ -310,6 +324,10 @@ impl<'a> Walk<'a> {
         // IPv4 has the ECN field at the end of its second byte, IPv6 in the middle of it.
         let ecn = if first >> 4 == 6 { second >> 4 & 3 } else { second & 3 };
         put(&mut self.frame, 0, &inner.bytes());
+        if self.tables.ipv6 {
+            self.push6(vni, node, ecn, hop);
+            return;
+        }
         let config = self.tables.config;
         let length = (self.frame.len() + 16) as u16;
         let mut ip = vec![0x45, ecn];
@@ -351,7 +369,7 @@ impl<'a> Walk<'a> {
         if self.segment != 0 {
             return Err(Reason::TunnelRefused);
         }
-        self.frame.drain(..TUNNEL);
+        self.frame.drain(..self.tunnel_length());
         Ok(())
     }
 }

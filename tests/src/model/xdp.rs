@@ -45,6 +45,9 @@ fn fits(walk: &Walk<'_>, length: usize) -> bool {
 }
 
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
+    if walk.tables.ipv6 {
+        return Ok(End::Pass);
+    }
     walk.check(ip)?;
     if !fits(walk, walk.frame.len() + TUNNEL) {
         return Ok(End::Pass);

@@ -8,6 +8,7 @@
 mod observe;
 pub mod packets;
 pub mod packets6;
+pub mod underlay6;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,7 @@ use aya::{
 pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
 use overlay_common::{
-    Be16, Be32, Ip6, Mac, Reason,
+    Be16, Be32, Ip6, Mac, Reason, hash,
     maps::{
         self, Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint,
         Endpoint6Key, EndpointKey, Link, Link6, Network, Peer, PeerKey, Published, PublishedKey,
@@ -85,6 +86,7 @@ pub struct Ran {
 pub struct Rig {
     ebpf: Ebpf,
     state: DatapathState,
+    ipv6: bool,
     /// Index of the underlay interface.
     pub underlay: u32,
     /// Index of an interface that is up and does not forward.
@@ -92,6 +94,20 @@ pub struct Rig {
     /// Index of the kernel's vxlan device.
     pub vxlan: u32,
     decap_flags: u32,
+}
+
+/// The node under test on an IPv6 underlay.
+pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10);
+/// The other node there.
+pub const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11);
+
+/// The IPv6 address of a node that has an IPv4 address: 172.16.1.11 has fd00::11. One of another subnet
+/// has one without a route.
+pub fn vtep6(node: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, last] = node.octets();
+    let last = u16::from(last) / 10 * 16 + u16::from(last) % 10;
+    let subnet = if [a, b, c] == [172, 16, 1] { 0xfd00 } else { 0x2001 };
+    Ipv6Addr::new(subnet, 0, 0, 0, 0, 0, 0, last)
 }
 
 /// The MAC of an address.
@@ -138,6 +154,21 @@ impl Rig {
     /// Loads the programs in a fresh namespace of this thread, which ends with it.
     #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
     pub fn new() -> Self {
+        Self::over(false)
+    }
+
+    /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients outside
+    /// are IPv4.
+    pub fn on_ipv6() -> Self {
+        let mut rig = Self::over(true);
+        let peer = rig.number(PEER);
+        rig.set(|state| {
+            state.vteps6.insert(peer, PEER6.into());
+        });
+        rig
+    }
+
+    fn over(ipv6: bool) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the datapath suites need root");
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
         run("ip link set lo up");
@@ -151,6 +182,9 @@ impl Rig {
         run("ip neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent");
         std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "1").expect("forwarding on");
         std::fs::write("/proc/sys/net/ipv4/conf/u1/forwarding", "0").expect("forwarding off");
+        run("ip addr add fd00::10/64 dev u0 nodad");
+        run("ip neigh add fd00::11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
+        std::fs::write("/proc/sys/net/ipv6/conf/u0/forwarding", "1").expect("forwarding on");
         let underlay = nix::net::if_::if_nametoindex("u0").expect("u0 has an index");
         let no_forwarding = nix::net::if_::if_nametoindex("u1").expect("u1 has an index");
         let vxlan = nix::net::if_::if_nametoindex("vx0").expect("vx0 has an index");
@@ -158,25 +192,42 @@ impl Rig {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
             .map_max_entries("affinity", 4096)
+            .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(ipv6), true)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
-        for name in
-            ["from_container", "from_underlay", "from_vxlan", "from_outside", "xdp_underlay"]
-        {
+        for name in [
+            "from_container",
+            "from_underlay",
+            "from_underlay6",
+            "from_vxlan",
+            "from_outside",
+            "xdp_underlay",
+        ] {
             overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
         }
         let decap_flags = overlay::datapath::decap_flags(&mut ebpf).expect("the probe runs");
         let state = DatapathState::default();
-        let mut rig = Self { ebpf, state, underlay, no_forwarding, vxlan, decap_flags };
+        let mut rig = Self { ebpf, state, ipv6, underlay, no_forwarding, vxlan, decap_flags };
         let config = rig.config();
         rig.set_config(&config);
         rig
     }
 
+    /// Whether the underlay is IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.ipv6
+    }
+
+    /// What the maps call a node with this IPv4 address, or with the IPv6 address that goes with it.
+    pub fn number(&self, node: Ipv4Addr) -> Be32 {
+        if self.ipv6 { hash::of_node(&vtep6(node).into()) } else { node.into() }
+    }
+
     /// The node's configuration, as the rig sets it.
     pub fn config(&self) -> Config {
         Config {
-            vtep: NODE.into(),
+            vtep: self.number(NODE),
+            vtep6: if self.ipv6 { NODE6.into() } else { Ip6::UNSPECIFIED },
             ingress_gateway: Ipv4Addr::new(10, 255, 0, 1).into(),
             host_ip: Ipv4Addr::new(10, 255, 0, 2).into(),
             underlay_ifindex: self.underlay,
@@ -245,6 +296,7 @@ impl Rig {
                 MapOp::Link(k, v) => self.write("links", k, v),
                 MapOp::Link6(k, v) => self.write("links6", k, v),
                 MapOp::Peer(k, v) => self.write("peers", k, v),
+                MapOp::Vtep6(k, v) => self.write("vteps6", k, v),
                 MapOp::Service(k, v) => {
                     self.write("services", k, v);
                     self.write("rr_cursor", k, v.map(|_| maps::Cursor::default()));
@@ -522,6 +574,7 @@ impl Rig {
 
     /// Declares an endpoint on the peer.
     pub fn remote(&mut self, vni: u32, ip: Ipv4Addr, flags: u8) {
+        let peer = self.number(PEER);
         self.set(|state| {
             state.endpoints.insert(
                 EndpointKey { vni, ip: ip.into() },
@@ -529,7 +582,7 @@ impl Rig {
                     kind: maps::ENDPOINT_REMOTE,
                     flags,
                     mac: mac(ip),
-                    node: PEER.into(),
+                    node: peer,
                     ..Endpoint::default()
                 },
             );
@@ -539,9 +592,10 @@ impl Rig {
 
     /// Declares a node of the cluster that has endpoints of `networks`.
     pub fn node(&mut self, node: Ipv4Addr, networks: &[u32]) {
+        let node = self.number(node);
         self.set(|state| {
             for vni in [&[0], networks].concat() {
-                state.peers.insert(PeerKey { vni, node: node.into() }, Peer::default());
+                state.peers.insert(PeerKey { vni, node }, Peer::default());
             }
         });
     }
@@ -554,6 +608,7 @@ impl Rig {
         vip: Ipv4Addr,
         backends: &[(u32, Ipv4Addr, bool)],
     ) {
+        let peer = self.number(PEER);
         self.set(|state| {
             state.services.insert(
                 number,
@@ -572,7 +627,7 @@ impl Rig {
                     Backend {
                         vni,
                         ip: (*ip).into(),
-                        node: if *local { Be32::ZERO } else { PEER.into() },
+                        node: if *local { Be32::ZERO } else { peer },
                         ifindex: if *local { 40 + u32::from(ip.octets()[3]) } else { 0 },
                         mac: mac(*ip),
                         state: maps::BACKEND_ACTIVE,

@@ -39,7 +39,7 @@ async fn a_first_start_without_managers_waits_for_them_and_serves_meanwhile() {
     assert!(test.datapath.underlay().is_none(), "no program runs without a configuration");
     test.wire.cut(false);
     eventually("the host is set up", || test.datapath.underlay().is_some()).await;
-    assert_eq!(test.datapath.config().vtep, test.node.data_path_addr.into());
+    assert_eq!(test.datapath.config().vtep, test.node.vtep());
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ async fn the_start_sets_up_the_host_and_reports_the_node_ready() {
     assert_eq!(link.mac, Mac::of_ip(test.node.ingress_ip.into()));
     assert_eq!(test.links.vxlan(), BTreeMap::from([("ovl-vxlan".to_owned(), 4789)]));
     let config = test.datapath.config();
-    assert_eq!(config.vtep, test.node.data_path_addr.into());
+    assert_eq!(config.vtep, test.node.vtep());
     assert_eq!(config.host_ip, test.node.ingress_ip.into());
     assert_eq!((config.netns_cookie, config.vxlan_port.get()), (77, 4789));
     assert_eq!(test.datapath.containers(), ["ovl-prog"]);
@@ -278,5 +278,5 @@ async fn two_nodes_see_each_others_endpoints_and_are_told_before_a_container_sta
     let ip = attached.interfaces[0].address.addr();
     let state = one.datapath.state();
     let seen = state.endpoints.iter().find(|(key, _)| key.ip == ip.into());
-    assert_eq!(seen.expect("b is known").1.node, second.data_path_addr.into());
+    assert_eq!(seen.expect("b is known").1.node, second.vtep());
 }

@@ -51,7 +51,7 @@ impl World {
         let store = Arc::new(MemoryStore::new());
         let init = InitCluster {
             name: "h1".to_owned(),
-            data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+            data_path_addr: [172, 16, 1, 10].into(),
             api_addr: SocketAddr::from(([172, 16, 1, 10], 2377)),
             default_pool: "10.0.0.0/8".parse().expect("a subnet"),
             pool_prefix: 24,
@@ -77,7 +77,7 @@ impl World {
             id: Id::random(),
             name: format!("h{}", last - 9),
             role: Role::Agent,
-            data_path_addr: Ipv4Addr::new(172, 16, 1, last),
+            data_path_addr: [172, 16, 1, last].into(),
             api_addr: None,
             ingress_ip: Ipv4Addr::new(10, 255, 0, last),
             state: NodeState::Down,
@@ -296,7 +296,7 @@ impl TestHost {
         let links = MemoryLinks::new();
         let mac = Mac::new([2, 0, 0, 0, 0, 1]);
         let facts = UnderlayFacts { ifindex: 0, mac, mtu: 1500, checksums: true };
-        links.add_underlay("eth0", facts, &[node.data_path_addr]);
+        links.add_underlay("eth0", facts, &[crate::agent::testing::ipv4_of(node)]);
         let datapath = MemoryDatapath::new();
         let host = MemoryHost { datapath: datapath.clone(), ..MemoryHost::default() };
         *lock(&host.cgroup) = Some("/cgroup".into());

@@ -29,7 +29,7 @@ async fn the_program_follows_the_interfaces_that_lead_outside() {
     let (agent, _tasks) = test.start().await;
     assert!(test.datapath.outside().is_empty(), "the underlay has a program of its own");
     let addresses: Vec<Be32> = test.datapath.state().egress.values().copied().collect();
-    assert_eq!(addresses, [Be32::from(test.node.data_path_addr)]);
+    assert_eq!(addresses, [test.node.vtep()]);
 
     let ifindex = plug(&test, "eth1");
     agent.look_around().await.expect("looked");

@@ -1,6 +1,7 @@
 //! What the world does to a host, put right.
 
 use super::*;
+use crate::agent::testing::ipv4_of;
 use crate::{
     agent::testing::port,
     datapath::{DatapathCall, DatapathState},
@@ -65,7 +66,7 @@ async fn new_addresses_of_the_host_answer_published_ports() {
     let (agent, _tasks) = test.start().await;
     let facts = test.links.underlay("eth0").await.expect("facts");
     let second = Ipv4Addr::new(192, 0, 2, 7);
-    test.links.add_underlay("eth0", facts, &[test.node.data_path_addr, second]);
+    test.links.add_underlay("eth0", facts, &[ipv4_of(&test.node), second]);
     agent.look_around().await.expect("looked");
     eventually("the address is in the maps", || {
         test.datapath.state().local_addrs.contains_key(&second.into())
@@ -80,7 +81,7 @@ async fn another_mtu_of_the_underlay_reaches_the_configuration() {
     let (agent, _tasks) = test.start().await;
     let facts = test.links.underlay("eth0").await.expect("facts");
     let facts = UnderlayFacts { mtu: 9000, ..facts };
-    test.links.add_underlay("eth0", facts, &[test.node.data_path_addr]);
+    test.links.add_underlay("eth0", facts, &[ipv4_of(&test.node)]);
     agent.look_around().await.expect("looked");
     eventually("the MTU is configured", || test.datapath.config().underlay_mtu == 9000).await;
     eventually("the host link has it", || test.links.host_link().is_some_and(|l| l.mtu == 8950))

@@ -228,6 +228,8 @@ mod tests {
             ("172.16.1.10", "172.16.1.10:2377"),
             ("172.16.1.10:2400", "172.16.1.10:2400"),
             ("localhost:2400", "127.0.0.1:2400"),
+            ("fd00::10", "[fd00::10]:2377"),
+            ("[fd00::10]:2400", "[fd00::10]:2400"),
         ] {
             let address = manager_address(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(address.to_string(), expected);

@@ -11,7 +11,7 @@ mod underlay;
 mod undo;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
@@ -35,10 +35,11 @@ struct HostOptions {
     /// Address of this host that the others reach it at [default: the only one, or for `join` the
     /// one that is used towards the manager]
     #[arg(long, value_name = "IP")]
-    advertise_addr: Option<Ipv4Addr>,
-    /// Address of this host for traffic between containers [default: the advertised one]
+    advertise_addr: Option<IpAddr>,
+    /// Address of this host for traffic between containers, of the same family on all nodes [default:
+    /// the advertised one]
     #[arg(long, value_name = "IP")]
-    data_path_addr: Option<Ipv4Addr>,
+    data_path_addr: Option<IpAddr>,
     /// Underlay interface [default: the one with the address]
     #[arg(long, value_name = "IF")]
     iface: Option<String>,

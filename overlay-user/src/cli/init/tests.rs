@@ -19,7 +19,7 @@ fn config() -> AgentConfig {
         node: Id::random(),
         name: "h1".to_owned(),
         role: Role::Manager,
-        data_path_addr: Ipv4Addr::LOCALHOST,
+        data_path_addr: [127, 0, 0, 1].into(),
         iface: "lo".to_owned(),
         data_path_port: 4789,
         listen: None,

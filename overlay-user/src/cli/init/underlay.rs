@@ -1,6 +1,6 @@
 //! Which of the host's addresses and interfaces the cluster uses.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::{
     cli::{error::refuse, format::list},
@@ -10,7 +10,7 @@ use crate::{
 /// The address and interface of the data path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Underlay {
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     pub iface: String,
 }
 
@@ -19,7 +19,7 @@ pub(super) struct Underlay {
 pub(super) async fn with_address(
     links: &impl Links,
     option: &str,
-    addr: Ipv4Addr,
+    addr: IpAddr,
     iface: Option<&str>,
 ) -> anyhow::Result<Underlay> {
     let Some(found) = links.interface_with(addr).await? else {
@@ -43,12 +43,12 @@ pub(super) async fn on_interface(links: &impl Links, iface: &str) -> anyhow::Res
     links.underlay(iface).await?;
     let mut addresses = Vec::new();
     for addr in candidates(links).await? {
-        if links.interface_with(addr).await?.as_deref() == Some(iface) {
+        if links.interface_with(addr.into()).await?.as_deref() == Some(iface) {
             addresses.push(addr);
         }
     }
     match addresses[..] {
-        [addr] => Ok(Underlay { addr, iface: iface.to_owned() }),
+        [addr] => Ok(Underlay { addr: addr.into(), iface: iface.to_owned() }),
         [] => Err(refuse(
             format!("--iface {iface} has no IPv4 address"),
             format!("give it one: `ip address add ADDRESS/PREFIX dev {iface}`"),
@@ -64,7 +64,7 @@ pub(super) async fn on_interface(links: &impl Links, iface: &str) -> anyhow::Res
 pub(super) async fn only(links: &impl Links) -> anyhow::Result<Underlay> {
     let addresses = candidates(links).await?;
     match addresses[..] {
-        [addr] => with_address(links, "--advertise-addr", addr, None).await,
+        [addr] => with_address(links, "--advertise-addr", addr.into(), None).await,
         [] => Err(refuse(
             "this host has no IPv4 address that others could reach it at",
             "give one of its interfaces an address",
@@ -77,19 +77,20 @@ pub(super) async fn only(links: &impl Links) -> anyhow::Result<Underlay> {
 }
 
 /// The address that the host uses towards another one. No packet is sent.
-pub(super) fn towards(peer: SocketAddr) -> anyhow::Result<Ipv4Addr> {
+pub(super) fn towards(peer: SocketAddr) -> anyhow::Result<IpAddr> {
     let unreachable = |why: String| {
         refuse(
             format!("there is no route to the manager {peer}: {why}"),
             "check the address and `ip route`",
         )
     };
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any = match peer {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(peer).map_err(|e| unreachable(e.to_string()))?;
-    match socket.local_addr()?.ip() {
-        IpAddr::V4(addr) => Ok(addr),
-        IpAddr::V6(addr) => Err(unreachable(format!("{addr} is no IPv4 address"))),
-    }
+    Ok(socket.local_addr()?.ip())
 }
 
 async fn candidates(links: &impl Links) -> anyhow::Result<Vec<Ipv4Addr>> {

@@ -1,6 +1,6 @@
 //! A node as `docker node inspect` shows it.
 
-use std::{net::Ipv4Addr, net::SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -39,7 +39,7 @@ struct Description {
 #[serde(rename_all = "PascalCase")]
 struct Status {
     state: NodeState,
-    addr: Ipv4Addr,
+    addr: IpAddr,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

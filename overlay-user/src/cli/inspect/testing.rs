@@ -1,6 +1,9 @@
 //! A small cluster with fixed ids for tests of what is printed.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -49,7 +52,7 @@ fn network(name: &str, vni: u32, subnet: &str) -> Network {
 }
 
 fn node(number: u8) -> Node {
-    let data_path_addr = Ipv4Addr::new(172, 16, 1, 9 + number);
+    let data_path_addr = IpAddr::from([172, 16, 1, 9 + number]);
     let manager = number == 1;
     Node {
         id: id(&format!("node{number}")),

@@ -14,7 +14,7 @@ mod log;
 mod netlink;
 mod object;
 mod observe;
-pub use object::{OBJECT, decap_flags, load_program};
+pub use object::{OBJECT, UNDERLAY_IPV6, decap_flags, load_program};
 mod pins;
 mod sys;
 mod tables;
@@ -50,6 +50,8 @@ pub struct LoadOptions {
     pub pin_dir: PathBuf,
     /// Entries of the conntrack table. A pinned table keeps the size it was made with.
     pub conntrack_size: u32,
+    /// Whether the underlay is IPv6. Processes that load against the same pins say the same.
+    pub underlay_ipv6: bool,
 }
 
 /// How classifiers are attached.
@@ -80,6 +82,7 @@ pub struct BpfDatapath {
     attacher: Mutex<Attacher>,
     flavour: TcFlavour,
     decap_flags: u32,
+    underlay_ipv6: bool,
 }
 
 impl BpfDatapath {
@@ -144,6 +147,7 @@ impl BpfDatapath {
             attacher,
             flavour,
             decap_flags,
+            underlay_ipv6: options.underlay_ipv6,
         })
     }
 
@@ -199,7 +203,8 @@ impl Datapath for BpfDatapath {
 
     fn attach_underlay(&self, iface: &str, xdp: XdpMode) -> Result<XdpMode, DatapathError> {
         let mut attacher = self.attacher();
-        attacher.classifier("from_underlay", iface)?;
+        let program = if self.underlay_ipv6 { "from_underlay6" } else { "from_underlay" };
+        attacher.classifier(program, iface)?;
         attacher.xdp(iface, xdp)
     }
 

@@ -17,8 +17,11 @@ use crate::datapath::DatapathError;
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-datapath"));
 
+/// Constant of the programs: 1 for an IPv6 underlay, 0 for IPv4.
+pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
+
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 29] = [
+pub(super) const MAPS: [&str; 30] = [
     "config",
     "networks",
     "replicas",
@@ -27,6 +30,7 @@ pub(super) const MAPS: [&str; 29] = [
     "links",
     "links6",
     "peers",
+    "vteps6",
     "services",
     "rr_cursor",
     "slots",
@@ -54,9 +58,10 @@ pub(super) const MAPS: [&str; 29] = [
 pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
 
 /// All programs, by their names in the object, which are those of their pins.
-pub(super) const PROGRAMS: [&str; 9] = [
+pub(super) const PROGRAMS: [&str; 10] = [
     "from_container",
     "from_underlay",
+    "from_underlay6",
     "from_vxlan",
     "from_outside",
     "xdp_underlay",
@@ -74,6 +79,8 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
         loader.map_pin_path(name, pins.map(name));
     }
     loader.map_max_entries("conntrack", options.conntrack_size);
+    let family = u32::from(options.underlay_ipv6);
+    loader.override_global(UNDERLAY_IPV6, &family, true);
     let failed = |e: &aya::EbpfError| kernel("load the datapath's maps", words(e));
     let mut ebpf = loader.load(OBJECT).map_err(|e| failed(&e))?;
     for name in PROGRAMS {

@@ -40,7 +40,7 @@ impl Host {
     }
 
     fn options(&self) -> LoadOptions {
-        LoadOptions { pin_dir: self.pin_dir(), conntrack_size: 1024 }
+        LoadOptions { pin_dir: self.pin_dir(), conntrack_size: 1024, underlay_ipv6: false }
     }
 
     fn pin_dir(&self) -> PathBuf {

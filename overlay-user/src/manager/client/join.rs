@@ -1,7 +1,7 @@
 //! Joining: the token says which CA to trust, the answer is a certificate.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ pub struct JoinRequest {
     /// Its name.
     pub name: String,
     /// Its VTEP.
-    pub data_path_addr: Ipv4Addr,
+    pub data_path_addr: IpAddr,
 }
 
 /// Joins the cluster of a manager with a token. The key is made here and stays here; the secret of

@@ -36,7 +36,7 @@ pub struct InitCluster {
     /// Name of the first node.
     pub name: String,
     /// Its VTEP.
-    pub data_path_addr: Ipv4Addr,
+    pub data_path_addr: IpAddr,
     /// Where other nodes reach its manager.
     pub api_addr: SocketAddr,
     /// Networks without a subnet get theirs from here.
@@ -206,7 +206,7 @@ fn ingress_subnet(state: &ClusterState, request: &InitCluster) -> Result<Ipv4Net
 
 fn pki(authority: &Authority, node: &Node, request: &InitCluster) -> Result<NodePki, ApiError> {
     let key = NodeKey::generate()?;
-    let mut addresses = vec![IpAddr::V4(node.data_path_addr)];
+    let mut addresses = vec![node.data_path_addr];
     if request.api_addr.ip() != node.data_path_addr {
         addresses.push(request.api_addr.ip());
     }

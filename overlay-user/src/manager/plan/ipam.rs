@@ -1,8 +1,12 @@
 //! Addresses: which subnets networks may have, and which addresses of them are free.
 
-use std::{collections::HashSet, net::Ipv4Addr, ops::RangeInclusive};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     api::ApiError,
@@ -66,7 +70,8 @@ pub(in crate::manager) fn check_free(
         ))
         .hint("choose another --subnet, or leave it out for the next free one"));
     }
-    if let Some(node) = state.nodes.values().find(|n| subnet.contains(&n.data_path_addr)) {
+    if let Some(node) = state.nodes.values().find(|n| IpNet::V4(subnet).contains(&n.data_path_addr))
+    {
         return Err(conflict(format!(
             "subnet {subnet} of network {name} contains {}, the data-path address of node {}",
             node.data_path_addr, node.name
@@ -89,7 +94,10 @@ pub(in crate::manager) fn free_subnet(
         .networks
         .values()
         .map(|n| bounds(n.subnet))
-        .chain(state.nodes.values().map(|n| node_bounds(n.data_path_addr)))
+        .chain(state.nodes.values().filter_map(|n| match n.data_path_addr {
+            IpAddr::V4(address) => Some(node_bounds(address)),
+            IpAddr::V6(_) => None,
+        }))
         .chain(NOT_FOR_HOSTS.iter().filter_map(|(a, p)| Ipv4Net::new(*a, *p).ok()).map(bounds))
         .collect();
     blocked.sort_unstable();

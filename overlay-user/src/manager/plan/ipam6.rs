@@ -3,13 +3,13 @@
 
 use std::{collections::HashSet, net::Ipv6Addr, ops::RangeInclusive};
 
-use ipnet::Ipv6Net;
+use ipnet::{IpNet, Ipv6Net};
 use overlay_common::INGRESS_VNI;
 
 use crate::{
     api::{ApiError, NetworkCreate, NetworkCreateIpv6},
     manager::error::{conflict, exhausted, invalid},
-    model::{ClusterState, Id, Network, NetworkIpv6},
+    model::{ClusterState, Id, Network, NetworkIpv6, Node},
 };
 
 /// Prefix lengths of a network: the longest leaves a gateway and two addresses for containers.
@@ -91,8 +91,16 @@ fn overlaps(network: &Network, subnet: Ipv6Net) -> bool {
     other.is_some_and(|other| other.contains(&subnet) || subnet.contains(&other))
 }
 
-/// Refuses a subnet that another network is in.
+/// Refuses a subnet that another network or a node's VTEP is in.
 fn check_free(state: &ClusterState, name: &str, subnet: Ipv6Net) -> Result<(), ApiError> {
+    let inside = |n: &&Node| IpNet::V6(subnet).contains(&n.data_path_addr);
+    if let Some(node) = state.nodes.values().find(inside) {
+        return Err(conflict(format!(
+            "subnet {subnet} of network {name} contains {}, the data-path address of node {}",
+            node.data_path_addr, node.name
+        ))
+        .hint("choose a --subnet apart from the hosts' own network"));
+    }
     match state.networks.values().find(|n| overlaps(n, subnet)) {
         None => Ok(()),
         Some(other) => Err(conflict(format!(

@@ -2,13 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::{Planned, draft::Draft, endpoint};
 use crate::{
     api::{ApiError, Join, Joined, NodeRemove, NodeUpdate},
     manager::error::{conflict, invalid, not_found},
-    model::{Availability, ClusterState, Id, Kind, Node, NodeState, Object, Role, check_name},
+    model::{
+        Availability, ClusterState, Id, Kind, Network, Node, NodeState, Object, Role, check_name,
+        vtep,
+    },
     pki::{Authority, CertificateFor},
 };
 
@@ -24,15 +28,21 @@ pub(in crate::manager) fn join(
 ) -> Planned<Joined> {
     check_name("node", &request.name)?;
     check_data_path_addr(request.data_path_addr)?;
-    let in_subnet = |n: &&crate::model::Network| n.subnet.contains(&request.data_path_addr);
-    if let Some(network) = state.networks.values().find(in_subnet) {
+    check_family(state, request.data_path_addr)?;
+    let in_subnet = state
+        .networks
+        .values()
+        .flat_map(|n| subnets(n).map(move |subnet| (subnet, n)))
+        .find(|(subnet, _)| subnet.contains(&request.data_path_addr));
+    if let Some((subnet, network)) = in_subnet {
         return Err(conflict(format!(
-            "data-path address {} lies in subnet {} of network {}",
-            request.data_path_addr, network.subnet, network.name
+            "data-path address {} lies in subnet {subnet} of network {}",
+            request.data_path_addr, network.name
         ))
         .hint("use another --data-path-addr, or recreate the network with another subnet"));
     }
     let replaced = replaced(state, request)?;
+    check_number(state, request.data_path_addr)?;
 
     let mut draft = Draft::new(state, now)?;
     if let Some(node) = replaced {
@@ -43,7 +53,7 @@ pub(in crate::manager) fn join(
         Some(ingress) => draft.allocate(&ingress.id, &id)?,
         None => Ipv4Addr::UNSPECIFIED,
     };
-    let addresses = [IpAddr::V4(request.data_path_addr)];
+    let addresses = [request.data_path_addr];
     let subject = CertificateFor { node: &id, role: Role::Agent, addresses: &addresses };
     let certificate_pem = authority.sign(&request.csr_pem, subject)?;
     let node = Node {
@@ -68,11 +78,19 @@ pub(in crate::manager) fn join(
 }
 
 /// Refuses what cannot be a VTEP.
-pub(in crate::manager) fn check_data_path_addr(address: Ipv4Addr) -> Result<(), ApiError> {
+pub(in crate::manager) fn check_data_path_addr(address: IpAddr) -> Result<(), ApiError> {
+    let is_out_of_reach = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        // A link-local address means nothing without an interface, and one that maps an IPv4 address
+        // is not IPv6.
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
+        }
+    };
     if address.is_unspecified()
         || address.is_loopback()
         || address.is_multicast()
-        || address.is_broadcast()
+        || is_out_of_reach
     {
         return Err(invalid(format!(
             "data-path address {address} is not one that other hosts can reach"
@@ -80,6 +98,41 @@ pub(in crate::manager) fn check_data_path_addr(address: Ipv4Addr) -> Result<(), 
         .hint("give the host's own address with --data-path-addr or --iface"));
     }
     Ok(())
+}
+
+fn subnets(network: &Network) -> impl Iterator<Item = IpNet> {
+    let ipv6 = network.ipv6.as_ref().map(|ipv6| IpNet::V6(ipv6.subnet));
+    std::iter::once(IpNet::V4(network.subnet)).chain(ipv6)
+}
+
+/// Refuses a VTEP of another family than the cluster's.
+fn check_family(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
+    let Some(other) =
+        state.nodes.values().find(|n| n.data_path_addr.is_ipv6() != address.is_ipv6())
+    else {
+        return Ok(());
+    };
+    let (wanted, given) = if address.is_ipv6() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    Err(conflict(format!(
+        "data-path address {address} is {given}, but the nodes of this cluster have {wanted} ones \
+         (node {} has {})",
+        other.name, other.data_path_addr
+    ))
+    .hint(format!("give the host's {wanted} address with --data-path-addr")))
+}
+
+/// Refuses a VTEP that the maps could not tell from another node's: of an IPv6 address they have 32 bits.
+fn check_number(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
+    let number = vtep(address);
+    let same = |n: &&Node| n.data_path_addr != address && n.vtep() == number;
+    match state.nodes.values().find(same) {
+        Some(node) => Err(conflict(format!(
+            "data-path address {address} has the same number in the datapath as {} of node {}",
+            node.data_path_addr, node.name
+        ))
+        .hint("use another --data-path-addr")),
+        None => Ok(()),
+    }
 }
 
 /// The down node that the new one takes the place of; refuses names and addresses in use.

@@ -27,7 +27,7 @@ pub(super) struct World {
 pub(super) fn init_request() -> init::InitCluster {
     init::InitCluster {
         name: "h1".to_owned(),
-        data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+        data_path_addr: [172, 16, 1, 10].into(),
         api_addr: "172.16.1.10:2377".parse().expect("an address"),
         default_pool: "10.0.0.0/8".parse().expect("a subnet"),
         pool_prefix: 24,
@@ -216,7 +216,10 @@ impl World {
             for b in &subnets[i + 1..] {
                 assert!(!ipam::overlap(a.subnet, b.subnet), "{} and {}", a.name, b.name);
             }
-            let inside = state.nodes.values().find(|n| a.subnet.contains(&n.data_path_addr));
+            let inside = state
+                .nodes
+                .values()
+                .find(|n| ipnet::IpNet::V4(a.subnet).contains(&n.data_path_addr));
             assert_eq!(inside, None, "in network {}", a.name);
         }
     }

@@ -27,7 +27,7 @@ pub(super) const DAY: u64 = 24 * 3600;
 pub(super) fn init(node_timeout_ms: u64) -> InitCluster {
     InitCluster {
         name: "h1".to_owned(),
-        data_path_addr: Ipv4Addr::new(172, 16, 1, 10),
+        data_path_addr: [172, 16, 1, 10].into(),
         api_addr: "172.16.1.10:2377".parse().expect("an address"),
         default_pool: "10.0.0.0/8".parse().expect("a subnet"),
         pool_prefix: 24,
@@ -96,7 +96,7 @@ pub(super) fn loopback() -> SocketAddr {
 }
 
 pub(super) fn node(name: &str, last: u8) -> JoinRequest {
-    JoinRequest { name: name.to_owned(), data_path_addr: Ipv4Addr::new(172, 16, 1, last) }
+    JoinRequest { name: name.to_owned(), data_path_addr: [172, 16, 1, last].into() }
 }
 
 pub(super) fn network(name: &str) -> Request {

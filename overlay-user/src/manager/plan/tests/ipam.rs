@@ -104,11 +104,12 @@ proptest! {
             state.networks.insert(other.id.clone(), other);
         }
         for node in state.nodes.values_mut() {
-            node.data_path_addr = Ipv4Addr::from_bits(Ipv4Addr::new(10, 1, 0, 0).to_bits() + host);
+            node.data_path_addr =
+                Ipv4Addr::from_bits(Ipv4Addr::new(10, 1, 0, 0).to_bits() + host).into();
         }
         let is_free = |net: &Ipv4Net| {
             state.networks.values().all(|n| !ipam::overlap(n.subnet, *net))
-                && state.nodes.values().all(|n| !net.contains(&n.data_path_addr))
+                && state.nodes.values().all(|n| !ipnet::IpNet::V4(*net).contains(&n.data_path_addr))
         };
         let expected = pool.subnets(prefix).expect("longer").find(is_free);
         prop_assert_eq!(ipam::free_subnet(&state, pool, prefix).ok(), expected);

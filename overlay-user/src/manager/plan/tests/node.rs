@@ -44,6 +44,43 @@ fn names_and_addresses_of_nodes_are_unique() {
 }
 
 #[test]
+fn data_path_addresses_are_of_one_family() {
+    let mut world = world();
+    let words = ["fd00::12", "IPv6", "IPv4", "--data-path-addr"];
+    refused(world.join("h3", "fd00::12"), ErrorCode::Conflict, &words);
+    let mut world = World::new();
+    for node in world.state.nodes.values_mut() {
+        node.data_path_addr = "fd00::10".parse().expect("an address");
+    }
+    refused(world.join("h2", "172.16.1.11"), ErrorCode::Conflict, &["is IPv4", "have IPv6 ones"]);
+    for address in ["::", "::1", "ff02::1", "fe80::1", "::ffff:172.16.1.11"] {
+        refused(world.join("h2", address), ErrorCode::Invalid, &[address]);
+    }
+    let h2 = world.join("h2", "fd00::11").expect("joined");
+    assert_ne!(h2.vtep(), overlay_common::Be32::ZERO);
+}
+
+/// 32 bits of an IPv6 address are what the maps have: two that share them are not both let in.
+#[test]
+fn a_node_whose_number_is_anothers_is_refused() {
+    let mut world = World::new();
+    // In two of the address's words: what differs in one only never has the same number.
+    let numbered = |n: u128| {
+        let last = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
+        std::net::IpAddr::V6((0xfd00_u128 << 112 | n << 32 | last).into())
+    };
+    let mut seen = std::collections::HashMap::new();
+    let (a, b) = (1..10_000_000)
+        .find_map(|n| seen.insert(crate::model::vtep(numbered(n)), n).map(|first| (first, n)))
+        .expect("two with one number");
+    for node in world.state.nodes.values_mut() {
+        node.data_path_addr = numbered(a);
+    }
+    let other = numbered(b).to_string();
+    refused(world.join("h2", &other), ErrorCode::Conflict, &["same number", "h1"]);
+}
+
+#[test]
 fn a_host_set_up_anew_takes_the_place_of_its_silent_predecessor() {
     let mut world = world();
     world.named_network("a");
