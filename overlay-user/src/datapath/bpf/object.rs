@@ -21,8 +21,9 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 30] = [
+pub(super) const MAPS: [&str; 31] = [
     "config",
+    "epoch",
     "networks",
     "replicas",
     "endpoints",
