@@ -115,6 +115,10 @@ fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
 /// every link must carry the packet (RFC 8200, section 5; RFC 2473, section 7.1).
 #[inline(always)]
 fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> {
+    // The kernel's tunnels make no fragments of IPv6 (`ip6_fragment` without `ignore_df`).
+    if family::is_ipv6() {
+        return Ok(false);
+    }
     match inner.ethertype.get() {
         ETHERTYPE_IPV4 => {}
         ETHERTYPE_IPV6 => return Ok(longest(ctx, ETH_LEN) <= IPV6_MIN_MTU),

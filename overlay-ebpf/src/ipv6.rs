@@ -303,7 +303,7 @@ fn to_local(
 /// # Errors
 /// [`Reason::TunnelRefused`].
 #[inline(always)]
-fn refuse_aggregate(ctx: &TcContext, protocol: u8, decap_flags: u32) -> Result<(), Reason> {
+pub fn refuse_aggregate(ctx: &TcContext, protocol: u8, decap_flags: u32) -> Result<(), Reason> {
     let is_taken = protocol == PROTO_TCP || (protocol == PROTO_UDP && decap_flags != 0);
     if is_gso(ctx) && !is_taken { Err(Reason::TunnelRefused) } else { Ok(()) }
 }

@@ -72,6 +72,8 @@ impl<const OUTER: usize> Inner<'_, OUTER> {
             return Err(Reason::TunnelRefused);
         }
         if OUTER == INNER6 {
+            // As in front of IPv6 on an IPv4 underlay: the kernel finds out too late.
+            ipv6::refuse_aggregate(self.ctx, self.ip.protocol, config.decap_flags)?;
             return vxlan6::remove(self.ctx, ETHERTYPE_IPV4, config.decap_flags);
         }
         vxlan::remove(self.ctx, config.decap_flags)

@@ -111,8 +111,8 @@ fn fill(
 /// which IPv6's header is longer.
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`] leaves the packet as it was: for aggregates other than TCP's around IPv4.
-/// [`Reason::RewriteRefused`] does not.
+/// [`Reason::TunnelRefused`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
+/// aggregates other than TCP's and UDP's, which the caller keeps from here.
 #[inline(always)]
 pub fn remove(ctx: &TcContext, ethertype: u16, flags: u32) -> Result<(), Reason> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;

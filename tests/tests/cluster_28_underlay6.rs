@@ -120,30 +120,6 @@ fn datagrams_of_one_call_arrive_each_over_ipv6_as_well() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Without DF the kernel's device sends the tunnel packet in fragments, and the other host's takes them.
-#[test]
-fn datagrams_that_may_be_fragmented_cross_a_path_that_is_too_small_for_them() -> anyhow::Result<()>
-{
-    let cluster = CLUSTER.turn()?;
-    let h1 = cluster.host(1);
-    h1.network_create("outer-fragments", &[])?;
-    let a = h1.container("a").network("outer-fragments").idle()?;
-    let b = cluster.host(2).container("b").network("outer-fragments").udp_echo(7)?;
-    let no_df = ["-ec", "echo 1 > /proc/sys/net/ipv4/ip_no_pmtu_disc"];
-    a.exec("sh", &no_df)?.success()?;
-    shell(h1, &format!("ip -6 route replace {} dev eth0 mtu lock 1300", address(2)))?;
-    let (said, target) = ("x".repeat(1350), b.port(7)?);
-    let outcome = eventually("a datagram is fragmented", Duration::from_secs(20), || {
-        let before = counter(h1, "handed_over")?;
-        let asked: testkit::Asked = a.ask(&["udp-ask", &target, "--say", &said])?;
-        ensure!(asked.answers.len() == 1, "every one is answered: {asked:?}");
-        ensure!(counter(h1, "handed_over")? > before, "it was sent as it was");
-        Ok(())
-    });
-    shell(h1, &format!("ip -6 route del {}", address(2)))?;
-    outcome
-}
-
 #[test]
 fn a_sender_learns_of_a_path_that_takes_less_than_its_interface() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;

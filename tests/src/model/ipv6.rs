@@ -260,7 +260,7 @@ fn echo(walk: &mut Walk<'_>, ip: &Header, sent: Ethernet) -> Outcome {
 
 /// "TCP between containers does not take this way", through the kernel's device, and UDP not where
 /// the kernel knows the flag. Aggregates of anything else do.
-fn is_popped(protocol: u8, decap_flags: u32) -> bool {
+pub fn is_popped(protocol: u8, decap_flags: u32) -> bool {
     protocol == TCP || (protocol == UDP && decap_flags != 0)
 }
 
@@ -284,7 +284,8 @@ pub fn from_tunnel(
         .endpoint6(vni, ip.src)
         .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == sender.into())
         .ok_or(Reason::SpoofedInnerSource)?;
-    if walk.segment != 0 && is_popped(ip.next, walk.tables.config.decap_flags) {
+    if walk.segment != 0 && !walk.tables.ipv6 && is_popped(ip.next, walk.tables.config.decap_flags)
+    {
         // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel refuses
         // them when the packet is an IPv6 packet already, whose header is 20 bytes longer.
         walk.frame.extend([0; 20]);

@@ -283,7 +283,7 @@ pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Re
 
 fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
     let tunnel = walk.tunnel_length();
-    walk.pop()?;
+    walk.pop_to(entry.vni == UNDERLAY_VNI)?;
     walk.translate(ETHERNET, flow.transport - tunnel, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
         return walk.route_out(entry);

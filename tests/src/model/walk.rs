@@ -19,6 +19,7 @@ use super::{
         ones_complement, put, updated,
     },
     host::NextHop,
+    ipv6::is_popped,
     observe::Party,
 };
 use crate::rig::Told;
@@ -306,6 +307,8 @@ impl<'a> Walk<'a> {
         // Nobody on the path makes fragments of IPv6 packets, but every link carries 1280 bytes
         // (RFC 8200, section 5).
         let is_whole = match inner.kind {
+            // "The kernel makes no fragments of tunnel packets over IPv6."
+            _ if self.tables.ipv6 => true,
             IPV4 => has_df,
             _ => self.longest() > 1280,
         };
@@ -366,6 +369,23 @@ impl<'a> Walk<'a> {
 
     /// Takes the outer headers away. Those of aggregates are left to the kernel's device, as above.
     pub fn pop(&mut self) -> Result<(), Reason> {
+        self.pop_to(false)
+    }
+
+    /// As [`Walk::pop`]; `leaves` says that the packet goes out of the host.
+    pub fn pop_to(&mut self, leaves: bool) -> Result<(), Reason> {
+        let inner = self.tunnel_length();
+        let is_ipv4 = half(&self.frame, inner + 12) == Some(IPV4);
+        if self.segment != 0 && self.tables.ipv6 && is_ipv4 {
+            let flags = self.tables.config.decap_flags;
+            let protocol = self.frame[inner + ETHERNET + 9];
+            let keeps_mark = flags == 0 && (protocol != TCP || leaves);
+            if !keeps_mark && is_popped(protocol, flags) {
+                // As around IPv6 on an IPv4 underlay, but here it is 20 bytes shorter by then.
+                self.frame.drain(ETHERNET..ETHERNET + 20);
+                return Err(Reason::RewriteRefused);
+            }
+        }
         if self.segment != 0 {
             return Err(Reason::TunnelRefused);
         }
