@@ -15,6 +15,7 @@ use crate::{
     host::Host,
     netns::{self, Attachment},
     place::Place,
+    wait::patience,
 };
 
 /// How to build the hosts and what to tell `overlay`.
@@ -170,6 +171,10 @@ impl Cluster {
     /// What `overlay` said.
     pub fn form(&self) -> anyhow::Result<()> {
         let mut init = self.options.every.clone();
+        if patience() > 1 {
+            // Where everything takes longer, heartbeats do.
+            init.extend(["--node-timeout".to_owned(), format!("{}s", 5 * patience())]);
+        }
         init.extend(self.options.init.iter().cloned());
         let (first, others) = self.hosts.split_first().context("no hosts")?;
         let token = first.init(&init)?;
@@ -231,6 +236,22 @@ impl Cluster {
             address: addresses.1,
             logs: self.instance.dir.clone(),
         })
+    }
+
+    /// Pulls the cable of a host out of the switch: nothing reaches it, and it reaches nothing.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn unplug(&self, host: &Host) -> anyhow::Result<()> {
+        netns::set_port(&self.switch(), host.name(), false)
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn replug(&self, host: &Host) -> anyhow::Result<()> {
+        netns::set_port(&self.switch(), host.name(), true)
     }
 
     /// Host `number`, from 1.

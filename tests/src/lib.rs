@@ -46,4 +46,4 @@ pub use container::{Container, ContainerBuilder};
 pub use host::{Host, refusal};
 pub use place::{Place, Running, wait_listening};
 pub use shared::Shared;
-pub use wait::{check_interrupted, eventually, on_interrupt};
+pub use wait::{check_interrupted, eventually, on_interrupt, patience};

@@ -103,6 +103,14 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     if *wire { pass_xdp(switch, port) } else { Ok(()) }
 }
 
+/// Sets a port of the switch up or down.
+///
+/// # Errors
+/// What `ip` said.
+pub fn set_port(switch: &str, port: &str, up: bool) -> anyhow::Result<()> {
+    ip(&["-n", switch, "link", "set", port, if up { "up" } else { "down" }])
+}
+
 /// Connects a machine and another one that is only reached through it: their ends of the link are
 /// `iface` and eth0, in one /24, and the other one's default route leads through the machine.
 ///

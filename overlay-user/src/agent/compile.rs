@@ -22,8 +22,8 @@ use super::balance;
 use crate::{
     datapath::DatapathState,
     model::{
-        Availability, ClusterState, Endpoint, EndpointState, Id, Multicast, Network, Node,
-        NodeState, Port, PublishMode, Service, ServiceNetwork,
+        ClusterState, Endpoint, EndpointState, Id, Multicast, Network, Node, Port, PublishMode,
+        Service, ServiceNetwork, Standing,
     },
 };
 
@@ -382,11 +382,11 @@ impl<'a> View<'a> {
     /// Whether new flows may go to the endpoint. This node does not ask the cluster whether it is
     /// alive itself.
     fn takes_flows(&self, endpoint: &Endpoint) -> bool {
-        let Some(node) = self.state.nodes.get(&endpoint.node) else { return false };
-        let alive = node.id == self.me.id || node.state == NodeState::Ready;
-        alive
-            && node.availability == Availability::Active
-            && endpoint.state == EndpointState::Running
+        match self.state.standing(endpoint) {
+            Standing::Running => true,
+            Standing::NodeDown => endpoint.node == self.me.id,
+            _ => false,
+        }
     }
 
     fn backend(

@@ -4,7 +4,10 @@ use overlay_common::{
 };
 
 use super::*;
-use crate::agent::testing::{TestCluster, dual_stack, id, port};
+use crate::{
+    agent::testing::{TestCluster, dual_stack, id, port},
+    model::{Availability, NodeState},
+};
 
 /// `h1` and `h2` with an endpoint each on `mynet` (10.0.1.0/24, VNI 4098), `h3` with none.
 fn cluster() -> TestCluster {

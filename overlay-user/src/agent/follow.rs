@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
-use super::{Agent, control::call, records};
+use super::{Agent, control::call, doubts::Doubts, records};
 use crate::{
     api::{ApiError, ErrorCode, Heartbeat, HeartbeatAnswer, Request},
     datapath::Datapath,
@@ -18,7 +18,7 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A stream that is silent for so long is dead: managers say something every second.
 const SILENCE: Duration = Duration::from_secs(5);
 /// First and longest wait before connecting again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The state is written to disk when it has been quiet for so long, or every so often.
 const CACHE_AFTER: Duration = Duration::from_secs(1);
 /// Events that are applied together when they arrive together.
@@ -51,21 +51,41 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             Err(_) => return unavailable("the managers do not answer"),
         };
         let mut state: Option<ClusterState> = None;
+        let mut doubts = Doubts::default();
         loop {
-            let events = match timeout(SILENCE, stream.next()).await {
+            let before = state.as_ref().map(|s| s.revision);
+            let events = tokio::select! {
+                events = timeout(SILENCE, stream.next()) => events,
+                () = doubts.over() => {
+                    self.publish_if(state.as_ref(), &mut doubts);
+                    continue;
+                }
+            };
+            let events = match events {
                 Ok(Some(events)) => events,
                 Ok(None) => return unavailable("the manager closed the stream of changes"),
                 Err(_) => return unavailable("the manager has fallen silent"),
             };
-            let before = state.as_ref().map(|s| s.revision);
             for event in events {
                 if let Err(error) = event.and_then(|event| self.take_in(&mut state, event)) {
                     return error;
                 }
             }
-            if let Some(state) = state.as_ref().filter(|s| Some(s.revision) != before) {
-                self.publish(Arc::new(state.clone()));
+            if before.is_none()
+                && let Some(state) = &state
+            {
+                doubts = Doubts::about(&self.state(), state);
             }
+            let news = state.as_ref().filter(|s| Some(s.revision) != before);
+            self.publish_if(news, &mut doubts);
+        }
+    }
+
+    fn publish_if(&self, state: Option<&ClusterState>, doubts: &mut Doubts) {
+        if let Some(state) = state {
+            let mut state = state.clone();
+            doubts.amend(&mut state);
+            self.publish(Arc::new(state));
         }
     }
 

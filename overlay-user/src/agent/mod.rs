@@ -18,6 +18,7 @@ mod containers;
 mod control;
 mod daemon;
 mod detach;
+mod doubts;
 mod drain;
 mod error;
 mod events;

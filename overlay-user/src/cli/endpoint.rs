@@ -15,11 +15,10 @@ use super::{
     error::{refuse, usage_error},
     format::{Format, FormatArg, ago, json, list, print, print_rows, table},
     progress::{settle, wait_for},
-    service::state_word,
 };
 use crate::{
     api::{Attach, Attached, Detach, EndpointWeight, LocalRequest, Request},
-    model::{ClusterState, Endpoint, EndpointState, Id, Port, PublishMode},
+    model::{ClusterState, Endpoint, EndpointState, Id, Port, PublishMode, Standing},
 };
 
 /// The verbs.
@@ -282,6 +281,8 @@ struct Row {
     address6: Option<Ipv6Addr>,
     service: Option<String>,
     state: EndpointState,
+    /// Whether it takes new flows, and if not, why.
+    standing: Standing,
     ports: Vec<Port>,
     aliases: Vec<String>,
     created: jiff::Timestamp,
@@ -314,6 +315,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             address6: e.ip6,
             service: service_name(e),
             state: e.state,
+            standing: state.standing(e),
             ports: own_ports.get(&e.id).map(|ports| (*ports).clone()).unwrap_or_default(),
             aliases: e.aliases.clone(),
             created: e.created,
@@ -342,7 +344,7 @@ async fn ls(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
             row.node.clone(),
             both(row.address, row.address6),
             row.service.clone().unwrap_or_else(|| "-".to_owned()),
-            state_word(row.state).to_owned(),
+            row.standing.to_string(),
             list(&row.ports),
             ago(row.created),
         ]

@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     api::{BalanceChange, Reference, Request, ServiceCreate, ServiceUpdate},
-    model::{ClusterState, EndpointMode, EndpointState, HashBy, Id, Port, Scheduler, Service},
+    model::{
+        ClusterState, EndpointMode, EndpointState, HashBy, Id, Port, Scheduler, Service, Standing,
+    },
 };
 
 /// The verbs.
@@ -279,7 +281,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             let of = |on: &crate::model::ServiceNetwork| on.network.clone();
             let network = first.map(of).unwrap_or_default();
             let backends = state.backends_of(&service.id, &network);
-            backends.map(|e| e.state).collect::<Vec<_>>()
+            backends.map(|e| state.standing(e)).collect::<Vec<_>>()
         };
         let states = backends();
         let name_of = |id: &Id| state.networks.get(id).map_or(id.to_string(), |n| n.name.clone());
@@ -288,7 +290,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             name: service.name.clone(),
             mode: service.mode,
             lb: service.balance.scheduler,
-            running: states.iter().filter(|s| **s == EndpointState::Running).count(),
+            running: states.iter().filter(|s| **s == Standing::Running).count(),
             backends: states.len(),
             networks: service.networks.iter().map(|on| name_of(&on.network)).collect(),
             ports: service.ports.clone(),
@@ -303,15 +305,6 @@ fn mode_word(mode: EndpointMode) -> &'static str {
     match mode {
         EndpointMode::Vip => "vip",
         EndpointMode::Dnsrr => "dnsrr",
-    }
-}
-
-/// The state of an endpoint in a word.
-pub(super) fn state_word(state: EndpointState) -> &'static str {
-    match state {
-        EndpointState::Starting => "starting",
-        EndpointState::Running => "running",
-        EndpointState::Draining => "draining",
     }
 }
 
@@ -351,6 +344,8 @@ struct Backend {
     address: std::net::Ipv4Addr,
     weight: u16,
     state: EndpointState,
+    /// Whether it takes new flows, and if not, why.
+    standing: Standing,
     created: jiff::Timestamp,
 }
 
@@ -370,6 +365,7 @@ fn backends(state: &ClusterState, service: &Service) -> Vec<Backend> {
             address: e.ip,
             weight: e.weight,
             state: e.state,
+            standing: state.standing(e),
             created: e.created,
         })
         .collect()
@@ -388,7 +384,7 @@ async fn ps(context: &Context, args: &PsArgs) -> anyhow::Result<()> {
             backend.node.clone(),
             backend.address.to_string(),
             backend.weight.to_string(),
-            state_word(backend.state).to_owned(),
+            backend.standing.to_string(),
             ago(backend.created),
         ]
     })

@@ -8,8 +8,7 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::model::{
-    Availability, ClusterState, Endpoint, EndpointMode, EndpointState, Id, Network, NodeState,
-    Service,
+    ClusterState, Endpoint, EndpointMode, EndpointState, Id, Network, NodeState, Service, Standing,
 };
 
 /// The networks of some containers, with every name and address on them.
@@ -210,7 +209,6 @@ impl Host {
     fn of(state: &ClusterState, endpoint: &Endpoint) -> Self {
         let node = state.nodes.get(&endpoint.node);
         let node_ready = node.is_some_and(|n| n.state == NodeState::Ready);
-        let node_active = node.is_some_and(|n| n.availability == Availability::Active);
         Self {
             ip: endpoint.ip,
             ip6: endpoint.ip6,
@@ -218,7 +216,7 @@ impl Host {
             container: endpoint.container.clone(),
             draining: endpoint.state == EndpointState::Draining,
             node_ready,
-            active: endpoint.state == EndpointState::Running && node_ready && node_active,
+            active: state.standing(endpoint) == Standing::Running,
         }
     }
 }

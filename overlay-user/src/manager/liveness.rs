@@ -1,13 +1,25 @@
 //! What is heard from the agents. Kept in memory alone: at a thousand nodes a write per heartbeat
 //! would be all that the store does.
+//!
+//! Silence has two meanings. An agent that is silent while its host answers is restarting, hangs or is
+//! slow, and its datapath forwards without it: it is down after the cluster's node timeout. A host
+//! that does not answer either is dead or cut off: it is down after a part of that time
+//! ([`unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
+//! connection whatever its processes do.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{plan::node, shared::Shared};
 use crate::{
@@ -15,34 +27,100 @@ use crate::{
     model::{ClusterState, Id, Node, NodeState},
 };
 
+/// Managers' port where the state names none.
+const DEFAULT_PORT: u16 = 2377;
+
 /// What was last heard from each node.
 pub(super) struct Liveness {
-    /// Since when this manager listens: nobody was silent for longer, as far as it knows.
-    since: Instant,
-    heard: Mutex<HashMap<Id, Heard>>,
+    known: Mutex<Known>,
     changed: watch::Sender<()>,
 }
 
+struct Known {
+    /// Since when this manager listens: nobody was silent for longer, as far as it knows.
+    since: Instant,
+    nodes: HashMap<Id, Heard>,
+}
+
+#[derive(Clone, Copy, Default)]
 struct Heard {
-    at: Instant,
+    /// When its agent was last heard.
+    agent: Option<Instant>,
+    /// When its host last answered while the agent was silent.
+    host: Option<Instant>,
     /// Highest revision that the node's maps show.
     applied: u64,
+    /// The revision in which it was called down, until it is ready again.
+    lost: Option<u64>,
+}
+
+impl Known {
+    fn heard(&self, node: &Id) -> Heard {
+        self.nodes.get(node).copied().unwrap_or_default()
+    }
+
+    /// For how long the agent has been silent.
+    fn agent_silent(&self, node: &Id) -> Duration {
+        self.heard(node).agent.unwrap_or(self.since).max(self.since).elapsed()
+    }
+
+    /// For how long nothing came from the host at all.
+    fn host_silent(&self, node: &Id) -> Duration {
+        let host = self.heard(node).host.map_or(Duration::MAX, |at| at.max(self.since).elapsed());
+        self.agent_silent(node).min(host)
+    }
 }
 
 impl Liveness {
     pub fn new() -> Self {
-        Self { since: Instant::now(), heard: Mutex::default(), changed: watch::channel(()).0 }
+        let known = Known { since: Instant::now(), nodes: HashMap::new() };
+        Self { known: Mutex::new(known), changed: watch::channel(()).0 }
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<Id, Heard>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a heartbeat.
     pub fn heard(&self, heartbeat: &Heartbeat) {
-        let heard = Heard { at: Instant::now(), applied: heartbeat.applied };
-        self.map().insert(heartbeat.node.clone(), heard);
+        let mut known = self.known();
+        let heard = known.nodes.entry(heartbeat.node.clone()).or_default();
+        heard.agent = Some(Instant::now());
+        heard.applied = heartbeat.applied;
+        drop(known);
         self.changed.send_replace(());
+    }
+
+    /// Notes that a host answers.
+    fn reached(&self, node: Id) {
+        self.known().nodes.entry(node).or_default().host = Some(Instant::now());
+    }
+
+    /// Notes that nodes were called down.
+    fn lost(&self, nodes: &[Id], revision: u64) {
+        let mut known = self.known();
+        for node in nodes {
+            known.nodes.entry(node.clone()).or_default().lost = Some(revision);
+        }
+    }
+
+    /// Whether a node that is down may be ready again. One that was called down has missed what
+    /// happened meanwhile: others must not send it flows before its maps show it.
+    pub fn is_back(&self, heartbeat: &Heartbeat) -> bool {
+        let lost = self.known().heard(&heartbeat.node).lost;
+        lost.is_none_or(|revision| heartbeat.applied >= revision)
+    }
+
+    /// Notes that a node is ready.
+    pub fn found(&self, node: &Id) {
+        if let Some(heard) = self.known().nodes.get_mut(node) {
+            heard.lost = None;
+        }
+    }
+
+    /// Forgets how long everybody was silent: this process was not there to hear them.
+    fn was_away(&self) {
+        self.known().since = Instant::now();
     }
 
     /// Tells when something was heard.
@@ -52,51 +130,132 @@ impl Liveness {
 
     /// Names of the ready nodes that have not applied a revision.
     pub fn lagging(&self, state: &ClusterState, revision: u64) -> Vec<String> {
-        let heard = self.map();
-        let applied = |node: &Node| heard.get(&node.id).map_or(0, |h| h.applied);
-        let ready = state.nodes.values().filter(|n| n.state == NodeState::Ready);
-        ready.filter(|n| applied(n) < revision).map(|n| n.name.clone()).collect()
+        let known = self.known();
+        let lags = |node: &&Node| known.heard(&node.id).applied < revision;
+        ready(state).filter(lags).map(|n| n.name.clone()).collect()
     }
 
-    /// Ready nodes that have been silent for longer than the timeout. Forgets nodes that are gone.
+    /// Ready nodes that count as down by now. Forgets nodes that are gone.
     fn silent(&self, state: &ClusterState, timeout: Duration) -> Vec<Id> {
-        let mut heard = self.map();
-        heard.retain(|id, _| state.nodes.contains_key(id));
-        let last = |node: &Node| heard.get(&node.id).map_or(self.since, |h| h.at);
-        let ready = state.nodes.values().filter(|n| n.state == NodeState::Ready);
-        ready.filter(|n| last(n).elapsed() > timeout).map(|n| n.id.clone()).collect()
+        let mut known = self.known();
+        known.nodes.retain(|id, _| state.nodes.contains_key(id));
+        let is_silent = |id: &Id| {
+            known.agent_silent(id) > timeout || known.host_silent(id) > unreachable(timeout)
+        };
+        ready(state).map(|n| &n.id).filter(|id| is_silent(id)).cloned().collect()
     }
+
+    /// Ready nodes whose agents are silent for long enough to ask whether their hosts live.
+    fn suspects<'a>(&self, state: &'a ClusterState, timeout: Duration) -> Vec<&'a Node> {
+        let known = self.known();
+        ready(state).filter(|n| known.agent_silent(&n.id) > suspicious(timeout)).collect()
+    }
+}
+
+fn ready(state: &ClusterState) -> impl Iterator<Item = &Node> {
+    state.nodes.values().filter(|n| n.state == NodeState::Ready)
+}
+
+/// How long a host may be silent altogether: 1.5 s where the node timeout is 5 s.
+fn unreachable(timeout: Duration) -> Duration {
+    timeout / 10 * 3
+}
+
+/// How long an agent may be silent before its host is asked: 1 s where the node timeout is 5 s, which
+/// are two heartbeats.
+fn suspicious(timeout: Duration) -> Duration {
+    timeout / 5
 }
 
 /// Marks silent nodes down, until the manager is gone.
 pub(super) fn spawn_watchdog(shared: &Arc<Shared>) {
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
+        let mut questions = Questions::default();
         loop {
-            let Some(timeout) = shared.upgrade().map(|s| timeout(&s.state())) else { return };
-            // Often enough that a node is called down at most a quarter of the timeout late.
-            let pause = (timeout / 4).clamp(Duration::from_millis(25), Duration::from_secs(1));
-            tokio::time::sleep(pause).await;
+            let Some(timeout) = shared.upgrade().map(|s| node_timeout(&s.state())) else { return };
+            let pause = (timeout / 40).clamp(Duration::from_millis(25), Duration::from_secs(1));
+            let turn = Instant::now() + pause;
+            sleep_until(turn).await;
             let Some(shared) = shared.upgrade() else { return };
-            let silent = shared.liveness.silent(&shared.state(), timeout);
-            if silent.is_empty() {
-                continue;
+            if turn.elapsed() > suspicious(timeout) {
+                tracing::warn!("this manager stood still for {:?}", turn.elapsed());
+                shared.liveness.was_away();
             }
-            let marked = tokio::task::spawn_blocking(move || {
-                shared.write(|state, now| {
-                    // Those heard of since are spared.
-                    let silent = shared.liveness.silent(state, timeout);
-                    node::mark(state, &silent, NodeState::Down, now)
-                })
-            });
-            if let Ok(Err(e)) = marked.await {
-                tracing::error!("marking silent nodes down: {e}");
+            let state = shared.state();
+            questions.ask(&shared, &state, timeout);
+            if !shared.liveness.silent(&state, timeout).is_empty() {
+                drop(state);
+                mark_silent(shared, timeout).await;
             }
         }
     });
 }
 
-fn timeout(state: &ClusterState) -> Duration {
+async fn mark_silent(shared: Arc<Shared>, timeout: Duration) {
+    let marked = tokio::task::spawn_blocking(move || {
+        let marked = shared.write(|state, now| {
+            // Those heard of since are spared.
+            let silent = shared.liveness.silent(state, timeout);
+            let (plan, ()) = node::mark(state, &silent, NodeState::Down, now)?;
+            Ok((plan, silent))
+        })?;
+        shared.liveness.lost(&marked, shared.state().revision);
+        Ok::<_, crate::api::ApiError>(())
+    });
+    if let Ok(Err(e)) = marked.await {
+        tracing::error!("marking silent nodes down: {e}");
+    }
+}
+
+/// What hosts whose agents are silent are being asked.
+#[derive(Default)]
+struct Questions {
+    tasks: JoinSet<Id>,
+    asked: HashSet<Id>,
+}
+
+impl Questions {
+    /// Asks those who are not being asked already.
+    fn ask(&mut self, shared: &Arc<Shared>, state: &ClusterState, timeout: Duration) {
+        while let Some(answered) = self.tasks.try_join_next() {
+            match answered {
+                Ok(id) => drop(self.asked.remove(&id)),
+                // A panic: who it was is not known, so everybody may be asked again.
+                Err(_) => self.asked.clear(),
+            }
+        }
+        let port = state.nodes.values().find_map(|n| n.api_addr).map_or(DEFAULT_PORT, |a| a.port());
+        for node in shared.liveness.suspects(state, timeout) {
+            if !self.asked.insert(node.id.clone()) {
+                continue;
+            }
+            let (id, shared) = (node.id.clone(), Arc::downgrade(shared));
+            let address = SocketAddr::new(node.data_path_addr, port);
+            let within = suspicious(timeout) / 3;
+            self.tasks.spawn(async move {
+                if answers(address, within).await
+                    && let Some(shared) = shared.upgrade()
+                {
+                    shared.liveness.reached(id.clone());
+                }
+                id
+            });
+        }
+    }
+}
+
+/// Whether a kernel answers at an address. The port is the managers', which is open between the hosts
+/// and published for nobody: a host without a manager refuses it.
+async fn answers(address: SocketAddr, within: Duration) -> bool {
+    match timeout(within, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(e)) => e.kind() == std::io::ErrorKind::ConnectionRefused,
+        Err(_) => false,
+    }
+}
+
+fn node_timeout(state: &ClusterState) -> Duration {
     Duration::from_millis(state.cluster.as_ref().map_or(u64::MAX, |c| c.node_timeout_ms))
 }
 
@@ -143,7 +302,7 @@ mod tests {
         heard(&liveness, "a", 1);
         heard(&liveness, "gone", 1);
         liveness.silent(&state(&[("a", NodeState::Ready)]), Duration::ZERO);
-        assert_eq!(liveness.map().keys().collect::<Vec<_>>(), [&Id::from_text("a")]);
+        assert_eq!(liveness.known().nodes.keys().collect::<Vec<_>>(), [&Id::from_text("a")]);
     }
 
     #[test]
@@ -160,5 +319,72 @@ mod tests {
         // An agent that starts anew shows nothing until it has reconciled.
         heard(&liveness, "a", 0);
         assert_eq!(liveness.lagging(&state, 7), ["a"]);
+    }
+
+    /// A manager that has listened for `listened`, and what was last heard of node `a` and its host.
+    fn after(listened: u64, agent: Option<u64>, host: Option<u64>) -> Liveness {
+        let ago = |ms: u64| Instant::now() - Duration::from_millis(ms);
+        let liveness = Liveness::new();
+        let mut known = liveness.known();
+        known.since = ago(listened);
+        let heard = Heard { agent: agent.map(ago), host: host.map(ago), ..Heard::default() };
+        known.nodes.insert(Id::from_text("a"), heard);
+        drop(known);
+        liveness
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_answer_is_down_sooner_than_one_whose_agent_is_silent() {
+        let state = state(&[("a", NodeState::Ready)]);
+        let timeout = Duration::from_secs(50);
+        for (listened, agent, host, down) in [
+            (99_000, Some(14_000), None, false),
+            (99_000, Some(16_000), None, true),
+            // The host answers: the agent may be away for longer.
+            (99_000, Some(16_000), Some(9_000), false),
+            (99_000, Some(40_000), Some(14_000), false),
+            (99_000, Some(40_000), Some(16_000), true),
+            (99_000, Some(51_000), Some(1_000), true),
+            // What this manager could not hear is no silence.
+            (9_000, Some(90_000), None, false),
+            (9_000, None, None, false),
+            (16_000, Some(90_000), Some(90_000), true),
+        ] {
+            let liveness = after(listened, agent, host);
+            let silent = liveness.silent(&state, timeout);
+            assert_eq!(!silent.is_empty(), down, "{listened} {agent:?} {host:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_silent_for_two_heartbeats_is_suspect() {
+        let state = state(&[("a", NodeState::Ready)]);
+        let timeout = Duration::from_secs(50);
+        assert!(after(99_000, Some(9_000), None).suspects(&state, timeout).is_empty());
+        assert_eq!(after(99_000, Some(11_000), Some(0)).suspects(&state, timeout).len(), 1);
+    }
+
+    #[test]
+    fn a_node_that_was_lost_is_back_when_its_maps_show_that_it_was() {
+        let liveness = Liveness::new();
+        let beat = |applied| Heartbeat { node: Id::from_text("a"), applied };
+        assert!(liveness.is_back(&beat(0)), "it was never lost");
+        heard(&liveness, "a", 5);
+        liveness.lost(&[Id::from_text("a")], 8);
+        assert!(!liveness.is_back(&beat(5)));
+        heard(&liveness, "a", 5);
+        assert!(!liveness.is_back(&beat(7)), "a heartbeat changes nothing about that");
+        assert!(liveness.is_back(&beat(8)));
+        liveness.found(&Id::from_text("a"));
+        assert!(liveness.is_back(&beat(0)));
+    }
+
+    #[tokio::test]
+    async fn a_kernel_answers_whether_or_not_somebody_listens() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        assert!(answers(address, Duration::from_secs(5)).await);
+        drop(listener);
+        assert!(answers(address, Duration::from_secs(5)).await);
     }
 }

@@ -61,9 +61,8 @@ impl Manager {
     }
 
     /// Opens a store that holds a cluster. Spawns the background duties, which end with the last
-    /// reference to the manager: following the store, and marking nodes that have been silent for
-    /// longer than the cluster's node timeout. Every node has a full timeout before the first
-    /// judgement.
+    /// reference to the manager: following the store, and marking nodes that have been silent for too
+    /// long. Every node has the full time before the first judgement.
     ///
     /// Must be called in a tokio runtime.
     ///
@@ -165,9 +164,11 @@ impl Manager {
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<HeartbeatAnswer, ApiError> {
         self.shared.liveness.heard(&heartbeat);
         let state = self.state();
-        if state.nodes.get(&heartbeat.node).is_some_and(|n| n.state == NodeState::Down) {
-            let nodes = [heartbeat.node];
+        let is_down = state.nodes.get(&heartbeat.node).is_some_and(|n| n.state == NodeState::Down);
+        if is_down && self.shared.liveness.is_back(&heartbeat) {
+            let nodes = [heartbeat.node.clone()];
             self.write(move |s, now| node::mark(s, &nodes, NodeState::Ready, now)).await?;
+            self.shared.liveness.found(&heartbeat.node);
         }
         Ok(HeartbeatAnswer { revision: self.state().revision })
     }

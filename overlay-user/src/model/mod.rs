@@ -7,6 +7,7 @@ mod balance;
 mod change;
 mod name;
 mod port;
+mod standing;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ pub use name::{InvalidName, check_name};
 use overlay_common::{Be32, hash};
 pub use port::{Port, PortParseError, Protocol, PublishMode};
 use serde::{Deserialize, Serialize};
+pub use standing::Standing;
 
 /// A random identifier: 25 lower-case letters and digits, as Docker's swarm objects have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

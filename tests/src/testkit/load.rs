@@ -41,7 +41,9 @@ pub struct LoadArgs {
 /// What was asked and what failed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoadReport {
-    /// Requests made, the failed ones included.
+    /// Requests begun: counted before anything is sent.
+    pub begun: u64,
+    /// Requests that ended, the failed ones included.
     pub requests: u64,
     /// Connections tried.
     pub connections: u64,
@@ -57,6 +59,17 @@ impl LoadReport {
     /// Number of failures.
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
+    }
+
+    /// Whether every request that was begun was answered, and how many those are.
+    ///
+    /// # Errors
+    /// What failed, or how many are missing.
+    pub fn all_answered(&self) -> anyhow::Result<u64> {
+        let answered: u64 = self.answered_by.values().sum();
+        let all = self.failures() == 0 && answered == self.begun && self.begun > 0;
+        anyhow::ensure!(all, "{answered} of {} requests were answered: {self:?}", self.begun);
+        Ok(answered)
     }
 }
 
@@ -104,7 +117,10 @@ impl Load<'_> {
     }
 
     fn connection(&self, target: &str, requests: u32) {
-        self.count(|report| report.connections += 1);
+        self.count(|report| {
+            report.connections += 1;
+            report.begun += 1;
+        });
         let opened = Connection::open(target, Duration::from_millis(self.args.timeout_ms));
         let mut connection = match opened {
             Ok(connection) => connection,
@@ -114,6 +130,10 @@ impl Load<'_> {
             }
         };
         for left in (0..requests).rev() {
+            if left + 1 < requests {
+                // The first one began with the connection.
+                self.count(|report| report.begun += 1);
+            }
             let asked = connection.request(left == 0 || self.ends());
             self.pause();
             match asked {

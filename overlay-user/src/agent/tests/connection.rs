@@ -92,3 +92,27 @@ async fn the_state_is_written_for_the_next_start() {
     let cached = records::load_state(&test.paths().cached_state()).expect("a state");
     assert!(cached.cluster.is_some());
 }
+
+#[tokio::test]
+async fn what_a_manager_says_of_others_right_after_it_was_away_is_not_believed_at_once() {
+    let world = World::new();
+    world.network("mynet").await;
+    let service = world.service("web", "mynet", &[port(8080, 80)], 0).await;
+    let (first, second) = (TestHost::first(&world), TestHost::new(&world, &world.add_node(11)));
+    let (agent, _tasks) = first.start().await;
+    let (other, _others_tasks) = second.start().await;
+    attach(&other, second.backend("w1", "web")).await;
+    eventually("it takes flows", || slots(&first.datapath, &service) == 1).await;
+    for test in [&first, &second] {
+        test.wire.cut(true);
+    }
+    eventually("the cut is noticed", || agent.live_state().is_none()).await;
+    let mut node = world.manager.state().nodes[&second.node.id].clone();
+    node.state = NodeState::Down;
+    world.commit(vec![Change::Put(Object::Node(node))]);
+    first.wire.cut(false);
+    let revision = world.store.load().expect("a state").revision;
+    eventually("the maps are up to date", || *agent.progress.borrow() == revision).await;
+    assert_eq!(slots(&first.datapath, &service), 1, "it was ready when it was last heard of");
+    eventually("it is believed in the end", || slots(&first.datapath, &service) == 0).await;
+}

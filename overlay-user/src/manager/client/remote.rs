@@ -27,6 +27,9 @@ use crate::{
 
 /// How long a call may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a heartbeat may take: over a connection that a network failure has cut, TCP would wait
+/// longer and longer, also when the network is there again.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Silence on a watch stream, which shows a sign of life every second.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Longest line of a watch stream.
@@ -89,6 +92,7 @@ impl RemoteManager {
         let repeatable = is_repeatable(&request);
         let wait = match &request {
             Request::Sync(sync) => ANSWER_TIMEOUT + Duration::from_millis(sync.timeout_ms),
+            Request::Heartbeat(_) => HEARTBEAT_TIMEOUT,
             _ => ANSWER_TIMEOUT,
         };
         let (method, params) = split(&request)?;

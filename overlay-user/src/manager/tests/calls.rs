@@ -253,7 +253,8 @@ async fn a_silent_node_goes_down_and_comes_back_when_it_is_heard() {
     let mut watch = Box::pin(cluster.manager.watch());
     assert!(matches!(watch.next().await, Some(WatchEvent::Snapshot(_))));
     for _ in 0..2 {
-        cluster.manager.call(&who, heartbeat(&cluster.node, 0)).await.expect("an answer");
+        let beat = heartbeat(&cluster.node, cluster.manager.state().revision);
+        cluster.manager.call(&who, beat).await.expect("an answer");
         assert_eq!(next_state(&mut watch).await, NodeState::Ready);
         assert_eq!(next_state(&mut watch).await, NodeState::Down);
     }
