@@ -219,6 +219,78 @@ fn another_interface_is_a_way_out_and_answers_published_ports() -> anyhow::Resul
     Ok(())
 }
 
+/// Makes a machine send tunnel packets of host 2's address to host 1 as if from `from`, a container
+/// there, to `to`.
+fn forge(
+    at: &Client,
+    cluster: &Cluster,
+    (from, to): (&Container, &Container),
+) -> anyhow::Result<()> {
+    let (h1, h2) = (cluster.host(1), cluster.host(2));
+    let state = h1.state()?;
+    let network = state.networks.values().find(|network| network.name == "mynet");
+    let vni = network.expect("the network of the containers").vni;
+    let listed = h1.exec("ip", &["-o", "link", "show", "dev", "eth1"])?.success()?.stdout;
+    let mac = listed.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next());
+    let (from, to) = (from.ip()?, to.ip()?);
+    let inner = |ip: Ipv4Addr| {
+        let [a, b, c, d] = ip.octets();
+        format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    };
+    let (node, stolen) = (h1.address(), h2.address());
+    let script = format!(
+        "ip address add {stolen}/32 dev eth0; ip route add {node} dev eth0 src {stolen}; \
+         ip neigh replace {node} lladdr {} dev eth0 nud permanent; \
+         ip link add vx0 address {} type vxlan id {vni} dstport 4789 local {stolen} remote {node} \
+         nolearning; ip link set vx0 mtu 1450 up; ip address add {from}/24 dev vx0; \
+         ip neigh add {to} lladdr {} dev vx0 nud permanent",
+        mac.expect("a MAC"),
+        inner(from),
+        inner(to),
+    );
+    at.exec("sh", &["-ec", &script])?.success().map(drop)
+}
+
+#[test]
+fn tunnel_packets_are_refused_on_another_interface_with_an_address_and_without()
+-> anyhow::Result<()> {
+    let cluster = Cluster::formed(2, Options::default())?;
+    let (h1, h2) = (cluster.host(1), cluster.host(2));
+    h1.network_create("mynet", &[])?;
+    let a = h1.container("a").network("mynet").idle()?;
+    let b = h2.container("b").network("mynet").idle()?;
+    let own = Ipv4Addr::new(198, 51, 100, 1);
+    let stranger = cluster.behind(h1, "eth1", "stranger", (own, Ipv4Addr::new(198, 51, 100, 2)))?;
+    let ways = |count: u64| {
+        eventually("the ways out are those of the host", std::time::Duration::from_secs(20), || {
+            let entries = h1.status()?.entries;
+            ensure!(entries.get("egress") == Some(&count), "{entries:?}");
+            Ok(())
+        })
+    };
+    ways(2)?;
+    // What may come by the tunnel does.
+    b.ping(&a.ip()?.to_string(), 1)?;
+    forge(&stranger, &cluster, (&b, &a))?;
+    let is_refused = || -> anyhow::Result<()> {
+        let count =
+            || Ok::<_, anyhow::Error>((counter(h1, "not_peer")?, counter(h1, "decapsulated")?));
+        let before = count()?;
+        stranger.cannot_ping(&a.ip()?.to_string())?;
+        let now = count()?;
+        ensure!(now.0 > before.0 && now.1 == before.1, "{before:?}, {now:?}");
+        Ok(())
+    };
+    is_refused()?;
+    h1.exec("ip", &["address", "flush", "dev", "eth1"])?.success()?;
+    ways(1)?;
+    h1.stop_agent()?;
+    h1.start_agent()?;
+    ways(1)?;
+    is_refused()?;
+    b.ping(&a.ip()?.to_string(), 1)
+}
+
 #[test]
 fn an_endpoint_has_as_many_flows_as_it_may_and_no_more() -> anyhow::Result<()> {
     let options = Options::default().every(&["--flow-limit", "4"]);

@@ -6,7 +6,9 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::Ipv4Net;
 use overlay_common::{Be16, Be32, Ip6, Mac, maps::Config};
 
-use super::{Agent, AgentError, compile::network_mtu, lock, reconcile::Look};
+use super::{
+    Agent, AgentError, adopt::is_endpoint_link, compile::network_mtu, lock, reconcile::Look,
+};
 use crate::{
     datapath::{Datapath, XdpMode},
     link::{HostLink, Links, UnderlayFacts, WayOut},
@@ -46,7 +48,7 @@ pub struct HostSetup {
 pub struct Report {
     /// Facts of the underlay interface.
     pub underlay: Option<UnderlayFacts>,
-    /// Interfaces that lead outside.
+    /// Interfaces by which packets come from outside.
     pub ways_out: Vec<WayOut>,
     /// XDP mode in force.
     pub xdp: Option<XdpMode>,
@@ -65,7 +67,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let own = [HOST_END, PROGRAM_END, VXLAN];
         let mut addresses = self.links.addresses(&own).await?;
         addresses.sort_unstable();
-        let ways_out = self.links.ways_out(&own).await?;
+        let mut ways_out = self.links.ways_out(&own).await?;
+        // Our endpoints' have a program of their own.
+        ways_out.retain(|way| !is_endpoint_link(&way.name));
         let mut changed = false;
         {
             let mut facts = lock(&self.facts);

@@ -26,8 +26,8 @@ const COUNTING: &str = "counting flows to the outside";
 const PORTS: &str = "choosing source ports for flows to the outside";
 
 impl<D: Datapath, L: Links> Agent<D, L> {
-    /// Attaches to the interfaces that lead outside. Returns those by which flows may leave, with
-    /// their addresses: one that refuses the program would give nothing back.
+    /// Attaches to the interfaces by which packets come from outside. Returns those by which flows may
+    /// leave, with their addresses: one that refuses the program would give nothing back.
     pub(super) fn attach_ways_out(&self, ways: &[WayOut]) -> BTreeMap<u32, Ipv4Addr> {
         let mut failures = Vec::new();
         let mut usable = BTreeMap::new();
@@ -39,7 +39,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 failures.push(error.to_string());
                 continue;
             }
-            usable.insert(way.ifindex, way.address);
+            usable.extend(way.address.map(|address| (way.ifindex, address)));
         }
         if failures.is_empty() {
             self.overcome(ATTACHING);

@@ -204,9 +204,9 @@ impl Links for MemoryLinks {
     async fn ways_out(&self, not_on: &[&str]) -> Result<Vec<WayOut>, LinkError> {
         let host = self.enter(LinkCall::WaysOut)?;
         let wanted = host.underlays.iter().filter(|(name, _)| !not_on.contains(&name.as_str()));
-        let ways = wanted.filter_map(|(name, (facts, addresses))| {
-            let address = *addresses.first()?;
-            Some(WayOut { name: name.clone(), ifindex: facts.ifindex, address })
+        let ways = wanted.map(|(name, (facts, addresses))| {
+            let address = addresses.first().copied();
+            WayOut { name: name.clone(), ifindex: facts.ifindex, address }
         });
         Ok(ways.collect())
     }

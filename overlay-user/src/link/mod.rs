@@ -75,15 +75,16 @@ pub struct UnderlayFacts {
     pub checksums: bool,
 }
 
-/// An interface that leads outside.
+/// An interface by which packets come from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WayOut {
     /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// The address that the host's own packets leave by it with.
-    pub address: Ipv4Addr,
+    /// The address that the host's own packets leave by it with; without one nothing of ours leaves by
+    /// it.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// The host link: a veth pair with both ends in the host's namespace. Packets that the host routes
@@ -152,8 +153,9 @@ pub trait Links: Send + Sync + 'static {
         not_on: &[&str],
     ) -> impl Future<Output = Result<Vec<Ipv4Addr>, LinkError>> + Send;
 
-    /// The interfaces that lead outside except those of `not_on`, by name: Ethernet, up, with an
-    /// IPv4 address.
+    /// The interfaces by which packets come from outside except those of `not_on`, by name: Ethernet,
+    /// up, with an IPv4 address or without one. What is without and in a bridge, a bond or the like is
+    /// left out: its packets are not the host's own, or come in by that once more.
     fn ways_out(
         &self,
         not_on: &[&str],

@@ -79,13 +79,17 @@ impl Links for NetlinkLinks {
             .into_iter()
             .filter_map(|device| {
                 let mut own = addresses.iter().filter(|(index, _)| *index == device.index);
-                let first = own.clone().next()?.1.addr();
+                let Some(first) = own.clone().next().map(|(_, net)| net.addr()) else {
+                    let (name, ifindex) = (device.name, device.index);
+                    return device.is_free.then_some(WayOut { name, ifindex, address: None });
+                };
                 // As the kernel chooses for its own sockets: what the route prefers, else the
                 // interface's first address.
                 let mut through = routes.iter().filter(|r| r.device == Some(device.index));
                 let preferred = through.find_map(|route| route.source);
                 let preferred = preferred.filter(|ip| own.any(|(_, net)| net.addr() == *ip));
                 let address = preferred.unwrap_or(first);
+                let address = Some(address);
                 Some(WayOut { name: device.name, ifindex: device.index, address })
             })
             .collect();
@@ -167,33 +171,43 @@ mod tests {
     }
 
     #[test]
-    fn ways_out_are_interfaces_that_are_up_and_have_an_address() {
+    fn ways_out_are_interfaces_that_are_up_and_in_nothing_else() {
         if !is_root("making interfaces") {
             return;
         }
         let host = TestNetns::new();
         host.command("ip link add eth7 type veth peer name x");
         host.command("ip link add eth8 type veth peer name y");
+        host.command("ip link add br0 type bridge");
+        host.command("ip link add eth9 type veth peer name z");
+        host.command("ip link set eth9 master br0");
         host.command("ip addr add 192.0.2.10/24 dev eth7");
         host.command("ip addr add 192.0.2.11/24 dev eth7");
         host.command("ip addr add 198.51.100.1/24 dev eth8");
         host.command("ip addr add 203.0.113.1/24 dev x");
-        for up in ["lo", "eth7", "x", "y"] {
+        for up in ["lo", "br0", "eth7", "eth9", "x", "y", "z"] {
             host.command(&format!("ip link set {up} up"));
         }
         host.block_on(async {
             let links = NetlinkLinks::new().expect("links");
             let ways = || async {
                 let ways = links.ways_out(&["x"]).await.expect("listed");
-                let shown = ways.into_iter().map(|w| format!("{} {}", w.name, w.address));
+                let shown = ways.into_iter().map(|way| match way.address {
+                    Some(address) => format!("{} {address}", way.name),
+                    None => way.name,
+                });
                 shown.collect::<Vec<_>>()
             };
-            assert_eq!(ways().await, ["eth7 192.0.2.10"], "eth8 is down, y has no address");
+            let expected = ["br0", "eth7 192.0.2.10", "y", "z"];
+            assert_eq!(ways().await, expected, "eth8 is down, eth9 is the bridge's");
+            host.command("ip addr add 192.0.2.77/32 dev eth9");
+            assert!(ways().await.contains(&"eth9 192.0.2.77".to_owned()), "it has an address");
+            host.command("ip addr del 192.0.2.77/32 dev eth9");
             host.command("ip link set eth8 up");
             host.command("ip route add default via 192.0.2.1 dev eth7 src 192.0.2.11");
-            assert_eq!(ways().await, ["eth7 192.0.2.11", "eth8 198.51.100.1"]);
+            assert_eq!(ways().await[1..3], ["eth7 192.0.2.11", "eth8 198.51.100.1"]);
             host.command("ip addr del 192.0.2.11/24 dev eth7");
-            assert_eq!(ways().await[0], "eth7 192.0.2.10");
+            assert_eq!(ways().await[1], "eth7 192.0.2.10");
         });
     }
 

@@ -10,8 +10,8 @@ use rtnetlink::{
     packet_route::{
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
-            InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-            LinkMessage,
+            InfoData, InfoKind, InfoPortKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+            LinkLayerType, LinkMessage,
         },
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
@@ -37,6 +37,9 @@ pub(super) struct Device {
     pub(super) mac: Option<Mac>,
     pub(super) ethernet: bool,
     pub(super) up: bool,
+    /// Whether it is in no bridge, bond or the like, which would take its packets. A VRF takes none: they
+    /// come in by the interface itself.
+    pub(super) is_free: bool,
     /// Of a vxlan device: its port, and whether it is in collect-metadata mode.
     pub(super) vxlan: Option<(u16, bool)>,
 }
@@ -64,8 +67,10 @@ impl Device {
             mac: None,
             ethernet: header.link_layer_type == LinkLayerType::Ether,
             up: header.flags.contains(LinkFlags::Up),
+            is_free: true,
             vxlan: None,
         };
+        let (mut is_port, mut is_in_vrf) = (false, false);
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => device.name = name,
@@ -74,10 +79,15 @@ impl Device {
                 LinkAttribute::Address(bytes) => {
                     device.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::new);
                 }
-                LinkAttribute::LinkInfo(infos) => device.describe(infos),
+                LinkAttribute::Controller(index) => is_port = index != 0,
+                LinkAttribute::LinkInfo(infos) => {
+                    is_in_vrf = infos.contains(&LinkInfo::PortKind(InfoPortKind::Vrf));
+                    device.describe(infos);
+                }
                 _ => {}
             }
         }
+        device.is_free = !is_port || is_in_vrf;
         device
     }
 

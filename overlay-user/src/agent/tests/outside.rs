@@ -13,13 +13,17 @@ const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
 /// A second interface with an address.
 fn plug(test: &TestHost, name: &str) -> u32 {
+    plug_with(test, name, &[SECOND])
+}
+
+fn plug_with(test: &TestHost, name: &str, addresses: &[Ipv4Addr]) -> u32 {
     let facts = UnderlayFacts {
         ifindex: 0,
         mac: Mac::new([2, 0, 0, 0, 0, 2]),
         mtu: 1500,
         checksums: false,
     };
-    test.links.add_underlay(name, facts, &[SECOND])
+    test.links.add_underlay(name, facts, addresses)
 }
 
 #[tokio::test]
@@ -43,6 +47,28 @@ async fn the_program_follows_the_interfaces_that_lead_outside() {
     agent.look_around().await.expect("looked");
     eventually("it is let go", || test.datapath.outside().is_empty()).await;
     assert!(!test.datapath.state().egress.contains_key(&ifindex));
+}
+
+#[tokio::test]
+async fn an_interface_without_an_address_has_the_program_too_but_nothing_leaves_by_it() {
+    let world = World::new();
+    world.network("mynet").await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    attach(&agent, test.attach("a", "mynet")).await;
+    let endpoint = test.datapath.state().links.keys().copied().collect::<Vec<_>>();
+    let ifindex = plug_with(&test, "eth1", &[]);
+    let ours = crate::agent::attach::host_name(&crate::model::Id::random());
+    plug_with(&test, &ours, &[]);
+    agent.look_around().await.expect("looked");
+    eventually("strangers are stopped there", || test.datapath.outside() == ["eth1"]).await;
+    let state = test.datapath.state();
+    assert!(!state.egress.contains_key(&ifindex), "{:?}", state.egress);
+    assert_eq!(state.links.keys().copied().collect::<Vec<_>>(), endpoint);
+
+    test.links.remove_underlay("eth1");
+    agent.look_around().await.expect("looked");
+    eventually("it is let go", || test.datapath.outside().is_empty()).await;
 }
 
 #[tokio::test]
