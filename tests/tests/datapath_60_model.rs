@@ -2,7 +2,7 @@
 //! fresh ones for longer.
 
 use overlay_common::Reason;
-use overlay_tests::fuzz::Fuzz;
+use overlay_tests::fuzz::{Fuzz, Underlay};
 
 /// Enough for every reason to be met; a quiet machine runs a few thousand packets each second.
 const SEEDS: std::ops::Range<u64> = 0..600;
@@ -16,7 +16,7 @@ const SEEDS_ON_IPV6: std::ops::Range<u64> = 10_000..10_150;
 
 #[test]
 fn programs_and_model_agree_on_an_ipv6_underlay() {
-    let mut fuzz = Fuzz::on_ipv6();
+    let mut fuzz = Fuzz::on(Underlay::Ipv6);
     for seed in SEEDS_ON_IPV6 {
         if let Err(failure) = fuzz.sequence(seed) {
             panic!("{failure}");
@@ -45,7 +45,7 @@ fn programs_and_model_agree_on_an_ipv6_underlay() {
 
 #[test]
 fn programs_and_model_agree_on_every_packet_of_the_fixed_seeds() {
-    let mut fuzz = Fuzz::new();
+    let mut fuzz = Fuzz::on(Underlay::Ipv4);
     for seed in SEEDS {
         if let Err(failure) = fuzz.sequence(seed) {
             panic!("{failure}");

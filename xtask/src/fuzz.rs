@@ -11,12 +11,12 @@ use crate::{cargo, machine, root, setup, status};
 #[command(after_help = "\
 Example:
   cargo xtask fuzz --seconds 60
-  cargo xtask fuzz --seed 12345
+  cargo xtask fuzz --seed 12345 --underlay ipv6
 
 The first line says the seed, the last one how many packets were run and how fast. When the programs
-and the model disagree, it shows the packet and the maps, writes the sequence to target/fuzz/SEED.pcapng
-and says how to run that sequence again. Runs as root (with sudo when you are not): it loads eBPF
-programs in a network namespace of its own.")]
+and the model disagree, it shows the packet and the maps, writes the sequence to
+target/fuzz/SEED-UNDERLAY.pcapng and says how to run that sequence again. Runs as root (with sudo when
+you are not): it loads eBPF programs in network namespaces of its own.")]
 pub struct Fuzz {
     /// How long [default: 60, and with --seed just its sequence].
     #[arg(long, value_name = "N")]
@@ -24,6 +24,9 @@ pub struct Fuzz {
     /// The seed of the first sequence; another one each time by default.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+    /// The family of the nodes' addresses: `ipv4`, `ipv6` or `both` (the default), at once.
+    #[arg(long, value_name = "FAMILY", value_parser = ["ipv4", "ipv6", "both"])]
+    underlay: Option<String>,
 }
 
 impl Fuzz {
@@ -38,6 +41,9 @@ impl Fuzz {
         }
         if let Some(seed) = self.seed {
             fuzz.args(["--seed", &seed.to_string()]);
+        }
+        if let Some(underlay) = &self.underlay {
+            fuzz.args(["--underlay", underlay]);
         }
         fuzz.status().map(status).context("cannot run overlay-fuzz")
     }

@@ -18,7 +18,7 @@ use pcap_file::{
     },
 };
 
-use super::Step;
+use super::{Step, Underlay};
 use crate::model::{Program, Tables};
 
 /// Where the programs and the model disagree.
@@ -35,15 +35,20 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Writes the sequence as pcapng to `fuzz/SEED.pcapng` in cargo's target directory, and returns
-    /// its path.
+    /// The underlay's family, as the command line calls it.
+    pub fn underlay(&self) -> Underlay {
+        if self.tables.ipv6 { Underlay::Ipv6 } else { Underlay::Ipv4 }
+    }
+
+    /// Writes the sequence as pcapng to `fuzz/SEED-UNDERLAY.pcapng` in cargo's target directory, and
+    /// returns its path.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write_pcapng(&self) -> io::Result<PathBuf> {
         let folder = target(&std::env::current_exe()?).join("fuzz");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}.pcapng", self.seed));
+        let path = folder.join(format!("{}-{}.pcapng", self.seed, self.underlay()));
         let file = io::BufWriter::new(fs::File::create(&path)?);
         self.write_to(file).map_err(io::Error::other)?;
         Ok(path)

@@ -9,7 +9,10 @@ mod traffic;
 mod traffic6;
 mod world;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use overlay_common::{
     Reason,
@@ -51,6 +54,37 @@ impl fmt::Display for Totals {
     }
 }
 
+impl Totals {
+    /// Adds those of another run.
+    pub fn add(&mut self, other: &Self) {
+        let Self { sequences, packets, verified, reasons } = other;
+        self.sequences += sequences;
+        self.packets += packets;
+        self.verified += verified;
+        for (reason, count) in reasons {
+            *self.reasons.entry(*reason).or_default() += count;
+        }
+    }
+}
+
+/// The family of the nodes' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underlay {
+    /// 50 bytes of outer headers.
+    Ipv4,
+    /// 70 bytes.
+    Ipv6,
+}
+
+impl fmt::Display for Underlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
 /// The rig with the programs, and what its maps are known to hold.
 pub struct Fuzz {
     rig: Rig,
@@ -75,17 +109,11 @@ pub struct Step {
 
 impl Fuzz {
     /// Loads the programs in a fresh network namespace of this thread.
-    #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
-    pub fn new() -> Self {
-        Self::with(Rig::new())
-    }
-
-    /// As [`Fuzz::new`], on an IPv6 underlay.
-    pub fn on_ipv6() -> Self {
-        Self::with(Rig::on_ipv6())
-    }
-
-    fn with(rig: Rig) -> Self {
+    pub fn on(underlay: Underlay) -> Self {
+        let rig = match underlay {
+            Underlay::Ipv4 => Rig::new(),
+            Underlay::Ipv6 => Rig::on_ipv6(),
+        };
         let host = Host::of(&rig);
         let mut fuzz = Self {
             rig,
@@ -236,10 +264,10 @@ impl Fuzz {
 /// What the kernel did.
 struct Real {
     ran: Ran,
-    conntrack: std::collections::HashMap<ConntrackKey, Conntrack>,
+    conntrack: HashMap<ConntrackKey, Conntrack>,
     cursors: BTreeMap<u32, u32>,
     active: BTreeMap<u32, u32>,
-    affinity: std::collections::HashMap<AffinityKey, Affinity>,
+    affinity: HashMap<AffinityKey, Affinity>,
     usage: Option<Usage>,
 }
 

@@ -2,12 +2,14 @@
 
 use std::{
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-use super::Fuzz;
+use super::{Failure, Fuzz, Totals, Underlay};
 
 /// Runs random packets through the datapath's programs and through the reference model, and
 /// compares.
@@ -19,6 +21,38 @@ struct Args {
     /// The first seed; the following sequences count up from it.
     #[arg(long)]
     seed: Option<u64>,
+    /// The family of the nodes' addresses.
+    #[arg(long, value_enum, default_value_t = Choice::Both)]
+    underlay: Choice,
+}
+
+/// Which underlays to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// Either, at once.
+    Both,
+}
+
+impl Choice {
+    fn underlays(self) -> &'static [Underlay] {
+        match self {
+            Self::Ipv4 => &[Underlay::Ipv4],
+            Self::Ipv6 => &[Underlay::Ipv6],
+            Self::Both => &[Underlay::Ipv4, Underlay::Ipv6],
+        }
+    }
+}
+
+/// How long, from which seed on.
+#[derive(Clone, Copy)]
+struct Plan {
+    start: Instant,
+    duration: Duration,
+    first: u64,
 }
 
 /// Runs until the time is over or something disagrees.
@@ -27,25 +61,50 @@ pub fn main() -> ExitCode {
     let seconds = args.seconds.unwrap_or(if args.seed.is_some() { 0 } else { 60 });
     let first = args.seed.unwrap_or_else(rand::random);
     println!("seed {first}");
-    let mut fuzz = Fuzz::new();
-    let start = Instant::now();
-    let mut seed = first;
-    let mut told = start;
-    while start.elapsed() < Duration::from_secs(seconds) || seed == first {
-        if let Err(failure) = fuzz.sequence(seed) {
-            eprintln!("{failure}\nagain: cargo xtask fuzz --seed {seed}");
-            return ExitCode::FAILURE;
+    let plan = Plan { start: Instant::now(), duration: Duration::from_secs(seconds), first };
+    let over = AtomicBool::new(false);
+    // A thread each, because each has a network namespace of its own.
+    let results: Vec<Result<Totals, Box<Failure>>> = thread::scope(|scope| {
+        let run = |underlay: &Underlay| {
+            let (underlay, over) = (*underlay, &over);
+            scope.spawn(move || run_on(underlay, plan, over))
+        };
+        let threads: Vec<_> = args.underlay.underlays().iter().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a fuzzer ends")).collect()
+    });
+    let mut totals = Totals::default();
+    for result in results {
+        match result {
+            Ok(more) => totals.add(&more),
+            Err(failure) => {
+                let (seed, underlay) = (failure.seed, failure.underlay());
+                eprintln!("{failure}\nagain: cargo xtask fuzz --seed {seed} --underlay {underlay}");
+                return ExitCode::FAILURE;
+            }
         }
+    }
+    for (reason, packets) in &totals.reasons {
+        println!("{packets:>10}  {}", reason.name());
+    }
+    let rate = totals.packets as f64 / plan.start.elapsed().as_secs_f64();
+    println!("{totals}; {rate:.0} packets/s, no disagreement");
+    ExitCode::SUCCESS
+}
+
+/// Runs sequences on one underlay until the time is over or somebody has found something.
+fn run_on(underlay: Underlay, plan: Plan, over: &AtomicBool) -> Result<Totals, Box<Failure>> {
+    let mut fuzz = Fuzz::on(underlay);
+    let mut seed = plan.first;
+    let mut told = plan.start;
+    while seed == plan.first
+        || (plan.start.elapsed() < plan.duration && !over.load(Ordering::Relaxed))
+    {
+        fuzz.sequence(seed).inspect_err(|_| over.store(true, Ordering::Relaxed))?;
         seed = seed.wrapping_add(1);
         if told.elapsed() > Duration::from_secs(10) {
             told = Instant::now();
-            println!("{}", fuzz.totals);
+            println!("{underlay}: {}", fuzz.totals);
         }
     }
-    for (reason, packets) in &fuzz.totals.reasons {
-        println!("{packets:>10}  {}", reason.name());
-    }
-    let rate = fuzz.totals.packets as f64 / start.elapsed().as_secs_f64();
-    println!("{}; {rate:.0} packets/s, no disagreement", fuzz.totals);
-    ExitCode::SUCCESS
+    Ok(fuzz.totals)
 }
