@@ -33,6 +33,7 @@ pub mod rig;
 pub mod testkit;
 
 mod api;
+mod bpf;
 mod cluster;
 mod container;
 mod guardian;

@@ -68,7 +68,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
         });
         for out in [true, false] {
             for of in [1, size] {
-                took.push(time(&rig, out, of)?);
+                took.push(time(&mut rig, out, of)?);
             }
         }
     }
@@ -77,7 +77,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Nanoseconds of a packet to, or from, one of the first `of` endpoints.
-fn time(rig: &Rig, out: bool, of: u32) -> anyhow::Result<f64> {
+fn time(rig: &mut Rig, out: bool, of: u32) -> anyhow::Result<f64> {
     let empty = kernel::empty(ProgramType::Tc)?;
     let (mut took, mut nothing) = (Vec::new(), Vec::new());
     for run in 0..RUNS {

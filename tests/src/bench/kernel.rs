@@ -4,14 +4,16 @@
 use std::{
     ffi::CString,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
 
 use anyhow::Context as _;
-use nix::{errno::Errno, libc};
+use nix::libc;
+
+use crate::bpf::Attr;
 
 /// `enum bpf_cmd` of the kernel's uapi/linux/bpf.h.
 const MAP_CREATE: libc::c_long = 0;
@@ -40,55 +42,6 @@ pub enum ProgramType {
     Tc = 3,
     /// `BPF_PROG_TYPE_XDP`.
     Xdp = 6,
-}
-
-/// `union bpf_attr`, zero-padded; fields are written at their offsets.
-#[repr(C, align(8))]
-struct Attr([u8; 128]);
-
-impl Attr {
-    fn new() -> Self {
-        Self([0; 128])
-    }
-
-    fn u32(mut self, offset: usize, value: u32) -> Self {
-        self.0[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
-        self
-    }
-
-    fn u64(mut self, offset: usize, value: u64) -> Self {
-        self.0[offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
-        self
-    }
-
-    fn pointer<T: ?Sized>(self, offset: usize, to: *const T) -> Self {
-        self.u64(offset, to.cast::<u8>() as u64)
-    }
-
-    fn fd(self, offset: usize, fd: &OwnedFd) -> Self {
-        self.u32(offset, fd.as_raw_fd().unsigned_abs())
-    }
-
-    fn read(&self, offset: usize) -> u32 {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&self.0[offset..offset + 4]);
-        u32::from_ne_bytes(bytes)
-    }
-
-    fn call(&mut self, command: libc::c_long) -> Result<libc::c_long, Errno> {
-        // SAFETY: the attributes live through the call and are as large as we say; every address
-        // in them is of memory that the caller of this function holds, as large as it says.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(self), size_of::<Self>())
-        };
-        Errno::result(result)
-    }
-
-    fn open(mut self, command: libc::c_long) -> Result<OwnedFd, Errno> {
-        let fd = i32::try_from(self.call(command)?).map_err(|_| Errno::EBADF)?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
 }
 
 /// One instruction: opcode, destination and source register, offset, immediate value.

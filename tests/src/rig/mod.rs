@@ -8,19 +8,22 @@
 mod observe;
 pub mod packets;
 pub mod packets6;
+mod pool;
 pub mod underlay6;
 
 use std::{
-    collections::BTreeMap,
-    io::ErrorKind,
+    collections::{BTreeMap, BTreeSet},
+    io::{ErrorKind, Write as _},
     net::{Ipv4Addr, Ipv6Addr},
-    process::Command,
+    os::fd::AsFd as _,
+    process::{Command, Stdio},
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, HashOfMaps, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    Pod, TestRunOptions,
+    maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
     programs::{SchedClassifier, TestRun as _, Xdp},
+    util::nr_cpus,
 };
 pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
@@ -32,6 +35,9 @@ use overlay_common::{
         Service, SlotKey, Subnet, SubnetKey, TableKey, Usage,
     },
 };
+
+use self::pool::Lent;
+use crate::bpf;
 
 /// The node under test.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 10);
@@ -84,16 +90,17 @@ pub struct Ran {
 
 /// The programs, their maps and the namespace they run in.
 pub struct Rig {
-    ebpf: Ebpf,
+    ebpf: Lent,
     state: DatapathState,
     ipv6: bool,
+    /// Slots of the endpoints that are captured.
+    watched: BTreeSet<u32>,
     /// Index of the underlay interface.
     pub underlay: u32,
     /// Index of an interface that is up and does not forward.
     pub no_forwarding: u32,
     /// Index of the kernel's vxlan device.
     pub vxlan: u32,
-    decap_flags: u32,
 }
 
 /// The node under test on an IPv6 underlay.
@@ -141,13 +148,51 @@ fn aggregate(segment: u16) -> [u8; 192] {
     context
 }
 
-fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let status = Command::new(words.next().expect("a command"))
-        .args(words)
-        .status()
-        .unwrap_or_else(|e| panic!("{command}: {e}"));
-    assert!(status.success(), "{command}: {status}");
+/// The links, addresses and neighbours of a rig's namespace, in the words of ip(8). The kernel's own
+/// packets, for link-local addresses of IPv6, would be among those that tests count.
+const SURROUNDINGS: &str = "\
+link set lo up
+link add u0 address 02:00:00:00:00:0a type veth peer name u1
+link set u1 addrgenmode none
+addr add 172.16.1.10/24 dev u0
+link set u0 up
+link set u1 up
+link add vx0 type vxlan external dstport 4789
+link set vx0 addrgenmode none
+link set vx0 up
+neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent
+neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent
+addr add fd00::10/64 dev u0 nodad
+neigh add fd00::11 lladdr 02:00:00:00:00:0b dev u0 nud permanent
+";
+
+/// Has ip(8) do what the lines say, all in one process.
+fn ip(lines: &str) {
+    let mut ip = Command::new("ip");
+    let mut ip = ip.args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip (iproute2)");
+    ip.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("lines are taken");
+    let status = ip.wait().expect("ip ends");
+    assert!(status.success(), "ip -batch: {status}");
+}
+
+/// Every entry of a hash map.
+fn entries<K: Pod, V: Pod>(map: &Map) -> Vec<(K, V)> {
+    let (Map::HashMap(data) | Map::LruHashMap(data)) = map else {
+        panic!("{map:?} is no hash map")
+    };
+    let (key, value) = (size_of::<K>(), size_of::<V>());
+    let (keys, values) = bpf::entries(data.fd().as_fd(), (key, value)).expect("a map is read");
+    let pairs = keys.chunks_exact(key).zip(values.chunks_exact(value));
+    // SAFETY: as many bytes as the types have, any of which are a valid value.
+    pairs.map(|(k, v)| unsafe { (read(k), read(v)) }).collect()
+}
+
+/// # Safety
+/// `bytes` are as many as the type has.
+unsafe fn read<T: Pod>(bytes: &[u8]) -> T {
+    debug_assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: the caller's promise, and any bytes are a valid value of a `Pod`.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
 
 impl Rig {
@@ -171,46 +216,26 @@ impl Rig {
     fn over(ipv6: bool) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the datapath suites need root");
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        run("ip link set lo up");
-        run("ip link add u0 address 02:00:00:00:00:0a type veth peer name u1");
-        run("ip addr add 172.16.1.10/24 dev u0");
-        run("ip link set u0 up");
-        run("ip link set u1 up");
-        run("ip link add vx0 type vxlan external dstport 4789");
-        run("ip link set vx0 up");
-        run("ip neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
-        run("ip neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent");
+        ip(SURROUNDINGS);
         std::fs::write("/proc/sys/net/ipv4/conf/u0/forwarding", "1").expect("forwarding on");
         std::fs::write("/proc/sys/net/ipv4/conf/u1/forwarding", "0").expect("forwarding off");
-        run("ip addr add fd00::10/64 dev u0 nodad");
-        run("ip neigh add fd00::11 lladdr 02:00:00:00:00:0b dev u0 nud permanent");
         std::fs::write("/proc/sys/net/ipv6/conf/u0/forwarding", "1").expect("forwarding on");
         let underlay = nix::net::if_::if_nametoindex("u0").expect("u0 has an index");
         let no_forwarding = nix::net::if_::if_nametoindex("u1").expect("u1 has an index");
         let vxlan = nix::net::if_::if_nametoindex("vx0").expect("vx0 has an index");
 
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("conntrack", 4096)
-            .map_max_entries("affinity", 4096)
-            .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(ipv6), true)
-            .load(overlay::datapath::OBJECT)
-            .expect("the object loads");
-        for name in [
-            "from_container",
-            "from_underlay",
-            "from_underlay6",
-            "from_vxlan",
-            "from_outside",
-            "xdp_underlay",
-        ] {
-            overlay::datapath::load_program(ebpf.program_mut(name).expect(name)).expect(name);
-        }
-        let decap_flags = overlay::datapath::decap_flags(&mut ebpf).expect("the probe runs");
+        let ebpf = Lent::take(ipv6);
         let state = DatapathState::default();
-        let mut rig = Self { ebpf, state, ipv6, underlay, no_forwarding, vxlan, decap_flags };
+        let watched = BTreeSet::new();
+        let mut rig = Self { ebpf, state, ipv6, watched, underlay, no_forwarding, vxlan };
         let config = rig.config();
         rig.set_config(&config);
         rig
+    }
+
+    /// Whether another rig has used these programs and maps before.
+    pub fn is_reused(&self) -> bool {
+        self.ebpf.reused
     }
 
     /// Whether the underlay is IPv6.
@@ -236,7 +261,7 @@ impl Rig {
             underlay_mtu: 1500,
             vxlan_port: Be16::new(4789),
             underlay_mac: Mac::new(NODE_MAC),
-            decap_flags: self.decap_flags,
+            decap_flags: self.ebpf.decap_flags(),
             outside_ports: [61_000, 65_535],
             outside_flows: 4096,
             flags: maps::CONFIG_XDP_DECAP,
@@ -341,11 +366,10 @@ impl Rig {
             ..Default::default()
         };
         let result = if program == "xdp_underlay" {
-            let program: &Xdp = self.ebpf.program(program).expect(program).try_into().expect("xdp");
+            let program: &Xdp = (&*self.ebpf.program(program)).try_into().expect("xdp");
             program.test_run(options)
         } else {
-            let program: &SchedClassifier =
-                self.ebpf.program(program).expect(program).try_into().expect("tc");
+            let program: &SchedClassifier = (&*self.ebpf.program(program)).try_into().expect("tc");
             program.test_run(options)
         }
         .unwrap_or_else(|e| panic!("{program} on {} bytes: {e:?}", packet.len()));
@@ -366,9 +390,8 @@ impl Rig {
     }
 
     /// Runs a TC program on a packet, for its verdict and the nanoseconds it took.
-    pub fn time(&self, program: &str, packet: &[u8]) -> (u32, u64) {
-        let program: &SchedClassifier =
-            self.ebpf.program(program).expect(program).try_into().expect("tc");
+    pub fn time(&mut self, program: &str, packet: &[u8]) -> (u32, u64) {
+        let program: &SchedClassifier = (&*self.ebpf.program(program)).try_into().expect("tc");
         let options =
             TestRunOptions { data_in: Some(packet), repeat: 1, ..TestRunOptions::default() };
         let result = program.test_run(options).expect("it runs");
@@ -377,25 +400,27 @@ impl Rig {
 
     /// All counters that are not zero.
     pub fn counters(&self) -> BTreeMap<Reason, Counter> {
-        let map = self.ebpf.map("counters").expect("map counters");
-        let map: PerCpuArray<&MapData, Counter> = PerCpuArray::try_from(map).expect("counters");
-        Reason::ALL
-            .iter()
-            .filter_map(|reason| {
-                let values = map.get(&(*reason as u32), 0).expect("a counter");
-                let packets = values.iter().map(|c| c.packets).sum();
-                let bytes = values.iter().map(|c| c.bytes).sum();
-                (packets > 0).then_some((*reason, Counter { packets, bytes }))
-            })
-            .collect()
+        let Some(Map::PerCpuArray(map)) = self.ebpf.map("counters") else { panic!("no counters") };
+        let stride = size_of::<Counter>() * nr_cpus().expect("the number of CPUs");
+        let (_, values) = bpf::entries(map.fd().as_fd(), (4, stride)).expect("counters are read");
+        let sum = |reason: Reason| {
+            let mut sum = Counter::default();
+            let values = &values[reason as usize * stride..][..stride];
+            for value in values.chunks_exact(size_of::<Counter>()) {
+                // SAFETY: as many bytes as a counter has.
+                let Counter { packets, bytes } = unsafe { read(value) };
+                sum.packets += packets;
+                sum.bytes += bytes;
+            }
+            sum
+        };
+        let sums = Reason::ALL.iter().map(|reason| (*reason, sum(*reason)));
+        sums.filter(|(_, sum)| sum.packets > 0).collect()
     }
 
     /// All conntrack entries.
     pub fn conntrack(&self) -> Vec<(ConntrackKey, Conntrack)> {
-        let map = self.ebpf.map("conntrack").expect("map conntrack");
-        let map: HashMap<&MapData, ConntrackKey, Conntrack> =
-            HashMap::try_from(map).expect("conntrack");
-        map.iter().map(|entry| entry.expect("an entry")).collect()
+        entries(self.ebpf.map("conntrack").expect("map conntrack"))
     }
 
     /// Writes or removes a conntrack entry.
@@ -428,10 +453,7 @@ impl Rig {
 
     /// Which backends clients keep.
     pub fn affinity(&self) -> Vec<(AffinityKey, Affinity)> {
-        let map = self.ebpf.map("affinity").expect("map affinity");
-        let map: HashMap<&MapData, AffinityKey, Affinity> =
-            HashMap::try_from(map).expect("affinity");
-        map.iter().map(|entry| entry.expect("an entry")).collect()
+        entries(self.ebpf.map("affinity").expect("map affinity"))
     }
 
     /// Writes or removes what a client keeps.

@@ -84,9 +84,11 @@ impl Rig {
     pub fn watch(&mut self, watch: Watch, slots: &[u32]) {
         let map = self.ebpf.map_mut("watched").expect("watched");
         let mut map: Array<&mut MapData, u32> = Array::try_from(map).expect("watched");
-        for slot in 0..ENDPOINT_SLOTS as u32 {
-            map.set(slot, u32::from(slots.contains(&slot)), 0).expect("set");
+        let slots = slots.iter().copied().collect();
+        for slot in self.watched.symmetric_difference(&slots) {
+            map.set(*slot, u32::from(slots.contains(slot)), 0).expect("set");
         }
+        self.watched = slots;
         let map = self.ebpf.map_mut("watch").expect("watch");
         let mut map: Array<&mut MapData, Watch> = Array::try_from(map).expect("watch");
         map.set(0, watch, 0).expect("set");
