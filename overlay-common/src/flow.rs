@@ -2,7 +2,7 @@
 
 use crate::{
     maps::{Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, UDP_ANSWERED},
-    wire::{PROTO_TCP, PROTO_UDP},
+    wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -24,7 +24,7 @@ pub const UDP_CONVERSATION: u64 = 300 * SECOND;
 pub const fn timeout(proto: u8, state: u8) -> u64 {
     if proto == PROTO_UDP && state & UDP_ANSWERED != 0 {
         UDP_CONVERSATION
-    } else if proto != PROTO_TCP {
+    } else if proto != PROTO_TCP && proto != PROTO_SCTP {
         UDP
     } else if state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
         TCP_CLOSING
@@ -52,6 +52,8 @@ mod tests {
         assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
         assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
         assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_SCTP, TCP_SEEN_SYN), TCP_OPENING);
+        assert_eq!(timeout(PROTO_SCTP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
         assert_eq!(timeout(PROTO_UDP, 0), UDP);
         assert_eq!(timeout(PROTO_UDP, UDP_ANSWERED), UDP_CONVERSATION);
         assert_eq!(timeout(PROTO_ICMP, 0), UDP);

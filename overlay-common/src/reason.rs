@@ -173,6 +173,8 @@ reasons! {
     ReplicateLimit = 52, Drop, "replicate_limit";
     /// A copy of a packet to a group that the kernel refused.
     ReplicateRefused = 53, Drop, "replicate_refused";
+    /// An ICMP error about no flow that is known.
+    UnrelatedError = 54, Drop, "unrelated_error";
     /// VXLAN of a network that this node has no endpoints of.
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP

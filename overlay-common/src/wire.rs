@@ -21,6 +21,8 @@ pub const PROTO_IGMP: u8 = 2;
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const PROTO_SCTP: u8 = 132;
 /// Next-header number of ICMPv6 (RFC 4443, section 1).
 pub const PROTO_ICMPV6: u8 = 58;
 
@@ -395,6 +397,9 @@ pub struct Icmp {
 pub const ICMP_UNREACHABLE: u8 = 3;
 /// Code of [`ICMP_UNREACHABLE`]: fragmentation needed and DF set.
 pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
+
+/// Code of [`ICMP_UNREACHABLE`]: nobody speaks the protocol.
+pub const ICMP_PROTOCOL_UNREACHABLE: u8 = 2;
 
 /// Code of [`ICMP_UNREACHABLE`]: nobody listens on the port.
 pub const ICMP_PORT_UNREACHABLE: u8 = 3;

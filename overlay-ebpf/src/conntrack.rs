@@ -12,15 +12,27 @@ use overlay_common::{
         CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
         TCP_SEEN_FIN, TCP_SEEN_RST,
     },
+    wire::PROTO_SCTP,
 };
 
-use crate::{fallible, maps::CONNTRACK, packet::Flow};
+use crate::{
+    fallible,
+    maps::CONNTRACK,
+    packet::{Flow, PART_QUOTED},
+};
 
 /// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
 /// every packet.
 pub const RESOLUTION: u64 = 1_000_000_000;
 /// How many source ports are tried when a tuple is taken.
 const PORT_TRIES: u32 = 8;
+
+/// As [`PORT_TRIES`]: none but its own of SCTP, whose checksum covers the whole packet and can be brought
+/// up to date only by going through all of it.
+#[inline(always)]
+fn port_tries(proto: u8) -> u32 {
+    if proto == PROTO_SCTP { 1 } else { PORT_TRIES }
+}
 /// Translated source ports start here: the dynamic range of RFC 6335.
 const PORT_MIN: u32 = 49152;
 
@@ -145,14 +157,18 @@ fn same_client(a: &Conntrack, b: &Conntrack) -> bool {
 /// ways), the source port is translated as well.
 ///
 /// # Errors
-/// [`Reason::TupleTaken`] when no port is free, [`Reason::ConntrackFull`] when the map refuses.
+/// [`Reason::TupleTaken`] when no port is free, [`Reason::ConntrackFull`] when the map refuses,
+/// [`Reason::ServiceProtocol`] for SCTP to another port than it asks ([`port_tries`]).
 #[inline(always)]
 pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(), Reason> {
+    if flow.key.proto == PROTO_SCTP && target.port != flow.key.dport {
+        return Err(Reason::ServiceProtocol);
+    }
     let now = now();
     forward_entry(flow, target, now, forward);
     let reply = reply_entry(&flow.key, forward, now);
     let mut attempt = 0;
-    while attempt < PORT_TRIES {
+    while attempt < port_tries(flow.key.proto) {
         let key = reply_key(&flow.key, forward);
         if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
             || take_over(&key, &reply, now)
@@ -200,7 +216,8 @@ fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
 ///
 /// # Errors
 /// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] when no port is free, or
-/// for a packet in the middle of a flow that is not known.
+/// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
+/// no flow of `node`.
 #[inline(always)]
 pub fn note_return(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
     fallible::unpack(note_return_packed(flow, node, forward)).map(|translate| translate != 0)
@@ -216,7 +233,11 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason
     let now = now();
     *forward = return_forward(flow, node, now);
     let key = reply_key(&flow.key, forward);
+    let is_error = flow.part == PART_QUOTED;
     let Some(entry) = CONNTRACK.get_ptr_mut(&key) else {
+        if is_error {
+            return Err(Reason::UnrelatedError);
+        }
         let entry = return_entry(&key, flow, node, now);
         return insert(&key, &entry, BPF_ANY).map(|()| false);
     };
@@ -226,7 +247,7 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason
         refresh(entry, flow, now);
         return Ok(false);
     }
-    if is_expired(&key, entry, now) {
+    if is_expired(&key, entry, now) && !is_error {
         *entry = return_entry(&key, flow, node, now);
         return Ok(false);
     }
@@ -246,7 +267,10 @@ fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack, now: u64) -> Resu
             return Ok(true);
         }
     }
-    if !flow.may_be_repicked() {
+    if flow.part == PART_QUOTED {
+        return Err(Reason::UnrelatedError);
+    }
+    if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
         return Err(Reason::TupleTaken);
     }
     let mut attempt = 0;
@@ -330,7 +354,7 @@ mod tests {
             },
             transport: 34,
             flags: TCP_SEEN_SYN,
-            pad: 0,
+            part: 0,
         }
     }
 

@@ -9,7 +9,7 @@ use overlay_common::{
         ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey,
         Link, Network,
     },
-    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4},
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, PROTO_SCTP},
 };
 
 use crate::{
@@ -169,11 +169,13 @@ fn answer_too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Resu
 #[inline(always)]
 fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
     refuse_vlan_tag(packet.ctx)?;
-    if is_icmp(&packet.ip) {
-        return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
-    }
     let work = work()?;
-    packet.flow(work)?;
+    match packet.flow(work) {
+        Err(_) if is_icmp(&packet.ip) => {
+            return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
+        }
+        flow => flow?,
+    }
     // The reply of a backend that reached itself through the VIP.
     if packet.is_from(ENDPOINT_FLAG_BACKEND) && packet.tracked(work) == CONNTRACK_REPLY {
         return reply(packet, work);
@@ -229,12 +231,10 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
         return Err(Reason::NoEndpoint);
     }
     let work = work()?;
-    if is_icmp(ip) {
-        outside::echo_flow(ctx, ip, link.vni, &mut work.flow)?;
-        let action = packet.tracked(work);
-        return leave(packet, &network, work, action);
+    match packet.flow(work) {
+        Err(_) if is_icmp(ip) => outside::echo_flow(ctx, ip, link.vni, &mut work.flow)?,
+        flow => flow?,
     }
-    packet.flow(work)?;
     match packet.tracked(work) {
         CONNTRACK_REPLY => reply(packet, work),
         CONNTRACK_RETURN => {
@@ -245,6 +245,7 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
             let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
             tunnel(packet, (link.vni, work.entry.node), &inner, translated)
         }
+        _ if ip.protocol == PROTO_SCTP => Err(Reason::ServiceProtocol),
         action => leave(packet, &network, work, action),
     }
 }

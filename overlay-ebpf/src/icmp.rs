@@ -14,8 +14,8 @@ use overlay_common::{
     maps::Network,
     wire::{
         ETHERTYPE_IPV4, Ethernet, ICMP_FRAGMENTATION_NEEDED, ICMP_PORT_UNREACHABLE,
-        ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, IPV4_DF, Icmp, IcmpError, Ipv4, PROTO_ICMP,
-        PROTO_TCP, is_icmp_error,
+        ICMP_PROTOCOL_UNREACHABLE, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, IPV4_DF, Icmp, IcmpError,
+        Ipv4, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, is_icmp_error,
     },
 };
 
@@ -135,7 +135,10 @@ fn port_unreachable_packed(skb: *mut __sk_buff) -> i64 {
 fn answer_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     let ethernet: Ethernet = load(ctx, 0)?;
     let ip: Ipv4 = load(ctx, ETH_LEN)?;
-    let error = Error { kind: [ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE], mtu: 0 };
+    // SCTP takes no notice of unreachable ports (RFC 9260, section 10, ICMP3 and ICMP8).
+    let code =
+        if ip.protocol == PROTO_SCTP { ICMP_PROTOCOL_UNREACHABLE } else { ICMP_PORT_UNREACHABLE };
+    let error = Error { kind: [ICMP_UNREACHABLE, code], mtu: 0 };
     let asked = Router { ip: ip.daddr(), mac: ethernet.dst };
     quote_any(ctx, &asked, &error, Reason::NoBackend)
 }

@@ -14,10 +14,10 @@ use overlay_common::{
     maps::{
         AFFINITY_ENTRIES, Active, Affinity, AffinityKey, Backend, CONNTRACK_ENTRIES, Config,
         Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
-        Epoch, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink,
-        LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, Peer, PeerKey, Published,
-        PublishedKey, Replicas, SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
-        Subnet, TableKey, Usage, Vtep6,
+        Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS,
+        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
+        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SMALL_TABLE,
+        Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
@@ -111,6 +111,9 @@ pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
 pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
 
 #[btf_map(name = "sock_origin")]
 pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
@@ -217,6 +220,12 @@ pub struct Scratch {
     pub fib: [u64; 8],
     /// Headers on their way into the packet.
     pub headers: Encapsulation,
+    /// A fragment's packet.
+    pub fragment_key: FragmentKey,
+    /// How the transport header of that begins.
+    pub fragment: Fragment,
+    /// The tuple of answers to a packet that an ICMP error quotes.
+    pub quoted: ConntrackKey,
     /// A whole packet on its way.
     pub segment: TcpSegment,
     /// The same on an IPv6 underlay.

@@ -58,7 +58,6 @@ const fn is_doubtful(reason: Reason) -> bool {
             | Reason::UnsupportedProtocol
             | Reason::Malformed
             | Reason::Truncated
-            | Reason::Fragment
             | Reason::ServiceProtocol
     )
 }
@@ -69,7 +68,8 @@ mod tests {
 
     #[test]
     fn what_any_node_may_send_is_dropped_for_its_own_reason() {
-        for reason in [Reason::NotPublished, Reason::TupleTaken, Reason::BackendGone] {
+        let clients = [Reason::NotPublished, Reason::TupleTaken, Reason::Fragment];
+        for reason in clients.into_iter().chain([Reason::UnrelatedError, Reason::BackendGone]) {
             assert!(!is_doubtful(reason), "{}", reason.name());
         }
         // What is refused here is judged again when the kernel's device has taken it apart.

@@ -13,13 +13,14 @@ use network_types::{icmp::Icmpv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 use overlay_common::{
     Be16, Reason, checksum,
     maps::Conntrack,
-    wire::{Ipv4, PROTO_ICMP, PROTO_TCP},
+    wire::{Ipv4, PROTO_ICMP, PROTO_SCTP, PROTO_TCP},
 };
 
 use crate::{
     fallible,
     maps::Work,
-    packet::{ETH_LEN, load, store, store_rehash},
+    packet::{ETH_LEN, PART_LATER, PART_QUOTED, load, store, store_rehash},
+    related,
 };
 
 /// Offset of the checksum in a TCP header.
@@ -37,7 +38,8 @@ const IPV4_CHECKSUM: usize = offset_of!(Ipv4, checksum);
 type Addresses = [u8; 10];
 
 /// Rewrites the packet, whose IPv4 header `ip` is right behind the Ethernet header and whose
-/// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`.
+/// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`; of an ICMP
+/// error also the packet that it quotes.
 ///
 /// # Errors
 /// [`Reason::RewriteRefused`] when the packet ends before its checksum, or the kernel refuses.
@@ -66,7 +68,12 @@ pub fn undo(ctx: &TcContext, transport: usize, work: &mut Work) -> Result<(), Re
 #[inline(never)]
 fn translate_packed(skb: *mut __sk_buff, header: Be16, transport: usize, work: &Work) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(rewrite(&ctx, header, transport, work).map(|()| 0))
+    let rewritten = if work.flow.part == PART_QUOTED {
+        related::rewrite(&ctx, header, work)
+    } else {
+        rewrite(&ctx, header, transport, work)
+    };
+    fallible::pack(rewritten.map(|()| 0))
 }
 
 #[inline(always)]
@@ -77,8 +84,13 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
         + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
     let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
         + checksum::diff16(key.dport.raw(), entry.dport.raw());
-    if key.proto == PROTO_ICMP {
-        rewrite_echo(ctx, transport, work)?;
+    // A later fragment has no transport header. That of SCTP has a checksum that covers no address, and
+    // its ports stay.
+    let is_plain = flow.part == PART_LATER || key.proto == PROTO_SCTP;
+    if is_plain || key.proto == PROTO_ICMP {
+        if !is_plain {
+            rewrite_echo(ctx, transport, work)?;
+        }
         let header = checksum::apply(header.raw(), addresses);
         return store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry));
     }

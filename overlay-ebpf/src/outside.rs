@@ -18,9 +18,14 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, conntrack, fallible,
     forward::{deliver, next_hop, route_out},
+    fragment,
     maps::{EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, Work, config, lookup, work},
-    nat, outside_error, outside_flow, outside_limit,
-    packet::{ETH_LEN, Flow, IPV4_LEN, check_ipv4, flow, ifindex, is_gso, load_at, longest, store},
+    nat, outside_flow, outside_limit,
+    packet::{
+        ETH_LEN, Flow, IPV4_LEN, PART_LATER, PART_QUOTED, check_ipv4, flow, ifindex, is_gso,
+        load_at, longest, store,
+    },
+    related,
 };
 
 /// ICMP type and code of an echo request, as one half word (RFC 792).
@@ -35,23 +40,28 @@ const IPV4_TTL: usize = 8;
 /// Fills `out` with the flow of an ICMP echo request of network `vni`.
 ///
 /// # Errors
-/// [`Reason::NoWayOut`] for other ICMP: a container's errors about flows are not translated.
-/// [`Reason::Fragment`] and [`Reason::Truncated`].
+/// [`Reason::NoWayOut`] for other ICMP, [`Reason::Fragment`] and [`Reason::Truncated`].
 #[inline(always)]
 pub fn echo_flow(ctx: &TcContext, ip: &Ipv4, vni: u32, out: &mut Flow) -> Result<(), Reason> {
-    if ip.is_fragment() {
-        return Err(Reason::Fragment);
-    }
     let header = usize::from(ip.version_ihl & 0xf) * 4;
-    if usize::from(ip.total_length.get()) < header + ECHO_LEN {
-        return Err(Reason::Truncated);
-    }
     // The layout of UDP: type and code, checksum, identifier, sequence number.
-    let echo: Udp = load_at(ctx, ETH_LEN + header)?;
+    let echo: Udp = if ip.is_later_fragment() {
+        fragment::head(ctx, ETH_LEN, vni)?
+    } else if usize::from(ip.total_length.get()) < header + ECHO_LEN {
+        return Err(Reason::Truncated);
+    } else {
+        load_at(ctx, ETH_LEN + header)?
+    };
     if echo.source.get() != ECHO_REQUEST {
         return Err(Reason::NoWayOut);
     }
+    if ip.is_fragment() && !ip.is_later_fragment() {
+        fragment::head(ctx, ETH_LEN, vni)?;
+    }
     out.set(ip, [echo.length, Be16::ZERO], vni, ETH_LEN + header);
+    if ip.is_later_fragment() {
+        out.part = PART_LATER;
+    }
     Ok(())
 }
 
@@ -88,7 +98,7 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, acti
 /// any network of the cluster, wherever the host's routes lead.
 #[inline(never)]
 fn may_leave(work: &Work, network: u32) -> i64 {
-    let Flow { key, flags, .. } = &work.flow;
+    let Flow { key, flags, part, .. } = &work.flow;
     let [first, ..] = key.daddr.octets();
     // "This network" and loopback (RFC 1122, section 3.2.1.3).
     let nowhere = first == 0 || first == 127;
@@ -96,7 +106,9 @@ fn may_leave(work: &Work, network: u32) -> i64 {
     // of a connection whose entries were lost.
     let accepts = flags & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN | TCP_SEEN_ACK;
     let late = key.proto == PROTO_TCP && (accepts || flags & TCP_SEEN_RST != 0);
+    // Of what is no flow outside, nobody there may be told.
     let refused = network & NETWORK_INTERNAL != 0
+        || *part == PART_QUOTED
         || nowhere
         || late
         || lookup(&LOCAL_ADDRS, &key.daddr).is_some()
@@ -145,20 +157,42 @@ pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, head: &Udp) -> Optio
         }
         PROTO_ICMP if head.source.get() == ECHO_REPLY => {
             // Here the identifier is where UDP has its length.
-            let is_whole = usize::from(ip.total_length.get()) >= IPV4_LEN + ECHO_LEN;
-            if !config.is_outside_port(head.length) || ip.is_fragment() || !is_whole {
+            let is_later = ip.is_later_fragment();
+            let is_whole = usize::from(ip.total_length.get()) >= IPV4_LEN + ECHO_LEN || is_later;
+            if !config.is_outside_port(head.length) || !is_whole {
                 return None;
             }
             check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx)).ok()?;
+            if ip.is_fragment() && !is_later {
+                fragment::head(ctx, ETH_LEN, UNDERLAY_VNI).ok()?;
+            }
             work.flow.set(ip, [Be16::ZERO, head.length], UNDERLAY_VNI, ETH_LEN + IPV4_LEN);
+            if is_later {
+                work.flow.part = PART_LATER;
+            }
         }
-        PROTO_ICMP => return outside_error::receive(ctx, config, ip, head),
+        PROTO_ICMP => {
+            check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx)).ok()?;
+            related::flow(ctx, ETH_LEN, UNDERLAY_VNI, &mut work.flow).ok()?;
+            if !config.is_outside_port(work.flow.key.dport) {
+                return None;
+            }
+        }
         _ => return None,
     }
     if conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_UNMASQUERADE {
         return None;
     }
+    // A router outside cannot have an address of the container's network.
+    if work.flow.part == PART_QUOTED && is_inside(work.entry.vni, ip.saddr()) {
+        return Some(Err(Reason::SpoofedInnerSource));
+    }
     Some(give_back(ctx, ip, work))
+}
+
+#[inline(always)]
+fn is_inside(vni: u32, address: Be32) -> bool {
+    lookup(&NETWORKS, &vni).is_some_and(|network| network.contains(address))
 }
 
 #[inline(always)]

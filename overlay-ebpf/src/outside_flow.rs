@@ -214,7 +214,7 @@ mod tests {
             },
             transport: 34,
             flags: 0,
-            pad: 0,
+            part: 0,
         }
     }
 

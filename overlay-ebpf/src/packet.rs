@@ -7,8 +7,10 @@ use network_types::tcp::TcpHdr;
 use overlay_common::{
     Be16, Plain, Reason,
     maps::{ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN},
-    wire::{Ethernet, Ipv4, Ipv6, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp},
+    wire::{Ethernet, Ipv4, Ipv6, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Udp},
 };
+
+use crate::{fragment, related};
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: usize = size_of::<Ethernet>();
@@ -16,6 +18,9 @@ pub const ETH_LEN: usize = size_of::<Ethernet>();
 pub const IPV4_LEN: usize = size_of::<Ipv4>();
 /// Offset of the flags byte in a TCP header (RFC 9293, section 3.1).
 pub const TCP_FLAGS: usize = offset_of!(TcpHdr, window) - 1;
+
+/// Offset of the type of the first chunk in an SCTP packet (RFC 9260, section 3).
+pub const SCTP_CHUNK: usize = 12;
 
 /// `__sk_buff::pkt_type`: for this host.
 const PACKET_HOST: u32 = 0;
@@ -186,6 +191,13 @@ pub fn is_group_address(ip: &Ipv4) -> bool {
     ip.dst[0] >= 224
 }
 
+/// In [`Flow::part`]: a packet, or the first fragment of one.
+pub const PART_WHOLE: u8 = 0;
+/// A later fragment, which has no transport header.
+pub const PART_LATER: u8 = 1;
+/// An ICMP error that quotes a packet of the other direction.
+pub const PART_QUOTED: u8 = 2;
+
 /// A packet's tuple and the TCP flags it carries as `TCP_SEEN_*`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -196,8 +208,8 @@ pub struct Flow {
     pub transport: u16,
     /// Bits of `TCP_SEEN_*`; 0 for other protocols.
     pub flags: u8,
-    /// Padding, zero.
-    pub pad: u8,
+    /// What of the flow the packet is: one of `PART_*`.
+    pub part: u8,
 }
 
 impl Flow {
@@ -216,7 +228,7 @@ impl Flow {
         };
         self.transport = transport as u16;
         self.flags = 0;
-        self.pad = 0;
+        self.part = PART_WHOLE;
     }
 
     /// Whether it opens a TCP connection.
@@ -228,7 +240,24 @@ impl Flow {
     /// Whether nothing can be lost by giving it another backend: UDP, or a new connection.
     #[inline(always)]
     pub fn may_be_repicked(&self) -> bool {
-        self.key.proto == PROTO_UDP || self.is_syn()
+        (self.key.proto == PROTO_UDP && self.part != PART_QUOTED) || self.is_syn()
+    }
+}
+
+/// The type of a packet's first SCTP chunk (RFC 9260, section 3.2) as `TCP_SEEN_*`: associations live by
+/// the same states.
+#[inline(always)]
+pub fn sctp_flags(chunk: u8) -> u8 {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match chunk {
+        INIT => TCP_SEEN_SYN,
+        INIT_ACK => TCP_SEEN_SYN | TCP_SEEN_ACK,
+        ABORT => TCP_SEEN_RST,
+        SHUTDOWN_COMPLETE => TCP_SEEN_FIN | TCP_SEEN_ACK,
+        _ => TCP_SEEN_ACK,
     }
 }
 
@@ -255,12 +284,13 @@ pub fn tcp_flags(byte: u8) -> u8 {
     flags
 }
 
-/// Fills `out` with the flow of a packet whose IPv4 header is at `offset`, on network `vni`.
+/// Fills `out` with the flow of a packet whose IPv4 header is at `offset`, on network `vni`. An ICMP error is
+/// of the flow that answers what it quotes.
 ///
 /// # Errors
-/// [`Reason::ServiceProtocol`] when it is neither TCP nor UDP, [`Reason::Fragment`] when it is a
-/// fragment, [`Reason::Truncated`] when it ends too early: the frame, or by its own length the
-/// packet, behind which Ethernet's padding would be taken for ports.
+/// [`Reason::UnrelatedError`] when it does not say which. [`Reason::ServiceProtocol`] when it is none of TCP, UDP and SCTP, [`Reason::Fragment`] when it is a later
+/// fragment of a packet whose first one was not seen, [`Reason::Truncated`] when it ends too early: the
+/// frame, or by its own length the packet, behind which Ethernet's padding would be taken for ports.
 #[inline(always)]
 pub fn flow(
     ctx: &TcContext,
@@ -269,38 +299,59 @@ pub fn flow(
     vni: u32,
     out: &mut Flow,
 ) -> Result<(), Reason> {
-    if ip.protocol != PROTO_TCP && ip.protocol != PROTO_UDP {
+    if is_icmp(ip) {
+        return related::flow(ctx, offset, vni, out);
+    }
+    if !has_ports(ip.protocol) {
         return Err(Reason::ServiceProtocol);
     }
-    if ip.is_fragment() {
-        return Err(Reason::Fragment);
+    let transport = offset + usize::from(ip.version_ihl & 0xf) * 4;
+    if ip.is_later_fragment() {
+        let head = fragment::head(ctx, offset, vni)?;
+        out.set(ip, [head.source, head.dest], vni, transport);
+        out.part = PART_LATER;
+        return Ok(());
     }
     if !holds_transport(ip) {
         return Err(Reason::Truncated);
     }
-    let transport = offset + usize::from(ip.version_ihl & 0xf) * 4;
+    if ip.is_fragment() {
+        fragment::head(ctx, offset, vni)?;
+    }
     let ports: [Be16; 2] = load_ports(ctx, ip, offset, transport)?;
-    let flags = if ip.protocol == PROTO_TCP {
-        let byte: u8 = if transport == offset + IPV4_LEN {
-            load(ctx, offset + IPV4_LEN + TCP_FLAGS)?
-        } else {
-            load_at(ctx, transport + TCP_FLAGS)?
-        };
-        tcp_flags(byte)
-    } else {
-        0
+    let flags = match ip.protocol {
+        PROTO_TCP => {
+            let byte: u8 = if transport == offset + IPV4_LEN {
+                load(ctx, offset + IPV4_LEN + TCP_FLAGS)?
+            } else {
+                load_at(ctx, transport + TCP_FLAGS)?
+            };
+            tcp_flags(byte)
+        }
+        PROTO_SCTP => sctp_flags(load_at(ctx, transport + SCTP_CHUNK)?),
+        _ => 0,
     };
     out.set(ip, ports, vni, transport);
     out.flags = flags;
     Ok(())
 }
 
-/// Whether a TCP or UDP packet is long enough for its transport header. [`check_ipv4`] lets only
-/// aggregates have a total length of 0.
+/// Whether the protocol has ports, at the start of its header: TCP, UDP and SCTP.
+#[inline(always)]
+pub fn has_ports(protocol: u8) -> bool {
+    protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP
+}
+
+/// Whether a packet with ports is long enough for its transport header, and of SCTP for its first chunk's.
+/// [`check_ipv4`] lets only aggregates have a total length of 0.
 #[inline(always)]
 pub fn holds_transport(ip: &Ipv4) -> bool {
     let total = usize::from(ip.total_length.get());
-    let transport = if ip.protocol == PROTO_TCP { size_of::<TcpHdr>() } else { size_of::<Udp>() };
+    let transport = match ip.protocol {
+        PROTO_TCP => size_of::<TcpHdr>(),
+        PROTO_SCTP => SCTP_CHUNK + 4,
+        _ => size_of::<Udp>(),
+    };
     total == 0 || total >= usize::from(ip.version_ihl & 0xf) * 4 + transport
 }
 
@@ -350,12 +401,22 @@ mod tests {
 
     #[test]
     fn a_packet_must_hold_its_transport_header() {
-        for (protocol, total) in [(PROTO_TCP, 40), (PROTO_UDP, 28)] {
+        for (protocol, total) in [(PROTO_TCP, 40), (PROTO_UDP, 28), (PROTO_SCTP, 36)] {
             assert!(holds_transport(&Ipv4 { protocol, ..header(total) }));
             assert!(!holds_transport(&Ipv4 { protocol, ..header(total - 1) }));
             let options = Ipv4 { protocol, version_ihl: 0x46, ..header(total) };
             assert!(!holds_transport(&options));
         }
+    }
+
+    #[test]
+    fn an_association_opens_and_ends_as_a_connection_does() {
+        assert_eq!(sctp_flags(1), TCP_SEEN_SYN);
+        assert_eq!(sctp_flags(2), TCP_SEEN_SYN | TCP_SEEN_ACK);
+        assert_eq!(sctp_flags(6), TCP_SEEN_RST);
+        assert_eq!(sctp_flags(14), TCP_SEEN_FIN | TCP_SEEN_ACK);
+        assert_eq!(sctp_flags(0), TCP_SEEN_ACK, "data");
+        assert_eq!(sctp_flags(4), TCP_SEEN_ACK, "heartbeat");
     }
 
     #[test]

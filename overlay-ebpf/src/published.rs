@@ -3,10 +3,13 @@
 use overlay_common::{
     Be16, Be32,
     maps::{Published, PublishedKey},
-    wire::{Ipv4, PROTO_TCP, PROTO_UDP},
+    wire::Ipv4,
 };
 
-use crate::maps::{LOCAL_ADDRS, PUBLISHED, lookup};
+use crate::{
+    maps::{LOCAL_ADDRS, PUBLISHED, lookup},
+    packet::has_ports,
+};
 
 /// What is published under a protocol and port.
 #[inline(always)]
@@ -17,7 +20,7 @@ pub fn find(proto: u8, port: Be16) -> Option<Published> {
 /// As [`find`], for a packet from the underlay: only on addresses of the host.
 #[inline(always)]
 pub fn find_on_host(ip: &Ipv4, port: Be16) -> Option<Published> {
-    if ip.protocol != PROTO_TCP && ip.protocol != PROTO_UDP {
+    if !has_ports(ip.protocol) {
         return None;
     }
     let published = find(ip.protocol, port)?;

@@ -31,7 +31,7 @@ const TTL: u8 = 64;
 /// [`Reason::NoBackend`] and it may be. The packet is as it came: TCP or UDP, whole, not translated.
 ///
 /// # Errors
-/// The reason, where nobody is told: for other reasons, resets, TCP behind IPv4 options, and packets to
+/// The reason, where nobody is told: for other reasons, resets, TCP behind IPv4 options, later fragments, and packets to
 /// or from addresses that are not one host's (RFC 1122, section 3.2.2).
 #[inline(always)]
 pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
@@ -57,7 +57,8 @@ fn reset_packed(skb: *mut __sk_buff) -> i64 {
 fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
     let ethernet: Ethernet = load(ctx, 0)?;
     let ip: Ipv4 = load(ctx, ETH_LEN)?;
-    if ethernet.dst.is_group() || !icmp::is_from_one_host(&ip) {
+    let is_one = icmp::is_from_one_host(&ip) && !ip.is_later_fragment();
+    if ethernet.dst.is_group() || !is_one {
         return Err(Reason::NoBackend);
     }
     if ip.protocol != PROTO_TCP {

@@ -11,6 +11,7 @@ use crate::{
     event, fallible,
     maps::{BACKENDS, Work, lookup},
     observe::count,
+    packet::PART_QUOTED,
 };
 
 /// Fills `work.entry` and `work.backend` for `work.flow` to `service`: with the backend the flow
@@ -18,7 +19,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Reason::NoBackend`] when none takes new flows, [`Reason::BackendGone`] for a TCP connection
-/// whose backend was removed, and the errors of [`conntrack::create`].
+/// whose backend was removed, [`Reason::UnrelatedError`] for an ICMP error about no flow, and the errors of [`conntrack::create`].
 #[inline(always)]
 pub fn route(work: &mut Work, service: u32, port: Be16, length: u32) -> Result<(), Reason> {
     // One after the other and not one in the other: they share the stack with the entry point.
@@ -52,6 +53,9 @@ fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
             return Err(Reason::BackendGone);
         }
         work.pick.repicked = 1;
+    }
+    if work.flow.part == PART_QUOTED {
+        return Err(Reason::UnrelatedError);
     }
     match balance::pick(work, service) {
         None | Some(FOUND) => Err(Reason::NoBackend),

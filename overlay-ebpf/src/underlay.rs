@@ -8,8 +8,9 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{
-        CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
-        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey, Published,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey,
+        Published,
     },
     wire::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp,
@@ -20,15 +21,17 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, conntrack, ecn, fallible, family,
     forward::{back_out, deliver, deliver_backend, route_out},
-    handover,
+    fragment, handover,
     icmp::{self, Router},
     ipv6, known,
     maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
     membership, nat,
     observe::Party,
     outside,
-    packet::{ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, load, load_at, pull},
-    published, refuse, replicate, service, underlay6,
+    packet::{
+        ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, is_icmp, load, load_at, pull,
+    },
+    published, refuse, related, replicate, service, underlay6,
     vxlan::{self, INNER},
     vxlan6::{self, INNER6},
 };
@@ -163,11 +166,27 @@ pub fn to_host(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcom
     if let Some(outcome) = outside::receive(ctx, config, ip, udp) {
         return outcome;
     }
-    // TCP and UDP both start with the two ports.
+    if is_icmp(ip) {
+        return error_to_host(ctx, ip);
+    }
+    // TCP, UDP and SCTP start with the two ports.
     match published::find_on_host(ip, udp.dest) {
         Some(published) => to_published(ctx, ip, &published),
         None => Ok(Verdict::Pass),
     }
+}
+
+/// ICMP to an address of the host: errors about what a backend has sent to a client outside are the backend's.
+#[inline(always)]
+fn error_to_host(ctx: &TcContext, ip: &Ipv4) -> Outcome {
+    let work = work()?;
+    if related::flow(ctx, ETH_LEN, UNDERLAY_VNI, &mut work.flow).is_err()
+        || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_FORWARD
+    {
+        return Ok(Verdict::Pass);
+    }
+    // Its flow has a backend, or had one: nothing is looked up of what is published.
+    to_published(ctx, ip, &Published::default())
 }
 
 /// What the kernel's vxlan device receives, without the outer headers. Nothing of it is the host's.
@@ -184,7 +203,8 @@ pub fn receive_inner(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     }
 }
 
-/// IPv4 without options and the first eight bytes behind it; what is anything else is the host's.
+/// IPv4 without options and the first eight bytes behind it, of a later fragment those of its first one;
+/// what is anything else is the host's.
 #[inline(always)]
 pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
     let ethernet: Ethernet = load(ctx, 0).ok()?;
@@ -192,8 +212,12 @@ pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
         return None;
     }
     let ip: Ipv4 = load(ctx, ETH_LEN).ok()?;
-    if ip.version_ihl != 0x45 || ip.is_later_fragment() {
+    if ip.version_ihl != 0x45 {
         return None;
+    }
+    if ip.is_later_fragment() {
+        // Known of packets that went to a port of ours.
+        return Some((ip, fragment::head(ctx, ETH_LEN, UNDERLAY_VNI).ok()?));
     }
     Some((ip, load(ctx, ETH_LEN + IPV4_LEN).ok()?))
 }

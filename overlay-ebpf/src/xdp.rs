@@ -13,7 +13,9 @@ use overlay_common::{
         CONFIG_XDP_DECAP, CONNTRACK_REPLY, Config, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, Published,
     },
-    wire::{ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_TCP, PROTO_UDP, Udp, Vxlan},
+    wire::{
+        ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Udp, Vxlan,
+    },
 };
 
 use crate::{
@@ -66,6 +68,9 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
             return Ok(Verdict::Pass);
         }
         return from_tunnel(ctx, config, ip.saddr(), receiver);
+    }
+    if ip.protocol == PROTO_SCTP {
+        return Ok(Verdict::Pass);
     }
     match published::find_on_host(&ip, udp.dest) {
         Some(published) => to_published(ctx, config, &ip, &published),
@@ -228,6 +233,10 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
         return Err(Reason::SpoofedInnerSource);
     }
     if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
+        // Replies of SCTP and ICMP errors about flows are TC's.
+        if ip.protocol != PROTO_UDP {
+            return Ok(Verdict::Pass);
+        }
         let work = work()?;
         if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_some()
             && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY

@@ -5,7 +5,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use overlay_common::wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+use overlay_common::wire::{
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
+};
 use serde::{Deserialize, Serialize};
 
 /// Ethertype of IPv6 (RFC 2464, section 3).
@@ -117,6 +119,7 @@ impl Headers {
                 let set = names.iter().enumerate().filter(|(bit, _)| flags >> bit & 1 == 1);
                 self.tcp_flags = Some(set.map(|(_, name)| *name).collect());
             }
+            PROTO_SCTP => self.read_ports(packet, at)?,
             PROTO_UDP => {
                 self.read_ports(packet, at)?;
                 if vxlan_port.is_some() && self.destination_port == vxlan_port {
@@ -148,6 +151,7 @@ pub fn protocol_name(number: u8) -> String {
         PROTO_ICMP => "icmp".to_owned(),
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),
+        PROTO_SCTP => "sctp".to_owned(),
         PROTO_ICMPV6 => "icmp6".to_owned(),
         other => format!("protocol {other}"),
     }
@@ -218,7 +222,8 @@ mod tests {
         assert_eq!(shown(&ipv4(17, &[0x9c, 0x40, 0, 53])), "udp 10.0.1.2:40000 > 10.0.1.3:53");
         assert_eq!(shown(&ipv4(1, &[8, 0])), "icmp 10.0.1.2 > 10.0.1.3 echo request");
         assert_eq!(shown(&ipv4(1, &[3, 4])), "icmp 10.0.1.2 > 10.0.1.3 type 3 code 4");
-        assert_eq!(shown(&ipv4(132, &[])), "protocol 132 10.0.1.2 > 10.0.1.3");
+        assert_eq!(shown(&ipv4(132, &[0, 7, 0, 8])), "sctp 10.0.1.2:7 > 10.0.1.3:8");
+        assert_eq!(shown(&ipv4(47, &[])), "protocol 47 10.0.1.2 > 10.0.1.3");
         let mut arp = vec![0xff; 6];
         arp.extend([2, 0, 0, 0, 0, 2, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
         arp.extend([2, 0, 0, 0, 0, 2, 10, 0, 1, 2, 0, 0, 0, 0, 0, 0, 10, 0, 1, 9]);

@@ -358,10 +358,10 @@ fn an_endpoint_may_have_so_many_flows_and_no_more() {
 }
 
 #[test]
-fn fragments_and_other_protocols_have_no_way_out() {
+fn protocols_without_ports_sctp_and_unknown_fragments_have_no_way_out() {
     let mut rig = rig();
     let mut fragment = udp((A, 40_000), (CLIENT, 53), b"question");
-    fragment[20] = 0x20;
+    fragment[21] = 2;
     let sum = {
         fragment[24..26].fill(0);
         ones_complement(&fragment[14..34])
@@ -370,6 +370,8 @@ fn fragments_and_other_protocols_have_no_way_out() {
     assert_eq!(rig.run("from_container", &fragment).counted, [Reason::Fragment]);
     let mut other = udp((A, 40_000), (CLIENT, 53), b"question");
     other[23] = 132;
+    assert_eq!(rig.run("from_container", &other).counted, [Reason::ServiceProtocol]);
+    other[23] = 47;
     assert_eq!(rig.run("from_container", &other).counted, [Reason::ServiceProtocol]);
     assert_eq!(rig.run("from_container", &echo(A, CLIENT, 13, 7)).counted, [Reason::NoWayOut]);
 }

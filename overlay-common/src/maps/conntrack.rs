@@ -1,6 +1,6 @@
 //! Tracked flows.
 
-use crate::{Be16, Be32};
+use crate::{Be16, Be32, wire::Udp};
 
 /// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -63,6 +63,42 @@ pub struct Conntrack {
     /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the last packet in this direction.
     pub last_seen: u64,
 }
+
+/// Key of map `fragments`: what the fragments of one IPv4 packet have in common (RFC 791, section 3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Source address.
+    pub saddr: Be32,
+    /// Destination address.
+    pub daddr: Be32,
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
+    pub vni: u32,
+    /// Identification.
+    pub id: Be16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Padding, zero.
+    pub pad: u8,
+}
+
+/// Map `fragments`, LRU hash: how the transport header of a packet in fragments begins, which only the
+/// first of them has. Written and read by the programs, for packets that may be of translated flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fragment {
+    /// The first eight bytes behind the IPv4 header, in the layout of UDP.
+    pub head: Udp,
+    /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the first fragment.
+    pub seen: u64,
+}
+
+/// Entries of `fragments`: packets of which fragments are on their way at a time.
+pub const FRAGMENT_ENTRIES: usize = 1 << 13;
+
+/// How long later fragments are known for after the first, in ns: as long as Linux waits for the rest
+/// of a packet (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_TIME: u64 = 30_000_000_000;
 
 /// Client to backend: rewrite to the backend.
 pub const CONNTRACK_FORWARD: u8 = 1;

@@ -77,6 +77,8 @@ plain!(
     Usage,
     ConntrackKey,
     Conntrack,
+    FragmentKey,
+    Fragment,
     SockOriginKey,
     SockOrigin,
     Counter,
@@ -138,6 +140,8 @@ mod tests {
         packed!(Published { service, target, pad });
         packed!(SubnetKey { prefix, ip });
         packed!(Usage { flows, pad, counted });
+        packed!(FragmentKey { saddr, daddr, vni, id, proto, pad });
+        packed!(Fragment { head, seen });
         packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
         packed!(Conntrack {
             saddr,
@@ -179,6 +183,7 @@ mod tests {
         assert_eq!(size_of::<Backend>(), 32);
         assert_eq!(size_of::<SubnetKey>(), 8);
         assert_eq!(size_of::<Usage>(), 16);
+        assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (16, 16));
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);

@@ -14,7 +14,7 @@ use overlay_common::{
         ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL,
         NETWORK_REPLICATE, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
     },
-    wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
+    wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
 use super::{
@@ -191,6 +191,7 @@ pub(super) fn protocol(number: u8) -> String {
         PROTO_ICMP => "icmp".to_owned(),
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),
+        PROTO_SCTP => "sctp".to_owned(),
         other => other.to_string(),
     }
 }

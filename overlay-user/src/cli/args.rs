@@ -114,13 +114,14 @@ pub(super) fn address_and_port(text: &str, default_port: u16) -> Option<SocketAd
 
 /// An IP protocol by name or number.
 pub(super) fn protocol(text: &str) -> Result<u8, String> {
-    use overlay_common::wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+    use overlay_common::wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
     match text {
         "icmp" => Ok(PROTO_ICMP),
         "tcp" => Ok(PROTO_TCP),
         "udp" => Ok(PROTO_UDP),
+        "sctp" => Ok(PROTO_SCTP),
         number => number.parse().ok().filter(|number| *number != 0).ok_or_else(|| {
-            format!("{text:?} is none of tcp, udp, icmp and no number from 1 to 255")
+            format!("{text:?} is none of tcp, udp, sctp, icmp and no number from 1 to 255")
         }),
     }
 }
@@ -208,8 +209,8 @@ mod tests {
     #[test]
     fn protocols_are_names_or_numbers() {
         assert_eq!(protocol("tcp"), Ok(6));
-        assert_eq!(protocol("132"), Ok(132));
-        for text in ["0", "256", "sctp", "", "-1"] {
+        assert_eq!((protocol("132"), protocol("sctp")), (Ok(132), Ok(132)));
+        for text in ["0", "256", "gre", "", "-1"] {
             assert!(protocol(text).expect_err(text).contains(&format!("{text:?}")));
         }
     }

@@ -22,7 +22,7 @@ pub(super) struct PacketArgs {
     /// Only of this endpoint of the host
     #[arg(long, value_name = "NAME")]
     endpoint: Option<String>,
-    /// Only this protocol: tcp, udp, icmp or a number
+    /// Only this protocol: tcp, udp, sctp, icmp or a number
     #[arg(long, value_name = "PROTOCOL", value_parser = args::protocol)]
     protocol: Option<u8>,
     /// Only to or from this TCP or UDP port

@@ -35,6 +35,7 @@ const PORT_HELP: &str = "\
 Ports are written as in Docker:
   8080:80              port 8080 of every host goes to port 80 of the backends
   53:53/udp            UDP
+  3868:3868/sctp       SCTP, under the same port inside and outside
   8000-8003:80-83      a range
   80                   a port from 30000 to 32767 is chosen
   published=80,target=80,mode=host    only on hosts that have a backend
@@ -499,7 +500,7 @@ mod tests {
     fn malformed_ports_names_and_times_are_quoted() {
         for (args, quoted) in [
             (["create", "hello", "-p", "80:65536"], "\"80:65536\""),
-            (["create", "hello", "-p", "80:80/icmp"], "neither tcp nor udp"),
+            (["create", "hello", "-p", "80:80/icmp"], "none of tcp, udp and sctp"),
             (["create", "hello", "-p", "127.0.0.1:80:80"], "every address"),
             (["create", "hello", "--drain", "5"], "\"5\" is no time"),
             (["create", "hello", "--label", "=x"], "\"=x\" is not KEY=VALUE"),

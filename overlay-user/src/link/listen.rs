@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use overlay_common::wire::{PROTO_TCP, PROTO_UDP};
+use overlay_common::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 
 use super::{
     LinkError,
@@ -15,7 +15,13 @@ const LISTEN: u8 = 0x0a;
 /// Whether a socket in the namespace serves any of `ports` (protocol number, port) on an address
 /// that others can reach: what is bound to a loopback address does not count.
 pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkError> {
-    let tables = [(PROTO_TCP, "tcp"), (PROTO_TCP, "tcp6"), (PROTO_UDP, "udp"), (PROTO_UDP, "udp6")];
+    let tables = [
+        (PROTO_TCP, "tcp"),
+        (PROTO_TCP, "tcp6"),
+        (PROTO_UDP, "udp"),
+        (PROTO_UDP, "udp6"),
+        (PROTO_SCTP, "sctp/eps"),
+    ];
     in_netns(netns, || {
         for (protocol, name) in tables {
             if !ports.iter().any(|(wanted, _)| *wanted == protocol) {
@@ -24,16 +30,17 @@ pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkErr
             let path = format!("/proc/thread-self/net/{name}");
             let table = match std::fs::read_to_string(&path) {
                 Ok(table) => table,
-                // A kernel without IPv6 has no tcp6.
+                // A kernel without IPv6 has no tcp6, and one without SCTP, or not yet with it, no eps.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(kernel(format!("read {path}"), e)),
             };
             let serves = |socket: Socket| {
                 ports.contains(&(protocol, socket.port))
                     && !socket.loopback
-                    && (protocol != PROTO_TCP || socket.state == LISTEN)
+                    && (protocol == PROTO_UDP || socket.state == LISTEN)
             };
-            if table.lines().skip(1).filter_map(Socket::parse).any(serves) {
+            let parse = if protocol == PROTO_SCTP { Socket::parse_sctp } else { Socket::parse };
+            if table.lines().skip(1).filter_map(parse).any(serves) {
                 return Ok(true);
             }
         }
@@ -41,7 +48,7 @@ pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkErr
     })?
 }
 
-/// What a line of /proc/net/{tcp,udp}[6] says about a socket.
+/// What a line of /proc/net/{tcp,udp}[6] or of /proc/net/sctp/eps says about a socket.
 #[derive(Debug, PartialEq, Eq)]
 struct Socket {
     loopback: bool,
@@ -68,6 +75,19 @@ impl Socket {
         let port = u16::from_str_radix(port, 16).ok()?;
         Some(Self { loopback: ip.is_loopback(), port, state })
     }
+
+    /// `ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS..` (net/sctp/proc.c); the socket's state is one of
+    /// TCP's.
+    fn parse_sctp(line: &str) -> Option<Self> {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let addresses: Vec<std::net::IpAddr> =
+            fields.get(8..)?.iter().filter_map(|address| address.parse().ok()).collect();
+        Some(Self {
+            loopback: !addresses.is_empty() && addresses.iter().all(|a| a.is_loopback()),
+            port: fields.get(5)?.parse().ok()?,
+            state: fields.get(3)?.parse().ok()?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +112,17 @@ mod tests {
         assert_eq!(Socket::parse(mapped), Some(Socket { loopback: true, port: 53, state: 7 }));
         assert_eq!(Socket::parse("  sl  local_address rem_address   st"), None);
         assert_eq!(Socket::parse(""), None);
+    }
+
+    #[test]
+    fn endpoints_of_sctp_are_understood() {
+        let any = "ffff9c51 ffff9c52 2   10  44   3868      0 21215 0.0.0.0";
+        let found = Socket::parse_sctp(any).expect("a socket");
+        assert_eq!(found, Socket { loopback: false, port: 3868, state: LISTEN });
+        let local = "ffff9c51 ffff9c52 2   10  44   3868      0 21215 127.0.0.1 ::1";
+        assert!(Socket::parse_sctp(local).is_some_and(|socket| socket.loopback));
+        let heading = " ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS";
+        assert_eq!(Socket::parse_sctp(heading), None);
     }
 
     #[test]

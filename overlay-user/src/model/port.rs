@@ -15,6 +15,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP. Published and target port are the same.
+    Sctp,
 }
 
 impl Protocol {
@@ -23,6 +25,7 @@ impl Protocol {
         match self {
             Self::Tcp => overlay_common::wire::PROTO_TCP,
             Self::Udp => overlay_common::wire::PROTO_UDP,
+            Self::Sctp => overlay_common::wire::PROTO_SCTP,
         }
     }
 }
@@ -32,6 +35,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
@@ -65,7 +69,7 @@ pub struct Port {
 /// Why a port was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid port {text:?}: {why} (write PUBLISHED:TARGET[/tcp|udp], TARGET alone, or \
+    "invalid port {text:?}: {why} (write PUBLISHED:TARGET[/tcp|udp|sctp], TARGET alone, or \
      published=8080,target=80[,protocol=tcp][,mode=ingress|host])"
 )]
 pub struct PortParseError {
@@ -111,7 +115,8 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
-        other => Err(format!("protocol {other:?} is neither tcp nor udp")),
+        "sctp" => Ok(Protocol::Sctp),
+        other => Err(format!("protocol {other:?} is none of tcp, udp and sctp")),
     }
 }
 
@@ -234,7 +239,7 @@ mod tests {
             ("8001-8000:80-81", "backwards"),
             ("8000-8002:80-81", "differ in length"),
             ("127.0.0.1:80:80", "every address"),
-            ("80:80/icmp", "neither tcp nor udp"),
+            ("80:80/icmp", "none of tcp, udp and sctp"),
             ("target=80,mode=both", "neither ingress nor host"),
             ("published=80", "target= is missing"),
             ("target=80,tls=1", "not known"),

@@ -9,7 +9,7 @@ use overlay_common::{
         EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS,
         WATCH_FLOWS, Watch,
     },
-    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Usage},
+    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Usage},
     observe::Traffic,
 };
 
@@ -180,6 +180,30 @@ pub fn affinity(
         };
         if !same {
             return Err(format!("affinity {key:?}: {got:?}\nmodel: {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Every packet in fragments; times as in [`conntrack`].
+pub fn fragments(
+    model: &HashMap<FragmentKey, Fragment>,
+    real: &HashMap<FragmentKey, Fragment>,
+    now: u64,
+    span: (u64, u64),
+) -> Result<(), String> {
+    for key in model.keys().chain(real.keys()) {
+        let (expected, got) = (model.get(key), real.get(key));
+        let same = match (expected, got) {
+            (Some(a), Some(b)) => {
+                let in_time =
+                    a.seen == b.seen || (a.seen == now && (span.0..=span.1).contains(&b.seen));
+                in_time && a.head == b.head
+            }
+            _ => false,
+        };
+        if !same {
+            return Err(format!("fragment {key:?}: {got:?}\nmodel: {expected:?}"));
         }
     }
     Ok(())

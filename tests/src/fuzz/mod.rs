@@ -17,7 +17,7 @@ use std::{
 use overlay_common::{
     Reason,
     event::Watch,
-    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Usage},
+    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Usage},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -175,8 +175,9 @@ impl Fuzz {
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
         let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
         let affinity = self.rig.affinity().into_iter().collect();
+        let fragments = self.rig.fragments().into_iter().collect();
         let usage = self.rig.usage();
-        let real = Real { ran, conntrack, cursors, active, affinity, usage };
+        let real = Real { ran, conntrack, cursors, active, affinity, fragments, usage };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -190,8 +191,8 @@ impl Fuzz {
         if self.watched {
             check::events(step, &predicted, &self.tables, &events)?;
         }
-        let Real { conntrack, affinity, .. } = real;
-        self.tables = Tables { conntrack, affinity, usage, ..tables };
+        let Real { conntrack, affinity, fragments, .. } = real;
+        self.tables = Tables { conntrack, affinity, fragments, usage, ..tables };
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {
             *self.totals.reasons.entry(*reason).or_default() += 1;
@@ -223,6 +224,7 @@ impl Fuzz {
             return Err(format!("active {:?}, model {:?}", real.active, tables.active));
         }
         check::affinity(&tables.affinity, &real.affinity, now, span)?;
+        check::fragments(&tables.fragments, &real.fragments, now, span)?;
         check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
         Ok((tables, predicted))
     }
@@ -235,7 +237,11 @@ impl Fuzz {
             self.rig.set_affinity(key, None);
         }
         self.tables.conntrack.clear();
+        for (key, _) in self.rig.fragments() {
+            self.rig.set_fragment(key, None);
+        }
         self.tables.affinity.clear();
+        self.tables.fragments.clear();
     }
 
     /// Makes the maps hold what `tables` say.
@@ -257,6 +263,11 @@ impl Fuzz {
                 self.rig.set_affinity(*key, Some(*entry));
             }
         }
+        for (key, fragment) in &tables.fragments {
+            if self.tables.fragments.get(key) != Some(fragment) {
+                self.rig.set_fragment(*key, Some(*fragment));
+            }
+        }
         self.tables = tables;
     }
 }
@@ -268,6 +279,7 @@ struct Real {
     cursors: BTreeMap<u32, u32>,
     active: BTreeMap<u32, u32>,
     affinity: HashMap<AffinityKey, Affinity>,
+    fragments: HashMap<FragmentKey, Fragment>,
     usage: Option<Usage>,
 }
 

@@ -6,7 +6,7 @@ use overlay_common::{
     BRIDGE_VNI, Be32, INGRESS_VNI,
     maps::{CONNTRACK_RETURN, ConntrackKey},
 };
-use rand::{Rng as _, RngExt as _, rngs::SmallRng};
+use rand::{Rng as _, RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{
     Step, traffic6,
@@ -153,6 +153,9 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     if rng.random_bool(0.1) {
         return arp(rng, own, to);
     }
+    if let Some(error) = error_about(rng, tables, |k| k.vni == link.vni && k.saddr == link.ip) {
+        return ethernet((link.mac.bytes(), mac(error.to).bytes()), &error.packet);
+    }
     let fresh = tuple(rng, own, to);
     let reply = known(rng, tables, |key| key.vni == link.vni && key.saddr == link.ip);
     let tuple = reply.map_or(fresh, |(_, tuple)| tuple);
@@ -172,13 +175,18 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
         |k| k.0,
     );
     if vni == 0 {
-        if let Some(error) = icmp_error(rng, tables) {
-            return ethernet(macs, &error);
+        if let Some(error) = error_about(rng, tables, |k| k.vni == 0) {
+            return ethernet(macs, &error.packet);
         }
         let to = if rng.random_bool(0.95) { NODE } else { any(rng, &CLIENTS) };
         let from = any(rng, &CLIENTS);
         let fresh = tuple(rng, from, to);
         return ethernet(macs, &ipv4(rng, known.map_or(fresh, |k| k.1)));
+    }
+    if let Some(error) = error_about(rng, tables, |k| k.vni == vni) {
+        let sender = node_of(rng, tables, (vni, error.of));
+        let macs = (mac(error.of).bytes(), mac(error.to).bytes());
+        return tunnel(rng, tables, (vni, sender), &ethernet(macs, &error.packet));
     }
     let (src, dst) = (taken(rng, tables, vni, &[2]), taken(rng, tables, vni, &[1]));
     let src = if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { src };
@@ -252,14 +260,31 @@ fn tunnel6(
     packet
 }
 
-/// Now and then an ICMP error about a packet that a container has sent outside.
-fn icmp_error(rng: &mut SmallRng, tables: &Tables) -> Option<Vec<u8>> {
-    let mut keys: Vec<_> = tables.conntrack.iter().filter(|(k, _)| k.vni == 0).collect();
-    keys.sort_by_key(|(k, _)| (k.saddr, k.daddr, k.sport, k.dport, k.proto));
-    if keys.is_empty() || !rng.random_bool(0.25) {
+/// An ICMP error about a packet, from where that went to.
+struct Error {
+    of: Ipv4Addr,
+    to: Ipv4Addr,
+    packet: Vec<u8>,
+}
+
+/// Now and then an ICMP error about a packet that a flow known under one of some keys answers. Mostly it
+/// is sent by who speaks under that key.
+fn error_about(
+    rng: &mut SmallRng,
+    tables: &Tables,
+    of: impl Fn(&ConntrackKey) -> bool,
+) -> Option<Error> {
+    if !rng.random_bool(0.15) {
         return None;
     }
-    let (key, _) = any(rng, &keys);
+    let mut keys: Vec<_> = tables.conntrack.keys().filter(|key| of(key)).collect();
+    keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
+    let mut key = **keys.choose(rng)?;
+    if rng.random_bool(0.1) {
+        // About the other direction.
+        let ConntrackKey { saddr, daddr, sport, dport, .. } = key;
+        key = ConntrackKey { saddr: daddr, daddr: saddr, sport: dport, dport: sport, ..key };
+    }
     let quoted = Tuple {
         src: key.daddr.into(),
         dst: key.saddr.into(),
@@ -275,9 +300,10 @@ fn icmp_error(rng: &mut SmallRng, tables: &Tables) -> Option<Vec<u8>> {
     let sum = ones_complement(&body);
     body[2..4].copy_from_slice(&sum.to_be_bytes());
     let inside = Ipv4Addr::new(10, 0, 1, 7);
-    let from = any(rng, &[CLIENTS[0], CLIENTS[2], CLIENTS[3], quoted.dst, inside]);
+    let others = [CLIENTS[0], CLIENTS[2], CLIENTS[3], inside];
+    let from = if rng.random_bool(0.7) { quoted.dst } else { any(rng, &others) };
     let to = if rng.random_bool(0.95) { quoted.src } else { CLIENTS[1] };
-    Some(header(rng, (from, to, 1), &body, (&[], 0)))
+    Some(Error { of: from, to, packet: header(rng, (from, to, 1), &body, (&[], 0)) })
 }
 
 /// The node that an address is on, mostly.
@@ -332,6 +358,7 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
         6 => segment(rng, tuple, &payload),
         17 => datagram(tuple, &payload),
         1 => echo(rng, tuple, &payload),
+        132 => sctp(rng, tuple, &payload),
         _ => payload,
     };
     if tuple.proto == 17 && rng.random_bool(0.2) {
@@ -339,7 +366,9 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
     }
     let options: &[u8] = if rng.random_bool(0.12) { &[1, 1, 1, 0] } else { &[] };
     let fragment = any(rng, &[0, 0x4000, 0x4000, 0x4000]);
-    let fragment = if rng.random_bool(0.05) { any(rng, &[0x2000, 0x2001, 185]) } else { fragment };
+    // A few, of few packets, so that later ones meet their first.
+    let fragment =
+        if rng.random_bool(0.1) { any(rng, &[0x2000, 0x2000, 0x2001, 185]) } else { fragment };
     header(rng, (tuple.src, tuple.dst, tuple.proto), &body, (options, fragment))
 }
 
@@ -352,7 +381,8 @@ fn header(
     let length = 20 + options.len();
     let mut ip = vec![0x40 | (length / 4) as u8, any(rng, &[0, 0, 0, 0xb8, 1, 2, 3, 0xbb])];
     ip.extend(((length + body.len()) as u16).to_be_bytes());
-    ip.extend(rng.random::<u16>().to_be_bytes());
+    let id = if fragment & 0x3fff == 0 { rng.random() } else { any(rng, &[7, 7, 8]) };
+    ip.extend(u16::to_be_bytes(id));
     ip.extend(fragment.to_be_bytes());
     ip.extend([any(rng, &[64, 64, 64, 64, 64, 64, 255, 2, 1, 0]), proto, 0, 0]);
     ip.extend(src.octets());
@@ -390,6 +420,17 @@ fn datagram(tuple: Tuple, payload: &[u8]) -> Vec<u8> {
     body.extend([0, 0]);
     body.extend(payload);
     seal(tuple, body, 6)
+}
+
+/// A packet of one chunk: DATA, INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE, COOKIE ACK (RFC 9260, section 3).
+/// Nobody on the way looks at its checksum.
+fn sctp(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
+    let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
+    body.extend([0, 0, 0, 7, 0xc5, 0xc5, 0xc5, 0xc5]);
+    body.extend([any(rng, &[0, 1, 1, 2, 6, 14, 11]), 0]);
+    body.extend(((4 + payload.len()) as u16).to_be_bytes());
+    body.extend(payload);
+    body
 }
 
 /// The tuple of an echo has its identifier as source port in a request, as destination port in a

@@ -235,6 +235,9 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             for entry in tables.conntrack.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
             }
+            for fragment in tables.fragments.values_mut() {
+                fragment.seen = fragment.seen.saturating_sub(seconds * 1_000_000_000);
+            }
             for entry in tables.affinity.values_mut() {
                 entry.last_used = entry.last_used.saturating_sub(seconds * 1_000_000_000);
             }
@@ -245,12 +248,12 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
 
 fn config(rng: &mut SmallRng, rig: &Rig) -> Config {
     let config = usual(rng, rig);
-    match rng.random_range(0..8) {
+    match rng.random_range(0..10) {
         0 => Config::default(),
         1 => Config { host_link_ifindex: 0, ..config },
         2 => Config { host_link_ifindex: rig.no_forwarding, ..config },
         3 => Config { host_link_ifindex: 9_999, ..config },
-        4 => Config { vxlan_ifindex: 0, ..config },
+        4 | 8 | 9 => Config { vxlan_ifindex: 0, ..config },
         5 => Config { underlay_mtu: any(rng, &[0, 100, 200]), ..config },
         6 => Config { flags: 0, ..config },
         _ => Config { vxlan_port: Be16::new(any(rng, &[8080, 61_000])), ..config },
@@ -477,7 +480,8 @@ fn backend(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
 }
 
 fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
-    let key = PublishedKey { port: Be16::new(any(rng, &PORTS)), proto: any(rng, &[6, 17]), pad: 0 };
+    let proto = any(rng, &[6, 6, 17, 17, 132]);
+    let key = PublishedKey { port: Be16::new(any(rng, &PORTS)), proto, pad: 0 };
     let service = rng.random_range(1..=NUMBERS + 1);
     agent.published.insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), pad: 0 });
 }
@@ -489,7 +493,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let [a, b, c, d] = [ip(), ip(), ip(), ip()].map(Be32::from);
     let mut port = || Be16::new(any(rng, &PORTS));
     let [e, f, g, h] = [port(), port(), port(), port()];
-    let proto = any(rng, &[6, 17, 17, 1]);
+    let proto = any(rng, &[6, 17, 17, 1, 132]);
     let key = ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
     let entry = Conntrack {
         saddr: c,

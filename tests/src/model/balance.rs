@@ -9,7 +9,7 @@ use overlay_common::{
 };
 
 use super::{
-    conntrack::Flow,
+    conntrack::{Flow, Part},
     frame::{Ethernet, Ip, TCP, bytes, ones_complement, put},
     icmp,
     walk::{End, Outcome, Target, Walk},
@@ -41,6 +41,9 @@ impl Walk<'_> {
                 return Err(Reason::BackendGone);
             }
             counted = Reason::FlowRepicked;
+        }
+        if flow.part == Part::Quoted {
+            return Err(Reason::UnrelatedError);
         }
         let picked = self.pick(flow, service);
         let known = picked.and_then(|number| Some((number, *self.backend(number)?)));
@@ -152,7 +155,7 @@ fn client_hash(flow: &Flow, service: &Service) -> u32 {
 pub fn refuse(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
     let ethernet = Ethernet::at(&walk.frame, 0)?;
     let source = ip.src.octets()[0];
-    if ethernet.dst.is_group() || source == 0 || source == 127 || source >= 224 {
+    if ethernet.dst.is_group() || ip.later || source == 0 || source == 127 || source >= 224 {
         return Err(Reason::NoBackend);
     }
     if ip.protocol == TCP {
@@ -173,7 +176,7 @@ fn reset(walk: &mut Walk<'_>, ip: &Ip, ethernet: Ethernet) -> Outcome {
         (word(8), 0, 0b0000_0100_u8)
     } else {
         let header = usize::from(segment[12] >> 4) * 4;
-        let data = (ip.total - ip.header).checked_sub(header).filter(|_| header >= 20);
+        let data = ip.total.checked_sub(ip.header + header).filter(|_| header >= 20);
         let length = data.ok_or(Reason::NoBackend)? as u32 + u32::from(syn) + u32::from(fin);
         (0, word(4).wrapping_add(length), 0b0001_0100)
     };

@@ -11,7 +11,7 @@ use overlay_common::{
 };
 
 use super::{
-    frame::{TCP, UDP},
+    frame::{SCTP, TCP, UDP},
     walk::{Target, Walk},
 };
 
@@ -26,6 +26,19 @@ pub struct Flow {
     pub transport: usize,
     /// Bits of `TCP_SEEN_*`.
     pub seen: u8,
+    /// What of the flow the packet is.
+    pub part: Part,
+}
+
+/// What of a flow a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A packet, or the first fragment of one.
+    Whole,
+    /// A later fragment.
+    Later,
+    /// An ICMP error that quotes a packet of the other direction.
+    Quoted,
 }
 
 impl Flow {
@@ -36,7 +49,7 @@ impl Flow {
 
     /// UDP and new connections may get another backend.
     pub fn is_free(&self) -> bool {
-        self.key.proto == UDP || self.opens()
+        (self.key.proto == UDP && self.part != Part::Quoted) || self.opens()
     }
 }
 
@@ -49,6 +62,8 @@ pub fn reversed(key: ConntrackKey) -> ConntrackKey {
 /// or RST; UDP 60 s, to the outside 300 s once both sides have spoken." Time that is ahead has not
 /// passed.
 pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
+    // "SCTP as TCP."
+    let proto = if proto == SCTP { TCP } else { proto };
     let seconds = match (proto, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
         (TCP, true, _) => 30,
         (TCP, false, true) => 7_500,
@@ -85,6 +100,11 @@ impl Walk<'_> {
     /// Makes both entries of a new flow.
     pub fn create(&mut self, flow: &Flow, target: &Target) -> Result<Conntrack, Reason> {
         let Flow { key, .. } = *flow;
+        // "SCTP keeps its ports": its checksum is over the whole packet.
+        if key.proto == SCTP && target.port != key.dport {
+            return Err(Reason::ServiceProtocol);
+        }
+        let tries = if key.proto == SCTP { 1 } else { 8 };
         // "A backend that reaches itself through the VIP sees the VIP as its client."
         let itself = key.vni == target.backend.vni && key.saddr == target.backend.ip;
         let mut forward = Conntrack {
@@ -112,7 +132,7 @@ impl Walk<'_> {
         };
         // "When two flows would look the same to a backend, the second one's source port is
         // translated": eight ports are tried, its own first, then ones of the dynamic range.
-        for attempt in 0..8 {
+        for attempt in 0..tries {
             if attempt > 0 {
                 forward.sport = other_port(&key, attempt);
             }
@@ -153,12 +173,16 @@ impl Walk<'_> {
         let own = flow.key.sport;
         let now = self.now;
         let entry = self.return_entry(&key, flow, node);
+        let is_error = flow.part == Part::Quoted;
         match self.tables.conntrack.get_mut(&key) {
             Some(old) if old.action == CONNTRACK_RETURN && old.node == node && old.dport == own => {
                 renew(old, flow, now);
                 Ok(own)
             }
-            Some(old) if !is_over(key.proto, old, now) => self.note_other_way(flow, node),
+            Some(old) if is_error || !is_over(key.proto, old, now) => {
+                self.note_other_way(flow, node)
+            }
+            _ if is_error => Err(Reason::UnrelatedError),
             _ => {
                 self.tables.conntrack.insert(key, entry);
                 Ok(own)
@@ -176,8 +200,11 @@ impl Walk<'_> {
             renew(known, flow, now);
             return Ok(known.sport);
         }
+        if flow.part == Part::Quoted {
+            return Err(Reason::UnrelatedError);
+        }
         // A packet in the middle of a flow that is not known belongs to no way.
-        if !flow.is_free() {
+        if !flow.is_free() || flow.key.proto == SCTP {
             return Err(Reason::TupleTaken);
         }
         for attempt in 1..=8 {

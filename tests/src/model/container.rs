@@ -13,7 +13,7 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::Flow,
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, bytes, half, put, updated},
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, bytes, half, put, updated},
     host::MTU,
     icmp, ipv6,
     observe::Party,
@@ -141,10 +141,10 @@ fn or_told(
 }
 
 fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
-    if packet.ip.protocol == ICMP {
-        return echo(walk, packet);
-    }
-    let flow = walk.flow(&packet.ip, packet.link.vni)?;
+    let flow = match walk.flow(&packet.ip, packet.link.vni) {
+        Err(_) if packet.ip.protocol == ICMP => return echo(walk, packet),
+        flow => flow?,
+    };
     if packet.is_from(ENDPOINT_FLAG_BACKEND)
         && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
     {
@@ -198,10 +198,9 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     if subnet(ip.dst.into()) == network.subnet.get() {
         return Err(Reason::NoEndpoint);
     }
-    let flow = if ip.protocol == ICMP {
-        outside::echo_request(walk, ip, link.vni)?
-    } else {
-        walk.flow(ip, link.vni)?
+    let flow = match walk.flow(ip, link.vni) {
+        Err(_) if ip.protocol == ICMP => outside::echo_request(walk, ip, link.vni)?,
+        flow => flow?,
     };
     match walk.find(&flow) {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
@@ -215,6 +214,8 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
             let mtu = MTU - walk.tunnel_length();
             or_told(walk, packet, sent, (mtu, translated))
         }
+        // "SCTP has no way out."
+        _ if ip.protocol == SCTP => Err(Reason::ServiceProtocol),
         // "The host itself has ways of its own."
         _ if packet.is_from(ENDPOINT_FLAG_HOST) => Err(Reason::NoWayOut),
         found => match outside::leave(walk, ip, &network, (&flow, found)) {

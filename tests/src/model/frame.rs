@@ -24,6 +24,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
 
 /// `N` bytes at an offset, if the frame has them.
 pub fn bytes<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
@@ -86,6 +88,8 @@ pub struct Ip {
     pub header: usize,
     /// Total length.
     pub total: usize,
+    /// Identification.
+    pub id: u16,
     /// More fragments follow.
     pub more: bool,
     /// The fragment's offset is not zero.
@@ -112,6 +116,7 @@ impl Ip {
             version: header[0] >> 4,
             header: usize::from(header[0] & 15) * 4,
             total: half(&header, 2)?.into(),
+            id: half(&header, 4)?,
             more: fragment & 0x2000 != 0,
             later: fragment & 0x1fff != 0,
             ecn: header[1] & 3,

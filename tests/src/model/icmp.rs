@@ -8,8 +8,8 @@ use overlay_common::{
 };
 
 use super::{
-    conntrack::Flow,
-    frame::{ETHERNET, Ethernet, ICMP, Ip, TCP, half, ones_complement, put},
+    conntrack::{Flow, Part},
+    frame::{ETHERNET, Ethernet, ICMP, Ip, SCTP, TCP, half, ones_complement, put},
     walk::{End, Outcome, Walk},
 };
 
@@ -18,6 +18,10 @@ const QUOTE: usize = 128;
 
 /// Gives a packet its own tuple back: its sender must find what it sent in the answer.
 pub fn undo(walk: &mut Walk<'_>, flow: &Flow) -> Result<(), Reason> {
+    // No error is answered with another one.
+    if flow.part == Part::Quoted {
+        return Err(Reason::TooBig);
+    }
     let ConntrackKey { saddr, daddr, sport, dport, .. } = flow.key;
     let own = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
     walk.translate(ETHERNET, flow.transport, &own, Reason::RewriteRefused)
@@ -57,7 +61,9 @@ pub fn time_exceeded(walk: &mut Walk<'_>, router: (Mac, Ipv4Addr)) -> Outcome {
 /// Tells the sender of the packet that nobody listens where it went.
 pub fn port_unreachable(walk: &mut Walk<'_>, asked: (Mac, Ipv4Addr)) -> Outcome {
     let quote = quote(walk).ok_or(Reason::NoBackend)?;
-    answer(walk, asked, ([3, 3], 0), &quote)?;
+    // "SCTP by an unreachable protocol."
+    let is_sctp = Ip::at(&walk.frame, ETHERNET).is_some_and(|ip| ip.protocol == SCTP);
+    answer(walk, asked, ([3, if is_sctp { 2 } else { 3 }], 0), &quote)?;
     Ok(End::Sent(Reason::NoBackendAnswered))
 }
 

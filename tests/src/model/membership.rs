@@ -30,6 +30,7 @@ pub fn judge(walk: &Walk<'_>, sender: Ipv4Addr, reason: Reason) -> Reason {
         Reason::EcnUnexpected => true,
         // Clients' packets.
         Reason::NotPublished | Reason::TupleTaken => true,
+        Reason::Fragment | Reason::UnrelatedError => true,
         // Replies to clients.
         Reason::BackendGone | Reason::NoRoute | Reason::TooBig | Reason::RewriteRefused => true,
         _ => walk.party.vni == UNDERLAY_VNI,

@@ -8,6 +8,7 @@
 mod balance;
 mod conntrack;
 mod container;
+mod fragment;
 mod frame;
 mod host;
 mod icmp;
@@ -15,6 +16,7 @@ mod ipv6;
 mod membership;
 mod observe;
 mod outside;
+mod related;
 mod replicate;
 mod underlay;
 mod underlay6;
@@ -27,7 +29,8 @@ use overlay::datapath::DatapathState;
 use overlay_common::{
     Reason,
     maps::{
-        Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Usage,
+        Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Fragment,
+        FragmentKey, Usage,
     },
 };
 
@@ -104,6 +107,8 @@ pub struct Tables {
     pub affinity: HashMap<AffinityKey, Affinity>,
     /// Map `conntrack`.
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
+    /// Map `fragments`.
+    pub fragments: HashMap<FragmentKey, Fragment>,
     /// Map `usage`.
     pub usage: BTreeMap<u32, Usage>,
     /// Whether the underlay is IPv6: the programs' constant.

@@ -7,10 +7,12 @@ use overlay_common::{
         Endpoint, NETWORK_INTERNAL, Network, TCP_SEEN_ACK, TCP_SEEN_RST, TCP_SEEN_SYN,
         UDP_ANSWERED, Usage,
     },
+    wire::Udp,
 };
 
 use super::{
-    conntrack::{Flow, reversed},
+    conntrack::{Flow, Part, reversed},
+    fragment,
     frame::{ETHERNET, ICMP, Ip, TCP, UDP, bytes, half, put, updated},
     walk::{End, Outcome, Walk},
 };
@@ -19,20 +21,37 @@ const SECOND: u64 = 1_000_000_000;
 
 /// The flow of an echo request (RFC 792): its identifier is the source port. Other ICMP has no way
 /// out.
-pub fn echo_request(walk: &Walk<'_>, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
-    if ip.is_fragment() {
-        return Err(Reason::Fragment);
-    }
-    if ip.total < ip.header + 8 {
-        return Err(Reason::Truncated);
-    }
-    let [kind, code, _, _, high, low]: [u8; 6] =
-        bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
-    if [kind, code] != [8, 0] {
-        return Err(Reason::NoWayOut);
-    }
-    let id = Be16::new(u16::from_be_bytes([high, low]));
-    Ok(Flow { key: tuple(ip, (id, Be16::ZERO), vni), transport: ip.payload(), seen: 0 })
+pub fn echo_request(walk: &mut Walk<'_>, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
+    let id = if ip.later {
+        let head = fragment::head(walk, ip, vni)?;
+        if head.source.get() != 0x0800 {
+            return Err(Reason::NoWayOut);
+        }
+        head.length
+    } else {
+        if ip.total < ip.header + 8 {
+            return Err(Reason::Truncated);
+        }
+        let [kind, code, _, _, high, low, ..]: [u8; 8] =
+            bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
+        if [kind, code] != [8, 0] {
+            return Err(Reason::NoWayOut);
+        }
+        if ip.more {
+            fragment::keep(walk, ip, vni)?;
+        }
+        Be16::new(u16::from_be_bytes([high, low]))
+    };
+    walk.part = part(ip);
+    Ok(echo(ip, (id, Be16::ZERO), vni))
+}
+
+fn part(ip: &Ip) -> Part {
+    if ip.later { Part::Later } else { Part::Whole }
+}
+
+fn echo(ip: &Ip, ids: (Be16, Be16), vni: u32) -> Flow {
+    Flow { key: tuple(ip, ids, vni), transport: ip.payload(), seen: 0, part: part(ip) }
 }
 
 fn tuple(ip: &Ip, (sport, dport): (Be16, Be16), vni: u32) -> ConntrackKey {
@@ -80,6 +99,7 @@ fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
     let accepts = flow.seen & TCP_SEEN_SYN != 0 && flow.seen & TCP_SEEN_ACK != 0;
     let is_late = flow.key.proto == TCP && (accepts || flow.seen & TCP_SEEN_RST != 0);
     network.flags & NETWORK_INTERNAL == 0
+        && flow.part != Part::Quoted
         && ![0, 127].contains(&to.octets()[0])
         && !agent.local_addrs.contains_key(&to)
         && !inside
@@ -224,22 +244,43 @@ fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
     }
 }
 
-/// What comes to a port that flows leave from, or an ICMP error about one. `None` is not ours.
-pub fn receive(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
-    if ip.protocol == ICMP && walk.frame[ip.payload()..ip.payload() + 2] != [0, 0] {
-        return error(walk, ip);
-    }
-    walk.check(ip).ok()?;
-    let flow = if ip.protocol == ICMP {
-        let id = Be16::new(half(&walk.frame, ip.payload() + 4)?);
-        if ip.is_fragment() || ip.total < ip.header + 8 {
-            return None;
-        }
-        Flow { key: tuple(ip, (Be16::ZERO, id), UNDERLAY_VNI), transport: ip.payload(), seen: 0 }
-    } else {
-        walk.flow(ip, UNDERLAY_VNI).ok()?
+/// What comes to a port that flows leave from, or an ICMP error about one. `None` is not ours. `head` is
+/// how the packet goes on behind its header; of a later fragment, how its first one did.
+pub fn receive(walk: &mut Walk<'_>, ip: &Ip, head: &Udp) -> Option<Outcome> {
+    let is_ours = |walk: &Walk<'_>, port: Be16| {
+        let [first, last] = walk.tables.config.outside_ports;
+        (first..=last).contains(&port.get())
     };
-    let entry = returning(walk, &flow)?;
+    let flow = match ip.protocol {
+        TCP | UDP if is_ours(walk, head.dest) => {
+            walk.check(ip).ok()?;
+            walk.flow(ip, UNDERLAY_VNI).ok()?
+        }
+        ICMP if head.source.get() == 0 => {
+            if !is_ours(walk, head.length) || (!ip.later && ip.total < ip.header + 8) {
+                return None;
+            }
+            walk.check(ip).ok()?;
+            if ip.more && !ip.later {
+                fragment::keep(walk, ip, UNDERLAY_VNI).ok()?;
+            }
+            walk.part = part(ip);
+            echo(ip, (Be16::ZERO, head.length), UNDERLAY_VNI)
+        }
+        ICMP => {
+            walk.check(ip).ok()?;
+            let flow = walk.flow(ip, UNDERLAY_VNI).ok()?;
+            is_ours(walk, flow.key.dport).then_some(flow)?
+        }
+        _ => return None,
+    };
+    let entry = walk.find_action(&flow, CONNTRACK_UNMASQUERADE)?;
+    let is_inside =
+        |network: Network| Be32::from(ip.src).get() & network.mask.get() == network.subnet.get();
+    // "A router outside cannot have an address of the container's network."
+    if flow.part == Part::Quoted && walk.network(entry.vni).is_some_and(is_inside) {
+        return Some(Err(Reason::SpoofedInnerSource));
+    }
     let Some((endpoint, gateway)) = owner(walk, &entry) else {
         return Some(Err(Reason::NoEndpoint));
     };
@@ -248,106 +289,9 @@ pub fn receive(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
     Some(translated.and_then(|()| walk.deliver(&endpoint, gateway, Reason::ReturnedFromOutside)))
 }
 
-/// The live entry of the way back that a tuple is on.
-fn returning(walk: &mut Walk<'_>, flow: &Flow) -> Option<Conntrack> {
-    let [first, last] = walk.tables.config.outside_ports;
-    if !(first..=last).contains(&flow.key.dport.get()) {
-        return None;
-    }
-    walk.find_action(flow, CONNTRACK_UNMASQUERADE)
-}
-
 /// The endpoint of a flow and its gateway's MAC.
 fn owner(walk: &Walk<'_>, entry: &Conntrack) -> Option<(Endpoint, Mac)> {
     let network = walk.network(entry.vni)?;
     let endpoint = walk.endpoint(entry.vni, entry.daddr.into())?;
     (endpoint.kind == ENDPOINT_LOCAL).then(|| (endpoint, Mac::of_ip(network.gateway)))
-}
-
-/// Offset of the quoted IPv4 header, and of what follows it.
-const QUOTED: usize = ETHERNET + 20 + 8;
-const TRANSPORT: usize = QUOTED + 20;
-
-/// An ICMP error that quotes the start of a packet of a container's flow: unreachable, time
-/// exceeded or parameter problem.
-fn error(walk: &mut Walk<'_>, ip: &Ip) -> Option<Outcome> {
-    let [kind]: [u8; 1] = bytes(&walk.frame, ip.payload())?;
-    let quoted = Ip::at(&walk.frame, QUOTED)?;
-    let start: [u8; 8] = bytes(&walk.frame, TRANSPORT)?;
-    walk.check(ip).ok()?;
-    let is_one = [3, 11, 12].contains(&kind)
-        && !ip.is_fragment()
-        && ip.total >= 56
-        && quoted.is_plain()
-        && !quoted.later
-        && quoted.src == ip.dst;
-    let [a, b, c, d, e, f, ..] = start;
-    let (sport, dport) = match (quoted.protocol, a, b) {
-        (TCP | UDP, ..) => ([a, b], [c, d]),
-        (ICMP, 8, 0) => ([e, f], [0, 0]),
-        _ => return None,
-    };
-    if !is_one {
-        return None;
-    }
-    let port = |bytes| Be16::new(u16::from_be_bytes(bytes));
-    let key = reversed(tuple(&quoted, (port(sport), port(dport)), UNDERLAY_VNI));
-    let entry = returning(walk, &Flow { key, transport: TRANSPORT, seen: 0 })?;
-    let is_inside =
-        |network: Network| Be32::from(ip.src).get() & network.mask.get() == network.subnet.get();
-    if walk.network(entry.vni).is_some_and(is_inside) {
-        return Some(Err(Reason::SpoofedInnerSource));
-    }
-    let Some((endpoint, gateway)) = owner(walk, &entry) else {
-        return Some(Err(Reason::NoEndpoint));
-    };
-    requote(&mut walk.frame, ip, &quoted, &entry);
-    Some(walk.deliver(&endpoint, gateway, Reason::ReturnedFromOutside))
-}
-
-/// The quoted packet as the container sent it, and the error to the container. Every checksum that
-/// covers what changes is kept right, if it is quoted.
-fn requote(frame: &mut [u8], ip: &Ip, quoted: &Ip, entry: &Conntrack) {
-    let before = frame[ETHERNET + 20..].to_vec();
-    let (old, new) = (quoted.src.octets(), entry.daddr.octets());
-    let (field, checksum) = match quoted.protocol {
-        TCP => (TRANSPORT, TRANSPORT + 16),
-        UDP => (TRANSPORT, TRANSPORT + 6),
-        _ => (TRANSPORT + 4, TRANSPORT + 2),
-    };
-    let (was, is) = ([frame[field], frame[field + 1]], entry.dport.get().to_be_bytes());
-    if ip.total + ETHERNET >= checksum + 2 {
-        let sum = half(frame, checksum).expect("it is quoted");
-        let covered = quoted.protocol != ICMP;
-        let none = quoted.protocol == UDP && sum == 0;
-        let mut now = if covered {
-            updated(sum, &[&old[..], &was].concat(), &[&new[..], &is].concat())
-        } else {
-            updated(sum, &was, &is)
-        };
-        if quoted.protocol == UDP && now == 0 {
-            now = 0xffff;
-        }
-        if !none {
-            put(frame, checksum, &now.to_be_bytes());
-        }
-    }
-    put(frame, field, &is);
-    let sum = half(frame, QUOTED + 10).expect("a header");
-    put(frame, QUOTED + 10, &updated(sum, &old, &new).to_be_bytes());
-    put(frame, QUOTED + 12, &new);
-
-    // The error's own checksum covers all of it.
-    let after = frame[ETHERNET + 20..].to_vec();
-    let even = before.len() & !1;
-    let sum = half(frame, ETHERNET + 22).expect("a header");
-    let (mut from, mut to) = (Vec::new(), Vec::new());
-    for at in (0..even).step_by(2).filter(|at| before[*at..at + 2] != after[*at..at + 2]) {
-        from.extend(&before[at..at + 2]);
-        to.extend(&after[at..at + 2]);
-    }
-    put(frame, ETHERNET + 22, &updated(sum, &from, &to).to_be_bytes());
-    let sum = half(frame, ip.at + 10).expect("a header");
-    put(frame, ip.at + 10, &updated(sum, &ip.dst.octets(), &new).to_be_bytes());
-    put(frame, ip.at + 16, &new);
 }

@@ -5,15 +5,17 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        CONNTRACK_REPLY, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED,
-        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, PeerKey, Published,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, PeerKey, Published,
     },
+    wire::Udp,
 };
 
 use super::{
     balance::{self, Balanced},
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, TCP, UDP, VLAN, bytes, half, put},
+    fragment,
+    frame::{ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, UDP, VLAN, bytes, half, put},
     host::MTU,
     icmp, ipv6, membership,
     observe::Party,
@@ -21,14 +23,20 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// The outer IPv4 header, and the destination port behind it, of a packet that may be ours: IPv4
-/// without options and not the later part of a fragment.
-pub fn outer(walk: &Walk<'_>) -> Option<(Ip, Be16)> {
+/// The outer IPv4 header, and what is behind it, of a packet that may be ours: IPv4 without options. A later
+/// fragment is what its first one was.
+pub fn outer(walk: &Walk<'_>) -> Option<(Ip, Udp)> {
     let ethernet = Ethernet::at(&walk.frame, 0).ok()?;
     let ip = Ip::at(&walk.frame, ETHERNET)?;
-    let [_, _, high, low, ..]: [u8; 8] = bytes(&walk.frame, ETHERNET + 20)?;
-    let is_ours = ethernet.kind == IPV4 && ip.is_plain() && !ip.later;
-    is_ours.then_some((ip, Be16::new(u16::from_be_bytes([high, low]))))
+    if ethernet.kind != IPV4 || !ip.is_plain() {
+        return None;
+    }
+    if ip.later {
+        return Some((ip, fragment::head(walk, &ip, UNDERLAY_VNI).ok()?));
+    }
+    let field = |at| half(&walk.frame, ETHERNET + 20 + at).map(Be16::new);
+    let head = Udp { source: field(0)?, dest: field(2)?, length: field(4)?, checksum: field(6)? };
+    Some((ip, head))
 }
 
 /// Whether it is VXLAN to this node.
@@ -44,7 +52,7 @@ pub fn is_tunnel(walk: &Walk<'_>, ip: &Ip, port: Be16) -> bool {
 /// What is published under a port of an address of this host.
 pub fn published_here(walk: &Walk<'_>, ip: &Ip, port: Be16) -> Option<Published> {
     walk.tables.agent.local_addrs.get(&ip.dst.into())?;
-    [TCP, UDP].contains(&ip.protocol).then(|| walk.published(ip.protocol, port)).flatten()
+    [TCP, UDP, SCTP].contains(&ip.protocol).then(|| walk.published(ip.protocol, port)).flatten()
 }
 
 /// The VNI of a tunnel packet.
@@ -76,13 +84,13 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     if walk.tables.ipv6 {
         return underlay6::receive(walk);
     }
-    let Some((ip, port)) = outer(walk) else {
+    let Some((ip, head)) = outer(walk) else {
         return Ok(End::Pass);
     };
-    if is_tunnel(walk, &ip, port) {
+    if is_tunnel(walk, &ip, head.dest) {
         return from_tunnel(walk, &ip);
     }
-    to_host(walk, &ip, port)
+    to_host(walk, &ip, &head)
 }
 
 /// A packet that came in by another interface: "it accepts no tunnel packets", also none that the
@@ -103,17 +111,25 @@ pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
         return Err(Reason::NotPeer);
     }
     match outer(walk) {
-        Some((ip, port)) => to_host(walk, &ip, port),
+        Some((ip, head)) => to_host(walk, &ip, &head),
         None => Ok(End::Pass),
     }
 }
 
 /// To an address of the host, as far as can be told.
-pub fn to_host(walk: &mut Walk<'_>, ip: &Ip, port: Be16) -> Outcome {
-    if let Some(outcome) = outside::receive(walk, ip) {
+pub fn to_host(walk: &mut Walk<'_>, ip: &Ip, head: &Udp) -> Outcome {
+    if let Some(outcome) = outside::receive(walk, ip, head) {
         return outcome;
     }
-    match published_here(walk, ip, port) {
+    if ip.protocol == ICMP {
+        // "Errors about what a backend has sent to a client outside are the backend's."
+        let flow = walk.flow(ip, UNDERLAY_VNI);
+        let is_forward =
+            flow.is_ok_and(|flow| walk.find_action(&flow, CONNTRACK_FORWARD).is_some());
+        let nothing = Published::default();
+        return if is_forward { to_published(walk, ip, &nothing) } else { Ok(End::Pass) };
+    }
+    match published_here(walk, ip, head.dest) {
         Some(published) => to_published(walk, ip, &published),
         None => Ok(End::Pass),
     }

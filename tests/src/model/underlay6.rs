@@ -35,7 +35,7 @@ fn is_ipv6(walk: &Walk<'_>) -> bool {
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     if !is_ipv6(walk) {
         return match outer(walk) {
-            Some((ip, port)) => to_host(walk, &ip, port),
+            Some((ip, head)) => to_host(walk, &ip, &head),
             None => Ok(End::Pass),
         };
     }

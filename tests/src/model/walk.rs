@@ -9,18 +9,21 @@ use overlay_common::{
         EndpointKey, Network, Published, PublishedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
         TCP_SEEN_SYN,
     },
+    wire::Udp,
 };
 
 use super::{
     Host, Packet, Tables,
-    conntrack::Flow,
+    conntrack::{Flow, Part},
+    fragment,
     frame::{
-        ETHERNET, Ethernet, ICMP, IPV4, Ip, TCP, TUNNEL, TUNNEL6, UDP, bytes, half,
+        ETHERNET, Ethernet, ICMP, IPV4, Ip, SCTP, TCP, TUNNEL, TUNNEL6, UDP, bytes, half,
         ones_complement, put, updated,
     },
     host::NextHop,
     ipv6::is_popped,
     observe::Party,
+    related,
 };
 use crate::rig::Told;
 
@@ -78,6 +81,8 @@ pub struct Walk<'a> {
     pub frame: Vec<u8>,
     /// What was counted.
     pub moved: BTreeMap<Reason, Counter>,
+    /// What of its flow the packet is, once that is known.
+    pub part: Part,
     /// The endpoint that it is counted for.
     pub party: Party,
     /// Slot of the endpoint of this node that it went into; 0 where it went elsewhere.
@@ -97,6 +102,7 @@ impl<'a> Walk<'a> {
             segment: packet.segment.into(),
             frame: packet.frame.to_vec(),
             moved: BTreeMap::new(),
+            part: Part::Whole,
             party: Party::nobody(),
             delivered: 0,
             told: Told::default(),
@@ -149,20 +155,42 @@ impl<'a> Walk<'a> {
     pub fn published(&self, proto: u8, port: Be16) -> Option<Published> {
         self.tables.agent.published.get(&PublishedKey { port, proto, pad: 0 }).copied()
     }
-    /// The tuple of a packet.
-    pub fn flow(&self, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
-        if ![TCP, UDP].contains(&ip.protocol) {
+
+    /// The flow of a packet.
+    pub fn flow(&mut self, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
+        let flow = self.flow_of(ip, vni)?;
+        self.part = flow.part;
+        Ok(flow)
+    }
+
+    fn flow_of(&mut self, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
+        if ip.protocol == ICMP {
+            return related::flow(self, ip, vni);
+        }
+        if ![TCP, UDP, SCTP].contains(&ip.protocol) {
             return Err(Reason::ServiceProtocol);
         }
-        if ip.is_fragment() {
-            return Err(Reason::Fragment);
+        let (saddr, daddr) = (ip.src.into(), ip.dst.into());
+        let proto = ip.protocol;
+        let transport = ip.payload();
+        if ip.later {
+            let Udp { source: sport, dest: dport, .. } = fragment::head(self, ip, vni)?;
+            let key = ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope: [0; 3] };
+            return Ok(Flow { key, transport, seen: 0, part: Part::Later });
         }
-        // What is behind the packet's own end is padding, not ports.
-        let shortest = ip.header + if ip.protocol == TCP { 20 } else { 8 };
+        // What is behind the packet's own end is padding, not ports. SCTP has a chunk at least.
+        let shortest = ip.header
+            + match ip.protocol {
+                TCP => 20,
+                SCTP => 16,
+                _ => 8,
+            };
         if ip.total < shortest && ip.total != 0 {
             return Err(Reason::Truncated);
         }
-        let transport = ip.payload();
+        if ip.more {
+            fragment::keep(self, ip, vni)?;
+        }
         let port = |at| half(&self.frame, at).map(Be16::new).ok_or(Reason::Truncated);
         let (sport, dport) = (port(transport)?, port(transport + 2)?);
         let mut seen = 0;
@@ -172,10 +200,18 @@ impl<'a> Walk<'a> {
             let bits = [(0, TCP_SEEN_FIN), (1, TCP_SEEN_SYN), (2, TCP_SEEN_RST), (4, TCP_SEEN_ACK)];
             seen = bits.iter().filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, s)| s).sum();
         }
-        let (saddr, daddr) = (ip.src.into(), ip.dst.into());
-        let key =
-            ConntrackKey { saddr, daddr, sport, dport, vni, proto: ip.protocol, scope: [0; 3] };
-        Ok(Flow { key, transport, seen })
+        if ip.protocol == SCTP {
+            // "INIT opens, ABORT resets, SHUTDOWN COMPLETE ends" (RFC 9260, section 3.2).
+            seen = match bytes(&self.frame, transport + 12).ok_or(Reason::Truncated)? {
+                [1] => TCP_SEEN_SYN,
+                [2] => TCP_SEEN_SYN | TCP_SEEN_ACK,
+                [6] => TCP_SEEN_RST,
+                [14] => TCP_SEEN_FIN | TCP_SEEN_ACK,
+                [_] => TCP_SEEN_ACK,
+            };
+        }
+        let key = ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope: [0; 3] };
+        Ok(Flow { key, transport, seen, part: Part::Whole })
     }
 
     /// Rewrites the packet with its IPv4 header at `at` to what `entry` says. `refused` is counted
@@ -187,8 +223,15 @@ impl<'a> Walk<'a> {
         entry: &Conntrack,
         refused: Reason,
     ) -> Result<(), Reason> {
+        if self.part == Part::Quoted {
+            return related::requote(&mut self.frame, entry);
+        }
         let frame = &mut self.frame;
         let addresses = [entry.saddr.octets(), entry.daddr.octets()].concat();
+        // A later fragment has no ports, and SCTP keeps its own, under a checksum without addresses.
+        if self.part == Part::Later || frame[at + 9] == SCTP {
+            return self.readdress(at, &addresses);
+        }
         if frame[at + 9] == ICMP {
             // An echo has one identifier (RFC 792), and a checksum over nothing else of the tuple.
             let id = (entry.sport.get() | entry.dport.get()).to_be_bytes();

@@ -14,7 +14,7 @@ use overlay_common::{
 use super::{
     balance::Balanced,
     conntrack::Flow,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, TCP, TUNNEL},
+    frame::{ETHERNET, Ethernet, IPV4, Ip, SCTP, TCP, TUNNEL, UDP},
     membership,
     observe::Party,
     underlay::{check_backend, check_other, check_peer, is_tunnel, outer, published_here, vni},
@@ -23,17 +23,20 @@ use super::{
 
 /// A packet that came in by the NIC.
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
-    let Some((ip, port)) = outer(walk).filter(|(ip, _)| !ip.is_fragment()) else {
+    let Some((ip, head)) = outer(walk).filter(|(ip, _)| !ip.is_fragment()) else {
         return Ok(End::Pass);
     };
-    if is_tunnel(walk, &ip, port) {
+    if is_tunnel(walk, &ip, head.dest) {
         // ECT(1) or CE: only TC combines marks.
         if ip.ecn & 1 != 0 {
             return Ok(End::Pass);
         }
         return from_tunnel(walk, &ip);
     }
-    match published_here(walk, &ip, port) {
+    if ip.protocol == SCTP {
+        return Ok(End::Pass);
+    }
+    match published_here(walk, &ip, head.dest) {
         Some(published) => to_published(walk, &ip, &published),
         None => Ok(End::Pass),
     }
@@ -125,6 +128,9 @@ fn to_local(
     if from.kind != ENDPOINT_REMOTE || from.node != Be32::from(sender) {
         return Err(Reason::SpoofedInnerSource);
     }
+    if from.flags & ENDPOINT_FLAG_BACKEND != 0 && ip.protocol != UDP {
+        return Ok(End::Pass);
+    }
     if from.flags & ENDPOINT_FLAG_BACKEND != 0
         && let Ok(flow) = walk.flow(ip, vni)
         && walk.find_action(&flow, CONNTRACK_REPLY).is_some()
@@ -138,7 +144,7 @@ fn to_local(
 /// To nobody's address.
 fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
     check_peer(walk, sender)?;
-    let flow = walk.flow(ip, vni).ok();
+    let flow = [TCP, UDP].contains(&ip.protocol).then(|| walk.flow(ip, vni).ok()).flatten();
     let entry = flow.as_ref().and_then(|flow| walk.find_action(flow, CONNTRACK_REPLY));
     let (Some(flow), Some(entry)) = (flow, entry) else {
         // Nobody but a node of the network has anything to say here.

@@ -31,8 +31,8 @@ use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason, hash,
     maps::{
         self, Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint,
-        Endpoint6Key, EndpointKey, Link, Link6, Network, Peer, PeerKey, Published, PublishedKey,
-        Service, SlotKey, Subnet, SubnetKey, TableKey, Usage,
+        Endpoint6Key, EndpointKey, Fragment, FragmentKey, Link, Link6, Network, Peer, PeerKey,
+        Published, PublishedKey, Service, SlotKey, Subnet, SubnetKey, TableKey, Usage,
     },
 };
 
@@ -459,6 +459,16 @@ impl Rig {
     /// Writes or removes what a client keeps.
     pub fn set_affinity(&mut self, key: AffinityKey, entry: Option<Affinity>) {
         self.write("affinity", key, entry);
+    }
+
+    /// Which packets' first fragments were seen.
+    pub fn fragments(&self) -> Vec<(FragmentKey, Fragment)> {
+        entries(self.ebpf.map("fragments").expect("map fragments"))
+    }
+
+    /// Writes or forgets a packet's first fragment.
+    pub fn set_fragment(&mut self, key: FragmentKey, fragment: Option<Fragment>) {
+        self.write("fragments", key, fragment);
     }
 
     /// Changes how service `number` balances: its scheduler (`LB_*`), and a table in place of its

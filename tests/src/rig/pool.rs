@@ -99,6 +99,7 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", 4096)
             .map_max_entries("affinity", 4096)
+            .map_max_entries("fragments", 4096)
             .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(ipv6), true)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");

@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 31] = [
+pub(super) const MAPS: [&str; 32] = [
     "config",
     "epoch",
     "networks",
@@ -45,6 +45,7 @@ pub(super) const MAPS: [&str; 31] = [
     "subnets",
     "usage",
     "conntrack",
+    "fragments",
     "sock_origin",
     "counters",
     "endpoint_counters",

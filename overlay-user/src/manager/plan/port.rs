@@ -86,6 +86,13 @@ fn check_target(port: &Port) -> Result<(), ApiError> {
     if port.target == 0 || port.published == Some(0) {
         return Err(invalid(format!("port {port} cannot be published: 0 is not a port")));
     }
+    if port.protocol == Protocol::Sctp && port.published != Some(port.target) {
+        // Its checksum is over the whole packet, and the packet path goes through none.
+        return Err(invalid(format!(
+            "port {port} cannot be published: SCTP is published under the port that it has inside"
+        ))
+        .hint(format!("write {0}:{0}/sctp", port.target)));
+    }
     Ok(())
 }
 

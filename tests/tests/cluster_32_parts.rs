@@ -1,0 +1,120 @@
+//! Datagrams in fragments through VIPs, published ports and the way out, and what ICMP says of translated
+//! flows, as sockets hear it.
+
+use std::net::Ipv4Addr;
+
+use overlay_tests::{
+    Client, Cluster, Container, Host, Options, Place,
+    testkit::{Asked, FailureKind, Pinged},
+};
+
+/// Two hosts with a backend each of a service that echoes datagrams, on port 7 and 5007 of the hosts.
+struct Echo {
+    cluster: Cluster,
+    asker: Container,
+    _backends: Vec<Container>,
+}
+
+fn echo(options: Options) -> anyhow::Result<Echo> {
+    let cluster = Cluster::formed(2, options)?;
+    let h1 = cluster.host(1);
+    h1.network_create("mynet", &[])?;
+    let ports = ["--network", "mynet", "-p", "5007:7/udp", "-p", "5008:8/udp", "--drain", "0s"];
+    h1.service_create("echo", &ports)?;
+    let _backends = vec![
+        h1.container("echo.1").service("echo").udp_echo(7)?,
+        cluster.host(2).container("echo.2").service("echo").udp_echo(7)?,
+    ];
+    let asker = h1.container("asker").network("mynet").idle()?;
+    Ok(Echo { cluster, asker, _backends })
+}
+
+/// Asks `times` times with a datagram of `length` bytes, from a connected socket each time.
+fn ask<P: Place>(from: &P, target: &str, (length, times): (usize, usize)) -> anyhow::Result<Asked> {
+    let (say, times) = ("x".repeat(length), times.to_string());
+    from.ask(&["udp-ask", target, "--say", &say, "--count", &times, "--connected"])
+}
+
+/// All are answered, by both backends.
+fn all_answered(asked: &Asked) {
+    assert!(asked.failures.is_empty(), "{:?}", asked.failures);
+    let names: std::collections::BTreeSet<_> = asked.answers.iter().map(|a| &a.name).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+fn counter(host: &Host, reason: &str) -> anyhow::Result<u64> {
+    let counters = host.status()?.counters;
+    Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
+}
+
+#[test]
+fn datagrams_larger_than_a_packet_go_through_vips_and_published_ports() -> anyhow::Result<()> {
+    for xdp in ["off", "native"] {
+        let Echo { cluster, asker, _backends } = echo(Options::xdp(xdp))?;
+        // The answers are as long and more.
+        for length in [1_400, 1_500, 9_000, 40_000] {
+            all_answered(&ask(&asker, "echo:7", (length, 6))?);
+            for host in cluster.hosts() {
+                all_answered(&ask(cluster.client(), &host.port(5007), (length, 6))?);
+            }
+        }
+        for host in cluster.hosts() {
+            assert_eq!(counter(host, "fragment")?, 0, "{}", host.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_service_on_which_nobody_listens_is_refused_and_not_waited_for() -> anyhow::Result<()>
+{
+    let Echo { cluster, asker, _backends } = echo(Options::default())?;
+    let refused = |asked: Asked| {
+        assert_eq!((asked.answers.len(), asked.failures.len()), (0, 6), "{asked:?}");
+        assert!(asked.failures.iter().all(|f| f.kind == FailureKind::Connect), "{asked:?}");
+    };
+    // From a container, and from outside through each node, to backends on both.
+    refused(ask(&asker, "echo:9", (10, 6))?);
+    for host in cluster.hosts() {
+        refused(ask(cluster.client(), &host.port(5008), (10, 6))?);
+    }
+    Ok(())
+}
+
+/// A router outside with a narrow link, and a machine behind it.
+fn behind_a_narrow_link(cluster: &Cluster) -> anyhow::Result<(Client, Client)> {
+    let router = cluster.outsider("router", 200)?;
+    let addresses = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let far = cluster.behind(&router, "eth1", "far", addresses)?;
+    router.exec("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?.success()?;
+    router.exec("ip", &["link", "set", "eth1", "mtu", "1300"])?.success()?;
+    let via = router.address().to_string();
+    for host in cluster.hosts() {
+        host.exec("ip", &["route", "add", "192.0.2.0/24", "via", &via])?.success()?;
+    }
+    Ok((router, far))
+}
+
+#[test]
+fn backends_hear_how_narrow_the_way_to_a_client_outside_is() -> anyhow::Result<()> {
+    let Echo { cluster, _backends, .. } = echo(Options::default())?;
+    let (_router, far) = behind_a_narrow_link(&cluster)?;
+    for host in cluster.hosts() {
+        // The question fits, the answer does not: the first ones of each backend are lost, with a word to it.
+        let target = host.port(5007);
+        let asked = ask(&far, &target, (1_250, 8))?;
+        let lost = asked.failures.iter().all(|f| f.kind == FailureKind::Timeout);
+        assert!(lost && asked.answers.len() >= 4, "through {}: {asked:?}", host.name());
+        all_answered(&ask(&far, &target, (1_250, 4))?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_long_ping_finds_its_way_out_and_back() -> anyhow::Result<()> {
+    let Echo { cluster, asker, _backends } = echo(Options::default())?;
+    let target = cluster.client().address().to_string();
+    let pinged: Pinged = asker.ask(&["ping", &target, "--size", "4000"])?;
+    assert_eq!(pinged.answered, 1, "{pinged:?}");
+    Ok(())
+}
