@@ -41,7 +41,7 @@ pub fn check_interrupted() -> anyhow::Result<()> {
 }
 
 /// How much longer everything may take than on a machine of its own, from `OVERLAY_BOX_PATIENCE`:
-/// an emulated machine is several times slower.
+/// an emulated machine is several times slower. It runs as many times fewer of the fuzzer's seeds.
 pub fn patience() -> u32 {
     let factor = std::env::var("OVERLAY_BOX_PATIENCE").ok().and_then(|text| text.parse().ok());
     factor.unwrap_or(1).max(1)

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{Reason, maps::ENDPOINT_FLAG_BACKEND};
 use overlay_tests::rig::{
-    CLIENT, DROP, NODE, NODE6, PASS, PEER_MAC, PEER6, REDIRECT, Rig, VNI, XDP_PASS, ip6, mac,
+    CLIENT, DROP, NODE, NODE6, PASS, PEER, PEER_MAC, PEER6, REDIRECT, Rig, VNI, XDP_PASS, ip6, mac,
     packets::*, packets6::*, underlay6::*,
 };
 
@@ -123,6 +123,21 @@ fn hostile_tunnel_packets_are_dropped_by_name() {
         let ran = rig.run("from_underlay6", &packet);
         assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[reason][..]), "{what}");
     }
+}
+
+#[test]
+fn an_address_with_a_nodes_number_is_not_that_node() {
+    let mut rig = rig();
+    let packet = vxlan6(VNI, &ping(FAR, NEIGHBOUR));
+    let ran = rig.run("from_underlay6", &packet);
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));
+    // The number is a hash, and another address may have the same.
+    let (number, other) = (rig.number(PEER), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x77));
+    rig.set(|state| {
+        state.vteps6.insert(number, other.into());
+    });
+    let ran = rig.run("from_underlay6", &packet);
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NotPeer][..]));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use overlay::datapath::{Filling, LbTable};
 use overlay_common::{
-    Reason,
+    Be16, Reason, hash,
     maps::{
         AffinityKey, BACKEND_COUNTED, BACKEND_DRAINING, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV,
         LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED, TableKey,
@@ -113,6 +113,28 @@ fn a_flow_that_its_client_ends_is_counted_once() {
 }
 
 #[test]
+fn of_two_idle_backends_the_heavier_one_is_taken() {
+    let mut rig = rig(2);
+    let weights = [(1, 1), (2, 3)];
+    rig.balance(SERVICE, LB_LEAST, Some(LbTable::new(Filling::Turns, &weights)));
+    rig.set(|state| {
+        for backend in state.backends.values_mut() {
+            backend.flags = BACKEND_COUNTED;
+        }
+    });
+    weigh(&mut rig, &weights);
+    let mut picks = BTreeMap::new();
+    for port in 40_000..40_020 {
+        for (backend, _) in weights {
+            rig.set_active(backend, Some(0));
+        }
+        *picks.entry(connect(&mut rig, port)).or_insert(0) += 1;
+    }
+    // Its three entries and the other's one are four: one of the two that are looked at is its.
+    assert_eq!(picks, BTreeMap::from([(2, 20)]));
+}
+
+#[test]
 fn flows_of_backends_that_are_not_counted_cost_no_entry() {
     let mut rig = rig(1);
     connect(&mut rig, 40_000);
@@ -125,6 +147,7 @@ fn source_hash_keeps_a_client_on_one_backend_and_spreads_the_clients() {
     let weights = [(1, 1), (2, 1), (3, 1), (4, 1)];
     rig.balance(SERVICE, LB_SOURCE_HASH, Some(LbTable::new(Filling::Turns, &weights)));
     assert_eq!(connect_many(&mut rig, 40_000..40_010).len(), 1);
+    let table = LbTable::new(Filling::Turns, &weights).fill();
     let mut picks = BTreeMap::new();
     rig.publish(PROTO_TCP, 8080, SERVICE, 80);
     for client in 1..=200 {
@@ -136,6 +159,8 @@ fn source_hash_keeps_a_client_on_one_backend_and_spreads_the_clients() {
             of_client.push(see(&ran.packet).to.0);
         }
         assert_eq!(of_client[0], of_client[1], "{client}");
+        let entry = hash::of_client(client.into()) as usize % table.len();
+        assert_eq!(of_client[0], address(table[entry]), "every node has the same for {client}");
         *picks.entry(of_client[0]).or_insert(0) += 1;
     }
     assert!(picks.len() == 4 && picks.values().all(|n| (30..=70).contains(n)), "{picks:?}");
@@ -145,9 +170,15 @@ fn source_hash_keeps_a_client_on_one_backend_and_spreads_the_clients() {
 fn maglev_goes_by_the_flow_or_the_address_and_by_its_table() {
     let mut rig = rig(5);
     let table = LbTable::new(Filling::Maglev, &[(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]);
-    rig.balance(SERVICE, LB_MAGLEV, Some(table));
+    rig.balance(SERVICE, LB_MAGLEV, Some(table.clone()));
     assert_eq!(connect_many(&mut rig, 40_000..40_010).len(), 1, "by address");
     rig.set(|state| state.services.get_mut(&SERVICE).expect("it").hash = LB_HASH_FLOW);
+    let entries = table.fill();
+    for port in 40_100..40_200 {
+        let ports = [port, 80].map(Be16::new);
+        let flow = hash::of_client_flow(ME.into(), ports, PROTO_TCP) as usize;
+        assert_eq!(connect(&mut rig, port), entries[flow % entries.len()], "as on every node");
+    }
     let picks = connect_many(&mut rig, 41_000..42_000);
     assert!(picks.len() == 5 && picks.values().all(|n| (150..=250).contains(n)), "{picks:?}");
 }
