@@ -65,6 +65,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         self.find_links(&record, present).await?;
         self.watch_readiness(container);
+        self.watch_health(container);
         if let Err(error) = self.names.ensure(container.id(), &record.netns).await {
             self.trouble(HEALING, error);
         }

@@ -119,6 +119,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         } else {
             self.set_endpoint_state(container.id(), EndpointState::Running).await?;
         }
+        self.watch_health(container);
         let interfaces = container.record().wires.iter().map(Wire::interface).collect();
         tracing::info!(container = %record.name, "attached");
         Ok(Attached { container: record.container, name: record.name, interfaces, ports })

@@ -17,15 +17,15 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Agent, AgentConfig, AgentError, Host, NameServers, NamespaceId, Parts, Paths, boot_id,
-    local_ports, namespace_at, server,
+    Agent, AgentConfig, AgentError, Checked, Host, NameServers, NamespaceId, Parts, Paths, boot_id,
+    local_ports, namespace_at, probe, server,
 };
 use crate::{
     datapath::{BpfDatapath, DatapathError, LoadOptions, host},
     dns::{DnsServers, DnsView, Keeper, read_resolv_conf},
     link::NetlinkLinks,
     manager::{Controller, Manager, RemoteManager, ServerHandle},
-    model::{ClusterState, Id, Role},
+    model::{ClusterState, Id, Probe, Role},
     pki::NodePki,
     store::{RedbStore, StoreError},
 };
@@ -181,6 +181,14 @@ impl Host for LinuxHost {
 
     fn boot_id(&self) -> String {
         boot_id()
+    }
+
+    fn probe<'a>(
+        &'a self,
+        backend: &'a Checked,
+        probe: &'a Probe,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(probe::probe(backend, probe))
     }
 
     fn unload(&self) -> Result<Vec<String>, DatapathError> {

@@ -1,13 +1,13 @@
 //! Checks the health of this node's backends and tells the managers what changed.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
 };
 
-use tokio::time::{sleep, timeout};
-
-use super::{Agent, AgentError, containers::Container, control::call, probe::Checked};
+use super::{Agent, containers::Container, control::call, probe::Checked};
 use crate::{
     api::{EndpointHealth, Request},
     datapath::Datapath,
@@ -19,6 +19,7 @@ use crate::{
 /// their time begins with it.
 pub(super) const AT_A_TIME: usize = 64;
 
+const TELLING: &str = "telling the managers of the backends' health";
 /// How long until what could not be told to the managers is told again.
 const TELL_AGAIN: Duration = Duration::from_millis(500);
 
@@ -55,18 +56,30 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 let why = outcome.err().unwrap_or_else(|| "the check passes".to_owned());
                 tracing::info!(container = %endpoint.name, "{}: {why}", current.health);
             }
-            let told = self.tell_health(container.id(), current.health).await;
-            let pause = if told { check.interval() } else { check.interval().min(TELL_AGAIN) };
+            self.rest(container.id(), &current, &mut states).await;
             course = Some(current);
-            // Another check is made at once.
+        }
+    }
+
+    /// Waits for the time of the next try, or until the service asks for another check, which is made at
+    /// once. Meanwhile the managers are told, again and again until they hear it.
+    async fn rest(
+        &self,
+        container: &Id,
+        course: &Course,
+        states: &mut watch::Receiver<Option<Arc<ClusterState>>>,
+    ) {
+        let next = Instant::now() + course.check.interval();
+        while Instant::now() < next {
+            let told = self.tell_health(container, course.health).await;
+            let pause = if told { next } else { next.min(Instant::now() + TELL_AGAIN) };
             let other = states.wait_for(|state| {
-                let state = state.as_deref();
-                let now = state.and_then(|state| wanted(state, container.id()));
-                now.map(|(check, _)| check) != course.as_ref().map(|course| &course.check)
+                let now = state.as_deref().and_then(|state| wanted(state, container));
+                now.map(|(check, _)| check) != Some(&course.check)
             });
             tokio::select! {
-                () = sleep(pause) => {}
-                _ = other => {}
+                () = sleep_until(pause) => {}
+                _ = other => return,
             }
         }
     }
@@ -99,20 +112,20 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             return true;
         }
         let request = EndpointHealth { container: container.clone(), health };
-        let told = call::<Vec<Endpoint>>(&*self.control, Request::EndpointHealth(request)).await;
-        if let Err(error) = &told {
-            tracing::warn!("telling the managers that {container} is {health}: {error}");
+        match call::<Vec<Endpoint>>(&*self.control, Request::EndpointHealth(request)).await {
+            Ok(_) => self.overcome(TELLING),
+            Err(error) => {
+                self.trouble(TELLING, error);
+                return false;
+            }
         }
-        told.map_err(AgentError::from).is_ok()
+        true
     }
 }
 
 /// The check that a container's service asks for, and the endpoint to be checked: the first one that
 /// serves. None while it is starting or draining.
-fn wanted<'a>(
-    state: &'a ClusterState,
-    container: &Id,
-) -> Option<(&'a HealthCheck, &'a Endpoint)> {
+fn wanted<'a>(state: &'a ClusterState, container: &Id) -> Option<(&'a HealthCheck, &'a Endpoint)> {
     let mut mine: Vec<&Endpoint> = state
         .endpoints
         .values()
@@ -121,7 +134,7 @@ fn wanted<'a>(
     mine.sort_unstable_by_key(|endpoint| endpoint.number);
     mine.into_iter().find_map(|endpoint| {
         let service = state.services.get(endpoint.service.as_ref()?)?;
-        Some((service.health.as_ref()?, endpoint))
+        Some((service.health.as_deref()?, endpoint))
     })
 }
 
@@ -206,7 +219,7 @@ mod tests {
         cluster.backend("a", "web", "h1", 11);
         let checked = |cluster: &TestCluster| wanted(&cluster.state, &id("a")).is_some();
         assert!(!checked(&cluster), "there is no check");
-        cluster.service_mut("web").health = Some(HealthCheck::new(Probe::Tcp(80)));
+        cluster.service_mut("web").health = Some(Box::new(HealthCheck::new(Probe::Tcp(80))));
         assert!(checked(&cluster));
         for state in [EndpointState::Starting, EndpointState::Draining] {
             cluster.endpoint_mut("a").state = state;

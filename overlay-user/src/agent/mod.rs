@@ -23,11 +23,13 @@ mod drain;
 mod error;
 mod events;
 mod follow;
+mod health;
 mod host;
 mod ipvs;
 mod lb_tables;
 mod leave;
 mod outside;
+mod probe;
 mod ready;
 mod reconcile;
 mod records;
@@ -60,6 +62,7 @@ pub use control::{Control, Watch};
 
 pub use daemon::daemon;
 pub use error::AgentError;
+pub use probe::Checked;
 pub use surroundings::{
     Host, NameServers, NamespaceId, Process, boot_id, local_ports, namespace_at,
 };
@@ -111,6 +114,8 @@ pub struct Agent<D, L> {
     progress: watch::Sender<u64>,
     containers: Containers,
     setup: tokio::sync::Mutex<HostSetup>,
+    /// Turns to make health checks.
+    checks: tokio::sync::Semaphore,
     /// What is known of the host's setup, for [`crate::api::Status`].
     report: Mutex<host::Report>,
     /// Who watches the traffic.
@@ -143,6 +148,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             count_due: Mutex::default(),
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),
+            checks: tokio::sync::Semaphore::new(health::AT_A_TIME),
             report: Mutex::default(),
             events: events::Hub::default(),
             troubles: Mutex::default(),

@@ -51,11 +51,12 @@ pub async fn probe(backend: &Checked, probe: &Probe) -> Result<(), String> {
 async fn connect(backend: &Checked, port: u16) -> Result<TcpStream, String> {
     let address = SocketAddr::new(backend.address, port);
     let netns = backend.netns.clone();
-    let open = move || {
-        in_netns(&netns, || {
-            if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
-        })
-    };
+    let open =
+        move || {
+            in_netns(&netns, || {
+                if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+            })
+        };
     let opened = tokio::task::spawn_blocking(open).await.map_err(|e| e.to_string())?;
     let socket = opened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     socket.connect(address).await.map_err(|e| format!("connecting to {address}: {e}"))

@@ -16,11 +16,11 @@ use std::{
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::AgentError;
+use super::{AgentError, Checked};
 use crate::{
     datapath::DatapathError,
     link::LinkError,
-    model::{ClusterState, Id},
+    model::{ClusterState, Id, Probe},
 };
 
 /// Which namespace a path means at the moment: a path may later mean another one.
@@ -64,6 +64,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// Changes with every boot.
     fn boot_id(&self) -> String;
+
+    /// Makes one health check of a backend of this host. Dropping it ends it.
+    fn probe<'a>(
+        &'a self,
+        backend: &'a Checked,
+        probe: &'a Probe,
+    ) -> BoxFuture<'a, Result<(), String>>;
 
     /// Detaches all programs and removes the pins. Returns what was removed.
     ///

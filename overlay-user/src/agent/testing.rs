@@ -125,6 +125,7 @@ impl TestCluster {
             ports: ports.to_vec(),
             labels: BTreeMap::new(),
             balance: Default::default(),
+            health: None,
             drain_ms: 5000,
             owner: None,
         };
@@ -150,6 +151,7 @@ impl TestCluster {
             service: None,
             weight: 1,
             state: EndpointState::Running,
+            health: Default::default(),
             created: Timestamp::UNIX_EPOCH,
         };
         self.state.endpoints.insert(endpoint.id.clone(), endpoint);

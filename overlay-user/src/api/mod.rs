@@ -24,7 +24,8 @@ pub use observe::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Availability, EndpointMode, EndpointState, HashBy, Id, Multicast, Port, Role, Scheduler,
+    Availability, EndpointMode, EndpointState, HashBy, Health, Id, Multicast, Port, Probe, Role,
+    Scheduler,
 };
 
 /// A call to a manager. The method's name on the wire is the variant's in snake case.
@@ -66,6 +67,9 @@ pub enum Request {
     /// Sets the weight of a running backend. Answer: list of [`crate::model::Endpoint`] changed.
     /// Administrators only.
     EndpointWeight(EndpointWeight),
+    /// What a health check has shown. Answer: list of [`crate::model::Endpoint`] changed; none where the
+    /// container's service is not checked. Only for the container's node.
+    EndpointHealth(EndpointHealth),
     /// Answer: list of [`crate::model::Endpoint`] removed; none is no error. Only for the
     /// container's node.
     EndpointRemove(ContainerRef),
@@ -140,6 +144,8 @@ pub struct ServiceCreate {
     pub mode: EndpointMode,
     /// How new flows are shared.
     pub balance: BalanceChange,
+    /// How backends are checked; without a probe they are not.
+    pub health: HealthChange,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// How long draining backends keep their flows, in milliseconds; `None`: 5000.
@@ -159,6 +165,8 @@ pub struct ServiceUpdate {
     pub publish_remove: Vec<Port>,
     /// How new flows are shared from now on.
     pub balance: BalanceChange,
+    /// How backends are checked from now on.
+    pub health: HealthChange,
     /// Labels to set.
     pub label_add: BTreeMap<String, String>,
     /// Labels to remove.
@@ -181,6 +189,31 @@ pub struct BalanceChange {
     /// not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity_ms: Option<u64>,
+}
+
+/// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;
+/// a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthChange {
+    /// No check any more; goes with nothing else.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub remove: bool,
+    /// What is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+    /// From the end of one try to the next, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Longest a try may take, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Failures in a row that make a backend unhealthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// For how long after its start failures do not count, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_period_ms: Option<u64>,
 }
 
 /// Parameters of `node_update`.
@@ -296,6 +329,16 @@ pub struct EndpointUpdate {
     pub container: Id,
     /// State of all its endpoints.
     pub state: EndpointState,
+}
+
+/// Parameters of `endpoint_health`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointHealth {
+    /// The container.
+    pub container: Id,
+    /// Health of all its endpoints that serve a service with a check.
+    pub health: Health,
 }
 
 /// Parameters of `endpoint_weight`.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::{Attach, Attached, Detach, EndpointWeight, LocalRequest, Request},
-    model::{ClusterState, Endpoint, EndpointState, Id, Port, PublishMode, Standing},
+    model::{ClusterState, Endpoint, EndpointState, Health, Id, Port, PublishMode, Standing},
 };
 
 /// The verbs.
@@ -281,6 +281,7 @@ struct Row {
     address6: Option<Ipv6Addr>,
     service: Option<String>,
     state: EndpointState,
+    health: Health,
     /// Whether it takes new flows, and if not, why.
     standing: Standing,
     ports: Vec<Port>,
@@ -315,6 +316,7 @@ fn rows(state: &ClusterState) -> Vec<Row> {
             address6: e.ip6,
             service: service_name(e),
             state: e.state,
+            health: e.health,
             standing: state.standing(e),
             ports: own_ports.get(&e.id).map(|ports| (*ports).clone()).unwrap_or_default(),
             aliases: e.aliases.clone(),

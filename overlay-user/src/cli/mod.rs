@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod events;
 mod format;
+mod health;
 mod init;
 pub mod inspect;
 mod ipvs;

@@ -10,13 +10,15 @@ use super::{
     args::{self, Ports},
     error::{not_found, usage_error},
     format::{FormatArg, JsonArg, ago, json, list, print, print_rows},
+    health::HealthArgs,
     inspect,
     progress::settle,
 };
 use crate::{
-    api::{BalanceChange, Reference, Request, ServiceCreate, ServiceUpdate},
+    api::{BalanceChange, HealthChange, Reference, Request, ServiceCreate, ServiceUpdate},
     model::{
-        ClusterState, EndpointMode, EndpointState, HashBy, Id, Port, Scheduler, Service, Standing,
+        ClusterState, EndpointMode, EndpointState, HashBy, Health, Id, Port, Scheduler, Service,
+        Standing,
     },
 };
 
@@ -43,7 +45,8 @@ Ports are written as in Docker:
 Examples:
   overlay service create hello --network mynet -p 8080:8080
   overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s
-  overlay service create web --network mynet -p 80:80 --lb maglev --affinity 10m";
+  overlay service create web --network mynet -p 80:80 --lb maglev --affinity 10m
+  overlay service create api --network mynet -p 8000:80 --health-http :80/healthz";
 
 /// Make a service; containers become its backends with `overlay run --service`
 #[derive(Debug, Args)]
@@ -63,6 +66,8 @@ pub(super) struct CreateArgs {
     endpoint_mode: ModeArg,
     #[command(flatten)]
     balance: BalanceArgs,
+    #[command(flatten)]
+    health: HealthArgs,
     /// Label
     #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
     label: Vec<(String, String)>,
@@ -141,6 +146,11 @@ pub(super) struct UpdateArgs {
     publish_rm: Vec<Ports>,
     #[command(flatten)]
     balance: BalanceArgs,
+    #[command(flatten)]
+    health: HealthArgs,
+    /// Check the backends no more; those that were unhealthy take flows again
+    #[arg(long)]
+    no_healthcheck: bool,
     /// Set a label
     #[arg(long, value_name = "KEY=VALUE", value_parser = args::label)]
     label_add: Vec<(String, String)>,
@@ -209,6 +219,7 @@ fn create_request(args: CreateArgs) -> ServiceCreate {
             ModeArg::Dnsrr => EndpointMode::Dnsrr,
         },
         balance: args.balance.change(),
+        health: args.health.change(false),
         labels: args.label.into_iter().collect(),
         drain_ms: args.drain.map(args::millis),
     }
@@ -222,12 +233,23 @@ async fn update(context: &Context, args: UpdateArgs) -> anyhow::Result<()> {
 }
 
 fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
-    let UpdateArgs { service, publish_add, publish_rm, balance, label_add, label_rm, drain } = args;
+    let UpdateArgs {
+        service,
+        publish_add,
+        publish_rm,
+        balance,
+        health,
+        no_healthcheck,
+        label_add,
+        label_rm,
+        drain,
+    } = args;
     let request = ServiceUpdate {
         reference: service,
         publish_add: args::flatten(publish_add),
         publish_remove: args::flatten(publish_rm),
         balance: balance.change(),
+        health: health.change(no_healthcheck),
         label_add: label_add.into_iter().collect(),
         label_remove: label_rm,
         drain_ms: drain.map(args::millis),
@@ -235,14 +257,15 @@ fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
     let changes_nothing = request.publish_add.is_empty()
         && request.publish_remove.is_empty()
         && request.balance == BalanceChange::default()
+        && request.health == HealthChange::default()
         && request.label_add.is_empty()
         && request.label_remove.is_empty()
         && request.drain_ms.is_none();
     if changes_nothing {
         return Err(usage_error(
             format!("nothing to change in service {:?}", request.reference),
-            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --label-add, --label-rm or \
-             --drain",
+            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --health-..., \
+             --no-healthcheck, --label-add, --label-rm or --drain",
         ));
     }
     Ok(request)
@@ -345,6 +368,7 @@ struct Backend {
     address: std::net::Ipv4Addr,
     weight: u16,
     state: EndpointState,
+    health: Health,
     /// Whether it takes new flows, and if not, why.
     standing: Standing,
     created: jiff::Timestamp,
@@ -366,6 +390,7 @@ fn backends(state: &ClusterState, service: &Service) -> Vec<Backend> {
             address: e.ip,
             weight: e.weight,
             state: e.state,
+            health: e.health,
             standing: state.standing(e),
             created: e.created,
         })
@@ -427,6 +452,12 @@ mod tests {
             "address",
             "--affinity",
             "10m",
+            "--health-http",
+            ":80/healthz",
+            "--health-interval",
+            "1s",
+            "--health-retries",
+            "5",
             "--label",
             "x=y",
             "--drain",
@@ -449,6 +480,11 @@ mod tests {
                 "ports": [port(8080, 80, "tcp"), port(90, 90, "udp"), port(91, 91, "udp")],
                 "mode": "dnsrr",
                 "balance": {"lb": "maglev", "lb_hash": "address", "affinity_ms": 600_000},
+                "health": {
+                    "probe": {"http": {"port": 80, "path": "/healthz"}},
+                    "interval_ms": 1000,
+                    "retries": 5,
+                },
                 "labels": {"x": "y"},
                 "drain_ms": 2000,
             })
@@ -476,6 +512,7 @@ mod tests {
             "lc",
             "--affinity",
             "0s",
+            "--no-healthcheck",
             "--label-add",
             "a=b",
             "--label-rm",
@@ -492,6 +529,7 @@ mod tests {
         assert_eq!(request.label_add["a"], "b");
         let balance = request.balance;
         assert_eq!((balance.lb, balance.affinity_ms), (Some(Scheduler::Lc), Some(0)));
+        assert!(request.health.remove && request.health.probe.is_none());
         assert_eq!(request.label_remove, ["c"]);
         assert_eq!(request.drain_ms, Some(0));
     }
@@ -503,6 +541,10 @@ mod tests {
             (["create", "hello", "-p", "80:80/icmp"], "none of tcp, udp and sctp"),
             (["create", "hello", "-p", "127.0.0.1:80:80"], "every address"),
             (["create", "hello", "--drain", "5"], "\"5\" is no time"),
+            (["create", "hello", "--health-tcp", "0"], "0 is not in 1..=65535"),
+            (["create", "hello", "--health-http", "80/x"], "\"80/x\" is not :PORT/PATH"),
+            (["create", "hello", "--health-interval", "1"], "\"1\" is no time"),
+            (["create", "hello", "--health-retries", "0"], "0 is not in"),
             (["create", "hello", "--label", "=x"], "\"=x\" is not KEY=VALUE"),
             (["create", "hel lo", "-p", "80"], "invalid service name \"hel lo\""),
             (["create", "hello", "--endpoint-mode", "lvs"], "'lvs' for '--endpoint-mode"),

@@ -106,6 +106,7 @@ impl Cluster {
             ports: vec![],
             labels: BTreeMap::new(),
             balance: Default::default(),
+            health: None,
             drain_ms: 5000,
             owner: None,
         };
@@ -132,6 +133,7 @@ impl Cluster {
             aliases: vec![],
             service: None,
             weight: 1,
+            health: Default::default(),
             state: EndpointState::Running,
             created: Timestamp::UNIX_EPOCH,
         };

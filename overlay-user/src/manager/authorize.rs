@@ -45,6 +45,7 @@ fn administrator(request: &Request) -> Result<(), ApiError> {
     match request {
         Request::EndpointCreate(_)
         | Request::EndpointUpdate(_)
+        | Request::EndpointHealth(_)
         | Request::EndpointRemove(_)
         | Request::Heartbeat(_) => Err(forbidden(
             "this call is for the node itself: it says what the node's own kernel holds",
@@ -69,6 +70,7 @@ fn node_may(state: &ClusterState, id: &Id, request: &Request) -> Result<(), ApiE
         Request::State {}
         | Request::Sync(_)
         | Request::EndpointUpdate(_)
+        | Request::EndpointHealth(_)
         | Request::EndpointRemove(_) => Ok(()),
         Request::Heartbeat(heartbeat) => same(id, &heartbeat.node),
         Request::EndpointCreate(create) => same(id, &create.node),

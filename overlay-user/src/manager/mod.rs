@@ -112,6 +112,10 @@ impl Manager {
                 let node = authorize::node(who)?.clone();
                 self.write(move |s, now| endpoint::update(s, &node, &r, now)).await
             }
+            Request::EndpointHealth(r) => {
+                let node = authorize::node(who)?.clone();
+                self.write(move |s, now| endpoint::judge(s, &node, &r, now)).await
+            }
             Request::EndpointWeight(r) => {
                 self.write(move |s, now| endpoint::weigh(s, &r, now)).await
             }

@@ -84,11 +84,6 @@ pub enum Health {
 }
 
 impl Health {
-    /// Whether a backend takes new flows as far as its health goes.
-    pub const fn takes_flows(self) -> bool {
-        matches!(self, Self::Unknown | Self::Healthy)
-    }
-
     /// Whether it need not be written down.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) fn is_unknown(&self) -> bool {

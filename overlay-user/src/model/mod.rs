@@ -5,6 +5,7 @@
 
 mod balance;
 mod change;
+mod health;
 mod name;
 mod port;
 mod standing;
@@ -17,6 +18,7 @@ use std::{
 
 pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, Scheduler};
 pub use change::{Change, Kind, Object, WatchEvent};
+pub use health::{Health, HealthCheck, Probe};
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 pub use name::{InvalidName, check_name};
@@ -289,6 +291,9 @@ pub struct Service {
     /// How new flows are shared among its backends.
     #[serde(default)]
     pub balance: Balance,
+    /// How its backends are checked; `None`: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Box<HealthCheck>>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// How long a draining backend keeps its flows, in milliseconds.
@@ -341,6 +346,9 @@ pub struct Endpoint {
     pub weight: u16,
     /// Life.
     pub state: EndpointState,
+    /// What the checks of its service have shown.
+    #[serde(default, skip_serializing_if = "Health::is_unknown")]
+    pub health: Health,
     /// When it was made.
     pub created: Timestamp,
 }

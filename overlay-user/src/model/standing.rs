@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Availability, ClusterState, Endpoint, EndpointState, NodeState};
+use super::{Availability, ClusterState, Endpoint, EndpointState, Health, NodeState};
 
 /// Whether an endpoint takes new flows as a backend, and if not, why. Flows that it has go on in any
 /// case.
@@ -17,6 +17,10 @@ pub enum Standing {
     Starting,
     /// It is being taken out.
     Draining,
+    /// It has passed no health check yet.
+    Unchecked,
+    /// Its health checks fail.
+    Unhealthy,
     /// Its node is drained.
     NodeDrained,
     /// Nothing but that its node is not heard of.
@@ -29,6 +33,8 @@ impl fmt::Display for Standing {
             Self::Running => "running",
             Self::Starting => "starting",
             Self::Draining => "draining",
+            Self::Unchecked => "not yet healthy",
+            Self::Unhealthy => "unhealthy",
             Self::NodeDrained => "node drained",
             Self::NodeDown => "node down",
         })
@@ -42,6 +48,11 @@ impl ClusterState {
             EndpointState::Starting => return Standing::Starting,
             EndpointState::Draining => return Standing::Draining,
             EndpointState::Running => {}
+        }
+        match endpoint.health {
+            Health::Starting => return Standing::Unchecked,
+            Health::Unhealthy => return Standing::Unhealthy,
+            Health::Unknown | Health::Healthy => {}
         }
         let Some(node) = self.nodes.get(&endpoint.node) else { return Standing::NodeDown };
         match (node.availability, node.state) {

@@ -3,9 +3,12 @@
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
+
+use clap::Args;
 
 use super::{Answer, Asked, Failure, Identity, Target, answer, serve};
 
@@ -16,26 +19,39 @@ const HEAD_LIMIT: u64 = 16 * 1024;
 /// to send one more request and be told to go.
 const IDLE_AFTER_STOP: Duration = Duration::from_secs(3);
 
+/// Parameters of `http`.
+#[derive(Clone, Debug, Args)]
+pub struct HttpArgs {
+    #[command(flatten)]
+    identity: Identity,
+    /// While this file exists, `/health` is answered with status 503.
+    #[arg(long)]
+    sick: Option<PathBuf>,
+}
+
 /// Answers GETs until SIGTERM. From then on every answer says `Connection: close`.
-pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
-    let (name, host) = (identity.name.clone(), identity.host()?);
+pub fn serve(args: &HttpArgs) -> anyhow::Result<ExitCode> {
+    let HttpArgs { identity, sick } = args;
+    let (name, host, sick) = (identity.name.clone(), identity.host()?, sick.clone());
     serve::accept(identity.listen, move |stream| {
         // A connection that breaks is its client's to report.
-        let _ = converse(stream, &name, &host);
+        let _ = converse(stream, &name, &host, sick.as_deref());
     })
 }
 
-fn converse(mut stream: TcpStream, name: &str, host: &str) -> io::Result<()> {
+fn converse(mut stream: TcpStream, name: &str, host: &str, sick: Option<&Path>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let answer = Answer::new(name, host, stream.peer_addr()?);
     let body = serde_json::to_string(&answer)?;
     let mut reader = BufReader::new(stream.try_clone()?);
-    while let Some(close) = read_request(&stream, &mut reader)? {
+    while let Some(Asks { close, path }) = read_request(&stream, &mut reader)? {
         let close = close || serve::stopping();
+        let is_sick = path == "/health" && sick.is_some_and(Path::exists);
+        let status = if is_sick { "503 Service Unavailable" } else { "200 OK" };
         let connection = if close { "close" } else { "keep-alive" };
         let length = body.len();
         let response = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
              Connection: {connection}\r\n\r\n{body}"
         );
         stream.write_all(response.as_bytes())?;
@@ -50,8 +66,15 @@ fn converse(mut stream: TcpStream, name: &str, host: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one request head; true if the client wants no more. `None` at the end of the connection.
-fn read_request(stream: &TcpStream, reader: &mut BufReader<TcpStream>) -> io::Result<Option<bool>> {
+/// What a request asks for.
+struct Asks {
+    /// The client wants no more.
+    close: bool,
+    path: String,
+}
+
+/// Reads one request head; `None` at the end of the connection.
+fn read_request(stream: &TcpStream, reader: &mut BufReader<TcpStream>) -> io::Result<Option<Asks>> {
     if reader.buffer().is_empty() && !wait_for_request(stream)? {
         return Ok(None);
     }
@@ -61,7 +84,9 @@ fn read_request(stream: &TcpStream, reader: &mut BufReader<TcpStream>) -> io::Re
     if !first.starts_with("GET ") {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not a GET: {first:?}")));
     }
-    Ok(Some(header(&head, "connection").is_some_and(|v| v.eq_ignore_ascii_case("close"))))
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let close = header(&head, "connection").is_some_and(|v| v.eq_ignore_ascii_case("close"));
+    Ok(Some(Asks { close, path }))
 }
 
 /// Waits for input; false once the server stops and the client stays idle.
@@ -168,7 +193,7 @@ mod tests {
         let target = listener.local_addr().expect("its address").to_string();
         let server = std::thread::spawn(move || {
             let (stream, _) = listener.accept().expect("a connection");
-            converse(stream, "hello", "h1")
+            converse(stream, "hello", "h1", None)
         });
         let mut client = Connection::open(&target, Duration::from_secs(2)).expect("connected");
         let (answer, open) = client.request(false).expect("the first answer");

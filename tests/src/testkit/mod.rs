@@ -108,7 +108,7 @@ enum Command {
     /// Talks to a `tcp-id` over one connection until SIGTERM.
     TcpChat(chat::ChatArgs),
     /// Answers every GET with who it is and whom it saw.
-    Http(Identity),
+    Http(http::HttpArgs),
     /// Asks an `http`.
     HttpGet(Target),
     /// Asks `http`s all the time and counts what fails.
@@ -190,7 +190,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::TcpId(identity) => tcp::serve(&identity),
         Command::TcpGet(target) => print(&tcp::get(&target)?),
         Command::TcpChat(args) => print(&chat::run(&args)?),
-        Command::Http(identity) => http::serve(&identity),
+        Command::Http(args) => http::serve(&args),
         Command::HttpGet(target) => print(&http::get(&target)?),
         Command::HttpLoad(args) => print(&load::run(&args)?),
         Command::UdpEcho(args) => udp::serve(&args),

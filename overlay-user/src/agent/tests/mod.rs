@@ -4,6 +4,7 @@
 mod api;
 mod connection;
 mod events;
+mod health;
 mod lifecycle;
 mod outside;
 mod repair;
@@ -31,7 +32,7 @@ use crate::{
     datapath::{DatapathError, MemoryDatapath, XdpMode},
     link::{LinkError, MemoryLinks, UnderlayFacts},
     manager::{Controller, InitCluster, Manager},
-    model::{Availability, Change, Network, Node, NodeState, Object, Port, Role, Service},
+    model::{Availability, Change, Network, Node, NodeState, Object, Port, Probe, Role, Service},
     store::{MemoryStore, Store},
 };
 
@@ -197,6 +198,10 @@ struct MemoryHost {
     /// What was shown when the DNS servers began to answer.
     answered_from: AtomicU64,
     names_fail: std::sync::atomic::AtomicBool,
+    /// Namespaces whose health checks fail.
+    unhealthy: Mutex<BTreeSet<PathBuf>>,
+    /// Namespaces whose health checks never end.
+    hanging: Mutex<BTreeSet<PathBuf>>,
 }
 
 use std::sync::atomic::Ordering::SeqCst;
@@ -229,6 +234,22 @@ impl Host for MemoryHost {
 
     fn boot_id(&self) -> String {
         lock(&self.boot).clone()
+    }
+
+    fn probe<'a>(
+        &'a self,
+        backend: &'a Checked,
+        _: &'a Probe,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            if lock(&self.hanging).contains(&backend.netns) {
+                std::future::pending::<()>().await;
+            }
+            match lock(&self.unhealthy).contains(&backend.netns) {
+                false => Ok(()),
+                true => Err("made to fail by the test".to_owned()),
+            }
+        })
     }
 
     fn unload(&self) -> Result<Vec<String>, DatapathError> {

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::{
-    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Port, Protocol, PublishMode,
-    Scheduler, Service,
+    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Health, HealthCheck, Port, Probe,
+    Protocol, PublishMode, Scheduler, Service,
 };
 
 /// A service as `docker service inspect` shows it, with its backends.
@@ -33,6 +33,30 @@ struct Spec {
     drain_milliseconds: u64,
     /// How new flows are shared.
     balance: BalanceInspect,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health_check: Option<HealthInspect>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthInspect {
+    probe: Probe,
+    interval_milliseconds: u64,
+    timeout_milliseconds: u64,
+    retries: u32,
+    start_period_milliseconds: u64,
+}
+
+impl From<&HealthCheck> for HealthInspect {
+    fn from(check: &HealthCheck) -> Self {
+        Self {
+            probe: check.probe.clone(),
+            interval_milliseconds: check.interval_ms,
+            timeout_milliseconds: check.timeout_ms,
+            retries: check.retries,
+            start_period_milliseconds: check.start_period_ms,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -97,6 +121,8 @@ struct Task {
     node: String,
     #[serde(rename = "State")]
     state: EndpointState,
+    #[serde(rename = "Health", skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
     #[serde(rename = "Weight")]
     weight: u16,
 }
@@ -132,6 +158,7 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
                 hash: service.balance.hashed(),
                 affinity_seconds: service.balance.affinity_secs,
             },
+            health_check: service.health.as_deref().map(HealthInspect::from),
         },
         endpoint: EndpointOfService { virtual_ips: virtual_ips(state, service) },
         tasks: tasks(state, service),
@@ -160,6 +187,7 @@ fn tasks(state: &ClusterState, service: &Service) -> Vec<Task> {
             endpoint_ip: endpoint.ip.to_string(),
             node: state.nodes.get(&endpoint.node).map(|n| n.name.clone()).unwrap_or_default(),
             state: endpoint.state,
+            health: Some(endpoint.health).filter(|health| *health != Health::Unknown),
             weight: endpoint.weight,
         })
         .collect()

@@ -80,6 +80,7 @@ fn endpoint(number: u32, name: &str, network: &str, node: &str, ip: &str) -> End
         aliases: vec![],
         service: None,
         weight: 1,
+        health: Default::default(),
         state: EndpointState::Running,
         created: time(),
     }
@@ -104,6 +105,7 @@ fn service(name: &str, number: u32, vip: Option<&str>, published: u16) -> Servic
         }],
         labels: BTreeMap::new(),
         balance: Default::default(),
+        health: None,
         drain_ms: 5000,
         owner: None,
     }

@@ -198,6 +198,7 @@ fn is_repeatable(request: &Request) -> bool {
             | Request::Sync(_)
             | Request::EndpointCreate(_)
             | Request::EndpointUpdate(_)
+            | Request::EndpointHealth(_)
             | Request::EndpointRemove(_)
             | Request::TokenList {}
     )

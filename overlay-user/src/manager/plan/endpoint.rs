@@ -10,11 +10,11 @@ use super::{
     service,
 };
 use crate::{
-    api::{ApiError, ContainerRef, EndpointCreate, EndpointUpdate, EndpointWeight},
+    api::{ApiError, ContainerRef, EndpointCreate, EndpointHealth, EndpointUpdate, EndpointWeight},
     manager::error::{conflict, forbidden, invalid, not_found},
     model::{
-        Balance, ClusterState, DEFAULT_WEIGHT, Driver, Endpoint, EndpointMode, EndpointState, Id,
-        Kind, Network, Object, Port, PublishMode, Service, ServiceNetwork, check_name,
+        Balance, ClusterState, DEFAULT_WEIGHT, Driver, Endpoint, EndpointMode, EndpointState,
+        Health, Id, Kind, Network, Object, Port, PublishMode, Service, ServiceNetwork, check_name,
     },
 };
 
@@ -59,6 +59,10 @@ pub(in crate::manager) fn create(
             service: service.map(|s| s.id.clone()),
             weight: request.weight.unwrap_or(DEFAULT_WEIGHT),
             state: EndpointState::Starting,
+            health: match service.and_then(|s| s.health.as_ref()) {
+                Some(_) => Health::Starting,
+                None => Health::Unknown,
+            },
             created: now,
         });
     }
@@ -247,6 +251,7 @@ fn owner_service(
         networks: vec![ServiceNetwork { network: network.id.clone(), vip: None, number }],
         ports,
         balance: Balance::default(),
+        health: None,
         labels: Default::default(),
         drain_ms: service::DEFAULT_DRAIN_MS,
         owner: Some(endpoint.id.clone()),
@@ -282,6 +287,28 @@ pub(in crate::manager) fn update(
     let mut changed = Vec::new();
     for endpoint in endpoints.into_iter().filter(|e| e.state != request.state) {
         let endpoint = Endpoint { state: request.state, ..endpoint.clone() };
+        draft.put(Object::Endpoint(endpoint.clone()));
+        changed.push(endpoint);
+    }
+    Ok((draft.finish(), changed))
+}
+
+/// Notes what a health check of a container has shown. Answers the endpoints that changed: none when
+/// the check was given up meanwhile.
+pub(in crate::manager) fn judge(
+    state: &ClusterState,
+    node: &Id,
+    request: &EndpointHealth,
+    now: Timestamp,
+) -> Planned<Vec<Endpoint>> {
+    let checked = |e: &&Endpoint| {
+        let service = e.service.as_ref().and_then(|id| state.services.get(id));
+        service.is_some_and(|service| service.health.is_some()) && e.health != request.health
+    };
+    let mut draft = Draft::new(state, now)?;
+    let mut changed = Vec::new();
+    for endpoint in own_endpoints(state, node, &request.container)?.into_iter().filter(checked) {
+        let endpoint = Endpoint { health: request.health, ..endpoint.clone() };
         draft.put(Object::Endpoint(endpoint.clone()));
         changed.push(endpoint);
     }

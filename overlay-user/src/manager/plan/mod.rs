@@ -4,6 +4,7 @@
 mod balance;
 pub(super) mod draft;
 pub(super) mod endpoint;
+mod health;
 pub(super) mod init;
 pub(super) mod ipam;
 pub(super) mod ipam6;

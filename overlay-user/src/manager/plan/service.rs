@@ -5,14 +5,14 @@ use jiff::Timestamp;
 use super::{
     Planned, balance,
     draft::Draft,
-    network,
+    health, network,
     port::{self, Publish},
 };
 use crate::{
     api::{ApiError, Reference, ServiceCreate, ServiceUpdate},
     manager::error::{conflict, invalid, not_found},
     model::{
-        Balance, ClusterState, Endpoint, EndpointMode, Id, Kind, Network, Object, Port,
+        Balance, ClusterState, Endpoint, EndpointMode, Health, Id, Kind, Network, Object, Port,
         PublishMode, Service, ServiceNetwork, check_name,
     },
 };
@@ -37,6 +37,7 @@ pub(in crate::manager) fn create(
     check_mode(request.mode, &request.ports)?;
     let drain_ms = check_drain(request.drain_ms)?.unwrap_or(DEFAULT_DRAIN_MS);
     let balance = balance::changed(Balance::default(), &request.balance)?;
+    let health = health::changed(None, &request.health)?.map(Box::new);
     let ports =
         Publish { service: None, kept: vec![], network: first }.add(state, &request.ports)?;
 
@@ -58,6 +59,7 @@ pub(in crate::manager) fn create(
         networks: on,
         ports,
         balance,
+        health,
         labels: request.labels.clone(),
         drain_ms,
         owner: None,
@@ -121,7 +123,7 @@ fn check_drain(drain_ms: Option<u64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// Changes ports, balancing, labels and drain time.
+/// Changes ports, balancing, health check, labels and drain time.
 pub(in crate::manager) fn update(
     state: &ClusterState,
     request: &ServiceUpdate,
@@ -155,9 +157,19 @@ pub(in crate::manager) fn update(
         service.drain_ms = drain_ms;
     }
     service.balance = balance::changed(service.balance, &request.balance)?;
+    service.health = health::changed(before.health.as_deref(), &request.health)?.map(Box::new);
     let mut draft = Draft::new(state, now)?;
     if service != *before {
         draft.put(Object::Service(service.clone()));
+    }
+    if service.health.is_none() && before.health.is_some() {
+        // What nobody checks any more takes flows again.
+        let judged =
+            |e: &&Endpoint| e.service.as_ref() == Some(&service.id) && e.health != Health::Unknown;
+        for endpoint in state.endpoints.values().filter(judged) {
+            let endpoint = Endpoint { health: Health::Unknown, ..endpoint.clone() };
+            draft.put(Object::Endpoint(endpoint));
+        }
     }
     Ok((draft.finish(), service))
 }
@@ -172,7 +184,11 @@ pub(in crate::manager) fn remove(
     refuse_owned(&service, "removed")?;
     let mut draft = Draft::new(state, now)?;
     for endpoint in state.endpoints.values().filter(|e| e.service.as_ref() == Some(&service.id)) {
-        draft.put(Object::Endpoint(Endpoint { service: None, ..endpoint.clone() }));
+        draft.put(Object::Endpoint(Endpoint {
+            service: None,
+            health: Health::Unknown,
+            ..endpoint.clone()
+        }));
     }
     draft.delete(Kind::Service, &service.id);
     Ok((draft.finish(), service))
