@@ -36,6 +36,7 @@ mod records;
 mod run;
 mod server;
 mod slots;
+mod shadow;
 mod status;
 mod surroundings;
 mod tables;

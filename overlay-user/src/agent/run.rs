@@ -114,6 +114,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             self.count_flows().await;
             self.count_active().await;
         }
+            self.look_for_shadowed_ports().await;
     }
 
     async fn repair_loop(self: Arc<Self>) {

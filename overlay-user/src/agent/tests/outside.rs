@@ -7,7 +7,11 @@ use overlay_common::{
 };
 
 use super::*;
-use crate::{agent::tables::monotonic_ns, datapath::DatapathCall};
+use crate::{
+    agent::{tables::monotonic_ns, testing::port},
+    datapath::DatapathCall,
+    model::Protocol,
+};
 
 const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
@@ -143,4 +147,27 @@ async fn numbers_of_flows_are_corrected_near_the_limit_and_forgotten_with_the_en
     assert_eq!(usage.keys().collect::<Vec<_>>(), [ifindex], "the other one is no endpoint's");
     assert_eq!(usage[ifindex].flows, 3);
     assert!(usage[ifindex].counted > 0);
+}
+
+#[tokio::test]
+async fn published_ports_that_programs_of_the_host_listen_on_are_told() {
+    let world = World::new();
+    world.network("mynet").await;
+    let (web, dns) = (port(8080, 80), Port { protocol: Protocol::Udp, ..port(53, 53) });
+    world.service("web", "mynet", &[web, dns], 0).await;
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let told = async || {
+        agent.look_for_shadowed_ports().await;
+        agent.status().expect("a status").last_error
+    };
+    let own = "/proc/thread-self/ns/net";
+    // Another protocol's port is nothing to it.
+    test.links.set_listening(own, (6, 53), true);
+    assert_eq!(told().await, None);
+    test.links.set_listening(own, (17, 53), true);
+    let error = told().await.expect("told");
+    assert!(error.contains("53/udp") && !error.contains("8080"), "{error}");
+    test.links.set_listening(own, (17, 53), false);
+    assert_eq!(told().await, None);
 }
