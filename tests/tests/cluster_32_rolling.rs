@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::ensure;
-use overlay_tests::{Cluster, Container, Options, Place as _, Running, Shared};
+use nix::sys::signal::Signal;
+use overlay_tests::{Cluster, Container, Options, Place as _, Running, Shared, eventually};
 
 /// Each test has its own service on the network `mynet`.
 static CLUSTER: Shared = Shared::new(|| {
@@ -182,5 +183,34 @@ fn changing_the_scheduler_and_the_ports_loses_no_request() -> anyhow::Result<()>
         pause();
     }
     assert_eq!(rolling.end()?.len(), 4);
+    Ok(())
+}
+
+#[test]
+fn a_drain_ends_with_the_last_flow_wherever_that_is_translated() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let args = ["--network", "mynet", "-p", "8107:3306", "--drain", "600s"];
+    cluster.host(1).service_create("patient", &args)?;
+    let mut replica = cluster.host(2).container("patient.1").service("patient").tcp_id(3306)?;
+    let asker = cluster.host(1).container("patient-asker").network("mynet").idle()?;
+    // One flow is in h1's table alone, the other in h3's.
+    let inside = asker.chat("patient:3306")?;
+    let outside = cluster.client().chat(&cluster.host(3).port(8107))?;
+    replica.signal(Signal::SIGTERM);
+    eventually("it drains", Duration::from_secs(20), || {
+        let shown = cluster.host(1).overlay(&["service", "ps", "patient"])?.stdout;
+        ensure!(shown.contains("draining"), "{shown}");
+        Ok(())
+    })?;
+    for chat in [inside, outside] {
+        // Long enough that every node counts more than once.
+        std::thread::sleep(Duration::from_millis(1500));
+        let report = chat.chat_report()?;
+        ensure!(report.failure.is_none() && report.lines > 10, "{report:?}");
+    }
+    let output = replica.wait()?;
+    ensure!(output.describe().contains("draining"), "{}", output.describe());
+    // One without flows does not wait at all.
+    cluster.host(3).container("patient.2").service("patient").tcp_id(3306)?.stop()?;
     Ok(())
 }

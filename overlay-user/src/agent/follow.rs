@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
-use super::{Agent, control::call, doubts::Doubts, records};
+use super::{Agent, control::call, doubts::Doubts, lock, records};
 use crate::{
     api::{ApiError, ErrorCode, Heartbeat, HeartbeatAnswer, Request},
     datapath::Datapath,
@@ -163,7 +163,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let _ = progress.wait_for(|revision| *revision > 0).await;
         loop {
             let applied = *progress.borrow_and_update();
-            let heartbeat = Request::Heartbeat(Heartbeat { node: self.node().clone(), applied });
+            let draining = lock(&self.draining).clone();
+            let node = self.node().clone();
+            let heartbeat = Request::Heartbeat(Heartbeat { node, applied, draining });
             match call::<HeartbeatAnswer>(&*self.control, heartbeat).await {
                 Ok(_) => self.overcome(REPORTING),
                 Err(error) => self.trouble(REPORTING, error),

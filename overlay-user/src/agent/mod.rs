@@ -22,6 +22,7 @@ mod doubts;
 mod drain;
 mod error;
 mod events;
+mod flows_left;
 mod follow;
 mod health;
 mod host;
@@ -35,8 +36,8 @@ mod reconcile;
 mod records;
 mod run;
 mod server;
-mod slots;
 mod shadow;
+mod slots;
 mod status;
 mod surroundings;
 mod tables;
@@ -111,6 +112,8 @@ pub struct Agent<D, L> {
     applied: Mutex<Applied>,
     /// When flows of backends may be counted again; `None` before the first time.
     count_due: Mutex<Option<std::time::Instant>>,
+    /// Flows that draining backends have left here, by number.
+    draining: Mutex<BTreeMap<u32, u64>>,
     /// Revision that the maps show.
     progress: watch::Sender<u64>,
     containers: Containers,
@@ -147,6 +150,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             facts: Mutex::default(),
             applied: Mutex::default(),
             count_due: Mutex::default(),
+            draining: Mutex::default(),
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),
             checks: tokio::sync::Semaphore::new(health::AT_A_TIME),

@@ -75,6 +75,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         set.spawn(self.clone().reconcile_loop());
         set.spawn(self.clone().heartbeat_loop());
+        set.spawn(self.clone().count_draining_loop());
         set.spawn(self.clone().cache_loop());
         set.spawn(self.clone().heal_loop());
         set.spawn(self.clone().look_loop());
@@ -113,8 +114,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             self.sweep_namespaces().await;
             self.count_flows().await;
             self.count_active().await;
-        }
             self.look_for_shadowed_ports().await;
+        }
     }
 
     async fn repair_loop(self: Arc<Self>) {

@@ -75,6 +75,8 @@ pub enum Request {
     EndpointRemove(ContainerRef),
     /// "I am alive and have applied this revision." Answer: [`HeartbeatAnswer`]. Nodes only.
     Heartbeat(Heartbeat),
+    /// Answer: [`FlowsLeft`] to a container's draining endpoints. Nodes and administrators.
+    FlowsLeft(ContainerRef),
     /// Waits until every ready node has applied a revision. Answer: [`SyncAnswer`]. Nodes and
     /// administrators.
     Sync(Sync),
@@ -360,13 +362,24 @@ pub struct ContainerRef {
 }
 
 /// Parameters of `heartbeat`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// The caller.
     pub node: Id,
     /// Highest revision that its maps show.
     pub applied: u64,
+    /// How many flows of its own conntrack table go to draining backends, by number; only those that
+    /// were counted since its maps show that they drain.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<u32, u64>,
+}
+
+/// Answer to `flows_left`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsLeft {
+    /// How many flows all ready nodes together have; `None` while one has not counted.
+    pub flows: Option<u64>,
 }
 
 /// Answer to `heartbeat`.

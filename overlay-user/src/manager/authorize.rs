@@ -69,6 +69,7 @@ fn node_may(state: &ClusterState, id: &Id, request: &Request) -> Result<(), ApiE
         // The container's node is compared where the container is looked up.
         Request::State {}
         | Request::Sync(_)
+        | Request::FlowsLeft(_)
         | Request::EndpointUpdate(_)
         | Request::EndpointHealth(_)
         | Request::EndpointRemove(_) => Ok(()),

@@ -8,7 +8,7 @@
 //! connection whatever its processes do.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -42,7 +42,7 @@ struct Known {
     nodes: HashMap<Id, Heard>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Heard {
     /// When its agent was last heard.
     agent: Option<Instant>,
@@ -50,23 +50,27 @@ struct Heard {
     host: Option<Instant>,
     /// Highest revision that the node's maps show.
     applied: u64,
+    /// How many flows it has to draining backends, by number.
+    draining: BTreeMap<u32, u64>,
     /// The revision in which it was called down, until it is ready again.
     lost: Option<u64>,
 }
 
 impl Known {
-    fn heard(&self, node: &Id) -> Heard {
-        self.nodes.get(node).copied().unwrap_or_default()
-    }
-
     /// For how long the agent has been silent.
     fn agent_silent(&self, node: &Id) -> Duration {
-        self.heard(node).agent.unwrap_or(self.since).max(self.since).elapsed()
+        self.nodes
+            .get(node)
+            .and_then(|heard| heard.agent)
+            .unwrap_or(self.since)
+            .max(self.since)
+            .elapsed()
     }
 
     /// For how long nothing came from the host at all.
     fn host_silent(&self, node: &Id) -> Duration {
-        let host = self.heard(node).host.map_or(Duration::MAX, |at| at.max(self.since).elapsed());
+        let host = self.nodes.get(node).and_then(|heard| heard.host);
+        let host = host.map_or(Duration::MAX, |at| at.max(self.since).elapsed());
         self.agent_silent(node).min(host)
     }
 }
@@ -87,6 +91,7 @@ impl Liveness {
         let heard = known.nodes.entry(heartbeat.node.clone()).or_default();
         heard.agent = Some(Instant::now());
         heard.applied = heartbeat.applied;
+        heard.draining.clone_from(&heartbeat.draining);
         drop(known);
         self.changed.send_replace(());
     }
@@ -107,7 +112,7 @@ impl Liveness {
     /// Whether a node that is down may be ready again. One that was called down has missed what
     /// happened meanwhile: others must not send it flows before its maps show it.
     pub fn is_back(&self, heartbeat: &Heartbeat) -> bool {
-        let lost = self.known().heard(&heartbeat.node).lost;
+        let lost = self.known().nodes.get(&heartbeat.node).and_then(|heard| heard.lost);
         lost.is_none_or(|revision| heartbeat.applied >= revision)
     }
 
@@ -131,8 +136,23 @@ impl Liveness {
     /// Names of the ready nodes that have not applied a revision.
     pub fn lagging(&self, state: &ClusterState, revision: u64) -> Vec<String> {
         let known = self.known();
-        let lags = |node: &&Node| known.heard(&node.id).applied < revision;
+        let applied = |node: &Node| known.nodes.get(&node.id).map_or(0, |heard| heard.applied);
+        let lags = |node: &&Node| applied(node) < revision;
         ready(state).filter(lags).map(|n| n.name.clone()).collect()
+    }
+
+    /// How many flows the ready nodes have to draining backends; `None` while one has not counted those
+    /// of each.
+    pub fn flows_left(&self, state: &ClusterState, backends: &[u32]) -> Option<u64> {
+        let known = self.known();
+        let mut sum: u64 = 0;
+        for node in ready(state) {
+            let counted = &known.nodes.get(&node.id)?.draining;
+            for backend in backends {
+                sum = sum.saturating_add(*counted.get(backend)?);
+            }
+        }
+        Some(sum)
     }
 
     /// Ready nodes that count as down by now. Forgets nodes that are gone.
@@ -285,7 +305,8 @@ mod tests {
     }
 
     fn heard(liveness: &Liveness, name: &str, applied: u64) {
-        liveness.heard(&Heartbeat { node: Id::from_text(name), applied });
+        let node = Id::from_text(name);
+        liveness.heard(&Heartbeat { node, applied, ..Heartbeat::default() });
     }
 
     #[test]
@@ -333,6 +354,28 @@ mod tests {
         liveness
     }
 
+    #[test]
+    fn flows_left_are_known_when_every_ready_node_has_counted_them() {
+        let liveness = Liveness::new();
+        let nodes = [("a", NodeState::Ready), ("b", NodeState::Ready), ("c", NodeState::Down)];
+        let state = state(&nodes);
+        let count = |name: &str, draining: &[(u32, u64)]| {
+            let draining = draining.iter().copied().collect();
+            let node = Id::from_text(name);
+            liveness.heard(&Heartbeat { node, draining, ..Heartbeat::default() });
+        };
+        count("a", &[(7, 2), (8, 1)]);
+        assert_eq!(liveness.flows_left(&state, &[7]), None);
+        count("b", &[(8, 0)]);
+        assert_eq!(liveness.flows_left(&state, &[7]), None, "it does not know of this one");
+        count("b", &[(7, 3), (8, 0)]);
+        assert_eq!(liveness.flows_left(&state, &[7]), Some(5));
+        assert_eq!(liveness.flows_left(&state, &[7, 8]), Some(6));
+        count("a", &[(7, 0)]);
+        count("b", &[(7, 0)]);
+        assert_eq!(liveness.flows_left(&state, &[7]), Some(0));
+    }
+
     #[tokio::test]
     async fn a_host_that_does_not_answer_is_down_sooner_than_one_whose_agent_is_silent() {
         let state = state(&[("a", NodeState::Ready)]);
@@ -367,7 +410,8 @@ mod tests {
     #[test]
     fn a_node_that_was_lost_is_back_when_its_maps_show_that_it_was() {
         let liveness = Liveness::new();
-        let beat = |applied| Heartbeat { node: Id::from_text("a"), applied };
+        let node = || Id::from_text("a");
+        let beat = |applied| Heartbeat { node: node(), applied, ..Heartbeat::default() };
         assert!(liveness.is_back(&beat(0)), "it was never lost");
         heard(&liveness, "a", 5);
         liveness.lost(&[Id::from_text("a")], 8);

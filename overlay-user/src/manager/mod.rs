@@ -32,8 +32,11 @@ use self::{
     shared::Shared,
 };
 use crate::{
-    api::{ApiError, Heartbeat, HeartbeatAnswer, Identity, NodeRemove, Request, Sync, SyncAnswer},
-    model::{ClusterState, NodeState, WatchEvent},
+    api::{
+        ApiError, ContainerRef, FlowsLeft, Heartbeat, HeartbeatAnswer, Identity, NodeRemove,
+        Request, Sync, SyncAnswer,
+    },
+    model::{ClusterState, Endpoint, EndpointState, NodeState, WatchEvent},
     pki::NodePki,
     store::Store,
 };
@@ -124,6 +127,7 @@ impl Manager {
                 self.write(move |s, now| endpoint::remove(s, &node, &r, now)).await
             }
             Request::Heartbeat(r) => json(&self.heartbeat(r).await?),
+            Request::FlowsLeft(r) => json(&self.flows_left(&r)),
             Request::Sync(r) => json(&self.sync(r).await?),
             Request::TokenCreate(_)
             | Request::TokenList {}
@@ -175,6 +179,14 @@ impl Manager {
             self.shared.liveness.found(&heartbeat.node);
         }
         Ok(HeartbeatAnswer { revision: self.state().revision })
+    }
+
+    fn flows_left(&self, which: &ContainerRef) -> FlowsLeft {
+        let state = self.state();
+        let drains =
+            |e: &&Endpoint| e.container == which.container && e.state == EndpointState::Draining;
+        let numbers: Vec<u32> = state.endpoints.values().filter(drains).map(|e| e.number).collect();
+        FlowsLeft { flows: self.shared.liveness.flows_left(&state, &numbers) }
     }
 
     async fn sync(&self, sync: Sync) -> Result<SyncAnswer, ApiError> {

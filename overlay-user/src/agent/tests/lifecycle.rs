@@ -2,7 +2,9 @@
 
 use overlay_common::{
     Be16,
-    maps::{BACKEND_ACTIVE, BACKEND_DRAINING, Conntrack, ConntrackKey, PublishedKey},
+    maps::{
+        BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, Conntrack, ConntrackKey, PublishedKey,
+    },
 };
 
 use super::*;
@@ -181,8 +183,13 @@ async fn a_drained_backend_keeps_its_flows_for_the_drain_time() {
     eventually("it takes flows", || slots(&test.datapath, &service) == 1).await;
     let number = world.manager.state().endpoints[&attached.interfaces[0].endpoint].number;
     assert_eq!(test.datapath.state().backends[&number].state, BACKEND_ACTIVE);
-    let flow = Conntrack { backend: number, ..Conntrack::default() };
-    test.datapath.add_conntrack(ConntrackKey::default(), flow);
+    let flow = Conntrack {
+        backend: number,
+        action: CONNTRACK_FORWARD,
+        last_seen: tables::monotonic_ns(),
+        ..Conntrack::default()
+    };
+    test.datapath.add_conntrack(ConntrackKey { proto: 6, ..ConntrackKey::default() }, flow);
     let container = agent.containers.find("w1").expect("attached");
     let drains = {
         let (agent, container) = (agent.clone(), container.clone());
@@ -196,7 +203,7 @@ async fn a_drained_backend_keeps_its_flows_for_the_drain_time() {
 }
 
 #[tokio::test]
-async fn a_backend_whose_flows_all_show_here_and_have_ended_is_drained_at_once() {
+async fn a_backend_whose_flows_have_ended_everywhere_is_drained_at_once() {
     let world = World::new();
     world.network("mynet").await;
     let service = world.service("web", "mynet", &[port(8080, 80)], 60_000).await;

@@ -196,6 +196,7 @@ fn is_repeatable(request: &Request) -> bool {
         Request::State {}
             | Request::Heartbeat(_)
             | Request::Sync(_)
+            | Request::FlowsLeft(_)
             | Request::EndpointCreate(_)
             | Request::EndpointUpdate(_)
             | Request::EndpointHealth(_)

@@ -118,7 +118,7 @@ pub(super) fn endpoint(node: &Id, name: &str, network: &str) -> Request {
 }
 
 pub(super) fn heartbeat(node: &Id, applied: u64) -> Request {
-    Request::Heartbeat(Heartbeat { node: node.clone(), applied })
+    Request::Heartbeat(Heartbeat { node: node.clone(), applied, ..Heartbeat::default() })
 }
 
 pub(super) async fn beat(remote: &RemoteManager, node: &Id, applied: u64) -> HeartbeatAnswer {
