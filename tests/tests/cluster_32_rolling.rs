@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::{Cluster, Container, Options, Place as _, Running, Shared, eventually};
 
@@ -195,6 +195,7 @@ fn a_drain_ends_with_the_last_flow_wherever_that_is_translated() -> anyhow::Resu
     let asker = cluster.host(1).container("patient-asker").network("mynet").idle()?;
     // One flow is in h1's table alone, the other in h3's.
     let inside = asker.chat("patient:3306")?;
+    let direct = replica.port(3306)?;
     let outside = cluster.client().chat(&cluster.host(3).port(8107))?;
     replica.signal(Signal::SIGTERM);
     eventually("it drains", Duration::from_secs(20), || {
@@ -205,6 +206,8 @@ fn a_drain_ends_with_the_last_flow_wherever_that_is_translated() -> anyhow::Resu
     for chat in [inside, outside] {
         // Long enough that every node counts more than once.
         std::thread::sleep(Duration::from_millis(1500));
+        // Past the service: told to stop, it would take no connection any more.
+        asker.tcp_get(&direct).context("it was told to stop too early")?;
         let report = chat.chat_report()?;
         ensure!(report.failure.is_none() && report.lines > 10, "{report:?}");
     }

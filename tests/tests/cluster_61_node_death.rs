@@ -90,7 +90,10 @@ fn a_host_that_dies_is_picked_by_nobody_soon_and_again_when_it_is_back() -> anyh
     let died = Instant::now();
     shown(h1, "h3", NodeState::Down)?;
     shown(h2, "h3", NodeState::Down)?;
-    println!("h3 was picked by nobody {} ms after its death", died.elapsed().as_millis());
+    let took = died.elapsed();
+    println!("h3 was picked by nobody {} ms after its death", took.as_millis());
+    // Within two seconds on a machine of its own; an agent alone may be away for five.
+    ensure!(took < Duration::from_secs(5) * patience(), "only after {} ms", took.as_millis());
     // What begins from now on never fails.
     let loads = [cluster.client().load(&targets)?, asker.load(&["web:80".to_owned()])?];
     pause();
