@@ -15,39 +15,42 @@ use crate::model::{ClusterState, Id, NodeState};
 /// few seconds at most.
 const DOUBT_FOR: Duration = Duration::from_secs(3);
 
-/// Nodes that were ready when the managers were last heard, and are said to be down now.
+/// Nodes that were ready before the managers were out of reach, for the time until they must have
+/// reported again.
 #[derive(Debug, Default)]
 pub struct Doubts {
-    nodes: BTreeSet<Id>,
+    ready: BTreeSet<Id>,
+    /// Those of them that were said to be down since.
+    down: BTreeSet<Id>,
     until: Option<Instant>,
 }
 
 impl Doubts {
-    /// Compares the first state after a time without managers with the last one before it.
-    pub fn about(before: &ClusterState, now: &ClusterState) -> Self {
-        Self::lasting(DOUBT_FOR, before, now)
+    /// Begins with the last state before the managers were out of reach.
+    pub fn since(before: &ClusterState) -> Self {
+        Self::lasting(DOUBT_FOR, before)
     }
 
-    fn lasting(time: Duration, before: &ClusterState, now: &ClusterState) -> Self {
-        let was_ready =
-            |id: &&Id| before.nodes.get(*id).is_some_and(|n| n.state == NodeState::Ready);
-        let down = now.nodes.values().filter(|n| n.state == NodeState::Down).map(|n| &n.id);
-        let nodes: BTreeSet<Id> = down.filter(was_ready).cloned().collect();
-        let until = (!nodes.is_empty()).then(|| Instant::now() + time);
-        Self { nodes, until }
+    fn lasting(time: Duration, before: &ClusterState) -> Self {
+        let ready = before.nodes.values().filter(|n| n.state == NodeState::Ready);
+        let ready: BTreeSet<Id> = ready.map(|n| n.id.clone()).collect();
+        let until = (!ready.is_empty()).then(|| Instant::now() + time);
+        Self { ready, down: BTreeSet::new(), until }
     }
 
-    /// The state with what is doubted as it was. What has become ready is doubted no more.
+    /// The state with what is doubted as it was. What has become ready again is doubted no more.
     pub fn amend(&mut self, state: &mut ClusterState) {
-        self.nodes.retain(|id| state.nodes.get(id).is_some_and(|n| n.state == NodeState::Down));
-        for id in &self.nodes {
-            if let Some(node) = state.nodes.get_mut(id) {
+        let Self { ready, down, .. } = self;
+        ready.retain(|id| match state.nodes.get_mut(id) {
+            None => false,
+            Some(node) if node.state == NodeState::Down => {
                 node.state = NodeState::Ready;
+                down.insert(id.clone());
+                true
             }
-        }
-        if self.nodes.is_empty() {
-            self.until = None;
-        }
+            // Heard again: if it is called down once more, it is.
+            Some(_) => !down.contains(id),
+        });
     }
 
     /// Waits until the doubts are over, and forgets them; for ever where there are none.
@@ -85,9 +88,10 @@ mod tests {
     #[tokio::test]
     async fn who_was_ready_is_for_a_while_and_who_was_down_is_not() {
         use NodeState::{Down, Ready};
-        let before = nodes([Ready, Ready, Down]);
+        let mut doubts = Doubts::lasting(Duration::from_millis(1), &nodes([Ready, Ready, Down]));
+        // What is doubted may be heard of a little later.
+        assert_eq!(ready(&mut doubts, &nodes([Ready, Ready, Down])), ["h1", "h2"]);
         let now = nodes([Down, Down, Down]);
-        let mut doubts = Doubts::lasting(Duration::from_millis(1), &before, &now);
         assert_eq!(ready(&mut doubts, &now), ["h1", "h2"]);
         // The manager hears the one, then it is really down.
         assert_eq!(ready(&mut doubts, &nodes([Ready, Down, Down])), ["h1", "h2"]);
@@ -97,11 +101,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_doubts_nothing_is_waited_for() {
+    async fn where_nobody_was_ready_nothing_is_doubted_and_nothing_waited_for() {
         use NodeState::{Down, Ready};
-        let state = nodes([Ready, Down, Down]);
-        let mut doubts = Doubts::about(&ClusterState::default(), &state);
-        assert_eq!(ready(&mut doubts, &state), ["h1"]);
+        let mut doubts = Doubts::since(&ClusterState::default());
+        assert_eq!(ready(&mut doubts, &nodes([Ready, Down, Down])), ["h1"]);
         assert!(doubts.over().now_or_never().is_none());
     }
 }

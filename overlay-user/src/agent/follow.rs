@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Agent, control::call, doubts::Doubts, lock, records};
 use crate::{
@@ -15,8 +15,11 @@ use crate::{
 
 /// Between two heartbeats; one more goes out whenever something was applied.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A stream that is silent for so long is dead: managers say something every second.
+/// A stream that is silent for so long is dead: managers say something every half second.
 const SILENCE: Duration = Duration::from_secs(5);
+/// A stream that is silent for so long was cut, if perhaps not for long: the manager could not hear others
+/// either, and takes no longer to call them down.
+const GAP: Duration = Duration::from_millis(900);
 /// First and longest wait before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The state is written to disk when it has been quiet for so long, or every so often.
@@ -52,6 +55,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         };
         let mut state: Option<ClusterState> = None;
         let mut doubts = Doubts::default();
+        let mut heard = Instant::now();
         loop {
             let before = state.as_ref().map(|s| s.revision);
             let events = tokio::select! {
@@ -71,11 +75,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                     return error;
                 }
             }
-            if before.is_none()
-                && let Some(state) = &state
-            {
-                doubts = Doubts::about(&self.state(), state);
+            if before.is_none() || heard.elapsed() > GAP {
+                doubts = Doubts::since(&self.state());
             }
+            heard = Instant::now();
             let news = state.as_ref().filter(|s| Some(s.revision) != before);
             self.publish_if(news, &mut doubts);
         }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How often a stream shows that it is alive.
-const ALIVE: Duration = Duration::from_secs(1);
+const ALIVE: Duration = Duration::from_millis(500);
 
 /// A [`WatchEvent`] that shares what it tells with the other watchers.
 pub(super) enum Followed {

@@ -215,7 +215,7 @@ impl Manager {
         }
     }
 
-    /// The state and what becomes of it: a snapshot first, then the changes; a sign of life every
+    /// The state and what becomes of it: a snapshot first, then the changes; a sign of life every half
     /// second. A watcher that falls behind gets a new snapshot.
     pub fn watch(&self) -> impl Stream<Item = WatchEvent> + Send + 'static + use<> {
         use futures_util::StreamExt as _;

@@ -105,7 +105,7 @@ pub enum WatchEvent {
         /// What it wrote, in order.
         changes: Vec<Change>,
     },
-    /// Nothing happened; sent every second so that both sides notice a dead connection.
+    /// Nothing happened; sent every half second so that both sides notice a dead connection.
     Alive {
         /// Current revision.
         revision: u64,

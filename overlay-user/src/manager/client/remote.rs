@@ -30,7 +30,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a heartbeat may take: over a connection that a network failure has cut, TCP would wait
 /// longer and longer, also when the network is there again.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Silence on a watch stream, which shows a sign of life every second.
+/// Silence on a watch stream, which shows a sign of life every half second.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Longest line of a watch stream.
 const MAX_LINE: usize = 512 * 1024 * 1024;
