@@ -64,14 +64,16 @@ pub fn main() -> ExitCode {
     let plan = Plan { start: Instant::now(), duration: Duration::from_secs(seconds), first };
     let over = AtomicBool::new(false);
     // A thread each, because each has a network namespace of its own.
-    let results: Vec<Result<Totals, Box<Failure>>> = thread::scope(|scope| {
+    let results: thread::Result<Vec<Result<Totals, Box<Failure>>>> = thread::scope(|scope| {
         let run = |underlay: &Underlay| {
             let (underlay, over) = (*underlay, &over);
             scope.spawn(move || run_on(underlay, plan, over))
         };
         let threads: Vec<_> = args.underlay.underlays().iter().map(run).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a fuzzer ends")).collect()
+        threads.into_iter().map(thread::ScopedJoinHandle::join).collect::<Result<_, _>>()
     });
+    // What has panicked has said why, and of which sequence.
+    let Ok(results) = results else { return ExitCode::FAILURE };
     let mut totals = Totals::default();
     for result in results {
         match result {
@@ -91,6 +93,21 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The sequence that is run, which is told where the model or the rig panics.
+struct Current {
+    seed: u64,
+    underlay: Underlay,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let Self { seed, underlay } = self;
+            eprintln!("again: cargo xtask fuzz --seed {seed} --underlay {underlay}");
+        }
+    }
+}
+
 /// Runs sequences on one underlay until the time is over or somebody has found something.
 fn run_on(underlay: Underlay, plan: Plan, over: &AtomicBool) -> Result<Totals, Box<Failure>> {
     let mut fuzz = Fuzz::on(underlay);
@@ -99,6 +116,7 @@ fn run_on(underlay: Underlay, plan: Plan, over: &AtomicBool) -> Result<Totals, B
     while seed == plan.first
         || (plan.start.elapsed() < plan.duration && !over.load(Ordering::Relaxed))
     {
+        let _current = Current { seed, underlay };
         fuzz.sequence(seed).inspect_err(|_| over.store(true, Ordering::Relaxed))?;
         seed = seed.wrapping_add(1);
         if told.elapsed() > Duration::from_secs(10) {

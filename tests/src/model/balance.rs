@@ -165,10 +165,14 @@ pub fn refuse(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
 }
 
 fn reset(walk: &mut Walk<'_>, ip: &Ip, ethernet: Ethernet) -> Outcome {
-    let segment: [u8; 20] = bytes(&walk.frame, ip.payload()).ok_or(Reason::NoBackend)?;
+    if !ip.is_plain() {
+        return Err(Reason::NoBackend);
+    }
+    // An aggregate may say that there is more than there is.
+    let segment: [u8; 20] = bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
     let flag = |bit: u8| segment[13] >> bit & 1 == 1;
     let (fin, syn, rst, ack) = (flag(0), flag(1), flag(2), flag(4));
-    if rst || !ip.is_plain() {
+    if rst {
         return Err(Reason::NoBackend);
     }
     let word = |at| u32::from_be_bytes(bytes(&segment, at).expect("a whole header"));

@@ -76,7 +76,10 @@ fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
         (false, true, _) => 28,
         (false, false, _) => return None,
     };
-    Some(walk.frame[ETHERNET..ETHERNET + length].to_vec())
+    let mut quote = walk.frame[ETHERNET..].to_vec();
+    // An aggregate may say that there is more than there is. The kernel brings it to this length.
+    quote.resize(length, 0);
+    Some(quote)
 }
 
 /// Makes the packet an ICMP error to its sender.
