@@ -5,6 +5,7 @@ use std::os::{
     raw::c_long,
 };
 
+use aya::Pod;
 use nix::{errno::Errno, libc};
 
 /// `enum bpf_cmd` of the kernel's uapi/linux/bpf.h.
@@ -133,13 +134,34 @@ pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>,
 pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
     let keys: Vec<u32> = (0..count).collect();
     let values = vec![0u8; value * count as usize];
-    Attr::new()
-        .pointer(KEYS, keys.as_ptr())
-        .pointer(VALUES, values.as_ptr())
-        .u32(COUNT, count)
-        .fd(MAP, &map)
-        .call(MAP_UPDATE_BATCH)
-        .map(drop)
+    // SAFETY: there are as many keys and values as is said, of the map's sizes.
+    unsafe { update(map, keys.as_ptr().cast(), values.as_ptr(), count) }
+}
+
+/// Writes entries, of which a value is that of all CPUs.
+///
+/// # Errors
+/// If the kernel refuses.
+///
+/// # Panics
+/// If there are not as many keys as values.
+pub fn write<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -> Result<(), Errno> {
+    assert_eq!(keys.len(), values.len());
+    let count = u32::try_from(keys.len()).map_err(|_| Errno::E2BIG)?;
+    // SAFETY: as many as is said; of the map's sizes, as its types are these.
+    unsafe { update(map, keys.as_ptr().cast(), values.as_ptr().cast(), count) }
+}
+
+/// # Safety
+/// `keys` and `values` are `count` each, of the sizes that the map has.
+unsafe fn update(
+    map: impl AsFd,
+    keys: *const u8,
+    values: *const u8,
+    count: u32,
+) -> Result<(), Errno> {
+    let attr = Attr::new().pointer(KEYS, keys).pointer(VALUES, values);
+    attr.u32(COUNT, count).fd(MAP, &map).call(MAP_UPDATE_BATCH).map(drop)
 }
 
 /// Removes everything from a map with keys of this size that is no array.

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -15,7 +15,8 @@ use crate::{cargo, machine, root, setup, status};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
-  cargo xtask bench overlay --rounds 9 --json results.json --svg results.svg")]
+  cargo xtask bench overlay --rounds 9 --json results.json --svg results.svg
+  cargo xtask bench services --json results.json")]
 pub struct Bench {
     #[command(subcommand)]
     what: What,
@@ -24,6 +25,34 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum What {
     Overlay(Overlay),
+    Services(Services),
+}
+
+/// Services: by their virtual addresses and published ports, beside the backends' own addresses and beside
+/// nftables over the kernel's vxlan device, measured in turns.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  cargo xtask bench services --json results.json
+  cargo xtask bench services --rounds 1 --case vip_remote runs
+
+Prints a table of medians with the smallest and the largest round. Everything measured is built with
+--release. Installs nftables where it is missing. Needs two CPUs and root (sudo when you are not), for
+network namespaces and eBPF. What else the machine does is in the numbers: compare the ratios, and look
+at the spread.")]
+struct Services {
+    /// Write the medians, spreads and ratios to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many rounds [default: 5].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Whether client and server share a CPU: `together` (the default) or `apart`.
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
+    /// Only these measurements; an unknown name lists those there are.
+    #[arg(long = "case", value_name = "NAME", num_args = 1..)]
+    cases: Vec<String>,
 }
 
 /// Two hosts in network namespaces: the bare underlay, the kernel's vxlan device with a bridge (what
@@ -58,37 +87,64 @@ struct Overlay {
 impl Bench {
     /// Runs the command.
     pub fn run(&self) -> Result<ExitCode> {
-        let What::Overlay(overlay) = &self.what;
-        setup::ensure(setup::Scope::Run)?;
+        setup::ensure(match self.what {
+            What::Overlay(_) => setup::Scope::Run,
+            What::Services(_) => setup::Scope::Compare,
+        })?;
         root::require("making network namespaces and loading eBPF programs")?;
         let build = ["--release", "-p", "overlay-user", "-p", "overlay-tests"];
         let products = cargo::build(&build)?;
         let mut bench = machine::command(&cargo::binary(&products, "overlay-bench")?);
-        overlay.pass(&mut bench)?;
+        match &self.what {
+            What::Overlay(overlay) => overlay.pass(&mut bench)?,
+            What::Services(services) => services.pass(&mut bench)?,
+        }
         bench.status().map(status).context("cannot run overlay-bench")
     }
 }
 
 impl Overlay {
     fn pass(&self, bench: &mut Command) -> Result<()> {
-        // Where the person who typed a relative name stands, also after sudo.
-        let folder = env::current_dir().context("cannot tell the current folder")?;
         bench.arg("overlay");
-        for (option, file) in [("--json", &self.json), ("--svg", &self.svg)] {
-            if let Some(file) = file {
-                bench.arg(option).arg(folder.join(file));
-            }
-        }
-        if let Some(rounds) = self.rounds {
-            bench.args(["--rounds", &rounds.to_string()]);
-        }
-        if let Some(placement) = &self.placement {
-            bench.args(["--placement", placement]);
-        }
-        for case in &self.cases {
-            bench.args(["--case", case]);
-        }
+        pass_file(bench, "--json", self.json.as_deref())?;
+        pass_file(bench, "--svg", self.svg.as_deref())?;
+        pass_rounds(bench, self.rounds, self.placement.as_deref());
+        pass_cases(bench, &self.cases);
         Ok(())
+    }
+}
+
+impl Services {
+    fn pass(&self, bench: &mut Command) -> Result<()> {
+        bench.arg("services");
+        pass_file(bench, "--json", self.json.as_deref())?;
+        pass_rounds(bench, self.rounds, self.placement.as_deref());
+        pass_cases(bench, &self.cases);
+        Ok(())
+    }
+}
+
+/// A name relative to where the person who typed it stands, also after sudo.
+fn pass_file(bench: &mut Command, option: &str, file: Option<&Path>) -> Result<()> {
+    let folder = env::current_dir().context("cannot tell the current folder")?;
+    if let Some(file) = file {
+        bench.arg(option).arg(folder.join(file));
+    }
+    Ok(())
+}
+
+fn pass_rounds(bench: &mut Command, rounds: Option<u32>, placement: Option<&str>) {
+    if let Some(rounds) = rounds {
+        bench.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(placement) = placement {
+        bench.args(["--placement", placement]);
+    }
+}
+
+fn pass_cases(bench: &mut Command, cases: &[String]) {
+    for case in cases {
+        bench.args(["--case", case]);
     }
 }
 

@@ -59,6 +59,10 @@ const TO_RUN: [Need; 7] = [
     program("etcdctl", &["etcd-client"], "put and get in the demo's etcd"),
 ];
 
+/// What services are compared with.
+const TO_COMPARE: Need =
+    program("nft", &["nftables"], "load balancing by nftables, which services are compared with");
+
 /// Tools in a booted machine, which are copies of this machine's. What boots it is not installed.
 const TO_BOOT: [Need; 2] = [
     program("ip", &["iproute2"], "network namespaces and links of the tests"),
@@ -80,16 +84,17 @@ pub fn missing(scope: Scope) -> Result<Vec<Need>> {
         Kind::Compiler => has_compiler,
         Kind::Program(name) => machine::find_program(name).is_some(),
     };
-    Ok(needs(scope).filter(|need| !is_here(need)).collect())
+    Ok(needs(scope).into_iter().filter(|need| !is_here(need)).collect())
 }
 
-fn needs(scope: Scope) -> impl Iterator<Item = Need> {
+fn needs(scope: Scope) -> Vec<Need> {
     let further: &[Need] = match scope {
         Scope::Build => &[],
         Scope::Run => &TO_RUN,
+        Scope::Compare => return TO_BUILD.into_iter().chain(TO_RUN).chain([TO_COMPARE]).collect(),
         Scope::Boot => &TO_BOOT,
     };
-    TO_BUILD.into_iter().chain(further.iter().copied())
+    TO_BUILD.into_iter().chain(further.iter().copied()).collect()
 }
 
 /// Installs what is missing.
@@ -221,7 +226,7 @@ mod tests {
     #[test]
     fn a_build_needs_no_more_than_the_compilers() {
         let packages: Vec<&str> =
-            needs(Scope::Build).flat_map(|need| need.packages).copied().collect();
+            needs(Scope::Build).iter().flat_map(|need| need.packages).copied().collect();
         assert_eq!(
             packages,
             ["gcc", "libc6-dev", "rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"]
@@ -230,8 +235,8 @@ mod tests {
 
     #[test]
     fn every_package_has_its_reason_and_is_named_once() {
-        for scope in [Scope::Run, Scope::Boot] {
-            let all: Vec<Need> = needs(scope).collect();
+        for scope in [Scope::Run, Scope::Compare, Scope::Boot] {
+            let all = needs(scope);
             let mut packages: Vec<&str> =
                 all.iter().flat_map(|need| need.packages).copied().collect();
             let count = packages.len();

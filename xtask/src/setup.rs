@@ -28,6 +28,8 @@ pub enum Scope {
     Build,
     /// Loading programs, running the demo and the tests.
     Run,
+    /// As `Run`, with what services are compared with.
+    Compare,
     /// Booting other kernels.
     Boot,
 }
@@ -47,7 +49,7 @@ impl Setup {
 /// Something is missing and cannot be installed.
 pub fn ensure(scope: Scope) -> Result<()> {
     let missing = packages::missing(scope)?;
-    let mount = scope == Scope::Run && !machine::has_bpffs();
+    let mount = matches!(scope, Scope::Run | Scope::Compare) && !machine::has_bpffs();
     if let Some(why) = why_root(&missing, mount) {
         root::require(&why)?;
     }

@@ -42,8 +42,9 @@ kernels, and QEMU where it is missing, are downloaded and unpacked below target/
 Loads every program and reports what the kernel's verifier says of them, then runs the suites. A
 machine that never comes to its first program is started once more. The last line is `N passed, N
 failed`, after the names of what failed; the exit status says the same. The kernels' own messages are
-in target/vm/console-*.log. Emulated, the two hosts took a minute for a kernel; on two cores that other
-programs wanted too, the datapath suites took a quarter of an hour and the clusters ten minutes.")]
+in target/vm/console-*.log. Emulated, a machine runs a sixth of the fuzzer's fixed seeds; on two cores
+that other programs wanted too, the datapath suites and the two hosts took nine minutes for a kernel,
+and the clusters ten.")]
 pub struct VmTest {
     /// A series of Debian's cloud kernels, its package, or a folder that one is unpacked in; can be
     /// given several times.

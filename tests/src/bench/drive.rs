@@ -35,6 +35,9 @@ pub struct DriveArgs {
     traffic: Traffic,
     /// Address of the server.
     server: Ipv4Addr,
+    /// How much higher the server's ports are from here.
+    #[arg(long, default_value_t = 0)]
+    shift: u16,
     /// Bytes per write or datagram.
     #[arg(long, default_value_t = 1)]
     size: usize,
@@ -89,7 +92,7 @@ impl DriveArgs {
     }
 
     fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
-        let address = (IpAddr::V4(self.server), port).into();
+        let address = (IpAddr::V4(self.server), port + self.shift).into();
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
             .with_context(|| address.to_string())?;
         stream.set_nodelay(true)?;
@@ -135,7 +138,7 @@ fn send_until(mut stream: TcpStream, size: usize, end: Instant) -> anyhow::Resul
 fn datagrams(args: &DriveArgs) -> anyhow::Result<Driven> {
     let mut control = args.connect(serve::COUNT)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((args.server, serve::COUNT))?;
+    socket.connect((args.server, serve::COUNT + args.shift))?;
     let data = vec![0x5a; args.size];
     let send_for = |duration: Duration| {
         let end = Instant::now() + duration;
@@ -178,7 +181,7 @@ fn tcp_echo(args: &DriveArgs) -> anyhow::Result<Driven> {
 
 fn udp_echo(args: &DriveArgs) -> anyhow::Result<Driven> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((args.server, serve::ECHO))?;
+    socket.connect((args.server, serve::ECHO + args.shift))?;
     socket.set_read_timeout(Some(LOST))?;
     let mut number = 0u32;
     exchanges(args.duration(), || {

@@ -16,6 +16,7 @@ mod plot;
 mod report;
 mod rig;
 mod serve;
+mod services;
 mod single;
 mod stats;
 
@@ -42,8 +43,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The comparison.
+    /// The comparison of the tunnel.
     Overlay(OverlayArgs),
+    /// The comparison of services.
+    Services(services::ServicesArgs),
     /// The receiving side.
     #[command(hide = true)]
     Serve {
@@ -66,6 +69,9 @@ enum Command {
     /// Times the programs beside few and many endpoints.
     #[command(hide = true)]
     Flat,
+    /// Times the programs on packets to services.
+    #[command(hide = true)]
+    ServiceRuns,
     /// Times single runs of a program.
     #[command(hide = true)]
     Single(single::SingleArgs),
@@ -99,6 +105,8 @@ fn measurement_names() -> clap::builder::PossibleValuesParser {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Overlay(args) => compare(&args),
+        Command::Services(args) => services::compare(&args),
+        Command::ServiceRuns => services::runs::main(),
         Command::Serve { cpu } => serve::main(cpu),
         Command::Drive(args) => drive::main(&args),
         Command::Flood(args) => flood::send(&args),
@@ -124,8 +132,7 @@ fn compare(args: &OverlayArgs) -> anyhow::Result<ExitCode> {
     ] {
         binaries::system(program, package)?;
     }
-    let cpus = std::thread::available_parallelism().context("the number of CPUs")?.get();
-    ensure!(cpus >= 2, "the sender and the receiver need a CPU each, and there is {cpus}");
+    require_cpus()?;
     let wanted: Vec<&Measurement> = cases::ALL
         .iter()
         .filter(|m| args.cases.is_empty() || args.cases.iter().any(|name| name == m.name))
@@ -137,14 +144,7 @@ fn compare(args: &OverlayArgs) -> anyhow::Result<ExitCode> {
         samples.extend(one_round(&rig, &wanted, round)?);
     }
     drop(rig);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel")?;
-    let machine = Machine {
-        kernel: kernel.trim().to_owned(),
-        cpus,
-        rounds: args.rounds,
-        placement: args.placement.name(),
-    };
-    let report = Report::new(machine, &samples);
+    let report = Report::new(machine(args.rounds, args.placement)?, &samples);
     println!("{}", report.table());
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
@@ -154,6 +154,20 @@ fn compare(args: &OverlayArgs) -> anyhow::Result<ExitCode> {
         std::fs::write(path, plot::svg(&report)).with_context(|| path.display().to_string())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many CPUs there are, which must be two.
+fn require_cpus() -> anyhow::Result<usize> {
+    let cpus = std::thread::available_parallelism().context("the number of CPUs")?.get();
+    ensure!(cpus >= 2, "the sender and the receiver need a CPU each, and there is {cpus}");
+    Ok(cpus)
+}
+
+/// Where and how it was measured.
+fn machine(rounds: u32, placement: Placement) -> anyhow::Result<Machine> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel")?;
+    let (kernel, placement) = (kernel.trim().to_owned(), placement.name());
+    Ok(Machine { kernel, cpus: require_cpus()?, rounds, placement })
 }
 
 /// Every case on every subject, beginning with another subject each time.

@@ -154,14 +154,16 @@ fn number(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-fn shown(summary: Option<Summary>) -> String {
+/// A median with the smallest and the largest round, or a dash.
+pub fn shown(summary: Option<Summary>) -> String {
     summary.map_or_else(
         || "-".to_owned(),
         |s| format!("{} ({} to {})", number(s.median), number(s.min), number(s.max)),
     )
 }
 
-fn times(ratio: Option<f64>) -> String {
+/// A ratio with two decimals, or a dash.
+pub fn times(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 

@@ -13,7 +13,9 @@ use anyhow::Context as _;
 
 use super::{pin::Placement, report::Subject};
 use crate::{
-    Cluster, Container, Options, Place, netns,
+    Cluster, Container, Options, Place,
+    cleanup::Instance,
+    netns,
     place::wait_listening,
     process::{self, Process},
 };
@@ -36,12 +38,23 @@ pub struct Spot {
 }
 
 impl Spot {
-    fn of(place: &impl Place) -> Self {
+    /// That of a place.
+    pub fn of(place: &impl Place) -> Self {
         Self {
             name: place.name().to_owned(),
             tag: place.tag().to_owned(),
             enter: place.enter(),
             logs: place.logs().to_owned(),
+        }
+    }
+
+    /// A namespace of an instance's, which is called by its own name.
+    pub fn at(instance: &Instance, namespace: String) -> Self {
+        Self {
+            name: namespace.clone(),
+            enter: vec![format!("--net={}", netns::path(&namespace).display())],
+            tag: namespace,
+            logs: instance.dir.clone(),
         }
     }
 }
@@ -98,7 +111,11 @@ fn tool(program: &str, line: &str) -> anyhow::Result<()> {
     process::run(command)?.success().map(drop)
 }
 
-fn ip(line: &str) -> anyhow::Result<()> {
+/// Has ip(8) do what a line says.
+///
+/// # Errors
+/// If it refuses.
+pub fn ip(line: &str) -> anyhow::Result<()> {
     tool("ip", line)
 }
 
@@ -205,7 +222,10 @@ fn link_of(container: &Container) -> anyhow::Result<String> {
 }
 
 /// Joins the hosts: addresses .10 and .11.
-fn wire(host1: &str, host2: &str, name: &str, net: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If ip(8) refuses.
+pub fn wire(host1: &str, host2: &str, name: &str, net: &str) -> anyhow::Result<()> {
     ip(&format!("-n {host1} link add {name} type veth peer name {name} netns {host2}"))?;
     for (host, last) in [(host1, 10), (host2, 11)] {
         ip(&format!("-n {host} address add {net}.{last}/24 dev {name}"))?;

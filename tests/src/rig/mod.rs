@@ -22,7 +22,7 @@ use std::{
 use aya::{
     Pod, TestRunOptions,
     maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
-    programs::{SchedClassifier, TestRun as _, Xdp},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunResult, Xdp},
     util::nr_cpus,
 };
 pub use observe::{Record, Told};
@@ -36,7 +36,7 @@ use overlay_common::{
     },
 };
 
-use self::pool::Lent;
+use self::pool::{Kind, Lent};
 use crate::bpf;
 
 /// The node under test.
@@ -55,6 +55,8 @@ pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0a];
 pub const VNI: u32 = 4097;
 /// Another network.
 pub const OTHER_VNI: u32 = 4098;
+/// Entries of the tests' conntrack.
+const FLOWS: u32 = 4096;
 /// The interface that BPF_PROG_TEST_RUN reports.
 pub const IFINDEX: u32 = 1;
 
@@ -199,13 +201,13 @@ impl Rig {
     /// Loads the programs in a fresh namespace of this thread, which ends with it.
     #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
     pub fn new() -> Self {
-        Self::over(false)
+        Self::over(Kind { ipv6: false, conntrack: FLOWS })
     }
 
     /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients outside
     /// are IPv4.
     pub fn on_ipv6() -> Self {
-        let mut rig = Self::over(true);
+        let mut rig = Self::over(Kind { ipv6: true, conntrack: FLOWS });
         let peer = rig.number(PEER);
         rig.set(|state| {
             state.vteps6.insert(peer, PEER6.into());
@@ -213,7 +215,12 @@ impl Rig {
         rig
     }
 
-    fn over(ipv6: bool) -> Self {
+    /// As [`Rig::new`], with a conntrack of so many entries.
+    pub fn with_conntrack(entries: u32) -> Self {
+        Self::over(Kind { ipv6: false, conntrack: entries })
+    }
+
+    fn over(kind: Kind) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the datapath suites need root");
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
         ip(SURROUNDINGS);
@@ -224,10 +231,11 @@ impl Rig {
         let no_forwarding = nix::net::if_::if_nametoindex("u1").expect("u1 has an index");
         let vxlan = nix::net::if_::if_nametoindex("vx0").expect("vx0 has an index");
 
-        let ebpf = Lent::take(ipv6);
+        let ebpf = Lent::take(kind);
         let state = DatapathState::default();
         let watched = BTreeSet::new();
-        let mut rig = Self { ebpf, state, ipv6, watched, underlay, no_forwarding, vxlan };
+        let mut rig =
+            Self { ebpf, state, ipv6: kind.ipv6, watched, underlay, no_forwarding, vxlan };
         let config = rig.config();
         rig.set_config(&config);
         rig
@@ -365,14 +373,9 @@ impl Rig {
             repeat: 1,
             ..Default::default()
         };
-        let result = if program == "xdp_underlay" {
-            let program: &Xdp = (&*self.ebpf.program(program)).try_into().expect("xdp");
-            program.test_run(options)
-        } else {
-            let program: &SchedClassifier = (&*self.ebpf.program(program)).try_into().expect("tc");
-            program.test_run(options)
-        }
-        .unwrap_or_else(|e| panic!("{program} on {} bytes: {e:?}", packet.len()));
+        let result = self
+            .test_run(program, options)
+            .unwrap_or_else(|e| panic!("{program} on {} bytes: {e:?}", packet.len()));
         out.truncate(result.data_size_out as usize);
         let after = self.counters();
         let moved: BTreeMap<_, _> = after
@@ -389,12 +392,26 @@ impl Rig {
         Ran { verdict: result.return_value, packet: out, counted, moved, told }
     }
 
-    /// Runs a TC program on a packet, for its verdict and the nanoseconds it took.
+    fn test_run(
+        &mut self,
+        program: &str,
+        options: TestRunOptions<'_>,
+    ) -> Result<TestRunResult, ProgramError> {
+        let loaded = &*self.ebpf.program(program);
+        if program == "xdp_underlay" {
+            let program: &Xdp = loaded.try_into().expect("xdp");
+            program.test_run(options)
+        } else {
+            let program: &SchedClassifier = loaded.try_into().expect("tc");
+            program.test_run(options)
+        }
+    }
+
+    /// Runs a program on a packet, for its verdict and the nanoseconds it took.
     pub fn time(&mut self, program: &str, packet: &[u8]) -> (u32, u64) {
-        let program: &SchedClassifier = (&*self.ebpf.program(program)).try_into().expect("tc");
         let options =
             TestRunOptions { data_in: Some(packet), repeat: 1, ..TestRunOptions::default() };
-        let result = program.test_run(options).expect("it runs");
+        let result = self.test_run(program, options).expect("it runs");
         (result.return_value, u64::try_from(result.duration.as_nanos()).expect("a short run"))
     }
 
@@ -426,6 +443,17 @@ impl Rig {
     /// Writes or removes a conntrack entry.
     pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
         self.write("conntrack", key, entry);
+    }
+
+    /// Writes conntrack entries by few calls.
+    pub fn fill_conntrack(&mut self, entries: impl Iterator<Item = (ConntrackKey, Conntrack)>) {
+        let Some(Map::LruHashMap(map)) = self.ebpf.map("conntrack") else { panic!("no conntrack") };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (key, value) in entries {
+            keys.push(key);
+            values.push(value);
+        }
+        bpf::write(map.fd().as_fd(), &keys, &values).expect("entries are written");
     }
 
     fn write_table(&mut self, key: TableKey, table: &Option<LbTable>) {

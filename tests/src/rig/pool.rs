@@ -21,9 +21,21 @@ use crate::bpf;
 /// The object, with the programs that were run so far.
 pub(super) struct Loaded {
     ebpf: Ebpf,
-    ipv6: bool,
+    kind: Kind,
     decap_flags: u32,
     programs: BTreeSet<String>,
+}
+
+/// The most entries of a conntrack that is used again.
+const LARGEST: u32 = 1 << 14;
+
+/// What the object is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// The underlay's family.
+    pub(super) ipv6: bool,
+    /// How many entries `conntrack` has.
+    pub(super) conntrack: u32,
 }
 
 static FREE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
@@ -37,15 +49,15 @@ pub(super) struct Lent {
 }
 
 impl Lent {
-    /// The object for an underlay of this family, with nothing in its maps.
-    pub(super) fn take(ipv6: bool) -> Self {
+    /// An object of this kind, with nothing in its maps.
+    pub(super) fn take(kind: Kind) -> Self {
         let free = {
             let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-            let found = free.iter().position(|loaded| loaded.ipv6 == ipv6);
+            let found = free.iter().position(|loaded| loaded.kind == kind);
             found.map(|found| free.swap_remove(found))
         };
         let reused = free.is_some();
-        Self { loaded: Some(free.unwrap_or_else(|| Loaded::new(ipv6))), reused }
+        Self { loaded: Some(free.unwrap_or_else(|| Loaded::new(kind))), reused }
     }
 
     /// What the kernel's `bpf_skb_adjust_room` knows: [`overlay_common::maps::Config::decap_flags`].
@@ -86,7 +98,8 @@ impl DerefMut for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some(mut loaded) = self.loaded.take() else { return };
-        if std::thread::panicking() {
+        // A large table takes longer to be emptied than to be made.
+        if std::thread::panicking() || loaded.kind.conntrack > LARGEST {
             return;
         }
         loaded.clear();
@@ -95,16 +108,16 @@ impl Drop for Lent {
 }
 
 impl Loaded {
-    fn new(ipv6: bool) -> Self {
+    fn new(kind: Kind) -> Self {
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries("conntrack", 4096)
+            .map_max_entries("conntrack", kind.conntrack)
             .map_max_entries("affinity", 4096)
             .map_max_entries("fragments", 4096)
-            .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(ipv6), true)
+            .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(kind.ipv6), true)
             .load(overlay::datapath::OBJECT)
             .expect("the object loads");
         let decap_flags = overlay::datapath::decap_flags(&mut ebpf).expect("the probe runs");
-        Self { ebpf, ipv6, decap_flags, programs: BTreeSet::new() }
+        Self { ebpf, kind, decap_flags, programs: BTreeSet::new() }
     }
 
     /// Makes every map as the kernel makes it.

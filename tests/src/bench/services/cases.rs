@@ -1,0 +1,74 @@
+//! What is measured through services.
+
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use super::{
+    report::Subject,
+    rig::{Backend, Rig, Way},
+    runs::Took,
+};
+use crate::process;
+
+/// A value of a case: name, unit, value.
+pub type Value = (String, &'static str, f64);
+
+/// A measurement: its name for `--case`, and how it is done.
+pub struct Measurement {
+    /// Its name.
+    pub name: &'static str,
+    way: Option<(Way, Backend)>,
+}
+
+/// All of them.
+pub const ALL: [Measurement; 5] = [
+    Measurement { name: "vip_remote", way: Some((Way::Vip, Backend::Remote)) },
+    Measurement { name: "vip_local", way: Some((Way::Vip, Backend::Local)) },
+    Measurement { name: "published_remote", way: Some((Way::Published, Backend::Remote)) },
+    Measurement { name: "published_local", way: Some((Way::Published, Backend::Local)) },
+    Measurement { name: "runs", way: None },
+];
+
+impl Measurement {
+    /// One round on one subject.
+    ///
+    /// # Errors
+    /// If the traffic does not get through.
+    pub fn run(&self, rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
+        match self.way {
+            Some(way) => traffic(rig, self.name, way, subject),
+            None if subject == Subject::Overlay => runs(),
+            None => Ok(vec![]),
+        }
+        .with_context(|| format!("{} of {subject:?}", self.name))
+    }
+}
+
+fn traffic(
+    rig: &Rig,
+    name: &str,
+    way: (Way, Backend),
+    subject: Subject,
+) -> anyhow::Result<Vec<Value>> {
+    let stream = ["stream", "--size", "131072", "--milliseconds", "1500"];
+    let connect = rig.drive(way, subject, &["connect"])?;
+    let echo = rig.drive(way, subject, &["tcp-echo"])?;
+    let stream = rig.drive(way, subject, &stream)?;
+    let values = [
+        ("connect", "thousand/s", connect.arrived as f64 / connect.seconds / 1e3),
+        ("tcp_rr_mean", "us", echo.mean / 1e3),
+        ("tcp_rr_p50", "us", echo.p50 as f64 / 1e3),
+        ("tcp_rr_p99", "us", echo.p99 as f64 / 1e3),
+        ("tcp_1_stream", "Gbit/s", stream.arrived as f64 * 8.0 / stream.seconds / 1e9),
+    ];
+    Ok(values.map(|(case, unit, value)| (format!("{name}_{case}"), unit, value)).to_vec())
+}
+
+/// Single runs of the programs, in a process and a namespace of their own.
+fn runs() -> anyhow::Result<Vec<Value>> {
+    let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+    command.arg("service-runs");
+    let took: Vec<Took> = process::run(command)?.json()?;
+    Ok(took.into_iter().map(|(name, took)| (name, "ns", took)).collect())
+}

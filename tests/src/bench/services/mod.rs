@@ -1,0 +1,92 @@
+//! `overlay-bench services`: services of overlay beside their backends' own addresses and beside
+//! nftables over the kernel's vxlan device, in rounds as the other comparison.
+
+mod cases;
+mod report;
+mod rig;
+mod routed;
+pub mod runs;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+
+use self::{
+    cases::Measurement,
+    report::{Report, Sample, Subject},
+    rig::Rig,
+};
+use super::{machine, pin::Placement, require_cpus};
+use crate::{binaries, cluster::require_root, on_interrupt};
+
+/// Parameters of the comparison.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServicesArgs {
+    /// Write the medians, spreads and ratios to a file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many rounds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Whether client and server share a CPU.
+    #[arg(long, value_enum, default_value_t = Placement::Together)]
+    placement: Placement,
+    /// Only these measurements.
+    #[arg(long = "case", value_name = "NAME", num_args = 1.., value_parser = names())]
+    cases: Vec<String>,
+}
+
+fn names() -> clap::builder::PossibleValuesParser {
+    cases::ALL.map(|measurement| measurement.name).into()
+}
+
+/// Runs the comparison.
+///
+/// # Errors
+/// Without root, a tool or two CPUs, and if the traffic does not get through.
+pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
+    on_interrupt()?;
+    require_root()?;
+    binaries::overlay()?;
+    for (program, package) in
+        [("ip", "iproute2"), ("bridge", "iproute2"), ("nsenter", "util-linux"), ("nft", "nftables")]
+    {
+        binaries::system(program, package)?;
+    }
+    require_cpus()?;
+    let wanted: Vec<&Measurement> = cases::ALL
+        .iter()
+        .filter(|m| args.cases.is_empty() || args.cases.iter().any(|name| name == m.name))
+        .collect();
+    let rig = Rig::new(args.placement)?;
+    let mut samples = Vec::new();
+    for round in 0..args.rounds {
+        eprintln!("round {} of {}", round + 1, args.rounds);
+        for measurement in &wanted {
+            for subject in order(round) {
+                let values = measurement.run(&rig, subject)?;
+                samples.extend(values.into_iter().map(|(case, unit, value)| Sample {
+                    case,
+                    unit,
+                    subject,
+                    value,
+                }));
+            }
+        }
+    }
+    drop(rig);
+    let report = Report::new(machine(args.rounds, args.placement)?, &samples);
+    println!("{}", report.table());
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(path, json).with_context(|| path.display().to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Begins with another subject each time.
+fn order(round: u32) -> [Subject; 3] {
+    let mut subjects = Subject::ALL;
+    subjects.rotate_left(round as usize % Subject::ALL.len());
+    subjects
+}

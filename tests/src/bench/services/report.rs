@@ -1,0 +1,167 @@
+//! What a run has found: as JSON and as a table.
+
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde::Serialize;
+
+use super::super::{
+    report::{Machine, shown, times},
+    stats::{Summary, ratio},
+};
+
+/// How a backend is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// By its own address.
+    Direct,
+    /// By nftables, over the kernel's vxlan device.
+    Nftables,
+    /// By a service of overlay's.
+    Overlay,
+}
+
+impl Subject {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Direct, Self::Nftables, Self::Overlay];
+}
+
+/// One value of one round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Name of the case.
+    pub case: String,
+    /// Its unit.
+    pub unit: &'static str,
+    /// How the backend was reached.
+    pub subject: Subject,
+    /// The value.
+    pub value: f64,
+}
+
+/// All rounds of one case.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Without a service.
+    pub direct: Option<Summary>,
+    /// By nftables.
+    pub nftables: Option<Summary>,
+    /// Ours.
+    pub overlay: Option<Summary>,
+    /// Ratio of the medians.
+    pub overlay_vs_direct: Option<f64>,
+    /// Ratio of the medians.
+    pub overlay_vs_nftables: Option<f64>,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// Where and how.
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// The cases, in the order of the run.
+    pub cases: Vec<Case>,
+}
+
+impl Report {
+    /// Sums up the samples.
+    pub fn new(machine: Machine, samples: &[Sample]) -> Self {
+        let mut names: Vec<(&str, &'static str)> = Vec::new();
+        for sample in samples {
+            if !names.contains(&(&sample.case, sample.unit)) {
+                names.push((&sample.case, sample.unit));
+            }
+        }
+        let cases = names.into_iter().map(|(name, unit)| Case::new(name, unit, samples)).collect();
+        Self { machine, cases }
+    }
+
+    /// A table in Markdown: medians with the smallest and the largest round.
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN);
+        table.set_header([
+            "case",
+            "unit",
+            "direct",
+            "nftables",
+            "overlay",
+            "vs direct",
+            "vs nftables",
+        ]);
+        for case in &self.cases {
+            table.add_row([
+                case.name.clone(),
+                case.unit.to_owned(),
+                shown(case.direct),
+                shown(case.nftables),
+                shown(case.overlay),
+                times(case.overlay_vs_direct),
+                times(case.overlay_vs_nftables),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table.to_string()
+    }
+}
+
+impl Case {
+    fn new(name: &str, unit: &'static str, samples: &[Sample]) -> Self {
+        let of = |subject| {
+            let samples = samples.iter().filter(|s| s.case == name && s.subject == subject);
+            Summary::of(&samples.map(|sample| sample.value).collect::<Vec<_>>())
+        };
+        let [direct, nftables, overlay] = Subject::ALL.map(of);
+        Self {
+            name: name.to_owned(),
+            unit,
+            direct,
+            nftables,
+            overlay,
+            overlay_vs_direct: ratio(overlay, direct),
+            overlay_vs_nftables: ratio(overlay, nftables),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_medians_and_ratios_and_null_where_nothing_was_measured() {
+        let sample = |case: &str, subject, value| Sample {
+            case: case.to_owned(),
+            unit: "thousand/s",
+            subject,
+            value,
+        };
+        let samples = [
+            sample("vip_remote_connect", Subject::Overlay, 9.0),
+            sample("vip_remote_connect", Subject::Direct, 10.0),
+            sample("vip_remote_connect", Subject::Nftables, 6.0),
+            sample("new_flow", Subject::Overlay, 400.0),
+        ];
+        let kernel = "6.18".to_owned();
+        let machine = Machine { kernel, cpus: 2, rounds: 1, placement: "together" };
+        let report = Report::new(machine, &samples);
+        let json = serde_json::to_value(&report).expect("JSON");
+        let expected = serde_json::json!({
+            "name": "vip_remote_connect",
+            "unit": "thousand/s",
+            "direct": { "median": 10.0, "min": 10.0, "max": 10.0 },
+            "nftables": { "median": 6.0, "min": 6.0, "max": 6.0 },
+            "overlay": { "median": 9.0, "min": 9.0, "max": 9.0 },
+            "overlay_vs_direct": 0.9,
+            "overlay_vs_nftables": 1.5,
+        });
+        assert_eq!(json["cases"][0], expected);
+        assert!(json["cases"][1]["direct"].is_null(), "{json}");
+        assert_eq!(report.table().lines().count(), 4);
+    }
+}

@@ -1,0 +1,175 @@
+//! The places of a comparison: a cluster of two hosts with two services, one of whose backends are on
+//! the asked host and the other's elsewhere, and the same without overlay beside it.
+
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+
+use super::{
+    super::{
+        drive::Driven,
+        pin::Placement,
+        rig::{Spot, ip, wire},
+    },
+    report::Subject,
+    routed::{self, Routed},
+};
+use crate::{
+    Cluster, Container, Options, Place as _, eventually, process::Process, wait_listening,
+};
+
+const NETWORK: &str = "bench";
+/// Ports of the far service's backends, on the asked host too; those of the near one are 1000 higher there.
+const PORTS: std::ops::RangeInclusive<u16> = 7001..=7004;
+const SHIFT: u16 = 1000;
+/// The asked host's address on the client's side.
+const ASKED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// Where a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A container, by a virtual address.
+    Vip,
+    /// A machine outside, by a port of a host.
+    Published,
+}
+
+/// Where the backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// On another host than the one that is asked.
+    Remote = 0,
+    /// On the asked host.
+    Local = 1,
+}
+
+/// The places.
+#[derive(Debug)]
+pub struct Rig {
+    client: Spot,
+    /// As `client`, for what goes to backends without a service: no two flows look alike then.
+    other: Spot,
+    outside: Spot,
+    vips: [Ipv4Addr; 2],
+    backends: [Ipv4Addr; 2],
+    routed: Routed,
+    _servers: Vec<Process>,
+    _containers: Vec<Container>,
+    _cluster: Cluster,
+}
+
+fn program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("the path of this program")
+}
+
+impl Rig {
+    /// Builds it and starts the servers.
+    ///
+    /// # Errors
+    /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
+    pub fn new(placement: Placement) -> anyhow::Result<Self> {
+        let cluster = Cluster::new(2, Options::default())?;
+        let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
+        // The harness joins hosts by a switch; a wire between them adds nothing of its own.
+        ip(&format!("-n {host1} link del eth0"))?;
+        ip(&format!("-n {host2} link del eth0"))?;
+        wire(&host1, &host2, "eth0", "172.16.1")?;
+        cluster.form()?;
+        let [h1, h2] = [cluster.host(1), cluster.host(2)];
+        h1.network_create(NETWORK, &[])?;
+        let cpu = placement.server_cpu().to_string();
+        let serve = ["serve", "--cpu", &cpu];
+        // By another path: the harness takes processes of this program for itself.
+        let server = cluster.instance().dir.join("server");
+        std::fs::copy(program()?, &server).context("copy the server")?;
+        let mut containers = Vec::new();
+        for (name, host, shift) in [("far", h1, 0), ("near", h2, SHIFT)] {
+            let publish: Vec<String> = PORTS
+                .flat_map(|port| ["tcp", "udp"].map(|p| format!("{}:{port}/{p}", port + shift)))
+                .collect();
+            let mut args = vec!["--network", NETWORK];
+            publish.iter().for_each(|port| args.extend(["-p", port]));
+            h1.service_create(name, &args)?;
+            let container = host.container(&format!("{name}.1")).service(name);
+            containers.push(container.run(&server, &serve)?);
+        }
+        let client = h2.container("client").network(NETWORK).idle()?;
+        let other = h2.container("other").network(NETWORK).idle()?;
+        let outside =
+            cluster.behind(h2, "eth2", "outside", (ASKED, Ipv4Addr::new(198, 51, 100, 2)))?;
+        cluster.settle()?;
+        let state = h1.state()?;
+        let vip = |name: &str| -> anyhow::Result<Ipv4Addr> {
+            let service = state.services.values().find(|service| service.name == name);
+            let service = service.context("the service was made and is not there")?;
+            service.networks.iter().find_map(|on| on.vip).context("the service has no VIP")
+        };
+        let vips = [vip("far")?, vip("near")?];
+        let backends = [containers[0].ip()?, containers[1].ip()?];
+        let routed = Routed::new(&cluster)?;
+        let mut servers = Vec::new();
+        for spot in routed.backends.iter().chain(&routed.nodes) {
+            let mut server = spot.spawn(&program()?, &serve)?;
+            wait_listening(&mut server)?;
+            servers.push(server);
+        }
+        let spots = [Spot::of(&client), Spot::of(&other), Spot::of(&outside)];
+        containers.extend([client, other]);
+        let [client, other, outside] = spots;
+        let rig = Self {
+            client,
+            other,
+            outside,
+            vips,
+            backends,
+            routed,
+            _servers: servers,
+            _containers: containers,
+            _cluster: cluster,
+        };
+        rig.settle()?;
+        Ok(rig)
+    }
+
+    /// Waits until everything that is measured answers.
+    fn settle(&self) -> anyhow::Result<()> {
+        for way in [Way::Vip, Way::Published] {
+            for backend in [Backend::Remote, Backend::Local] {
+                for subject in Subject::ALL {
+                    let what = format!("{way:?} {backend:?} {subject:?} answers");
+                    eventually(&what, Duration::from_secs(30), || {
+                        self.drive((way, backend), subject, &["connect", "--milliseconds", "50"])
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the traffic program where the client is. `traffic` is its kind and further arguments.
+    ///
+    /// # Errors
+    /// If the traffic does not get through.
+    pub fn drive(
+        &self,
+        (way, backend): (Way, Backend),
+        subject: Subject,
+        traffic: &[&str],
+    ) -> anyhow::Result<Driven> {
+        let number = backend as usize;
+        let shift = if backend == Backend::Local { SHIFT } else { 0 };
+        let routed = &self.routed;
+        let (from, to, shift) = match (way, subject) {
+            (Way::Vip, Subject::Direct) => (&self.other, self.backends[number], 0),
+            (Way::Vip, Subject::Nftables) => (&routed.client, routed::VIPS[number], 0),
+            (Way::Vip, Subject::Overlay) => (&self.client, self.vips[number], 0),
+            // A server of the host itself, to which the asked one is a router or which it is.
+            (Way::Published, Subject::Direct) => (&routed.outside, routed::SELVES[number], 0),
+            (Way::Published, Subject::Nftables) => (&routed.outside, routed::NODE, shift),
+            (Way::Published, Subject::Overlay) => (&self.outside, ASKED, shift),
+        };
+        let (to, shift) = (to.to_string(), shift.to_string());
+        let args = [&["drive", traffic[0], &to, "--shift", &shift], &traffic[1..]].concat();
+        from.exec(&program()?.to_string_lossy(), &args)?.json()
+    }
+}

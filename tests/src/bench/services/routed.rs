@@ -1,0 +1,185 @@
+//! Services as kube-proxy makes them, without overlay: two nodes, joined by a wire and by the kernel's
+//! vxlan device, pods with routes of their own, and nftables that picks a backend (`numgen`) and changes
+//! the destination. There is no bridge, which favours this side.
+
+use std::{io::Write as _, net::Ipv4Addr};
+
+use anyhow::Context as _;
+
+use super::super::rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip};
+use crate::{Cluster, netns, process};
+
+/// The client pod, and the backends on the other node and on its own.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 20);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 10);
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 10);
+/// Virtual addresses of the two services.
+pub const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 98, 0, 2)];
+/// The asked node's address on the client's side, and on the wire.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The nodes' addresses on the wire.
+const WIRE: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 31, 0, 1), Ipv4Addr::new(172, 31, 0, 2)];
+/// What the nodes themselves are asked by.
+pub const SELVES: [Ipv4Addr; 2] = WIRE;
+/// The client outside.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+/// The namespaces.
+#[derive(Debug)]
+pub struct Routed {
+    /// Where the backend of the other node runs, and that of the asked one.
+    pub backends: [Spot; 2],
+    /// The other node, and the one that is asked.
+    pub nodes: [Spot; 2],
+    /// A pod on the asked node.
+    pub client: Spot,
+    /// A machine beside the asked node.
+    pub outside: Spot,
+}
+
+/// MAC of a node's vxlan device.
+fn mac(node: u8) -> String {
+    format!("02:42:0a:63:{node:02x}:00")
+}
+
+impl Routed {
+    /// Builds it beside a cluster, with which it goes.
+    ///
+    /// # Errors
+    /// When the kernel or a tool refuses something.
+    pub fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+        let instance = cluster.instance();
+        let name = |name: &str| instance.namespace(name);
+        let names = ["n1", "n2", "p1", "p2", "pc", "out"].map(name);
+        for name in &names {
+            netns::create(name)?;
+        }
+        let [n1, n2, p1, p2, pc, out] = &names;
+        ip(&format!("-n {n1} link add wire type veth peer name wire netns {n2}"))?;
+        for (own, other, node) in [(1u8, 2u8, n1), (2, 1, n2)] {
+            node_of(node, (own, other))?;
+        }
+        pod(n1, p1, ("far", FAR))?;
+        pod(n2, p2, ("near", NEAR))?;
+        pod(n2, pc, ("client", CLIENT))?;
+        netns::link((n2, "outside", NODE), (out, OUTSIDE))?;
+        // The way back from the other node itself, which is asked without a service.
+        ip(&format!("-n {n1} route add {OUTSIDE} via {}", WIRE[1]))?;
+        let spot = |name: &String| Spot::at(instance, name.clone());
+        let routed = Self {
+            backends: [spot(p1), spot(p2)],
+            nodes: [spot(n1), spot(n2)],
+            client: spot(pc),
+            outside: spot(out),
+        };
+        routed.balance(n2)?;
+        Ok(routed)
+    }
+
+    /// The rules of the asked node.
+    fn balance(&self, node: &str) -> anyhow::Result<()> {
+        let mut nft = std::process::Command::new("ip")
+            .args(["netns", "exec", node, "nft", "-f", "-"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .context("nft (Debian package nftables)")?;
+        let mut stdin = nft.stdin.take().context("a pipe")?;
+        stdin.write_all(rules().as_bytes())?;
+        drop(stdin);
+        anyhow::ensure!(nft.wait()?.success(), "nft refuses the rules");
+        Ok(())
+    }
+}
+
+/// A verdict map by address, protocol and port, a chain for each service, and the source of what goes
+/// from outside to another node translated, as kube-proxy's nftables mode has it.
+fn rules() -> String {
+    let mut vips = Vec::new();
+    let mut ports = Vec::new();
+    for (name, vip, shift) in [("far", VIPS[0], 0), ("near", VIPS[1], 1000)] {
+        for port in 7001..=7004 {
+            vips.push(format!("{vip} . tcp . {port} : goto {name}_{port}"));
+            let publish = if name == "far" { "far_outside" } else { "near" };
+            for protocol in ["tcp", "udp"] {
+                ports.push(format!("{protocol} . {} : goto {publish}_{port}", port + shift));
+            }
+        }
+    }
+    let mut chains = String::new();
+    for (name, backend, mark) in
+        [("far", FAR, ""), ("far_outside", FAR, "meta mark set 0x4000; "), ("near", NEAR, "")]
+    {
+        for port in 7001..=7004 {
+            chains.push_str(&format!(
+                "chain {name}_{port} {{ {mark}meta l4proto {{ tcp, udp }} dnat ip to numgen random mod 1 \
+                 map {{ 0 : {backend} . {port} }}; }}\n"
+            ));
+        }
+    }
+    // What is asked without a service does not pay for connection tracking.
+    let selves = SELVES.map(|ip| ip.to_string()).join(", ");
+    let untracked = format!(
+        "meta l4proto tcp ip daddr {{ {selves} }} notrack\n \
+         meta l4proto tcp ip saddr {{ {selves} }} notrack"
+    );
+    format!(
+        "table ip services {{\n\
+         {chains}\
+         chain prerouting {{\n type nat hook prerouting priority dstnat;\n\
+         ip daddr . meta l4proto . th dport vmap {{ {} }}\n\
+         ip daddr {NODE} meta l4proto . th dport vmap {{ {} }}\n}}\n\
+         chain postrouting {{\n type nat hook postrouting priority srcnat;\n\
+         meta mark 0x4000 masquerade\n}}\n\
+         chain unasked {{\n type filter hook prerouting priority raw;\n {}\n}}\n\
+         chain unasked_answers {{\n type filter hook output priority raw;\n {}\n}}\n}}\n",
+        vips.join(", "),
+        ports.join(", "),
+        untracked,
+        untracked,
+    )
+}
+
+fn node_of(node: &str, (own, other): (u8, u8)) -> anyhow::Result<()> {
+    let (here, there) = (WIRE[usize::from(own) - 1], WIRE[usize::from(other) - 1]);
+    for line in [
+        format!("address add {here}/24 dev wire"),
+        "link set wire up".to_owned(),
+        format!(
+            "link add vx0 mtu 1450 address {} type vxlan id {KERNEL_VNI} local {here} dstport \
+             {KERNEL_PORT} nolearning",
+            mac(own)
+        ),
+        format!("address add 10.99.{own}.0/32 dev vx0"),
+        "link set vx0 up".to_owned(),
+        format!("route add 10.99.{other}.0/24 via 10.99.{other}.0 dev vx0 onlink"),
+        format!("neigh add 10.99.{other}.0 lladdr {} dev vx0 nud permanent", mac(other)),
+    ] {
+        ip(&format!("-n {node} {line}"))?;
+    }
+    let mut fdb = std::process::Command::new("bridge");
+    let line = format!("-n {node} fdb add {} dev vx0 dst {there} self permanent", mac(other));
+    fdb.args(line.split(' '));
+    process::run(fdb)?.success()?;
+    let mut forward = std::process::Command::new("ip");
+    forward.args(["netns", "exec", node, "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+    process::run(forward)?.success().map(drop)
+}
+
+/// A pod with a veth to its node, which routes.
+fn pod(node: &str, pod: &str, (port, address): (&str, Ipv4Addr)) -> anyhow::Result<()> {
+    let [a, b, c, _] = address.octets();
+    let gateway = Ipv4Addr::new(a, b, c, 1);
+    for line in [
+        format!("-n {node} link add {port} mtu 1450 type veth peer name eth0 mtu 1450 netns {pod}"),
+        format!("-n {node} address add {gateway}/32 dev {port}"),
+        format!("-n {node} link set {port} up"),
+        format!("-n {node} route add {address}/32 dev {port}"),
+        format!("-n {pod} address add {address}/32 dev eth0"),
+        format!("-n {pod} link set eth0 up"),
+        format!("-n {pod} route add {gateway} dev eth0"),
+        format!("-n {pod} route add default via {gateway}"),
+    ] {
+        ip(&line)?;
+    }
+    Ok(())
+}
