@@ -17,6 +17,9 @@ pub struct FloodArgs {
     frame: PathBuf,
     /// The interface to send from.
     device: String,
+    /// How many bytes of the frame are written anew each time, as where they are changed on the way.
+    #[arg(long, default_value_t = 0)]
+    anew: usize,
     /// How many.
     #[arg(long, default_value_t = 1_000_000)]
     frames: u32,
@@ -52,7 +55,8 @@ fn index_of(device: &str) -> anyhow::Result<u32> {
 pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
     pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let frame = std::fs::read(&args.frame).context("the frame")?;
-    let program = kernel::sender(index_of(&args.device)?)?;
+    let beginning = frame.get(..args.anew).context("the frame is shorter than that")?;
+    let program = kernel::sender(index_of(&args.device)?, beginning)?;
     // A call takes some 20 ms to set itself up and to end: a small one tells how long.
     let start = Instant::now();
     kernel::run_live(&program, &frame, FEW)?;

@@ -19,7 +19,10 @@ use super::{
 use crate::{Host, Place as _, eventually, place::wait_listening};
 
 /// MAC of an interface at a place.
-fn mac_of(place: &rig::Spot, device: &str) -> anyhow::Result<[u8; 6]> {
+///
+/// # Errors
+/// If there is no such interface.
+pub fn mac_of(place: &rig::Spot, device: &str) -> anyhow::Result<[u8; 6]> {
     let output = place.exec("ip", &["-json", "link", "show", "dev", device])?;
     let links: serde_json::Value = output.json()?;
     let shown = links[0]["address"].as_str().context("no MAC")?;
@@ -75,7 +78,10 @@ pub fn file(rig: &Rig, name: &str, frame: &[u8]) -> anyhow::Result<PathBuf> {
 }
 
 /// Turns an offload of an interface on or off.
-fn set(place: &Spot, device: &str, offload: &str, state: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// If ethtool refuses.
+pub fn set(place: &Spot, device: &str, offload: &str, state: &str) -> anyhow::Result<()> {
     place.exec("ethtool", &["-K", device, offload, state])?.success().map(drop)
 }
 

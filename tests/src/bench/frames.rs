@@ -35,7 +35,11 @@ pub fn vxlan(outer: &Ends, port: u16, vni: u32, frame: &[u8]) -> anyhow::Result<
     Ok(packet)
 }
 
-fn udp(ends: &Ends, ports: (u16, u16), payload: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// A datagram.
+///
+/// # Errors
+/// If it is too large for one.
+pub fn udp(ends: &Ends, ports: (u16, u16), payload: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(ends.macs.0, ends.macs.1)
         .ipv4(ends.addresses.0.octets(), ends.addresses.1.octets(), 64)

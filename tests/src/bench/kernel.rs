@@ -78,16 +78,34 @@ pub fn empty(kind: ProgramType) -> anyhow::Result<OwnedFd> {
     load(kind, &[set(0, 0), EXIT])
 }
 
-/// An XDP program that sends every frame out of an interface.
+/// An XDP program that sends every frame out of an interface, after it has written `beginning` into it:
+/// the kernel sends its live frames again and again as they come back, changed by whom they met.
 ///
 /// # Errors
-/// If the kernel refuses it.
-pub fn sender(ifindex: u32) -> anyhow::Result<OwnedFd> {
+/// If the kernel refuses it, as where the beginning is larger than a frame's first page.
+pub fn sender(ifindex: u32, beginning: &[u8]) -> anyhow::Result<OwnedFd> {
     const REDIRECT: u32 = 23;
-    load(
-        ProgramType::Xdp,
-        &[set(1, ifindex), set(2, 0), instruction(CALL, (0, 0), 0, REDIRECT), EXIT],
-    )
+    let length = u32::try_from(beginning.len())?;
+    let mut program = Vec::new();
+    if length > 0 {
+        program.extend([
+            // r2 = data, r3 = data_end
+            instruction(0x61, (2, 1), 0, 0),
+            instruction(0x61, (3, 1), 4, 0),
+            // r4 = r2 + length; if r4 > r3 return XDP_ABORTED
+            instruction(0xbf, (4, 2), 0, 0),
+            instruction(0x07, (4, 0), 0, length),
+            instruction(0xbd, (4, 3), 2, 0),
+            set(0, 0),
+            EXIT,
+        ]);
+        for (at, byte) in (0i16..).zip(beginning) {
+            // *(u8 *)(r2 + at) = byte
+            program.push(instruction(0x72, (2, 0), at, u32::from(*byte)));
+        }
+    }
+    program.extend([set(1, ifindex), set(2, 0), instruction(CALL, (0, 0), 0, REDIRECT), EXIT]);
+    load(ProgramType::Xdp, &program)
 }
 
 /// A pinned program or map.

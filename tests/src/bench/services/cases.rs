@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::{
+    floods,
     report::Subject,
     rig::{Backend, Rig, Way},
     runs::Took,
@@ -18,16 +19,26 @@ pub type Value = (String, &'static str, f64);
 pub struct Measurement {
     /// Its name.
     pub name: &'static str,
-    way: Option<(Way, Backend)>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Traffic of programs.
+    Traffic(Way, Backend),
+    /// Packets of a generator.
+    Flood(fn(&Rig, Subject) -> anyhow::Result<Vec<Value>>),
+    /// Single runs of the programs.
+    Runs,
 }
 
 /// All of them.
-pub const ALL: [Measurement; 5] = [
-    Measurement { name: "vip_remote", way: Some((Way::Vip, Backend::Remote)) },
-    Measurement { name: "vip_local", way: Some((Way::Vip, Backend::Local)) },
-    Measurement { name: "published_remote", way: Some((Way::Published, Backend::Remote)) },
-    Measurement { name: "published_local", way: Some((Way::Published, Backend::Local)) },
-    Measurement { name: "runs", way: None },
+pub const ALL: [Measurement; 6] = [
+    Measurement { name: "vip_remote", kind: Kind::Traffic(Way::Vip, Backend::Remote) },
+    Measurement { name: "vip_local", kind: Kind::Traffic(Way::Vip, Backend::Local) },
+    Measurement { name: "published_remote", kind: Kind::Traffic(Way::Published, Backend::Remote) },
+    Measurement { name: "published_local", kind: Kind::Traffic(Way::Published, Backend::Local) },
+    Measurement { name: "published_flood", kind: Kind::Flood(floods::by_tc) },
+    Measurement { name: "runs", kind: Kind::Runs },
 ];
 
 impl Measurement {
@@ -36,10 +47,11 @@ impl Measurement {
     /// # Errors
     /// If the traffic does not get through.
     pub fn run(&self, rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
-        match self.way {
-            Some(way) => traffic(rig, self.name, way, subject),
-            None if subject == Subject::Overlay => runs(),
-            None => Ok(vec![]),
+        match self.kind {
+            Kind::Traffic(way, backend) => traffic(rig, self.name, (way, backend), subject),
+            Kind::Flood(run) => run(rig, subject),
+            Kind::Runs if subject == Subject::Overlay => runs(),
+            Kind::Runs => Ok(vec![]),
         }
         .with_context(|| format!("{} of {subject:?}", self.name))
     }

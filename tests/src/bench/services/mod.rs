@@ -2,6 +2,7 @@
 //! nftables over the kernel's vxlan device, in rounds as the other comparison.
 
 mod cases;
+mod floods;
 mod report;
 mod rig;
 mod routed;
@@ -48,9 +49,13 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
     on_interrupt()?;
     require_root()?;
     binaries::overlay()?;
-    for (program, package) in
-        [("ip", "iproute2"), ("bridge", "iproute2"), ("nsenter", "util-linux"), ("nft", "nftables")]
-    {
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("bridge", "iproute2"),
+        ("ethtool", "ethtool"),
+        ("nsenter", "util-linux"),
+        ("nft", "nftables"),
+    ] {
         binaries::system(program, package)?;
     }
     require_cpus()?;

@@ -20,7 +20,7 @@ use crate::{
 
 const NETWORK: &str = "bench";
 /// Ports of the far service's backends, on the asked host too; those of the near one are 1000 higher there.
-const PORTS: std::ops::RangeInclusive<u16> = 7001..=7004;
+pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=7004;
 const SHIFT: u16 = 1000;
 /// The asked host's address on the client's side.
 const ASKED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -55,7 +55,7 @@ pub struct Rig {
     routed: Routed,
     _servers: Vec<Process>,
     _containers: Vec<Container>,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 fn program() -> anyhow::Result<PathBuf> {
@@ -125,7 +125,7 @@ impl Rig {
             routed,
             _servers: servers,
             _containers: containers,
-            _cluster: cluster,
+            cluster,
         };
         rig.settle()?;
         Ok(rig)
@@ -144,6 +144,16 @@ impl Rig {
             }
         }
         Ok(())
+    }
+
+    /// The hosts.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The same without overlay.
+    pub fn routed(&self) -> &Routed {
+        &self.routed
     }
 
     /// Runs the traffic program where the client is. `traffic` is its kind and further arguments.
