@@ -1,7 +1,7 @@
 //! How long flows live: checked by the programs on use, and by the agent where it counts flows.
 
 use crate::{
-    maps::{Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, UDP_ANSWERED},
+    maps::{ANSWERED, Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST},
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
@@ -15,49 +15,77 @@ pub const TCP_OPENING: u64 = 60 * SECOND;
 pub const TCP_CLOSING: u64 = 30 * SECOND;
 /// A flow without connections, in ns.
 pub const UDP: u64 = 60 * SECOND;
-/// A UDP flow to the outside of which both sides have spoken, in ns: what RFC 4787, REQ-5, wants
-/// by default.
+/// A UDP flow of which both sides have spoken, in ns: what RFC 4787, REQ-5, wants by default.
 pub const UDP_CONVERSATION: u64 = 300 * SECOND;
+/// On the backend's node, a flow that another node translates, in ns: at least as long as any service
+/// says, which that node knows.
+pub const RETURNING: u64 = u16::MAX as u64 * SECOND;
 
-/// How long an entry with these flags may be idle, in ns.
+/// How long an entry may be idle, in ns.
 #[inline(always)]
-pub const fn timeout(proto: u8, state: u8) -> u64 {
-    if proto == PROTO_UDP && state & UDP_ANSWERED != 0 {
-        UDP_CONVERSATION
-    } else if proto != PROTO_TCP && proto != PROTO_SCTP {
-        UDP
-    } else if state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
+    let connects = proto == PROTO_TCP || proto == PROTO_SCTP;
+    let own = entry.idle as u64 * SECOND;
+    if connects && entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
         TCP_CLOSING
-    } else if state & TCP_SEEN_ACK != 0 {
-        TCP_ESTABLISHED
-    } else {
+    } else if connects && entry.state & TCP_SEEN_ACK == 0 {
         TCP_OPENING
+    } else if entry.node.raw() != 0 {
+        RETURNING
+    } else if own != 0 {
+        own
+    } else if connects {
+        TCP_ESTABLISHED
+    } else if proto == PROTO_UDP && entry.state & ANSWERED != 0 {
+        UDP_CONVERSATION
+    } else {
+        UDP
     }
 }
 
 /// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC.
 #[inline(always)]
 pub const fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
-    now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry.state) && now > entry.last_seen
+    now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry) && now > entry.last_seen
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{maps::TCP_SEEN_SYN, wire::PROTO_ICMP};
+    use crate::{Be32, maps::TCP_SEEN_SYN, wire::PROTO_ICMP};
+
+    fn entry(state: u8) -> Conntrack {
+        Conntrack { state, ..Conntrack::default() }
+    }
 
     #[test]
     fn timeouts_follow_the_state_of_the_flow() {
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN), TCP_OPENING);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
-        assert_eq!(timeout(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
-        assert_eq!(timeout(PROTO_SCTP, TCP_SEEN_SYN), TCP_OPENING);
-        assert_eq!(timeout(PROTO_SCTP, TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
-        assert_eq!(timeout(PROTO_UDP, 0), UDP);
-        assert_eq!(timeout(PROTO_UDP, UDP_ANSWERED), UDP_CONVERSATION);
-        assert_eq!(timeout(PROTO_ICMP, 0), UDP);
+        for proto in [PROTO_TCP, PROTO_SCTP] {
+            let timeout = |state| timeout(proto, &entry(state));
+            assert_eq!(timeout(TCP_SEEN_SYN), TCP_OPENING);
+            assert_eq!(timeout(TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
+            assert_eq!(timeout(TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
+            assert_eq!(timeout(TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
+        }
+        assert_eq!(timeout(PROTO_UDP, &entry(0)), UDP);
+        assert_eq!(timeout(PROTO_UDP, &entry(ANSWERED)), UDP_CONVERSATION);
+        assert_eq!(timeout(PROTO_ICMP, &entry(0)), UDP);
         const { assert!(TCP_ESTABLISHED > 7200 * SECOND, "longer than a host's keep-alive") };
+    }
+
+    #[test]
+    fn a_service_may_say_how_long_its_flows_are_idle() {
+        let own = |state| Conntrack { idle: 7, ..entry(state) };
+        assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_ACK)), 7 * SECOND);
+        assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_SYN)), TCP_OPENING);
+        assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_FIN)), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_UDP, &own(0)), 7 * SECOND);
+        assert_eq!(timeout(PROTO_UDP, &own(ANSWERED)), 7 * SECOND);
+        // What another node translates, that one forgets.
+        let returning = |state| Conntrack { node: Be32::new(1), ..entry(state) };
+        assert_eq!(timeout(PROTO_UDP, &returning(0)), RETURNING);
+        assert_eq!(timeout(PROTO_TCP, &returning(TCP_SEEN_ACK)), RETURNING);
+        assert_eq!(timeout(PROTO_TCP, &returning(TCP_SEEN_SYN)), TCP_OPENING);
     }
 
     #[test]

@@ -86,6 +86,7 @@ ways! {
     16 = Received Replicated;
     17 = Sent Replicated;
     18 = Sent NoBackendAnswered;
+    19 = Sent BackendGoneAnswered;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

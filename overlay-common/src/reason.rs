@@ -175,6 +175,8 @@ reasons! {
     ReplicateRefused = 53, Drop, "replicate_refused";
     /// An ICMP error about no flow that is known.
     UnrelatedError = 54, Drop, "unrelated_error";
+    /// A packet of a TCP connection whose backend has gone, answered with a reset.
+    BackendGoneAnswered = 55, Forward, "backend_gone_answered";
     /// VXLAN of a network that this node has no endpoints of.
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP

@@ -1,4 +1,4 @@
-//! Translated flows: one entry per direction in one LRU map, timeouts checked on use.
+//! Translated flows: one entry per direction in an LRU map, timeouts checked on use.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -9,23 +9,22 @@ use overlay_common::{
     flow::is_expired,
     hash,
     maps::{
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_FIN, TCP_SEEN_RST,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::PROTO_SCTP,
 };
 
 use crate::{
-    fallible,
-    maps::CONNTRACK,
-    packet::{Flow, PART_QUOTED},
+    maps::{CONNTRACK, OPENING},
+    packet::Flow,
 };
 
 /// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
 /// every packet.
 pub const RESOLUTION: u64 = 1_000_000_000;
 /// How many source ports are tried when a tuple is taken.
-const PORT_TRIES: u32 = 8;
+pub const PORT_TRIES: u32 = 8;
 
 /// As [`PORT_TRIES`]: none but its own of SCTP, whose checksum covers the whole packet and can be brought
 /// up to date only by going through all of it.
@@ -48,9 +47,26 @@ pub fn now() -> u64 {
 #[inline(never)]
 pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     let now = now();
-    let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) else {
+    if let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) {
+        let action = look(entry, flow, now, out);
+        if action != 0 {
+            return action;
+        }
+    }
+    let Some(entry) = OPENING.get_ptr_mut(&flow.key) else {
         return 0;
     };
+    let action = look(entry, flow, now, out);
+    if action == CONNTRACK_FORWARD && !flow.is_syn() {
+        confirm(flow, out);
+    }
+    action
+}
+
+/// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`
+/// has the state of before.
+#[inline(always)]
+fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8 {
     // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
     // slot that is reused in this moment gives a wrong time to another flow at worst.
     unsafe {
@@ -65,12 +81,49 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
         if now.wrapping_sub(out.last_seen) > RESOLUTION {
             (*entry).last_seen = now;
         }
-        let state = out.state | flow.flags;
+        let state = after(out, flow);
         if state != out.state {
             (*entry).state = state;
         }
         out.action
     }
+}
+
+/// The state of an entry after a packet. A connection that goes on has not been reset: its ends have not
+/// believed the reset (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports.
+#[inline(always)]
+fn after(entry: &Conntrack, flow: &Flow) -> u8 {
+    let goes_on = flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
+        // An entry of both directions, of which one may not have heard of the reset yet.
+        && entry.action != CONNTRACK_RETURN;
+    let before = if goes_on { entry.state & !TCP_SEEN_RST } else { entry.state };
+    let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_RETURN;
+    before | flow.flags | if answers { ANSWERED } else { 0 }
+}
+
+/// The client speaks again: if there was an answer, the flow is one that is in use, and leaves
+/// [`OPENING`]. Where [`CONNTRACK`] takes no entry it stays.
+#[inline(always)]
+fn confirm(flow: &Flow, forward: &mut Conntrack) {
+    let key = reply_key(&flow.key, forward);
+    let Some(reply) = OPENING.get_ptr(&key) else {
+        return;
+    };
+    // SAFETY: as in `look`.
+    let reply = unsafe { &*reply };
+    if reply.action != CONNTRACK_REPLY || reply.state & ANSWERED == 0 {
+        return;
+    }
+    let before = forward.state;
+    forward.state |= flow.flags | ANSWERED;
+    let any = u64::from(BPF_ANY);
+    if CONNTRACK.insert(&key, reply, any).is_ok()
+        && CONNTRACK.insert(&flow.key, &*forward, any).is_ok()
+    {
+        let _ = OPENING.remove(&key);
+        let _ = OPENING.remove(&flow.key);
+    }
+    forward.state = before;
 }
 
 /// Where a new flow goes.
@@ -85,6 +138,8 @@ pub struct Target {
     pub ip: Be32,
     /// Port of the backend.
     pub port: Be16,
+    /// [`Conntrack::idle`] of the flow.
+    pub idle: u16,
 }
 
 /// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
@@ -104,7 +159,7 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
         node: Be32::ZERO,
         action: CONNTRACK_FORWARD,
         state: flow.flags,
-        pad: 0,
+        idle: target.idle,
         last_seen: now,
     };
 }
@@ -137,7 +192,7 @@ fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
         node: Be32::ZERO,
         action: CONNTRACK_REPLY,
         state: 0,
-        pad: 0,
+        idle: forward.idle,
         last_seen: now,
     }
 }
@@ -170,12 +225,13 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
     let mut attempt = 0;
     while attempt < port_tries(flow.key.proto) {
         let key = reply_key(&flow.key, forward);
-        if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-            || take_over(&key, &reply, now)
+        if is_free(&key, &reply, now)
+            && (OPENING.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+                || take_over(OPENING.get_ptr_mut(&key), &key, &reply, now))
         {
-            return CONNTRACK
-                .insert(&flow.key, &*forward, u64::from(BPF_ANY))
-                .map_err(|_| Reason::ConntrackFull);
+            // What another connection on this tuple has left.
+            let _ = CONNTRACK.remove(&flow.key);
+            return open(&flow.key, forward, BPF_ANY);
         }
         attempt += 1;
         forward.sport = other_port(&flow.key, attempt);
@@ -183,17 +239,40 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
     Err(Reason::TupleTaken)
 }
 
+/// Whether no other flow that is in use has the reply entry's key; forgets what is nobody's any more.
+#[inline(always)]
+fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
+    let Some(entry) = CONNTRACK.get_ptr(key) else {
+        return true;
+    };
+    // SAFETY: as in `look`.
+    let old = unsafe { &*entry };
+    if !is_replaceable(key, old, reply, now) {
+        return false;
+    }
+    let _ = CONNTRACK.remove(key);
+    true
+}
+
+#[inline(always)]
+fn is_replaceable(key: &ConntrackKey, old: &Conntrack, reply: &Conntrack, now: u64) -> bool {
+    (old.action == reply.action && same_client(old, reply)) || is_expired(key, old, now)
+}
+
 /// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
 #[inline(always)]
-pub fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
-    let Some(entry) = CONNTRACK.get_ptr_mut(key) else {
+pub fn take_over(
+    entry: Option<*mut Conntrack>,
+    key: &ConntrackKey,
+    reply: &Conntrack,
+    now: u64,
+) -> bool {
+    let Some(entry) = entry else {
         return false;
     };
-    // SAFETY: as in `find`.
+    // SAFETY: as in `look`.
     unsafe {
-        let old = &*entry;
-        let ours = old.action == reply.action && same_client(old, reply);
-        if ours || is_expired(key, old, now) {
+        if is_replaceable(key, &*entry, reply, now) {
             *entry = *reply;
             return true;
         }
@@ -203,137 +282,18 @@ pub fn take_over(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
 
 /// Another source port for a flow whose tuple is taken.
 #[inline(always)]
-fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
+pub fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
     let spread = hash::mix(key.saddr.raw() ^ attempt, u32::from(key.sport.raw()));
     Be16::new((PORT_MIN + (spread & 0x3fff)) as u16)
 }
 
-/// Notes on the backend's node that replies to `flow` go through `node`, which translated it.
-/// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
-/// address and port that came through two nodes are one tuple here, even when the first has ended
-/// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
-/// another source port.
+/// Writes an entry of a flow that begins.
 ///
 /// # Errors
-/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] when no port is free, or
-/// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
-/// no flow of `node`.
+/// [`Reason::ConntrackFull`] when the map refuses, which with [`BPF_NOEXIST`] it does where there is one.
 #[inline(always)]
-pub fn note_return(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
-    fallible::unpack(note_return_packed(flow, node, forward)).map(|translate| translate != 0)
-}
-
-#[inline(never)]
-fn note_return_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(note(flow, node, forward).map(u32::from))
-}
-
-#[inline(always)]
-fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
-    let now = now();
-    *forward = return_forward(flow, node, now);
-    let key = reply_key(&flow.key, forward);
-    let is_error = flow.part == PART_QUOTED;
-    let Some(entry) = CONNTRACK.get_ptr_mut(&key) else {
-        if is_error {
-            return Err(Reason::UnrelatedError);
-        }
-        let entry = return_entry(&key, flow, node, now);
-        return insert(&key, &entry, BPF_ANY).map(|()| false);
-    };
-    // SAFETY: as in `find`.
-    let entry = unsafe { &mut *entry };
-    if entry.action == CONNTRACK_RETURN && entry.node == node && entry.dport == flow.key.sport {
-        refresh(entry, flow, now);
-        return Ok(false);
-    }
-    if is_expired(&key, entry, now) && !is_error {
-        *entry = return_entry(&key, flow, node, now);
-        return Ok(false);
-    }
-    other_way(flow, node, forward, now)
-}
-
-/// The way of a flow whose tuple another node's flow has.
-#[inline(always)]
-fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack, now: u64) -> Result<bool, Reason> {
-    let through = flow.key.through(node);
-    if let Some(known) = CONNTRACK.get_ptr_mut(&through) {
-        // SAFETY: as in `find`.
-        let known = unsafe { &mut *known };
-        if known.node == node && !is_expired(&through, known, now) {
-            refresh(known, flow, now);
-            forward.sport = known.sport;
-            return Ok(true);
-        }
-    }
-    if flow.part == PART_QUOTED {
-        return Err(Reason::UnrelatedError);
-    }
-    if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
-        return Err(Reason::TupleTaken);
-    }
-    let mut attempt = 0;
-    while attempt < PORT_TRIES {
-        attempt += 1;
-        forward.sport = other_port(&flow.key, attempt);
-        let key = reply_key(&flow.key, forward);
-        let entry = return_entry(&key, flow, node, now);
-        if insert(&key, &entry, BPF_NOEXIST).is_ok() {
-            return insert(&through, forward, BPF_ANY).map(|()| true);
-        }
-    }
-    Err(Reason::TupleTaken)
-}
-
-/// The client's direction on the backend's node: untouched, until its tuple is found taken.
-#[inline(always)]
-fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
-    let key = &flow.key;
-    Conntrack {
-        saddr: key.saddr,
-        daddr: key.daddr,
-        sport: key.sport,
-        dport: key.dport,
-        vni: key.vni,
-        service: 0,
-        backend: 0,
-        node,
-        action: CONNTRACK_FORWARD,
-        state: flow.flags,
-        pad: 0,
-        last_seen: now,
-    }
-}
-
-/// The backend's direction: to `node`, with the client's own port.
-#[inline(always)]
-fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
-    Conntrack {
-        saddr: key.saddr,
-        daddr: key.daddr,
-        sport: key.sport,
-        dport: flow.key.sport,
-        action: CONNTRACK_RETURN,
-        ..return_forward(flow, node, now)
-    }
-}
-
-/// Brings time and state of an entry up to date; a SYN begins a new connection.
-#[inline(always)]
-fn refresh(entry: &mut Conntrack, flow: &Flow, now: u64) {
-    let state = if flow.is_syn() { flow.flags } else { entry.state | flow.flags };
-    if state != entry.state {
-        entry.state = state;
-    }
-    if now.wrapping_sub(entry.last_seen) > RESOLUTION {
-        entry.last_seen = now;
-    }
-}
-
-#[inline(always)]
-fn insert(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
-    CONNTRACK.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
+pub fn open(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
+    OPENING.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
 }
 
 #[cfg(test)]
@@ -365,6 +325,7 @@ mod tests {
             vni: 4097,
             ip: Be32::from_octets(ip),
             port: Be16::new(8080),
+            idle: 9,
         }
     }
 

@@ -181,7 +181,7 @@ fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
         return reply(packet, work);
     }
     if let Err(reason) = service::route(work, number, work.flow.key.dport, packet.ctx.len()) {
-        return refuse::answer(packet.ctx, reason);
+        return refuse::answer(packet.ctx, work, reason);
     }
     to_backend(packet, work)
 }
@@ -202,7 +202,7 @@ fn to_gateway(packet: &Packet<'_>) -> Outcome {
         published::find(work.flow.key.proto, work.flow.key.dport).ok_or(Reason::GatewayPort)?;
     if let Err(reason) = service::route(work, published.service, published.target, packet.ctx.len())
     {
-        return refuse::answer(packet.ctx, reason);
+        return refuse::answer(packet.ctx, work, reason);
     }
     to_backend(packet, work)
 }

@@ -44,6 +44,7 @@ mod published;
 mod refuse;
 mod related;
 mod replicate;
+mod returning;
 mod service;
 mod socket;
 mod underlay;
@@ -217,6 +218,7 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
                         | Reason::TooBigAnswered
                         | Reason::TtlExceededAnswered
                         | Reason::NoBackendAnswered
+                        | Reason::BackendGoneAnswered
                 )
             {
                 event::tell_delivery(ctx, party.slot, reason);

@@ -16,8 +16,9 @@ use overlay_common::{
         Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
         Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS,
         KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
-        MEDIUM_TABLE, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SMALL_TABLE,
-        Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey, Usage, Vtep6,
+        MEDIUM_TABLE, Network, OPENING_ENTRIES, Peer, PeerKey, Published, PublishedKey, Replicas,
+        SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey, Usage,
+        Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
@@ -111,6 +112,9 @@ pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
 pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+
+#[btf_map(name = "opening")]
+pub static OPENING: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
 
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();

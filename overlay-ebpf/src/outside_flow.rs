@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
     Be16, Be32, Reason, UNDERLAY_VNI, hash,
     maps::{
-        CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, TCP_SEEN_RST,
-        UDP_ANSWERED,
+        ANSWERED, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey,
+        TCP_SEEN_RST,
     },
     wire::PROTO_UDP,
 };
@@ -54,7 +54,7 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
         }
         let key = outer_key(&flow.key, forward);
         if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-            || take_over(&key, &reply, now)
+            || take_over(CONNTRACK.get_ptr_mut(&key), &key, &reply, now)
         {
             return CONNTRACK
                 .insert(&flow.key, &*forward, u64::from(BPF_ANY))
@@ -95,7 +95,7 @@ fn forward_entry(flow: &Flow, address: Be32, now: u64) -> Conntrack {
         node: Be32::ZERO,
         action: CONNTRACK_MASQUERADE,
         state: flow.flags,
-        pad: 0,
+        idle: 0,
         last_seen: now,
     }
 }
@@ -113,7 +113,7 @@ fn reply_entry(key: &ConntrackKey, now: u64) -> Conntrack {
         node: Be32::ZERO,
         action: CONNTRACK_UNMASQUERADE,
         state: 0,
-        pad: 0,
+        idle: 0,
         last_seen: now,
     }
 }
@@ -165,7 +165,7 @@ pub fn keep(work: &Work) -> bool {
 pub fn answered(work: &Work) {
     let now = now();
     let Work { flow, entry, .. } = work;
-    let first = flow.key.proto == PROTO_UDP && entry.state & UDP_ANSWERED == 0;
+    let first = flow.key.proto == PROTO_UDP && entry.state & ANSWERED == 0;
     if !first && !is_news(work, now) {
         return;
     }
@@ -178,7 +178,7 @@ pub fn answered(work: &Work) {
         proto: flow.key.proto,
         scope: [0; 3],
     };
-    let state = if first { UDP_ANSWERED } else { flow.flags & TCP_SEEN_RST };
+    let state = if first { ANSWERED } else { flow.flags & TCP_SEEN_RST };
     if let Some(forward) = CONNTRACK.get_ptr_mut(&inner) {
         // SAFETY: as above.
         let forward = unsafe { &mut *forward };
@@ -192,7 +192,7 @@ pub fn answered(work: &Work) {
     }
     if first && let Some(reply) = CONNTRACK.get_ptr_mut(&flow.key) {
         // SAFETY: as above.
-        unsafe { (*reply).state |= UDP_ANSWERED };
+        unsafe { (*reply).state |= ANSWERED };
     }
 }
 

@@ -261,6 +261,16 @@ pub fn sctp_flags(chunk: u8) -> u8 {
     }
 }
 
+/// `flags`, unless no TCP sends them together: what opens a connection does not end it.
+///
+/// # Errors
+/// [`Reason::Malformed`].
+#[inline(always)]
+pub fn possible(flags: u8) -> Result<u8, Reason> {
+    let ends = flags & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0;
+    if flags & TCP_SEEN_SYN != 0 && ends { Err(Reason::Malformed) } else { Ok(flags) }
+}
+
 /// The flags byte of a TCP header as `TCP_SEEN_*`.
 #[inline(always)]
 pub fn tcp_flags(byte: u8) -> u8 {
@@ -288,7 +298,8 @@ pub fn tcp_flags(byte: u8) -> u8 {
 /// of the flow that answers what it quotes.
 ///
 /// # Errors
-/// [`Reason::UnrelatedError`] when it does not say which. [`Reason::ServiceProtocol`] when it is none of TCP, UDP and SCTP, [`Reason::Fragment`] when it is a later
+/// [`Reason::UnrelatedError`] when it does not say which. [`Reason::Malformed`] for TCP flags that exclude
+/// each other. [`Reason::ServiceProtocol`] when it is none of TCP, UDP and SCTP, [`Reason::Fragment`] when it is a later
 /// fragment of a packet whose first one was not seen, [`Reason::Truncated`] when it ends too early: the
 /// frame, or by its own length the packet, behind which Ethernet's padding would be taken for ports.
 #[inline(always)]
@@ -326,7 +337,7 @@ pub fn flow(
             } else {
                 load_at(ctx, transport + TCP_FLAGS)?
             };
-            tcp_flags(byte)
+            possible(tcp_flags(byte))?
         }
         PROTO_SCTP => sctp_flags(load_at(ctx, transport + SCTP_CHUNK)?),
         _ => 0,

@@ -7,6 +7,7 @@ use core::mem::offset_of;
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_change_tail, programs::TcContext};
 use overlay_common::{
     Be16, Reason, checksum,
+    maps::SERVICE_RESETS,
     wire::{
         ETHERTYPE_IPV4, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
         Tcp, TcpSegment,
@@ -17,7 +18,7 @@ use crate::{
     Outcome, fallible,
     forward::back_out,
     icmp,
-    maps::scratch,
+    maps::{SERVICES, Work, lookup, scratch},
     packet::{ETH_LEN, IPV4_LEN, load, store_rehash},
 };
 
@@ -27,14 +28,20 @@ const RESET_LEN: u32 = size_of::<TcpSegment>() as u32;
 const TCP_LEN: u32 = size_of::<Tcp>() as u32;
 const TTL: u8 = 64;
 
-/// What becomes of a packet that was refused for `reason`: its sender is told, if that is
-/// [`Reason::NoBackend`] and it may be. The packet is as it came: TCP or UDP, whole, not translated.
+/// What becomes of a packet that was refused for `reason`: its sender is told, if it may be, of
+/// [`Reason::NoBackend`], and, where the service says so and it is TCP, of [`Reason::BackendGone`]. The packet is as it came: TCP or UDP, whole, not translated.
 ///
 /// # Errors
 /// The reason, where nobody is told: for other reasons, resets, TCP behind IPv4 options, later fragments, and packets to
 /// or from addresses that are not one host's (RFC 1122, section 3.2.2).
 #[inline(always)]
-pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
+pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
+    if reason == Reason::BackendGone && says_so(work) {
+        return match fallible::unpack(reset_packed(ctx.skb.skb)) {
+            Ok(ANSWERED) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
+            _ => Err(reason),
+        };
+    }
     if reason != Reason::NoBackend {
         return Err(reason);
     }
@@ -43,6 +50,12 @@ pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
         icmp::port_unreachable(ctx)?;
     }
     Ok(back_out(ctx, Reason::NoBackendAnswered))
+}
+
+/// Whether clients of the flow's service are told that their backend has gone.
+#[inline(always)]
+fn says_so(work: &Work) -> bool {
+    lookup(&SERVICES, &work.entry.service).is_some_and(|s| s.flags & SERVICE_RESETS != 0)
 }
 
 /// The packet was TCP and is its answer now.

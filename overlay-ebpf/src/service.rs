@@ -2,7 +2,8 @@
 
 use overlay_common::{
     Be16, Reason,
-    maps::{BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, TCP_SEEN_FIN, TCP_SEEN_RST},
+    maps::{BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, Service, TCP_SEEN_FIN, TCP_SEEN_RST},
+    wire::PROTO_UDP,
 };
 
 use crate::{
@@ -77,7 +78,10 @@ fn open(
     length: u32,
 ) -> Result<(), Reason> {
     let backend: Backend = lookup(&BACKENDS, &number).ok_or(Reason::NoBackend)?;
-    let target = Target { service, backend: number, vni: backend.vni, ip: backend.ip, port };
+    // The service is there since a backend was picked.
+    let Service { tcp_idle, udp_idle, .. } = work.pick.service;
+    let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
+    let target = Target { service, backend: number, vni: backend.vni, ip: backend.ip, port, idle };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
     if work.backend.flags & BACKEND_COUNTED != 0 {

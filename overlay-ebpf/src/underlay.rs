@@ -31,7 +31,7 @@ use crate::{
     packet::{
         ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, is_icmp, load, load_at, pull,
     },
-    published, refuse, related, replicate, service, underlay6,
+    published, refuse, related, replicate, returning, service, underlay6,
     vxlan::{self, INNER},
     vxlan6::{self, INNER6},
 };
@@ -240,7 +240,7 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
     if let Err(reason) = service::route(work, published.service, published.target, ctx.len()) {
-        return refuse::answer(ctx, reason);
+        return refuse::answer(ctx, work, reason);
     }
     let gateway = gateway_mac(ip, work.backend.vni)?;
     nat::translate(ctx, ip, ETH_LEN + IPV4_LEN, work)?;
@@ -430,7 +430,7 @@ fn from_outside<const OUTER: usize>(inner: &Inner<'_, OUTER>, endpoint: &Endpoin
     }
     let work = work()?;
     inner.flow(work)?;
-    let translate = conntrack::note_return(&work.flow, inner.sender, &mut work.entry)?;
+    let translate = returning::note_return(&work.flow, inner.sender, &mut work.entry)?;
     inner.pop(false)?;
     if translate {
         nat::translate(inner.ctx, &inner.ip, usize::from(work.flow.transport) - OUTER, work)?;

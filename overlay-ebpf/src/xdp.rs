@@ -26,7 +26,9 @@ use crate::{
     membership,
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     observe::Party,
-    packet::{self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, tcp_flags},
+    packet::{
+        self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, possible, tcp_flags,
+    },
     published, service,
     underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
     vxlan::{self, INNER},
@@ -94,20 +96,28 @@ fn outer_headers(ctx: &XdpContext) -> Option<(Ipv4, Udp)> {
 
 /// Fills `out` with the flow of a packet with its IPv4 header, without options, at `offset`.
 #[inline(always)]
-fn flow(ctx: &XdpContext, ip: &Ipv4, offset: usize, vni: u32, out: &mut Flow) -> Option<()> {
+fn flow(
+    ctx: &XdpContext,
+    ip: &Ipv4,
+    offset: usize,
+    vni: u32,
+    out: &mut Flow,
+) -> Result<(), Reason> {
     if !holds_transport(ip) {
-        return None;
+        return Err(Reason::Truncated);
     }
     let transport = offset + IPV4_LEN;
-    let ports: Udp = read(ctx, transport)?;
+    let ports: Udp = read(ctx, transport).ok_or(Reason::Truncated)?;
     let flags = match ip.protocol {
-        PROTO_TCP => tcp_flags(read(ctx, transport + TCP_FLAGS)?),
+        PROTO_TCP => {
+            possible(tcp_flags(read(ctx, transport + TCP_FLAGS).ok_or(Reason::Truncated)?))?
+        }
         PROTO_UDP => 0,
-        _ => return None,
+        _ => return Err(Reason::ServiceProtocol),
     };
     out.set(ip, [ports.source, ports.dest], vni, transport);
     out.flags = flags;
-    Some(())
+    Ok(())
 }
 
 /// A client outside asked a port of the host: if the backend is elsewhere, the packet goes there
@@ -125,10 +135,10 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
         return Ok(Verdict::Pass);
     }
     let work = work()?;
-    flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow).ok_or(Reason::Truncated)?;
+    flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
     match service::route(work, published.service, published.target, length) {
         // The answer is TC's to give.
-        Err(Reason::NoBackend) => return Ok(Verdict::Pass),
+        Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
         routed => routed?,
     }
     let backend = &work.backend;
@@ -238,7 +248,7 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
             return Ok(Verdict::Pass);
         }
         let work = work()?;
-        if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_some()
+        if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_ok()
             && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
         {
             return Ok(Verdict::Pass);
@@ -262,7 +272,7 @@ fn reply(ctx: &XdpContext, config: &Config, inner: &Inner) -> Outcome {
     let Inner { vni, sender, ip } = inner;
     check_peer(*sender)?;
     let work = work()?;
-    if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_none()
+    if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_err()
         || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY
     {
         // To a group of the network, or to nobody.

@@ -133,7 +133,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 22] = [
+const TABLES: [&str; 23] = [
     "networks",
     "replicas",
     "endpoints",
@@ -154,6 +154,7 @@ const TABLES: [&str; 22] = [
     "subnets",
     "usage",
     "conntrack",
+    "opening",
     "fragments",
     "sock_origin",
 ];

@@ -238,6 +238,14 @@ impl Running {
         report(&self.0.stop()?)
     }
 
+    /// Waits for a chat to end by itself and reads its report.
+    ///
+    /// # Errors
+    /// If it does not end, or there is no report.
+    pub fn chat_ended(mut self) -> anyhow::Result<ChatReport> {
+        report(&self.0.wait(Duration::from_secs(30))?)
+    }
+
     /// Ends a chat and reads its report.
     ///
     /// # Errors

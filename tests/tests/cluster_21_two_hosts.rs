@@ -39,6 +39,16 @@ fn two_hosts_carry_an_sctp_association() -> anyhow::Result<()> {
     let here = cluster.host(1).container("here").network("sctp").idle()?;
     let associated: Associated = here.ask(&["sctp-ask", &there.port(3868)?])?;
     assert_eq!((associated.sent, associated.answered), (52_001, 52_001));
+    // Through a VIP, and through a published port of the host without a backend.
+    let ports = ["--network", "sctp", "-p", "3869:3869/sctp"];
+    cluster.host(1).service_create("diameter", &ports)?;
+    let echo = ["sctp-echo", "--port", "3869"];
+    let _backend = cluster.host(2).container("d.1").service("diameter").testkit(&echo)?;
+    let associated: Associated = here.ask(&["sctp-ask", "diameter:3869"])?;
+    assert_eq!((associated.sent, associated.answered), (52_001, 52_001));
+    let asked = ["sctp-ask", &cluster.host(1).port(3869)];
+    let associated: Associated = cluster.client().ask(&asked)?;
+    assert_eq!((associated.sent, associated.answered), (52_001, 52_001));
     Ok(())
 }
 

@@ -111,6 +111,25 @@ fn backends_hear_how_narrow_the_way_to_a_client_outside_is() -> anyhow::Result<(
 }
 
 #[test]
+fn a_connection_whose_backend_was_taken_away_is_reset() -> anyhow::Result<()> {
+    let cluster = Cluster::formed(2, Options::default())?;
+    let (h1, h2) = (cluster.host(1), cluster.host(2));
+    h1.network_create("mynet", &[])?;
+    h1.service_create("db", &["--network", "mynet", "-p", "3306:3306", "--drain", "0s"])?;
+    let _backend = h2.container("db.1").service("db").tcp_id(3306)?;
+    let asker = h1.container("asker").network("mynet").idle()?;
+    let chats = [asker.chat("db:3306")?, cluster.client().chat(&h1.port(3306))?];
+    // The server lives on and says nothing: its interface is gone.
+    h2.overlay(&["endpoint", "detach", "db.1"])?;
+    for chat in chats {
+        let failure = chat.chat_ended()?.failure;
+        let kind = failure.as_ref().map(|failure| failure.kind);
+        assert_eq!(kind, Some(FailureKind::Reset), "{failure:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_long_ping_finds_its_way_out_and_back() -> anyhow::Result<()> {
     let Echo { cluster, asker, _backends } = echo(Options::default())?;
     let target = cluster.client().address().to_string();

@@ -33,8 +33,10 @@ impl ConntrackKey {
     }
 }
 
-/// Map `conntrack`, LRU hash: translated flows, one entry per direction. Written and read by the
-/// programs; listed by the agent.
+/// Maps `conntrack` and `opening`, LRU hashes: translated flows, one entry per direction. A flow to a backend
+/// begins in `opening` and goes over to `conntrack` when its client speaks again after an answer, so that
+/// what strangers begin and nobody goes on with, as a flood of SYNs, evicts no flow that is in use. Written
+/// and read by the programs; listed by the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Conntrack {
@@ -56,10 +58,11 @@ pub struct Conntrack {
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction; [`UDP_ANSWERED`] of UDP.
+    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`].
     pub state: u8,
-    /// Padding, zero.
-    pub pad: u16,
+    /// For how many seconds an established TCP or SCTP flow, or one of UDP, may be idle; 0 for as long as
+    /// flows may by default ([`crate::flow`]).
+    pub idle: u16,
     /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the last packet in this direction.
     pub last_seen: u64,
 }
@@ -120,8 +123,8 @@ pub const TCP_SEEN_ACK: u8 = 1 << 1;
 pub const TCP_SEEN_FIN: u8 = 1 << 2;
 /// A RST was seen.
 pub const TCP_SEEN_RST: u8 = 1 << 3;
-/// Of a UDP flow to the outside: both sides have spoken.
-pub const UDP_ANSWERED: u8 = 1 << 4;
+/// Both sides have spoken: of a flow to a backend, its own direction of a reply; of one to the outside, UDP only.
+pub const ANSWERED: u8 = 1 << 4;
 
 #[cfg(test)]
 mod tests {

@@ -39,6 +39,9 @@ pub const KNOWN_ENDPOINTS: usize = 1 << 11;
 /// Entries of `known_links`, a power of two.
 pub const KNOWN_LINKS: usize = 1 << 8;
 
+/// Entries of `opening`: flows that nobody has gone on with yet, the least recent of which are forgotten.
+pub const OPENING_ENTRIES: usize = 1 << 16;
+
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;
 
@@ -130,7 +133,18 @@ mod tests {
         packed!(Link6 { ip, mask, gateway });
         packed!(PeerKey { vni, node });
         packed!(Peer { flags });
-        packed!(Service { vni, vip, slots, table, affinity, scheduler, hash, pad });
+        packed!(Service {
+            vni,
+            vip,
+            slots,
+            table,
+            affinity,
+            scheduler,
+            hash,
+            flags,
+            tcp_idle,
+            udp_idle,
+        });
         packed!(SlotKey { service, index });
         packed!(TableKey { service, table });
         packed!(AffinityKey { service, vni, client });
@@ -154,7 +168,7 @@ mod tests {
             node,
             action,
             state,
-            pad,
+            idle,
             last_seen,
         });
         packed!(SockOriginKey { cookie, addr, port, pad });

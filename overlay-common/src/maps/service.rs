@@ -22,9 +22,16 @@ pub struct Service {
     pub scheduler: u8,
     /// What [`LB_SOURCE_HASH`] and [`LB_MAGLEV`] hash: one of `LB_HASH_*`.
     pub hash: u8,
-    /// Padding, zero.
-    pub pad: u16,
+    /// Bits of `SERVICE_*`, see [`SERVICE_RESETS`].
+    pub flags: u16,
+    /// [`super::Conntrack::idle`] of its TCP and SCTP flows.
+    pub tcp_idle: u16,
+    /// [`super::Conntrack::idle`] of its UDP flows.
+    pub udp_idle: u16,
 }
+
+/// In [`Service::flags`]: TCP connections whose backend has gone are reset when their client speaks.
+pub const SERVICE_RESETS: u16 = 1 << 0;
 
 /// Round robin.
 pub const LB_ROUND_ROBIN: u8 = 0;

@@ -6,8 +6,8 @@ use overlay_common::{
     flow::is_expired,
     maps::{
         self, BACKEND_COUNTED, CONNTRACK_FORWARD, Conntrack, ConntrackKey, LB_HASH_ADDRESS,
-        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED, SlotKey,
-        TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED,
+        SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 
@@ -15,7 +15,7 @@ use super::{Agent, AgentError, lock, tables::monotonic_ns};
 use crate::{
     datapath::{Datapath, DatapathState, Filling, LbTable},
     link::Links,
-    model::{Balance, HashBy, Scheduler},
+    model::{Balance, HashBy, OnLoss, Scheduler},
 };
 
 const COUNTING: &str = "counting flows of services that balance by them";
@@ -43,6 +43,12 @@ pub(super) fn add_service(
             Some(HashBy::Address) | None => LB_HASH_ADDRESS,
         },
         affinity: balance.affinity_secs,
+        flags: match balance.on_loss {
+            OnLoss::Reset => SERVICE_RESETS,
+            OnLoss::Drop => 0,
+        },
+        tcp_idle: balance.tcp_idle_secs,
+        udp_idle: balance.udp_idle_secs,
         ..service
     };
     let Some(filling) = filling(balance.scheduler, &backends) else {

@@ -24,8 +24,8 @@ pub use observe::{
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Availability, EndpointMode, EndpointState, HashBy, Health, Id, Multicast, Port, Probe, Role,
-    Scheduler,
+    Availability, EndpointMode, EndpointState, HashBy, Health, Id, Multicast, OnLoss, Port, Probe,
+    Role, Scheduler,
 };
 
 /// A call to a manager. The method's name on the wire is the variant's in snake case.
@@ -191,6 +191,15 @@ pub struct BalanceChange {
     /// not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity_ms: Option<u64>,
+    /// For how long established TCP and SCTP flows may be idle, in milliseconds; 0: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_timeout_ms: Option<u64>,
+    /// For how long UDP flows may be idle, in milliseconds; 0: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_timeout_ms: Option<u64>,
+    /// What becomes of TCP connections whose backend has gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_loss: Option<OnLoss>,
 }
 
 /// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     api::{BalanceChange, HealthChange, Reference, Request, ServiceCreate, ServiceUpdate},
     model::{
-        ClusterState, EndpointMode, EndpointState, HashBy, Health, Id, Port, Scheduler, Service,
-        Standing,
+        ClusterState, EndpointMode, EndpointState, HashBy, Health, Id, OnLoss, Port, Scheduler,
+        Service, Standing,
     },
 };
 
@@ -88,12 +88,30 @@ struct BalanceArgs {
     /// How long after its last new flow a client keeps its backend, 0s for not at all [default: 0s]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     affinity: Option<Duration>,
+    /// How long an established TCP or SCTP flow may be idle, up to 65535s; 0s for the default [default:
+    /// 7500s]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    tcp_timeout: Option<Duration>,
+    /// How long a UDP flow may be idle, up to 65535s; 0s for the default [default: 60s, 300s once both
+    /// sides have spoken]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    udp_timeout: Option<Duration>,
+    /// What becomes of TCP connections whose backend has gone [default: reset]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_loss: Option<OnLoss>,
 }
 
 impl BalanceArgs {
     fn change(self) -> BalanceChange {
-        let Self { lb, lb_hash, affinity } = self;
-        BalanceChange { lb, lb_hash, affinity_ms: affinity.map(args::millis) }
+        let Self { lb, lb_hash, affinity, tcp_timeout, udp_timeout, on_loss } = self;
+        BalanceChange {
+            lb,
+            lb_hash,
+            affinity_ms: affinity.map(args::millis),
+            tcp_timeout_ms: tcp_timeout.map(args::millis),
+            udp_timeout_ms: udp_timeout.map(args::millis),
+            on_loss,
+        }
     }
 }
 
@@ -264,8 +282,8 @@ fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
     if changes_nothing {
         return Err(usage_error(
             format!("nothing to change in service {:?}", request.reference),
-            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --health-..., \
-             --no-healthcheck, --label-add, --label-rm or --drain",
+            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --tcp-timeout, \
+             --udp-timeout, --on-loss, --health-..., --no-healthcheck, --label-add, --label-rm or --drain",
         ));
     }
     Ok(request)
@@ -458,6 +476,12 @@ mod tests {
             "1s",
             "--health-retries",
             "5",
+            "--tcp-timeout",
+            "3h",
+            "--udp-timeout",
+            "30s",
+            "--on-loss",
+            "drop",
             "--label",
             "x=y",
             "--drain",
@@ -479,7 +503,14 @@ mod tests {
                 "networks": ["a", "b"],
                 "ports": [port(8080, 80, "tcp"), port(90, 90, "udp"), port(91, 91, "udp")],
                 "mode": "dnsrr",
-                "balance": {"lb": "maglev", "lb_hash": "address", "affinity_ms": 600_000},
+                "balance": {
+                    "lb": "maglev",
+                    "lb_hash": "address",
+                    "affinity_ms": 600_000,
+                    "tcp_timeout_ms": 10_800_000,
+                    "udp_timeout_ms": 30_000,
+                    "on_loss": "drop",
+                },
                 "health": {
                     "probe": {"http": {"port": 80, "path": "/healthz"}},
                     "interval_ms": 1000,

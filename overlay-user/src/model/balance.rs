@@ -71,6 +71,23 @@ pub struct Balance {
     pub hash: Option<HashBy>,
     /// For how many seconds after its last new flow a client keeps its backend; 0 when it does not.
     pub affinity_secs: u32,
+    /// For how many seconds an established TCP or SCTP flow may be idle; 0 for the default, 7,500.
+    pub tcp_idle_secs: u16,
+    /// For how many seconds a UDP flow may be idle; 0 for the default, 60, and 300 once both sides have spoken.
+    pub udp_idle_secs: u16,
+    /// What becomes of TCP connections whose backend has gone.
+    pub on_loss: OnLoss,
+}
+
+/// What becomes of a TCP connection whose backend has gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLoss {
+    /// The client is told with a reset when it speaks next
+    #[default]
+    Reset,
+    /// Its packets are dropped
+    Drop,
 }
 
 impl Balance {

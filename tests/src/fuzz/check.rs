@@ -116,6 +116,7 @@ pub fn events(
         Reason::TooBigAnswered,
         Reason::TtlExceededAnswered,
         Reason::NoBackendAnswered,
+        Reason::BackendGoneAnswered,
     ];
     let answered = answers.iter().any(|reason| predicted.moved.contains_key(reason));
     if received || (answered && step.program == Program::Container) {

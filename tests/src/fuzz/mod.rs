@@ -26,7 +26,7 @@ pub use run::main;
 
 use crate::{
     model::{self, Host, Predicted, Program, Tables, Verdict},
-    rig::{IFINDEX, Ran, Rig},
+    rig::{FLOWS, IFINDEX, Ran, Rig},
 };
 
 /// Packets of one sequence, and of a long one. Conntrack and cursors are carried from packet to
@@ -171,13 +171,14 @@ impl Fuzz {
             self.rig.run_aggregate(step.program.name(self.tables.ipv6), &step.packet, step.segment);
         let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
-        let conntrack = self.rig.conntrack().into_iter().collect();
+        let conntrack = self.rig.flows("conntrack").into_iter().collect();
+        let opening = self.rig.flows("opening").into_iter().collect();
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
         let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
         let affinity = self.rig.affinity().into_iter().collect();
         let fragments = self.rig.fragments().into_iter().collect();
         let usage = self.rig.usage();
-        let real = Real { ran, conntrack, cursors, active, affinity, fragments, usage };
+        let real = Real { ran, conntrack, opening, cursors, active, affinity, fragments, usage };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -191,8 +192,8 @@ impl Fuzz {
         if self.watched {
             check::events(step, &predicted, &self.tables, &events)?;
         }
-        let Real { conntrack, affinity, fragments, .. } = real;
-        self.tables = Tables { conntrack, affinity, fragments, usage, ..tables };
+        let Real { conntrack, opening, affinity, fragments, .. } = real;
+        self.tables = Tables { conntrack, opening, affinity, fragments, usage, ..tables };
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {
             *self.totals.reasons.entry(*reason).or_default() += 1;
@@ -217,6 +218,8 @@ impl Fuzz {
         let predicted = model::run(&mut tables, clock, step.program, packet);
         check::packet(step.program, &predicted, (&real.ran, tables.ipv6))?;
         check::conntrack(&tables.conntrack, &real.conntrack, now, span)?;
+        check::conntrack(&tables.opening, &real.opening, now, span)
+            .map_err(|why| format!("opening: {why}"))?;
         if tables.cursors != real.cursors {
             return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));
         }
@@ -230,13 +233,16 @@ impl Fuzz {
     }
 
     fn clear(&mut self) {
-        for (key, _) in self.rig.conntrack() {
-            self.rig.set_conntrack(key, None);
+        for map in FLOWS {
+            for (key, _) in self.rig.flows(map) {
+                self.rig.set_flow(map, key, None);
+            }
         }
         for (key, _) in self.rig.affinity() {
             self.rig.set_affinity(key, None);
         }
         self.tables.conntrack.clear();
+        self.tables.opening.clear();
         for (key, _) in self.rig.fragments() {
             self.rig.set_fragment(key, None);
         }
@@ -258,6 +264,11 @@ impl Fuzz {
                 self.rig.set_conntrack(*key, Some(*entry));
             }
         }
+        for (key, entry) in &tables.opening {
+            if self.tables.opening.get(key) != Some(entry) {
+                self.rig.set_flow("opening", *key, Some(*entry));
+            }
+        }
         for (key, entry) in &tables.affinity {
             if self.tables.affinity.get(key) != Some(entry) {
                 self.rig.set_affinity(*key, Some(*entry));
@@ -276,6 +287,7 @@ impl Fuzz {
 struct Real {
     ran: Ran,
     conntrack: HashMap<ConntrackKey, Conntrack>,
+    opening: HashMap<ConntrackKey, Conntrack>,
     cursors: BTreeMap<u32, u32>,
     active: BTreeMap<u32, u32>,
     affinity: HashMap<AffinityKey, Affinity>,

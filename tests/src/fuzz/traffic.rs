@@ -117,7 +117,7 @@ fn known(
     tables: &Tables,
     from: impl Fn(&ConntrackKey) -> bool,
 ) -> Option<(u32, Tuple)> {
-    let mut keys: Vec<_> = tables.conntrack.keys().filter(|key| from(key)).collect();
+    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(|key| from(key)).collect();
     // The map's own order is not the seed's.
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
     if keys.is_empty() || rng.random_bool(0.4) {
@@ -127,7 +127,7 @@ fn known(
     let (src, dst) = (key.saddr.into(), key.daddr.into());
     let (sport, dport) = (key.sport.get(), key.dport.get());
     let tuple = Tuple { src, dst, proto: key.proto, sport, dport };
-    let is_return = tables.conntrack[key].action == CONNTRACK_RETURN;
+    let is_return = tables.flows().any(|(k, e)| k == key && e.action == CONNTRACK_RETURN);
     if is_return && rng.random_bool(0.5) {
         // The client speaks again.
         let Tuple { src, dst, sport, dport, .. } = tuple;
@@ -277,7 +277,7 @@ fn error_about(
     if !rng.random_bool(0.15) {
         return None;
     }
-    let mut keys: Vec<_> = tables.conntrack.keys().filter(|key| of(key)).collect();
+    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(|key| of(key)).collect();
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
     let mut key = **keys.choose(rng)?;
     if rng.random_bool(0.1) {

@@ -235,6 +235,9 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             for entry in tables.conntrack.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
             }
+            for entry in tables.opening.values_mut() {
+                entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
+            }
             for fragment in tables.fragments.values_mut() {
                 fragment.seen = fragment.seen.saturating_sub(seconds * 1_000_000_000);
             }
@@ -423,7 +426,9 @@ fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
             // Schedulers 5 and 9 and hash 2 do not exist.
             scheduler: any(rng, &[0, 1, 2, 2, 3, 4, 5, 9]),
             hash: any(rng, &[0, 1, 2]),
-            pad: 0,
+            flags: any(rng, &[0, 1, u16::MAX]),
+            tcp_idle: any(rng, &[0, 0, 7, 600]),
+            udp_idle: any(rng, &[0, 0, 7, 600]),
         };
         tables.agent.services.insert(number, service);
     }
@@ -506,7 +511,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         node: any(rng, &NODES).into(),
         action: rng.random_range(0..7),
         state: rng.random_range(0..32),
-        pad: 0,
+        idle: any(rng, &[0, 0, 0, 30, 600]),
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };
     tables.conntrack.insert(key, entry);

@@ -4,13 +4,13 @@ use overlay_common::{
     Be16, Reason, hash,
     maps::{
         Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD,
-        Conntrack, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        Conntrack, SERVICE_RESETS, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 
 use super::{
     conntrack::{Flow, Part},
-    frame::{Ethernet, Ip, TCP, bytes, ones_complement, put},
+    frame::{Ethernet, Ip, TCP, UDP, bytes, ones_complement, put},
     icmp,
     walk::{End, Outcome, Target, Walk},
 };
@@ -21,6 +21,8 @@ pub enum Balanced {
     To(Conntrack, Backend),
     /// No backend takes it.
     Refused,
+    /// Its backend has gone, and its client may be told.
+    Lost,
 }
 
 impl Walk<'_> {
@@ -38,7 +40,9 @@ impl Walk<'_> {
             // "An entry whose backend was removed is given another backend at once for UDP and
             // for a new SYN."
             if !flow.is_free() {
-                return Err(Reason::BackendGone);
+                let service = self.tables.agent.services.get(&entry.service);
+                let tells = service.is_some_and(|service| service.flags & SERVICE_RESETS != 0);
+                return if tells { Ok(Balanced::Lost) } else { Err(Reason::BackendGone) };
             }
             counted = Reason::FlowRepicked;
         }
@@ -48,7 +52,12 @@ impl Walk<'_> {
         let picked = self.pick(flow, service);
         let known = picked.and_then(|number| Some((number, *self.backend(number)?)));
         let Some((number, backend)) = known else { return Ok(Balanced::Refused) };
-        let target = Target { service, port, number, backend };
+        let timeouts = self.tables.agent.services.get(&service);
+        let idle = timeouts.map_or(0, |service| match flow.key.proto {
+            UDP => service.udp_idle,
+            _ => service.tcp_idle,
+        });
+        let target = Target { service, port, number, backend, idle };
         let entry = self.create(flow, &target)?;
         self.count_active(number, &backend, |flows| flows.wrapping_add(1));
         self.count(counted, self.frame.len());
@@ -152,7 +161,17 @@ fn client_hash(flow: &Flow, service: &Service) -> u32 {
 
 /// "A service without a backend refuses at once": TCP gets a reset (RFC 9293, section 3.10.7.1), UDP
 /// an ICMP port unreachable, from the address that was asked. What may not be answered is dropped.
-pub fn refuse(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
+pub fn refuse(walk: &mut Walk<'_>, ip: &Ip, balanced: &Balanced) -> Outcome {
+    if matches!(balanced, Balanced::Lost) {
+        // "A connection whose backend has gone is reset", and of nothing else anybody is told.
+        let told = ip.protocol == TCP && refuse_new(walk, ip).is_ok();
+        let gone = End::Sent(Reason::BackendGoneAnswered);
+        return if told { Ok(gone) } else { Err(Reason::BackendGone) };
+    }
+    refuse_new(walk, ip)
+}
+
+fn refuse_new(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
     let ethernet = Ethernet::at(&walk.frame, 0)?;
     let source = ip.src.octets()[0];
     if ethernet.dst.is_group() || ip.later || source == 0 || source == 127 || source >= 224 {

@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Be16, Be32, Reason, hash,
     maps::{
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, UDP_ANSWERED,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
     },
 };
 
 use super::{
+    Tables,
     frame::{SCTP, TCP, UDP},
     walk::{Target, Walk},
 };
@@ -59,15 +60,17 @@ pub fn reversed(key: ConntrackKey) -> ConntrackKey {
 }
 
 /// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after a FIN
-/// or RST; UDP 60 s, to the outside 300 s once both sides have spoken." Time that is ahead has not
-/// passed.
+/// or RST; UDP 60 s, 300 s once both sides have spoken; SCTP as TCP; or as the service says. On the backend's
+/// node what another one translates lives for 65,535 s." Time that is ahead has not passed.
 pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
-    // "SCTP as TCP."
-    let proto = if proto == SCTP { TCP } else { proto };
-    let seconds = match (proto, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
-        (TCP, true, _) => 30,
-        (TCP, false, true) => 7_500,
-        (UDP, ..) if entry.state & UDP_ANSWERED != 0 => 300,
+    let connects = [TCP, SCTP].contains(&proto);
+    let seconds = match (connects, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
+        (true, true, _) => 30,
+        (true, false, false) => 60,
+        _ if entry.node != Be32::ZERO => 65_535,
+        _ if entry.idle != 0 => entry.idle.into(),
+        (true, ..) => 7_500,
+        _ if proto == UDP && entry.state & ANSWERED != 0 => 300,
         _ => 60,
     };
     now.saturating_sub(entry.last_seen) > seconds * SECOND
@@ -81,15 +84,32 @@ impl Walk<'_> {
     /// The live entry of a flow as it was; what the packet tells of the flow is noted in the table.
     pub fn find(&mut self, flow: &Flow) -> Option<Conntrack> {
         let now = self.now;
-        let entry = self.tables.conntrack.get_mut(&flow.key)?;
-        // The tuple of a connection that has ended may be used again.
-        if is_over(flow.key.proto, entry, now) || (flow.opens() && has_ended(entry)) {
-            return None;
+        let Tables { conntrack, opening, .. } = &mut *self.tables;
+        let known = conntrack.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now));
+        if known.is_some() {
+            return known;
         }
-        let was = *entry;
-        entry.state |= flow.seen;
-        touch(entry, now);
-        Some(was)
+        let begun = opening.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now))?;
+        if begun.action == CONNTRACK_FORWARD && !flow.opens() {
+            self.confirm(flow, &begun);
+        }
+        Some(begun)
+    }
+
+    /// "A flow goes over when its client speaks again after an answer."
+    fn confirm(&mut self, flow: &Flow, forward: &Conntrack) {
+        let answer = reply_key(&flow.key, forward);
+        let Tables { conntrack, opening, .. } = &mut *self.tables;
+        let Some(reply) = opening.get(&answer).copied() else { return };
+        if reply.action != CONNTRACK_REPLY || reply.state & ANSWERED == 0 {
+            return;
+        }
+        // A packet that is known by now has set the time of the entry in `opening`, not of the copy.
+        let state = forward.state | flow.seen | ANSWERED;
+        conntrack.insert(answer, reply);
+        conntrack.insert(flow.key, Conntrack { state, ..*forward });
+        opening.remove(&answer);
+        opening.remove(&flow.key);
     }
 
     /// As [`Self::find`], only entries with this action.
@@ -117,6 +137,7 @@ impl Walk<'_> {
             backend: target.number,
             action: CONNTRACK_FORWARD,
             state: flow.seen,
+            idle: target.idle,
             last_seen: self.now,
             ..Conntrack::default()
         };
@@ -136,18 +157,19 @@ impl Walk<'_> {
             if attempt > 0 {
                 forward.sport = other_port(&key, attempt);
             }
-            let answer = ConntrackKey {
-                saddr: forward.daddr,
-                daddr: forward.saddr,
-                sport: forward.dport,
-                dport: forward.sport,
-                vni: forward.vni,
-                proto: key.proto,
-                scope: [0; 3],
-            };
+            let answer = reply_key(&key, &forward);
             if self.is_free_for(&answer, &reply) {
-                self.tables.conntrack.insert(answer, reply);
-                self.tables.conntrack.insert(key, forward);
+                let Tables { conntrack, opening, .. } = &mut *self.tables;
+                conntrack.remove(&answer);
+                let is_taken = opening.get(&answer).is_some_and(|old| {
+                    client(old) != client(&reply) && !is_over(key.proto, old, self.now)
+                });
+                if is_taken {
+                    continue;
+                }
+                opening.insert(answer, reply);
+                conntrack.remove(&key);
+                opening.insert(key, forward);
                 return Ok(forward);
             }
         }
@@ -157,7 +179,6 @@ impl Walk<'_> {
     /// Whether a tuple of replies is nobody's, nobody's for long, or this flow's own. One that has
     /// just ended is in the backend's TIME-WAIT.
     pub fn is_free_for(&self, key: &ConntrackKey, reply: &Conntrack) -> bool {
-        let client = |e: &Conntrack| (e.action, e.saddr, e.daddr, e.sport, e.dport, e.vni);
         self.tables
             .conntrack
             .get(key)
@@ -174,30 +195,57 @@ impl Walk<'_> {
         let now = self.now;
         let entry = self.return_entry(&key, flow, node);
         let is_error = flow.part == Part::Quoted;
-        match self.tables.conntrack.get_mut(&key) {
+        let is_opening = !self.tables.conntrack.contains_key(&key);
+        match self.tables.held(&key) {
             Some(old) if old.action == CONNTRACK_RETURN && old.node == node && old.dport == own => {
                 renew(old, flow, now);
+                if is_opening {
+                    self.confirm_return(&key, flow);
+                }
                 Ok(own)
             }
             Some(old) if is_error || !is_over(key.proto, old, now) => {
                 self.note_other_way(flow, node)
             }
             _ if is_error => Err(Reason::UnrelatedError),
-            _ => {
-                self.tables.conntrack.insert(key, entry);
+            Some(old) => {
+                *old = entry;
+                Ok(own)
+            }
+            None => {
+                self.tables.opening.insert(key, entry);
                 Ok(own)
             }
         }
     }
 
+    /// "A flow goes over when its client speaks again after an answer", on the backend's node.
+    fn confirm_return(&mut self, key: &ConntrackKey, flow: &Flow) -> bool {
+        let Tables { conntrack, opening, .. } = &mut *self.tables;
+        let Some(entry) = opening.get(key).filter(|e| !flow.opens() && e.state & ANSWERED != 0)
+        else {
+            return false;
+        };
+        conntrack.insert(*key, *entry);
+        opening.remove(key);
+        true
+    }
+
     fn note_other_way(&mut self, flow: &Flow, node: Be32) -> Result<Be16, Reason> {
         let now = self.now;
         let through = flow.key.through(node);
-        if let Some(known) = self.tables.conntrack.get_mut(&through)
+        let is_opening = !self.tables.conntrack.contains_key(&through);
+        if let Some(known) = self.tables.held(&through)
             && known.node == node
             && !is_over(through.proto, known, now)
         {
             renew(known, flow, now);
+            let known = *known;
+            let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
+            if is_opening && self.confirm_return(&key, flow) {
+                self.tables.conntrack.insert(through, known);
+                self.tables.opening.remove(&through);
+            }
             return Ok(known.sport);
         }
         if flow.part == Part::Quoted {
@@ -210,11 +258,12 @@ impl Walk<'_> {
         for attempt in 1..=8 {
             let port = other_port(&flow.key, attempt);
             let key = ConntrackKey { dport: port, ..reversed(flow.key) };
-            if self.tables.conntrack.contains_key(&key) {
+            let Tables { conntrack, opening, .. } = &*self.tables;
+            if conntrack.contains_key(&key) || opening.contains_key(&key) {
                 continue;
             }
             let entry = self.return_entry(&key, flow, node);
-            self.tables.conntrack.insert(key, entry);
+            self.tables.opening.insert(key, entry);
             let forward = Conntrack {
                 saddr: flow.key.saddr,
                 daddr: flow.key.daddr,
@@ -223,7 +272,8 @@ impl Walk<'_> {
                 action: CONNTRACK_FORWARD,
                 ..entry
             };
-            self.tables.conntrack.insert(through, forward);
+            self.tables.conntrack.remove(&through);
+            self.tables.opening.insert(through, forward);
             return Ok(port);
         }
         Err(Reason::TupleTaken)
@@ -244,6 +294,54 @@ impl Walk<'_> {
             ..Conntrack::default()
         }
     }
+}
+
+impl Tables {
+    /// An entry, wherever it is.
+    fn held(&mut self, key: &ConntrackKey) -> Option<&mut Conntrack> {
+        match self.conntrack.get_mut(key) {
+            None => self.opening.get_mut(key),
+            entry => entry,
+        }
+    }
+}
+
+/// Whom the flow of a reply entry is with.
+fn client(e: &Conntrack) -> (u8, Be32, Be32, Be16, Be16, u32) {
+    (e.action, e.saddr, e.daddr, e.sport, e.dport, e.vni)
+}
+
+/// The tuple of answers to what `forward` makes of a flow.
+fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
+    ConntrackKey {
+        saddr: forward.daddr,
+        daddr: forward.saddr,
+        sport: forward.dport,
+        dport: forward.sport,
+        vni: forward.vni,
+        proto: key.proto,
+        scope: [0; 3],
+    }
+}
+
+/// A live entry as it was, with what a packet of its flow tells noted in it.
+fn noted(entry: &mut Conntrack, flow: &Flow, now: u64) -> Option<Conntrack> {
+    // The tuple of a connection that has ended may be used again.
+    if is_over(flow.key.proto, entry, now) || (flow.opens() && has_ended(entry)) {
+        return None;
+    }
+    let was = *entry;
+    // "A connection that goes on has not been reset", where the entry is of one direction.
+    let goes_on = flow.seen & TCP_SEEN_ACK != 0 && flow.seen & TCP_SEEN_RST == 0;
+    if goes_on && entry.action != CONNTRACK_RETURN {
+        entry.state &= !TCP_SEEN_RST;
+    }
+    entry.state |= flow.seen;
+    if [CONNTRACK_REPLY, CONNTRACK_RETURN].contains(&entry.action) {
+        entry.state |= ANSWERED;
+    }
+    touch(entry, now);
+    Some(was)
 }
 
 /// Another source port: one of the dynamic range, by the tuple and the attempt.

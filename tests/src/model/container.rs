@@ -152,7 +152,7 @@ fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
     }
     let balanced = walk.balance(&flow, service, flow.key.dport)?;
     let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, &packet.ip);
+        return balance::refuse(walk, &packet.ip, &balanced);
     };
     to_backend(walk, packet, &flow, (&entry, &backend))
 }
@@ -168,7 +168,7 @@ fn to_gateway(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     let published = walk.published(flow.key.proto, flow.key.dport).ok_or(Reason::GatewayPort)?;
     let balanced = walk.balance(&flow, published.service, published.target)?;
     let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, &packet.ip);
+        return balance::refuse(walk, &packet.ip, &balanced);
     };
     to_backend(walk, packet, &flow, (&entry, &backend))
 }

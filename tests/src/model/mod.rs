@@ -107,12 +107,21 @@ pub struct Tables {
     pub affinity: HashMap<AffinityKey, Affinity>,
     /// Map `conntrack`.
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
+    /// Map `opening`.
+    pub opening: HashMap<ConntrackKey, Conntrack>,
     /// Map `fragments`.
     pub fragments: HashMap<FragmentKey, Fragment>,
     /// Map `usage`.
     pub usage: BTreeMap<u32, Usage>,
     /// Whether the underlay is IPv6: the programs' constant.
     pub ipv6: bool,
+}
+
+impl Tables {
+    /// All flows, those in use and those that begin.
+    pub fn flows(&self) -> impl Iterator<Item = (&ConntrackKey, &Conntrack)> {
+        self.conntrack.iter().chain(&self.opening)
+    }
 }
 
 /// A packet as a program gets it.

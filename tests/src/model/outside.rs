@@ -3,9 +3,9 @@
 use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI, hash,
     maps::{
-        CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, ENDPOINT_LOCAL,
-        Endpoint, NETWORK_INTERNAL, Network, TCP_SEEN_ACK, TCP_SEEN_RST, TCP_SEEN_SYN,
-        UDP_ANSWERED, Usage,
+        ANSWERED, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey,
+        ENDPOINT_LOCAL, Endpoint, NETWORK_INTERNAL, Network, TCP_SEEN_ACK, TCP_SEEN_RST,
+        TCP_SEEN_SYN, Usage,
     },
     wire::Udp,
 };
@@ -219,7 +219,7 @@ fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> bool {
 /// Tells the way out that the outside has answered.
 fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
     let now = walk.now;
-    let is_first = flow.key.proto == UDP && entry.state & UDP_ANSWERED == 0;
+    let is_first = flow.key.proto == UDP && entry.state & ANSWERED == 0;
     if !is_first && !is_news(flow, entry, now) {
         return;
     }
@@ -237,10 +237,10 @@ fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
             == (CONNTRACK_MASQUERADE, flow.key.daddr, flow.key.dport)
     {
         forward.last_seen = now;
-        forward.state |= if is_first { UDP_ANSWERED } else { flow.seen & TCP_SEEN_RST };
+        forward.state |= if is_first { ANSWERED } else { flow.seen & TCP_SEEN_RST };
     }
     if is_first && let Some(reply) = walk.tables.conntrack.get_mut(&flow.key) {
-        reply.state |= UDP_ANSWERED;
+        reply.state |= ANSWERED;
     }
 }
 

@@ -141,7 +141,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
     let balanced = walk.balance(&flow, published.service, published.target)?;
     let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, ip);
+        return balance::refuse(walk, ip, &balanced);
     };
     // A client cannot pose as a container of the backend's network.
     let source = match walk.network(backend.vni) {

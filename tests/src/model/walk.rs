@@ -48,6 +48,8 @@ pub struct Target {
     pub service: u32,
     /// The backends' port.
     pub port: Be16,
+    /// How long the flow may be idle, in seconds; 0 by default.
+    pub idle: u16,
     /// The backend's number.
     pub number: u32,
     /// The backend.
@@ -199,6 +201,10 @@ impl<'a> Walk<'a> {
             // FIN, SYN, RST and ACK are bits 0, 1, 2 and 4 (RFC 9293, section 3.1).
             let bits = [(0, TCP_SEEN_FIN), (1, TCP_SEEN_SYN), (2, TCP_SEEN_RST), (4, TCP_SEEN_ACK)];
             seen = bits.iter().filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, s)| s).sum();
+            // "What opens a connection does not end it."
+            if flags & 0b10 != 0 && flags & 0b101 != 0 {
+                return Err(Reason::Malformed);
+            }
         }
         if ip.protocol == SCTP {
             // "INIT opens, ABORT resets, SHUTDOWN COMPLETE ends" (RFC 9260, section 3.2).

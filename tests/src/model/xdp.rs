@@ -56,7 +56,11 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         return Ok(End::Pass);
     }
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let balanced = match walk.balance(&flow, published.service, published.target) {
+        // What becomes of it is for `from_underlay` to say.
+        Err(Reason::BackendGone) => return Ok(End::Pass),
+        balanced => balanced?,
+    };
     let Balanced::To(entry, backend) = balanced else {
         // The answer is for `from_underlay` to give.
         return Ok(End::Pass);

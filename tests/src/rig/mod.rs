@@ -60,6 +60,9 @@ const FLOWS: u32 = 4096;
 /// The interface that BPF_PROG_TEST_RUN reports.
 pub const IFINDEX: u32 = 1;
 
+/// The maps of flows: in use, and those that begin.
+pub const FLOWS: [&str; 2] = ["conntrack", "opening"];
+
 /// TC verdict: on to the host's stack.
 pub const PASS: u32 = 0;
 /// TC verdict: dropped.
@@ -435,9 +438,19 @@ impl Rig {
         sums.filter(|(_, sum)| sum.packets > 0).collect()
     }
 
-    /// All conntrack entries.
+    /// All conntrack entries, of flows in use and of those that begin.
     pub fn conntrack(&self) -> Vec<(ConntrackKey, Conntrack)> {
-        entries(self.ebpf.map("conntrack").expect("map conntrack"))
+        FLOWS.iter().flat_map(|map| self.flows(map)).collect()
+    }
+
+    /// The entries of one of the maps [`FLOWS`].
+    pub fn flows(&self, map: &str) -> Vec<(ConntrackKey, Conntrack)> {
+        entries(self.ebpf.map(map).expect(map))
+    }
+
+    /// Writes or removes an entry of one of the maps [`FLOWS`].
+    pub fn set_flow(&mut self, map: &str, key: ConntrackKey, entry: Option<Conntrack>) {
+        self.write(map, key, entry);
     }
 
     /// Writes or removes a conntrack entry.
@@ -551,17 +564,19 @@ impl Rig {
     /// those of the kernel's clock, on which nothing is older than the machine.
     #[must_use]
     pub fn age_conntrack(&mut self, seconds: u64) -> bool {
-        let aged: Option<Vec<_>> = self
-            .conntrack()
-            .into_iter()
-            .map(|(key, entry)| {
-                let last_seen = entry.last_seen.checked_sub(seconds * 1_000_000_000)?;
-                Some((key, Conntrack { last_seen, ..entry }))
-            })
-            .collect();
-        let Some(aged) = aged else { return false };
-        for (key, entry) in aged {
-            self.write("conntrack", key, Some(entry));
+        for map in FLOWS {
+            let aged: Option<Vec<_>> = self
+                .flows(map)
+                .into_iter()
+                .map(|(key, entry)| {
+                    let last_seen = entry.last_seen.checked_sub(seconds * 1_000_000_000)?;
+                    Some((key, Conntrack { last_seen, ..entry }))
+                })
+                .collect();
+            let Some(aged) = aged else { return false };
+            for (key, entry) in aged {
+                self.write(map, key, Some(entry));
+            }
         }
         true
     }

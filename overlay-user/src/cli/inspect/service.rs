@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::{
-    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Health, HealthCheck, Port, Probe,
-    Protocol, PublishMode, Scheduler, Service,
+    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Health, HealthCheck, OnLoss, Port,
+    Probe, Protocol, PublishMode, Scheduler, Service,
 };
 
 /// A service as `docker service inspect` shows it, with its backends.
@@ -67,6 +67,11 @@ struct BalanceInspect {
     hash: Option<HashBy>,
     /// 0: no affinity.
     affinity_seconds: u32,
+    /// 0: as long as flows may by default.
+    tcp_timeout_seconds: u16,
+    /// The same.
+    udp_timeout_seconds: u16,
+    on_loss: OnLoss,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -157,6 +162,9 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
                 scheduler: service.balance.scheduler,
                 hash: service.balance.hashed(),
                 affinity_seconds: service.balance.affinity_secs,
+                tcp_timeout_seconds: service.balance.tcp_idle_secs,
+                udp_timeout_seconds: service.balance.udp_idle_secs,
+                on_loss: service.balance.on_loss,
             },
             health_check: service.health.as_deref().map(HealthInspect::from),
         },

@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 32] = [
+pub(super) const MAPS: [&str; 33] = [
     "config",
     "epoch",
     "networks",
@@ -45,6 +45,7 @@ pub(super) const MAPS: [&str; 32] = [
     "subnets",
     "usage",
     "conntrack",
+    "opening",
     "fragments",
     "sock_origin",
     "counters",
@@ -81,6 +82,9 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
         loader.map_pin_path(name, pins.map(name));
     }
     loader.map_max_entries("conntrack", options.conntrack_size);
+    // Never more than the flows in use may be.
+    let opening = options.conntrack_size.min(maps::OPENING_ENTRIES as u32);
+    loader.map_max_entries("opening", opening);
     let family = u32::from(options.underlay_ipv6);
     loader.override_global(UNDERLAY_IPV6, &family, true);
     let failed = |e: &aya::EbpfError| kernel("load the datapath's maps", words(e));

@@ -211,12 +211,17 @@ impl AgentTables {
 /// The maps that the programs write and the agent reads, and `config`.
 pub(super) struct ProgramTables {
     conntrack: Table<ConntrackKey, Conntrack>,
+    opening: Table<ConntrackKey, Conntrack>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
 impl ProgramTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        Ok(Self { conntrack: take(ebpf, "conntrack")?, counters: take(ebpf, "counters")? })
+        Ok(Self {
+            conntrack: take(ebpf, "conntrack")?,
+            opening: take(ebpf, "opening")?,
+            counters: take(ebpf, "counters")?,
+        })
     }
 
     pub(super) fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
@@ -239,13 +244,15 @@ impl ProgramTables {
     ) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         let mut seen = HashSet::new();
         let mut entries = Vec::new();
-        for entry in self.conntrack.iter().take(limit.saturating_mul(4)) {
-            if entries.len() == limit {
-                break;
-            }
-            let entry = entry.map_err(|e| kernel("read the map conntrack", words(&e)))?;
-            if seen.insert(entry.0) {
-                entries.push(entry);
+        for (name, map) in [("conntrack", &self.conntrack), ("opening", &self.opening)] {
+            for entry in map.iter().take(limit.saturating_mul(4)) {
+                if entries.len() == limit {
+                    break;
+                }
+                let entry = entry.map_err(|e| kernel(format!("read the map {name}"), words(&e)))?;
+                if seen.insert(entry.0) {
+                    entries.push(entry);
+                }
             }
         }
         Ok(entries)

@@ -6,6 +6,9 @@ use crate::{
     model::{Balance, Scheduler},
 };
 
+/// Longest time for which flows may be idle: what the packet path's entries hold.
+const MAX_IDLE_MS: u64 = u16::MAX as u64 * 1000;
+
 /// Longest affinity: a day.
 const MAX_AFFINITY_MS: u64 = 24 * 3600 * 1000;
 
@@ -14,7 +17,8 @@ const MAX_AFFINITY_MS: u64 = 24 * 3600 * 1000;
 /// # Errors
 /// Combinations that mean nothing, and times out of range.
 pub(super) fn changed(before: Balance, change: &BalanceChange) -> Result<Balance, ApiError> {
-    let BalanceChange { lb, lb_hash, affinity_ms } = *change;
+    let BalanceChange { lb, lb_hash, affinity_ms, tcp_timeout_ms, udp_timeout_ms, on_loss } =
+        *change;
     let scheduler = lb.unwrap_or(before.scheduler);
     // What one scheduler was told to hash means nothing to another.
     let kept = before.hash.filter(|_| scheduler == before.scheduler);
@@ -35,13 +39,34 @@ pub(super) fn changed(before: Balance, change: &BalanceChange) -> Result<Balance
         // The programs count in seconds.
         Some(ms) => u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX),
     };
-    Ok(Balance { scheduler, hash: lb_hash.or(kept), affinity_secs })
+    Ok(Balance {
+        scheduler,
+        hash: lb_hash.or(kept),
+        affinity_secs,
+        tcp_idle_secs: idle("TCP", tcp_timeout_ms, before.tcp_idle_secs)?,
+        udp_idle_secs: idle("UDP", udp_timeout_ms, before.udp_idle_secs)?,
+        on_loss: on_loss.unwrap_or(before.on_loss),
+    })
+}
+
+/// For how many seconds flows may be idle.
+fn idle(protocol: &str, asked: Option<u64>, before: u16) -> Result<u16, ApiError> {
+    let Some(ms) = asked else { return Ok(before) };
+    let too_long = || {
+        invalid(format!("{ms} ms without a packet is more than a {protocol} flow can have"))
+            .hint(format!("give up to {} s, or 0 for the default", MAX_IDLE_MS / 1000))
+    };
+    if ms > MAX_IDLE_MS {
+        return Err(too_long());
+    }
+    // The programs count in seconds.
+    u16::try_from(ms.div_ceil(1000)).map_err(|_| too_long())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::HashBy;
+    use crate::model::{HashBy, OnLoss};
 
     fn lb(lb: Scheduler) -> BalanceChange {
         BalanceChange { lb: Some(lb), ..BalanceChange::default() }
@@ -61,14 +86,40 @@ mod tests {
 
     #[test]
     fn another_scheduler_hashes_what_it_does_by_itself() {
-        let before =
-            Balance { scheduler: Scheduler::Maglev, hash: Some(HashBy::Address), affinity_secs: 0 };
+        let before = Balance {
+            scheduler: Scheduler::Maglev,
+            hash: Some(HashBy::Address),
+            ..Balance::default()
+        };
         let maglev = changed(before, &lb(Scheduler::Maglev)).expect("the same");
         assert_eq!(maglev.hashed(), Some(HashBy::Address));
         let rr = changed(before, &lb(Scheduler::Rr)).expect("another");
         assert_eq!(rr.hashed(), None);
         assert_eq!(changed(rr, &lb(Scheduler::Sh)).expect("sh").hashed(), Some(HashBy::Address));
         assert_eq!(changed(rr, &lb(Scheduler::Maglev)).expect("m").hashed(), Some(HashBy::Flow));
+    }
+
+    #[test]
+    fn flows_are_idle_for_as_long_as_the_service_says() {
+        let change = BalanceChange {
+            tcp_timeout_ms: Some(65_535_000),
+            udp_timeout_ms: Some(1),
+            on_loss: Some(OnLoss::Drop),
+            ..BalanceChange::default()
+        };
+        let after = changed(Balance::default(), &change).expect("times in range");
+        assert_eq!((after.tcp_idle_secs, after.udp_idle_secs), (65_535, 1));
+        assert_eq!(after.on_loss, OnLoss::Drop);
+        assert_eq!(changed(after, &BalanceChange::default()).expect("nothing"), after);
+        for (tcp, udp) in [(Some(65_535_001), None), (None, Some(u64::MAX))] {
+            let change = BalanceChange {
+                tcp_timeout_ms: tcp,
+                udp_timeout_ms: udp,
+                ..BalanceChange::default()
+            };
+            let error = changed(after, &change).expect_err("too long");
+            assert!(error.to_string().contains("65535 s"), "{error}");
+        }
     }
 
     #[test]

@@ -1,0 +1,221 @@
+//! How long flows live and what ends them: timeouts of services, floods of what nobody goes on with, resets
+//! that nobody believes, backends that have gone, and packets that no TCP sends.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{
+    Reason,
+    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS},
+    wire::PROTO_TCP,
+};
+use overlay_tests::rig::{CLIENT, DROP, NODE, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, packets::*};
+
+const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
+const SERVICE: u32 = 7;
+const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
+
+/// A client, and a service with a backend elsewhere that also answers port 8080 of the node.
+fn rig() -> Rig {
+    let mut rig = Rig::new();
+    rig.network(VNI, 1);
+    rig.local(VNI, ME, 0, true);
+    rig.local(VNI, NEAR, SERVES, false);
+    rig.remote(VNI, FAR, SERVES);
+    rig.service(SERVICE, VNI, VIP, &[(1, FAR, false)]);
+    rig.publish(PROTO_TCP, 8080, SERVICE, 80);
+    rig
+}
+
+fn ask(rig: &mut Rig, flags: Tcp) -> Vec<Reason> {
+    rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), flags)).counted
+}
+
+fn answer(rig: &mut Rig, flags: Tcp) {
+    let ran = rig.run("from_underlay", &vxlan(VNI, &tcp((FAR, 80), (ME, 40_000), flags)));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));
+}
+
+/// A connection that is in use.
+fn connect(rig: &mut Rig) {
+    ask(rig, Tcp::Syn);
+    answer(rig, Tcp::SynAck);
+    assert_eq!(ask(rig, Tcp::Data), [Reason::Encapsulated]);
+}
+
+const KNOWN: [Reason; 1] = [Reason::Encapsulated];
+const NEW: [Reason; 2] = [Reason::Encapsulated, Reason::FlowCreated];
+
+#[test]
+fn an_idle_connection_lives_for_as_long_as_its_service_says() {
+    for (own, idle, lives) in [(0, 7_400, true), (0, 7_600, false), (9, 8, true), (9, 11, false)] {
+        let mut rig = rig();
+        rig.set(|state| state.services.get_mut(&SERVICE).expect("it").tcp_idle = own);
+        connect(&mut rig);
+        if !rig.age_conntrack(idle) {
+            println!("skipped: this machine is younger than {idle} s");
+            continue;
+        }
+        let expected: &[Reason] = if lives { &KNOWN } else { &NEW };
+        assert_eq!(ask(&mut rig, Tcp::Data), expected, "{own} {idle}");
+    }
+}
+
+#[test]
+fn an_idle_udp_flow_lives_longer_once_it_was_answered_or_as_long_as_its_service_says() {
+    for (own, answered, idle, lives) in [
+        (0, false, 59, true),
+        (0, false, 62, false),
+        (0, true, 299, true),
+        (0, true, 302, false),
+        (9, true, 8, true),
+        (9, true, 11, false),
+        (600, false, 599, true),
+    ] {
+        let mut rig = rig();
+        rig.set(|state| state.services.get_mut(&SERVICE).expect("it").udp_idle = own);
+        let asked = udp((ME, 40_000), (VIP, 80), b"question");
+        rig.run("from_container", &asked);
+        if answered {
+            let answer = udp((FAR, 80), (ME, 40_000), b"answer");
+            rig.run("from_underlay", &vxlan(VNI, &answer));
+            rig.run("from_container", &asked);
+        }
+        if !rig.age_conntrack(idle) {
+            println!("skipped: this machine is younger than {idle} s");
+            continue;
+        }
+        let expected: &[Reason] = if lives { &KNOWN } else { &NEW };
+        let counted = rig.run("from_container", &asked).counted;
+        assert_eq!(counted, expected, "{own} {answered} {idle}");
+    }
+}
+
+#[test]
+fn a_flood_of_syns_evicts_no_connection_that_is_in_use() {
+    let mut rig = rig();
+    connect(&mut rig);
+    let in_use = rig.flows("conntrack");
+    assert_eq!(in_use.len(), 2, "{in_use:?}");
+    // Far more than both tables hold.
+    for number in 0..20_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let client = (Ipv4Addr::new(198, 18, high, low), 40_000);
+        rig.run("from_underlay", &tcp_from_client(client, (NODE, 8080), Tcp::Syn));
+    }
+    assert!(!rig.flows("opening").is_empty());
+    assert_eq!(rig.flows("conntrack").len(), 2);
+    assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
+    answer(&mut rig, Tcp::Data);
+}
+
+#[test]
+fn a_flood_through_another_node_evicts_no_way_back_that_is_in_use() {
+    let mut rig = rig();
+    rig.local(VNI, ME, 0, false);
+    rig.local(VNI, NEAR, SERVES, true);
+    let asked = |flags| vxlan(VNI, &tcp((CLIENT, 40_000), (NEAR, 80), flags));
+    rig.run("from_underlay", &asked(Tcp::Syn));
+    let answered = tcp((NEAR, 80), (CLIENT, 40_000), Tcp::SynAck);
+    assert_eq!(rig.run("from_container", &answered).counted, KNOWN);
+    rig.run("from_underlay", &asked(Tcp::Data));
+    assert_eq!(rig.flows("conntrack").len(), 1);
+    for number in 0..20_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let syn = tcp((Ipv4Addr::new(198, 18, high, low), 40_000), (NEAR, 80), Tcp::Syn);
+        rig.run("from_underlay", &vxlan(VNI, &syn));
+    }
+    assert_eq!(rig.flows("conntrack").len(), 1);
+    let data = tcp((NEAR, 80), (CLIENT, 40_000), Tcp::Data);
+    assert_eq!(rig.run("from_container", &data).counted, KNOWN);
+}
+
+#[test]
+fn a_new_connection_on_the_tuple_of_an_old_one_is_its_own() {
+    let mut rig = rig();
+    connect(&mut rig);
+    ask(&mut rig, Tcp::Fin);
+    answer(&mut rig, Tcp::Fin);
+    assert_eq!(ask(&mut rig, Tcp::Syn), NEW);
+    assert_eq!((rig.flows("conntrack").len(), rig.flows("opening").len()), (0, 2));
+    answer(&mut rig, Tcp::SynAck);
+    assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
+    assert_eq!((rig.flows("conntrack").len(), rig.flows("opening").len()), (2, 0));
+    if rig.age_conntrack(100) {
+        assert_eq!(ask(&mut rig, Tcp::Data), KNOWN, "it has not ended");
+    }
+}
+
+#[test]
+fn a_reset_that_the_ends_do_not_believe_ends_nothing() {
+    let mut rig = rig();
+    connect(&mut rig);
+    ask(&mut rig, Tcp::Rst);
+    assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
+    if !rig.age_conntrack(100) {
+        println!("skipped: this machine is younger than what is to be idle");
+        return;
+    }
+    assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
+    // One that is believed is the last that is heard.
+    ask(&mut rig, Tcp::Rst);
+    assert!(rig.age_conntrack(100));
+    assert_eq!(ask(&mut rig, Tcp::Syn), NEW);
+}
+
+#[test]
+fn a_connection_whose_backend_has_gone_is_reset_or_left_as_its_service_says() {
+    for (flags, counted) in
+        [(SERVICE_RESETS, Reason::BackendGoneAnswered), (0, Reason::BackendGone)]
+    {
+        let mut rig = rig();
+        rig.set(|state| state.services.get_mut(&SERVICE).expect("it").flags = flags);
+        connect(&mut rig);
+        let outside = |flags| tcp_from_client((CLIENT, 40_000), (NODE, 8080), flags);
+        rig.run("from_underlay", &outside(Tcp::Syn));
+        rig.set(|state| {
+            state.backends.clear();
+        });
+        let data = tcp((ME, 40_000), (VIP, 80), Tcp::Data);
+        assert_eq!(rig.run("xdp_underlay", &outside(Tcp::Data)).verdict, XDP_PASS);
+        for (program, packet) in [("from_container", &data), ("from_underlay", &outside(Tcp::Data))]
+        {
+            let ran = rig.run(program, packet);
+            assert_eq!(ran.counted, [counted], "{program}");
+            if flags == 0 {
+                assert_eq!(ran.verdict, DROP);
+                continue;
+            }
+            assert_eq!(ran.verdict, REDIRECT);
+            let (asked, seen) = (see(packet), see(&ran.packet));
+            assert_eq!((seen.from, seen.to), (asked.to, asked.from));
+            assert_eq!(ran.packet[47], 0x04, "RST");
+            assert_eq!(ran.packet[38..42], packet[42..46], "with the number that is waited for");
+        }
+        // Nobody is told twice that it has told that.
+        assert_eq!(ask(&mut rig, Tcp::Rst), [Reason::BackendGone]);
+    }
+}
+
+#[test]
+fn what_opens_and_ends_a_connection_at_once_is_no_tcp() {
+    let mut rig = rig();
+    for bad in [0x03, 0x06, 0xff] {
+        let mut inside = tcp((ME, 40_000), (VIP, 80), Tcp::Syn);
+        let mut outside = tcp_from_client((CLIENT, 40_000), (NODE, 8080), Tcp::Syn);
+        inside[47] = bad;
+        outside[47] = bad;
+        for (program, packet, drop) in [
+            ("from_container", &inside, DROP),
+            ("from_underlay", &outside, DROP),
+            ("xdp_underlay", &outside, XDP_DROP),
+        ] {
+            let ran = rig.run(program, packet);
+            let dropped = (drop, &[Reason::Malformed][..]);
+            assert_eq!((ran.verdict, &ran.counted[..]), dropped, "{program} {bad:#x}");
+        }
+    }
+    assert!(rig.conntrack().is_empty());
+}
