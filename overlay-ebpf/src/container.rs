@@ -5,9 +5,9 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
-        ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey,
-        Link, Network,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
+        Endpoint, EndpointKey, Link, NETWORK_INTERNAL, Network, Published,
     },
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, PROTO_SCTP},
 };
@@ -20,8 +20,8 @@ use crate::{
     maps::{ENDPOINTS, NETWORKS, Work, lookup, work},
     nat, outside,
     packet::{
-        ETH_LEN, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address, is_gso, is_icmp, load,
-        pull, refuse_vlan_tag,
+        ETH_LEN, Flow, PART_QUOTED, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address,
+        is_gso, is_icmp, load, pull, refuse_vlan_tag,
     },
     published, refuse, replicate, service, vxlan,
 };
@@ -235,7 +235,11 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
         Err(_) if is_icmp(ip) => outside::echo_flow(ctx, ip, link.vni, &mut work.flow)?,
         flow => flow?,
     }
-    match packet.tracked(work) {
+    let action = packet.tracked(work);
+    if let Some(published) = own_port(packet, &network, &work.flow, action) {
+        return to_own_port(packet, work, &published);
+    }
+    match action {
         CONNTRACK_REPLY => reply(packet, work),
         CONNTRACK_RETURN => {
             let translated = work.entry.dport != work.flow.key.dport;
@@ -248,6 +252,37 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
         _ if ip.protocol == PROTO_SCTP => Err(Reason::ServiceProtocol),
         action => leave(packet, &network, work, action),
     }
+}
+
+/// What is published on this host under the port that a container asks of one of its addresses. Containers
+/// of internal networks ask nobody outside.
+#[inline(always)]
+fn own_port(packet: &Packet<'_>, network: &Network, flow: &Flow, action: u8) -> Option<Published> {
+    let may = network.flags & NETWORK_INTERNAL == 0 && !packet.is_from(ENDPOINT_FLAG_HOST);
+    if !may || (action != 0 && action != CONNTRACK_FORWARD) {
+        return None;
+    }
+    if flow.part == PART_QUOTED {
+        // An error about a flow that has a backend: nothing is looked up of what is published.
+        return if action == 0 { None } else { Some(Published::default()) };
+    }
+    published::find_on_host(&packet.ip, flow.key.dport)
+}
+
+/// To a port that this host publishes, from a container of any network: as from a client outside, under
+/// the container's own address.
+#[inline(always)]
+fn to_own_port(packet: &Packet<'_>, work: &mut Work, published: &Published) -> Outcome {
+    let Packet { ctx, link, ip, .. } = packet;
+    if let Err(reason) = service::route(work, published.service, published.target, ctx.len()) {
+        return refuse::answer(ctx, work, reason);
+    }
+    let vni = work.backend.vni;
+    // Networks that overlap: nobody comes from outside with an address from inside.
+    if vni != link.vni && lookup(&NETWORKS, &vni).is_some_and(|n| n.contains(ip.saddr())) {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    to_backend(packet, work)
 }
 
 /// Leaves the cluster's networks. The host itself has ways of its own.

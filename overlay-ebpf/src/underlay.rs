@@ -20,7 +20,7 @@ use overlay_common::{
 
 use crate::{
     Outcome, Verdict, conntrack, ecn, fallible, family,
-    forward::{back_out, deliver, deliver_backend, route_out},
+    forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     fragment, handover,
     icmp::{self, Router},
     ipv6, known,
@@ -467,10 +467,17 @@ pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
 fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &Work) -> Outcome {
     let Inner { ctx, ip, .. } = inner;
     inner.pop(work.entry.vni == UNDERLAY_VNI)?;
-    nat::translate(ctx, ip, usize::from(work.flow.transport) - OUTER, work)?;
+    let transport = usize::from(work.flow.transport) - OUTER;
+    nat::translate(ctx, ip, transport, work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {
-        return route_out(ctx, entry.saddr, entry.daddr);
+        return match route_out(ctx, entry.saddr, entry.daddr) {
+            Err(Reason::TooBig) => {
+                let told = fallible::unpack(tell_backend_packed(ctx.skb.skb, transport as u32))?;
+                Ok(Verdict::Done(told as i32, Reason::TooBigAnswered))
+            }
+            sent => sent,
+        };
     }
     let client = lookup(&ENDPOINTS, &EndpointKey { vni: entry.vni, ip: entry.daddr })
         .ok_or(Reason::NoEndpoint)?;
@@ -478,4 +485,30 @@ fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &Work) -> Outcome {
         return Err(Reason::NoEndpoint);
     }
     deliver(ctx, &client, Mac::of_ip(entry.saddr), Reason::Decapsulated)
+}
+
+/// Tells a backend elsewhere what fits the way to its client outside, whose reply is translated as the work
+/// area has it: in the name of the address that the client asked, as a router on that way would.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_backend_packed(skb: *mut __sk_buff, transport: u32) -> i64 {
+    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    fallible::pack(tell_backend(&TcContext::new(skb), (transport & 0xff) as usize))
+}
+
+#[inline(always)]
+fn tell_backend(ctx: &TcContext, transport: usize) -> Result<u32, Reason> {
+    let work = work()?;
+    let (asked, client) = (work.entry.saddr, work.entry.daddr);
+    let vni = work.flow.key.vni;
+    let backend = lookup(&BACKENDS, &work.entry.backend).ok_or(Reason::BackendGone)?;
+    let mtu = outside_mtu(ctx, asked, client)?;
+    nat::undo(ctx, transport, work)?;
+    icmp::too_big(ctx, &Router { ip: asked, mac: Mac::default() }, mtu)?;
+    let ethertype = Be16::new(ETHERTYPE_IPV4);
+    let inner = Ethernet { dst: backend.mac, src: Mac::default(), ethertype };
+    match vxlan::encapsulate(ctx, vni, backend.node, &inner)? {
+        Verdict::Done(action, _) => Ok(action as u32),
+        Verdict::Pass | Verdict::Delivered(..) => Err(Reason::TooBig),
+    }
 }

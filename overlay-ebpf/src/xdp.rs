@@ -288,12 +288,13 @@ fn reply(ctx: &XdpContext, config: &Config, inner: &Inner) -> Outcome {
 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outcome {
-    let hop = next_hop(
-        ctx.ctx.cast(),
-        config,
-        (work.entry.saddr, work.entry.daddr),
-        u32::from(ip.total_length.get()),
-    )?;
+    let addresses = (work.entry.saddr, work.entry.daddr);
+    let total = u32::from(ip.total_length.get());
+    let hop = match next_hop(ctx.ctx.cast(), config, addresses, total) {
+        // TC can tell the backend what fits.
+        Err(Reason::TooBig) => return Ok(Verdict::Pass),
+        hop => hop?,
+    };
     if !hop.resolved {
         return Ok(Verdict::Pass);
     }

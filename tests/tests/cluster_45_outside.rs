@@ -80,6 +80,25 @@ fn the_outside_is_reached_under_the_address_of_the_containers_host() -> anyhow::
     h1.service_create("web", &["--network", "mynet", "-p", "8080:80", "--drain", "0s"])?;
     let _web = h1.container("web.1").service("web").http(80)?;
     assert_eq!(containers[1].http_get(&h1.port(8080))?.client, IpAddr::V4(h2.address()));
+    // Ports of its own host are reached under the container's address: from the service's network, from
+    // another one, and on the host without the backend.
+    h1.network_create("other", &[])?;
+    h1.network_create("closed", &["--internal"])?;
+    for host in cluster.hosts() {
+        for network in ["mynet", "other", "bridge"] {
+            let name = format!("in-{network}-{}", host.name());
+            let container = host.container(&name).network(network).idle()?;
+            let answers = container.http_get_many(&host.port(8080), 3)?;
+            let own = IpAddr::V4(container.ip()?);
+            assert!(answers.iter().all(|answer| answer.client == own), "{name}: {answers:?}");
+            container.cannot_connect(&host.port(8081))?;
+        }
+    }
+    let closed = h1.container("closed.1").network("closed").idle()?;
+    let gateway = closed.ip()?.octets();
+    let gateway = Ipv4Addr::new(gateway[0], gateway[1], gateway[2], 1).to_string();
+    closed.exec("ip", &["route", "add", "default", "via", &gateway])?.success()?;
+    closed.cannot_connect(&h1.port(8080))?;
     Ok(())
 }
 

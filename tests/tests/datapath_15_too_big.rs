@@ -173,6 +173,22 @@ fn a_backend_is_told_what_fits_the_way_to_a_client_outside() {
 }
 
 #[test]
+fn a_backend_elsewhere_is_told_so_by_the_address_that_the_client_asked() {
+    let mut rig = rig();
+    rig.service(7, VNI, VIP, &[(70, FAR, false)]);
+    rig.publish(17, 8080, 7, 53);
+    rig.run("from_underlay", &udp_from_client((CLIENT, 40_000), (NODE, 8080), b"?"));
+    let reply = datagram((FAR, 53), (CLIENT, 40_000), 1501);
+    assert_eq!(rig.run("xdp_underlay", &vxlan(VNI, &reply)).verdict, XDP_PASS);
+    let ran = rig.run("from_underlay", &vxlan(VNI, &reply));
+    let (vni, node, inner) = untunnel(&ran.packet);
+    assert_eq!((vni, node), (VNI, PEER));
+    let (from, to, mtu, quote) = told(&Ran { packet: inner, ..ran });
+    assert_eq!((from, to, mtu), (NODE, FAR, 1500));
+    assert_eq!(quote, reply[14..14 + 128], "as the backend sent it");
+}
+
+#[test]
 fn what_arrives_is_delivered_whatever_the_endpoints_mtu() {
     let mut rig = rig();
     rig.set(|state| {

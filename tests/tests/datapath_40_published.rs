@@ -4,12 +4,12 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{
     INGRESS_VNI, Reason,
-    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED},
+    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, NETWORK_INTERNAL},
     wire::{PROTO_TCP, PROTO_UDP},
 };
 use overlay_tests::rig::{
-    CLIENT, CLIENT_MAC, DROP, NODE, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, XDP_REDIRECT,
-    mac, packets::*,
+    CLIENT, CLIENT_MAC, DROP, NODE, OTHER_VNI, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS,
+    XDP_REDIRECT, mac, packets::*,
 };
 
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -347,4 +347,64 @@ fn the_host_itself_reaches_a_published_port_through_the_gateway() {
         let seen = see(&ran.packet);
         assert_eq!((seen.from, seen.to), ((gateway, 8080), (host, 40_000)));
     }
+}
+
+#[test]
+fn a_container_of_another_network_reaches_a_port_of_its_own_host_as_itself() {
+    const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 7);
+    for backend in [NEAR, FAR] {
+        let mut rig = rig(backend);
+        rig.network(OTHER_VNI, 2);
+        rig.local(VNI, NEAR, SERVES, false);
+        rig.local(OTHER_VNI, C, 0, true);
+        let ran = rig.run("from_container", &tcp((C, 40_000), (NODE, 8080), Tcp::Syn));
+        let (asked, went) = if backend == NEAR {
+            (see(&ran.packet), Reason::DeliveredLocal)
+        } else {
+            (see(&untunnel(&ran.packet).2), Reason::Encapsulated)
+        };
+        assert_eq!(ran.counted, [went, Reason::FlowCreated]);
+        assert_eq!((asked.from, asked.to), ((C, 40_000), (backend, 80)));
+
+        let reply = tcp((backend, 80), (C, 40_000), Tcp::SynAck);
+        let ran = if backend == NEAR {
+            rig.local(OTHER_VNI, C, 0, false);
+            rig.local(VNI, NEAR, SERVES, true);
+            rig.run("from_container", &reply)
+        } else {
+            assert_eq!(rig.run("xdp_underlay", &vxlan(VNI, &reply)).verdict, XDP_PASS);
+            rig.run("from_underlay", &vxlan(VNI, &reply))
+        };
+        assert_eq!(ran.verdict, REDIRECT, "{ran:?}");
+        let seen = see(&ran.packet);
+        assert_eq!((seen.from, seen.to), ((NODE, 8080), (C, 40_000)));
+        assert_eq!(seen.macs.1, mac(C).bytes());
+    }
+}
+
+#[test]
+fn a_container_of_an_internal_network_does_not() {
+    let mut rig = rig(NEAR);
+    rig.network(OTHER_VNI, 2);
+    let inside = Ipv4Addr::new(10, 0, 2, 7);
+    rig.local(VNI, NEAR, SERVES, false);
+    rig.local(OTHER_VNI, inside, 0, true);
+    rig.set(|state| {
+        state.networks.get_mut(&OTHER_VNI).expect("it").flags |= NETWORK_INTERNAL;
+    });
+    let ran = rig.run("from_container", &tcp((inside, 40_000), (NODE, 8080), Tcp::Syn));
+    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoWayOut][..]));
+    assert!(rig.conntrack().is_empty());
+}
+
+#[test]
+fn a_network_whose_subnet_overlaps_the_backends_is_not_let_in() {
+    let mut rig = rig(NEAR);
+    rig.network(OTHER_VNI, 1);
+    let overlapping = Ipv4Addr::new(10, 0, 1, 7);
+    rig.local(VNI, NEAR, SERVES, false);
+    rig.local(OTHER_VNI, overlapping, 0, true);
+    let ran = rig.run("from_container", &tcp((overlapping, 40_000), (NODE, 8080), Tcp::Syn));
+    assert_eq!(ran.verdict, DROP);
+    assert_eq!(ran.counted, [Reason::FlowCreated, Reason::SpoofedInnerSource]);
 }

@@ -261,7 +261,7 @@ impl Fuzz {
         self.rig.set_usage(tables.usage.get(&IFINDEX).copied());
         for (key, entry) in &tables.conntrack {
             if self.tables.conntrack.get(key) != Some(entry) {
-                self.rig.set_conntrack(*key, Some(*entry));
+                self.rig.set_flow("conntrack", *key, Some(*entry));
             }
         }
         for (key, entry) in &tables.opening {

@@ -3,21 +3,22 @@
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        Backend, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ENDPOINT_FLAG_BACKEND,
-        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
-        Endpoint, Link,
+        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link, NETWORK_INTERNAL, Published,
     },
     observe::Traffic,
 };
 
 use super::{
     balance::{self, Balanced},
-    conntrack::Flow,
+    conntrack::{Flow, Part},
     frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, bytes, half, put, updated},
     host::MTU,
     icmp, ipv6,
     observe::Party,
     outside, replicate,
+    underlay::published_here,
     walk::{End, Outcome, Walk},
 };
 
@@ -202,7 +203,11 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
         Err(_) if ip.protocol == ICMP => outside::echo_request(walk, ip, link.vni)?,
         flow => flow?,
     };
-    match walk.find(&flow) {
+    let found = walk.find(&flow);
+    if let Some(published) = own_port(walk, packet, &flow, found) {
+        return to_own_port(walk, packet, &flow, &published);
+    }
+    match found {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
         Some(entry) if entry.action == CONNTRACK_RETURN => {
             if entry.dport != flow.key.dport {
@@ -225,6 +230,44 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
             sent => or_told(walk, packet, sent, (MTU, None)),
         },
     }
+}
+
+/// "A container reaches the ports that its own host publishes, unless its network is internal."
+fn own_port(
+    walk: &Walk<'_>,
+    packet: &Checked,
+    flow: &Flow,
+    found: Option<Conntrack>,
+) -> Option<Published> {
+    let network = walk.network(packet.link.vni)?;
+    let is_other = found.is_some_and(|entry| entry.action != CONNTRACK_FORWARD);
+    if network.flags & NETWORK_INTERNAL != 0 || packet.is_from(ENDPOINT_FLAG_HOST) || is_other {
+        return None;
+    }
+    if flow.part == Part::Quoted {
+        return found.map(|_| Published::default());
+    }
+    published_here(walk, &packet.ip, flow.key.dport)
+}
+
+fn to_own_port(
+    walk: &mut Walk<'_>,
+    packet: &Checked,
+    flow: &Flow,
+    published: &Published,
+) -> Outcome {
+    let balanced = walk.balance(flow, published.service, published.target)?;
+    let Balanced::To(entry, backend) = balanced else {
+        return balance::refuse(walk, &packet.ip, &balanced);
+    };
+    // "Nobody comes from outside with an address from inside."
+    let is_inside = walk
+        .network(backend.vni)
+        .is_some_and(|n| Be32::from(packet.ip.src).get() & n.mask.get() == n.subnet.get());
+    if backend.vni != packet.link.vni && is_inside {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    to_backend(walk, packet, flow, (&entry, &backend))
 }
 
 /// A backend's reply goes to the client of its flow, from the address that the client asked.

@@ -300,9 +300,24 @@ pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Re
 fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
     let tunnel = walk.tunnel_length();
     walk.pop_to(entry.vni == UNDERLAY_VNI)?;
-    walk.translate(ETHERNET, flow.transport - tunnel, entry, Reason::RewriteRefused)?;
+    let flow = &Flow { transport: flow.transport - tunnel, ..*flow };
+    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
-        return walk.route_out(entry);
+        return match walk.route_out(entry) {
+            Err(Reason::TooBig) => tell_backend(walk, flow, entry),
+            sent => sent,
+        };
     }
     walk.deliver_reply(entry, Reason::Decapsulated)
+}
+
+/// "A backend elsewhere is told what fits the way to its client, by the address that the client asked."
+fn tell_backend(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+    let backend = *walk.tables.agent.backends.get(&entry.backend).ok_or(Reason::BackendGone)?;
+    icmp::undo(walk, flow)?;
+    icmp::fragmentation_needed(walk, (Mac::default(), entry.saddr.into()), MTU)?;
+    walk.segment = 0;
+    let inner = Ethernet::ipv4(Mac::default(), backend.mac);
+    walk.tunnel(flow.key.vni, backend.node.into(), inner)?;
+    Ok(End::Sent(Reason::TooBigAnswered))
 }

@@ -165,7 +165,11 @@ fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcom
 }
 
 fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Outcome {
-    let hop = walk.host.next_hop(&walk.tables.config, entry.daddr.into(), ip.total)?;
+    let hop = match walk.host.next_hop(&walk.tables.config, entry.daddr.into(), ip.total) {
+        // The answer is for `from_underlay` to give.
+        Err(Reason::TooBig) => return Ok(End::Pass),
+        hop => hop?,
+    };
     if !hop.resolved {
         return Ok(End::Pass);
     }

@@ -453,8 +453,9 @@ impl Rig {
         self.write(map, key, entry);
     }
 
-    /// Writes or removes a conntrack entry.
+    /// Writes the entry of a flow in use, or removes one, wherever it is.
     pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
+        self.write("opening", key, None::<Conntrack>);
         self.write("conntrack", key, entry);
     }
 
