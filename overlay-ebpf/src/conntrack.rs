@@ -10,7 +10,7 @@ use overlay_common::{
     hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, VIA_VIP,
     },
     wire::PROTO_SCTP,
 };
@@ -140,6 +140,8 @@ pub struct Target {
     pub port: Be16,
     /// [`Conntrack::idle`] of the flow.
     pub idle: u16,
+    /// [`VIA_VIP`], or 0.
+    pub via: u8,
 }
 
 /// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
@@ -158,7 +160,7 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
         backend: target.backend,
         node: Be32::ZERO,
         action: CONNTRACK_FORWARD,
-        state: flow.flags,
+        state: flow.flags | target.via,
         idle: target.idle,
         last_seen: now,
     };
@@ -191,7 +193,7 @@ fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
         backend: forward.backend,
         node: Be32::ZERO,
         action: CONNTRACK_REPLY,
-        state: 0,
+        state: forward.state & VIA_VIP,
         idle: forward.idle,
         last_seen: now,
     }
@@ -326,6 +328,7 @@ mod tests {
             ip: Be32::from_octets(ip),
             port: Be16::new(8080),
             idle: 9,
+            via: VIA_VIP,
         }
     }
 

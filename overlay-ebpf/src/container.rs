@@ -7,13 +7,13 @@ use overlay_common::{
     maps::{
         CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
-        Endpoint, EndpointKey, Link, NETWORK_INTERNAL, Network, Published,
+        Endpoint, EndpointKey, Link, NETWORK_INTERNAL, Network, Published, VIA_VIP,
     },
     wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, PROTO_SCTP},
 };
 
 use crate::{
-    Outcome, arp, conntrack, echo, fallible,
+    Outcome, arp, conntrack, direct, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     icmp::{self, Router},
     ipv6, known,
@@ -23,7 +23,7 @@ use crate::{
         ETH_LEN, Flow, PART_QUOTED, check_ipv4, flow, has_vlan_tag, ifindex, is_group_address,
         is_gso, is_icmp, load, pull, refuse_vlan_tag,
     },
-    published, refuse, replicate, service, vxlan,
+    published, refuse, replicate, served, service, vxlan,
 };
 
 /// Headers that are read directly: Ethernet, IPv4 and TCP without options.
@@ -106,14 +106,24 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
 }
 
 /// To another endpoint of the network. If the sender serves a service, this may be the reply of a
-/// flow that was translated on this node.
+/// flow that was translated on this node; if the receiver does, its replies may look like those of one.
 #[inline(always)]
 fn to_endpoint(packet: &Packet<'_>, endpoint: &Endpoint) -> Outcome {
+    let mut translated = false;
+    let is_with_backend =
+        packet.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
     // Tags cross between endpoints and mean nothing elsewhere, so tagged flows are never translated.
-    if packet.is_from(ENDPOINT_FLAG_BACKEND) && !has_vlan_tag(packet.ctx) {
+    if is_with_backend && !has_vlan_tag(packet.ctx) {
         let work = work()?;
-        if packet.flow(work).is_ok() && packet.tracked(work) == CONNTRACK_REPLY {
-            return reply(packet, work);
+        if packet.flow(work).is_ok() {
+            match packet.tracked(work) {
+                CONNTRACK_REPLY => return reply(packet, work),
+                CONNTRACK_FORWARD => translated = true,
+                _ => translated = direct::open(work)?,
+            }
+            if translated {
+                nat::translate(packet.ctx, &packet.ip, usize::from(work.flow.transport), work)?;
+            }
         }
     }
     let Packet { ctx, link, ethernet, .. } = packet;
@@ -121,7 +131,7 @@ fn to_endpoint(packet: &Packet<'_>, endpoint: &Endpoint) -> Outcome {
         return deliver(ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
     }
     let inner = Ethernet { dst: endpoint.mac, ..*ethernet };
-    tunnel(packet, (link.vni, endpoint.node), &inner, false)
+    tunnel(packet, (link.vni, endpoint.node), &inner, translated)
 }
 
 /// Into the tunnel on a network to a node.
@@ -180,7 +190,9 @@ fn to_service(packet: &Packet<'_>, number: u32) -> Outcome {
     if packet.is_from(ENDPOINT_FLAG_BACKEND) && packet.tracked(work) == CONNTRACK_REPLY {
         return reply(packet, work);
     }
-    if let Err(reason) = service::route(work, number, work.flow.key.dport, packet.ctx.len()) {
+    if let Err(reason) =
+        service::route(work, number, work.flow.key.dport, (packet.ctx.len(), VIA_VIP))
+    {
         return refuse::answer(packet.ctx, work, reason);
     }
     to_backend(packet, work)
@@ -200,7 +212,8 @@ fn to_gateway(packet: &Packet<'_>) -> Outcome {
     packet.flow(work)?;
     let published =
         published::find(work.flow.key.proto, work.flow.key.dport).ok_or(Reason::GatewayPort)?;
-    if let Err(reason) = service::route(work, published.service, published.target, packet.ctx.len())
+    if let Err(reason) =
+        service::route(work, published.service, published.target, (packet.ctx.len(), 0))
     {
         return refuse::answer(packet.ctx, work, reason);
     }
@@ -211,6 +224,7 @@ fn to_gateway(packet: &Packet<'_>) -> Outcome {
 #[inline(always)]
 fn to_backend(packet: &Packet<'_>, work: &Work) -> Outcome {
     let Packet { ctx, ethernet, ip, .. } = packet;
+    served::asked(work, ctx.len());
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     let backend = &work.backend;
     if backend.node == Be32::ZERO {
@@ -274,7 +288,7 @@ fn own_port(packet: &Packet<'_>, network: &Network, flow: &Flow, action: u8) -> 
 #[inline(always)]
 fn to_own_port(packet: &Packet<'_>, work: &mut Work, published: &Published) -> Outcome {
     let Packet { ctx, link, ip, .. } = packet;
-    if let Err(reason) = service::route(work, published.service, published.target, ctx.len()) {
+    if let Err(reason) = service::route(work, published.service, published.target, (ctx.len(), 0)) {
         return refuse::answer(ctx, work, reason);
     }
     let vni = work.backend.vni;
@@ -310,6 +324,7 @@ fn leave(packet: &Packet<'_>, network: &Network, work: &mut Work, action: u8) ->
 #[inline(always)]
 fn reply(packet: &Packet<'_>, work: &Work) -> Outcome {
     let Packet { ctx, ip, .. } = packet;
+    served::answered(work, ctx.len());
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {

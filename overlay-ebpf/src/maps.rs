@@ -17,8 +17,8 @@ use overlay_common::{
         Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS,
         KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
         MEDIUM_TABLE, Network, OPENING_ENTRIES, Peer, PeerKey, Published, PublishedKey, Replicas,
-        SMALL_TABLE, Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey, Usage,
-        Vtep6,
+        SERVED_ENTRIES, SMALL_TABLE, Served, ServedKey, Service, Slot, SlotKey, SockOrigin,
+        SockOriginKey, Subnet, TableKey, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
@@ -94,6 +94,10 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity, AFFINITY_ENTRIES> = LruHa
 
 #[btf_map(name = "backends")]
 pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "served")]
+pub static SERVED: PerCpuHashMap<ServedKey, Served, SERVED_ENTRIES, NO_PREALLOC> =
+    PerCpuHashMap::new();
 
 #[btf_map(name = "published")]
 pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new();
@@ -182,8 +186,8 @@ pub struct Pick {
     pub affinity: Affinity,
     /// 1 when the flow had a backend that is gone.
     pub repicked: u32,
-    /// Padding, zero.
-    pub pad: u32,
+    /// [`overlay_common::maps::VIA_VIP`] when the client asks a VIP, otherwise 0.
+    pub via: u32,
 }
 
 /// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack, and what functions

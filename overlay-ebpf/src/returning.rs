@@ -27,16 +27,30 @@ use crate::{
 /// no flow of `node`.
 #[inline(always)]
 pub fn note_return(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
-    fallible::unpack(note_return_packed(flow, node, forward)).map(|translate| translate != 0)
+    // One after the other and not one in the other: they share the stack with the entry point.
+    if fallible::unpack(note_packed(flow, node, forward))? == NOTED {
+        return Ok(false);
+    }
+    fallible::unpack(other_way_packed(flow, node, forward)).map(|translate| translate != 0)
+}
+
+/// Replies go back through the node, and the packet goes on as it is.
+const NOTED: u32 = 0;
+/// Another node's flow has the tuple.
+const TAKEN: u32 = 1;
+
+#[inline(never)]
+fn note_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(note(flow, node, forward))
 }
 
 #[inline(never)]
-fn note_return_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(note(flow, node, forward).map(u32::from))
+fn other_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(other_way(flow, node, forward).map(u32::from))
 }
 
 #[inline(always)]
-fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
+fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<u32, Reason> {
     let now = now();
     *forward = return_forward(flow, node, now);
     let key = reply_key(&flow.key, forward);
@@ -47,7 +61,7 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason
             return Err(Reason::UnrelatedError);
         }
         let entry = return_entry(&key, flow, node, now);
-        return open(&key, &entry, BPF_ANY).map(|()| false);
+        return open(&key, &entry, BPF_ANY).map(|()| NOTED);
     };
     // SAFETY: as in `conntrack::look`.
     let entry = unsafe { &mut *entry };
@@ -56,18 +70,19 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason
         if is_opening {
             confirm(&key, entry, flow);
         }
-        return Ok(false);
+        return Ok(NOTED);
     }
     if is_expired(&key, entry, now) && !is_error {
         *entry = return_entry(&key, flow, node, now);
-        return Ok(false);
+        return Ok(NOTED);
     }
-    other_way(flow, node, forward, now)
+    Ok(TAKEN)
 }
 
 /// The way of a flow whose tuple another node's flow has.
 #[inline(always)]
-fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack, now: u64) -> Result<bool, Reason> {
+fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
+    let now = now();
     let through = flow.key.through(node);
     let (known, is_opening) = held(&through);
     if let Some(known) = known {

@@ -2,7 +2,10 @@
 
 use overlay_common::{
     Be16, Reason,
-    maps::{BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, Service, TCP_SEEN_FIN, TCP_SEEN_RST},
+    maps::{
+        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, Service, TCP_SEEN_FIN,
+        TCP_SEEN_RST,
+    },
     wire::PROTO_UDP,
 };
 
@@ -13,22 +16,32 @@ use crate::{
     maps::{BACKENDS, Work, lookup},
     observe::count,
     packet::PART_QUOTED,
+    served,
 };
 
 /// Fills `work.entry` and `work.backend` for `work.flow` to `service`: with the backend the flow
-/// has, or with a new one. `port` is the backends' port; `length` the packet's, for counting.
+/// has, or with a new one. `port` is the backends' port; `length` the packet's, for counting; `via` is
+/// [`overlay_common::maps::VIA_VIP`] or 0.
 ///
 /// # Errors
 /// [`Reason::NoBackend`] when none takes new flows, [`Reason::BackendGone`] for a TCP connection
 /// whose backend was removed, [`Reason::UnrelatedError`] for an ICMP error about no flow, and the errors of [`conntrack::create`].
 #[inline(always)]
-pub fn route(work: &mut Work, service: u32, port: Be16, length: u32) -> Result<(), Reason> {
+pub fn route(
+    work: &mut Work,
+    service: u32,
+    port: Be16,
+    (length, via): (u32, u8),
+) -> Result<(), Reason> {
+    work.pick.via = via.into();
     // One after the other and not one in the other: they share the stack with the entry point.
     let picked = fallible::unpack(find_or_pick_packed(work, service))?;
     if picked == FOUND {
         return Ok(());
     }
-    fallible::unpack(open_packed(work, service, picked, port, length)).map(|_| ())
+    fallible::unpack(open_packed(work, service, picked, port, length))?;
+    served::flow(work);
+    Ok(())
 }
 
 /// In place of a backend's number, none of which is zero: the flow has its backend.
@@ -43,7 +56,10 @@ fn find_or_pick_packed(work: &mut Work, service: u32) -> i64 {
 fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
     work.pick.repicked = 0;
     if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
-        if let Some(backend) = lookup(&BACKENDS, &work.entry.backend) {
+        let backend = lookup(&BACKENDS, &work.entry.backend);
+        // Nothing is lost by leaving a backend on a node that is down, where the flow may.
+        let backend = backend.filter(|b| b.state != BACKEND_DOWN || !work.flow.may_be_repicked());
+        if let Some(backend) = backend {
             work.backend = backend;
             if ends_now(work) {
                 balance::ended(work.entry.backend);
@@ -81,7 +97,15 @@ fn open(
     // The service is there since a backend was picked.
     let Service { tcp_idle, udp_idle, .. } = work.pick.service;
     let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
-    let target = Target { service, backend: number, vni: backend.vni, ip: backend.ip, port, idle };
+    let target = Target {
+        service,
+        backend: number,
+        vni: backend.vni,
+        ip: backend.ip,
+        port,
+        idle,
+        via: work.pick.via as u8,
+    };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
     if work.backend.flags & BACKEND_COUNTED != 0 {

@@ -24,14 +24,14 @@ use crate::{
     fragment, handover,
     icmp::{self, Router},
     ipv6, known,
-    maps::{BACKENDS, ENDPOINTS, NETWORKS, PEERS, Work, config, lookup, work},
+    maps::{BACKENDS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, PEERS, Work, config, lookup, work},
     membership, nat,
     observe::Party,
     outside,
     packet::{
         ETH_LEN, IPV4_LEN, check_ipv4, flow, has_vlan_tag, is_gso, is_icmp, load, load_at, pull,
     },
-    published, refuse, related, replicate, returning, service, underlay6,
+    published, refuse, related, replicate, returning, served, service, underlay6,
     vxlan::{self, INNER},
     vxlan6::{self, INNER6},
 };
@@ -147,13 +147,14 @@ fn is_to_vtep(ctx: &TcContext, config: &Config) -> bool {
     };
     if ethernet.ethertype.get() != ETHERTYPE_IPV4
         || ip.protocol != PROTO_UDP
-        || ip.daddr() != config.vtep
         || ip.is_later_fragment()
     {
         return false;
     }
     let udp = load_at::<Udp>(ctx, ETH_LEN + usize::from(ip.version_ihl & 0xf) * 4);
+    // The device listens on all of the host's addresses.
     udp.is_ok_and(|udp| udp.dest == config.vxlan_port)
+        && (ip.daddr() == config.vtep || lookup(&LOCAL_ADDRS, &ip.daddr()).is_some())
 }
 
 /// To an address of the host, as far as we can tell.
@@ -239,10 +240,11 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
-    if let Err(reason) = service::route(work, published.service, published.target, ctx.len()) {
+    if let Err(reason) = service::route(work, published.service, published.target, (ctx.len(), 0)) {
         return refuse::answer(ctx, work, reason);
     }
     let gateway = gateway_mac(ip, work.backend.vni)?;
+    served::asked(work, ctx.len());
     nat::translate(ctx, ip, ETH_LEN + IPV4_LEN, work)?;
     let backend = &work.backend;
     if backend.node == Be32::ZERO {
@@ -464,18 +466,16 @@ pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
 
 /// Pops the tunnel headers of a reply, translates it back and sends it to the client.
 #[inline(always)]
-fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &Work) -> Outcome {
+fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &mut Work) -> Outcome {
     let Inner { ctx, ip, .. } = inner;
     inner.pop(work.entry.vni == UNDERLAY_VNI)?;
     let transport = usize::from(work.flow.transport) - OUTER;
+    served::answered(work, ctx.len());
     nat::translate(ctx, ip, transport, work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {
         return match route_out(ctx, entry.saddr, entry.daddr) {
-            Err(Reason::TooBig) => {
-                let told = fallible::unpack(tell_backend_packed(ctx.skb.skb, transport as u32))?;
-                Ok(Verdict::Done(told as i32, Reason::TooBigAnswered))
-            }
+            Err(Reason::TooBig) => tell_backend(ctx, transport, work),
             sent => sent,
         };
     }
@@ -489,26 +489,19 @@ fn reply<const OUTER: usize>(inner: &Inner<'_, OUTER>, work: &Work) -> Outcome {
 
 /// Tells a backend elsewhere what fits the way to its client outside, whose reply is translated as the work
 /// area has it: in the name of the address that the client asked, as a router on that way would.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn tell_backend_packed(skb: *mut __sk_buff, transport: u32) -> i64 {
-    // Headers are near the packet's start; the verifier must see so of a function of its own.
-    fallible::pack(tell_backend(&TcContext::new(skb), (transport & 0xff) as usize))
-}
-
 #[inline(always)]
-fn tell_backend(ctx: &TcContext, transport: usize) -> Result<u32, Reason> {
-    let work = work()?;
+fn tell_backend(ctx: &TcContext, transport: usize, work: &mut Work) -> Outcome {
     let (asked, client) = (work.entry.saddr, work.entry.daddr);
-    let vni = work.flow.key.vni;
-    let backend = lookup(&BACKENDS, &work.entry.backend).ok_or(Reason::BackendGone)?;
     let mtu = outside_mtu(ctx, asked, client)?;
+    work.backend = lookup(&BACKENDS, &work.entry.backend).ok_or(Reason::BackendGone)?;
+    // One call after the other and not in a function of their own: they share the stack.
     nat::undo(ctx, transport, work)?;
     icmp::too_big(ctx, &Router { ip: asked, mac: Mac::default() }, mtu)?;
+    let Work { flow, backend, .. } = work;
     let ethertype = Be16::new(ETHERTYPE_IPV4);
     let inner = Ethernet { dst: backend.mac, src: Mac::default(), ethertype };
-    match vxlan::encapsulate(ctx, vni, backend.node, &inner)? {
-        Verdict::Done(action, _) => Ok(action as u32),
-        Verdict::Pass | Verdict::Delivered(..) => Err(Reason::TooBig),
+    match vxlan::encapsulate(ctx, flow.key.vni, backend.node, &inner)? {
+        Verdict::Done(action, _) => Ok(Verdict::Done(action, Reason::TooBigAnswered)),
+        other => Ok(other),
     }
 }

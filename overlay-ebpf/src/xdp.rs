@@ -29,7 +29,7 @@ use crate::{
     packet::{
         self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, holds_transport, possible, tcp_flags,
     },
-    published, service,
+    published, served, service,
     underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
     vxlan::{self, INNER},
 };
@@ -136,7 +136,7 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     }
     let work = work()?;
     flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
-    match service::route(work, published.service, published.target, length) {
+    match service::route(work, published.service, published.target, (length, 0)) {
         // The answer is TC's to give.
         Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
         routed => routed?,
@@ -154,6 +154,7 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     if hop.resolved == 0 {
         return Ok(Verdict::Pass);
     }
+    served::asked(work, length);
     translate(ctx, ip, ETH_LEN, work)?;
     // SAFETY: the context is the program's own.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(VXLAN_OVERHEAD as i32)) } != 0 {
@@ -298,6 +299,7 @@ fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outco
     if !hop.resolved {
         return Ok(Verdict::Pass);
     }
+    served::answered(work, total + ETH_LEN as u32);
     translate(ctx, ip, INNER + ETH_LEN, work)?;
     // SAFETY: the context is the program's own.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, VXLAN_OVERHEAD as i32) } != 0 {

@@ -133,7 +133,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 23] = [
+const TABLES: [&str; 24] = [
     "networks",
     "replicas",
     "endpoints",
@@ -148,6 +148,7 @@ const TABLES: [&str; 23] = [
     "active",
     "affinity",
     "backends",
+    "served",
     "published",
     "local_addrs",
     "egress",

@@ -4,8 +4,11 @@
 use std::net::Ipv4Addr;
 
 use overlay_common::{
-    Reason,
-    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS},
+    Be16, Reason,
+    maps::{
+        BACKEND_DOWN, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS, Served,
+        ServedKey, SlotKey,
+    },
     wire::PROTO_TCP,
 };
 use overlay_tests::rig::{CLIENT, DROP, NODE, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS, packets::*};
@@ -218,4 +221,116 @@ fn what_opens_and_ends_a_connection_at_once_is_no_tcp() {
         }
     }
     assert!(rig.conntrack().is_empty());
+}
+
+#[test]
+fn a_backend_on_a_node_that_is_down_keeps_only_what_cannot_do_without_it() {
+    let mut rig = rig();
+    rig.service(SERVICE, VNI, VIP, &[(1, FAR, false), (2, NEAR, true)]);
+    // One connection and one UDP flow to each.
+    let asked: Vec<_> = (40_000..40_004)
+        .map(|port| {
+            let syn = tcp((ME, port), (VIP, 80), Tcp::Syn);
+            let datagram = udp((ME, port), (VIP, 53), b"question");
+            [syn, datagram].map(|packet| {
+                let far = rig.run("from_container", &packet).counted[0] == Reason::Encapsulated;
+                (packet, far)
+            })
+        })
+        .collect();
+    rig.set(|state| state.backends.get_mut(&1).expect("it").state = BACKEND_DOWN);
+    let slot = SlotKey { service: SERVICE, index: 0 };
+    rig.set(|state| {
+        state.slots.insert(slot, 2);
+    });
+    for (port, [syn, datagram]) in (40_000..).zip(asked) {
+        let established = tcp((ME, port), (VIP, 80), Tcp::Data);
+        let went = if syn.1 { Reason::Encapsulated } else { Reason::DeliveredLocal };
+        assert_eq!(rig.run("from_container", &established).counted, [went]);
+        for (packet, was_far) in [datagram, syn] {
+            let counted = rig.run("from_container", &packet).counted;
+            let expected: &[Reason] = if was_far {
+                &[Reason::DeliveredLocal, Reason::FlowRepicked]
+            } else {
+                &[Reason::DeliveredLocal]
+            };
+            assert_eq!(counted, expected);
+        }
+    }
+}
+
+#[test]
+fn a_client_speaks_to_a_backend_through_the_vip_and_directly_from_one_port() {
+    type Make = fn((Ipv4Addr, u16), (Ipv4Addr, u16), bool) -> Vec<u8>;
+    let kinds: [Make; 2] = [
+        |from, to, first| tcp(from, to, if first { Tcp::Syn } else { Tcp::Data }),
+        |from, to, _| udp(from, to, b"datagram"),
+    ];
+    for make in kinds {
+        let mut rig = rig();
+        rig.run("from_container", &make((ME, 40_000), (VIP, 80), true));
+        let mut ports = Vec::new();
+        for first in [true, false] {
+            let ran = rig.run("from_container", &make((ME, 40_000), (FAR, 80), first));
+            assert_eq!(ran.counted, KNOWN);
+            let seen = see(&untunnel(&ran.packet).2);
+            assert_eq!((seen.from.0, seen.to), (ME, (FAR, 80)));
+            ports.push(seen.from.1);
+        }
+        assert!(ports[0] != 40_000 && ports[1] == ports[0], "{ports:?}");
+        for (port, asked) in [(40_000, VIP), (ports[0], FAR)] {
+            let reply = make((FAR, 80), (ME, port), false);
+            let ran = rig.run("from_underlay", &vxlan(VNI, &reply));
+            let seen = see(&ran.packet);
+            assert_eq!((seen.from, seen.to), ((asked, 80), (ME, 40_000)), "{port}");
+        }
+        // Without a flow through the VIP nothing is in the way.
+        let direct = make((ME, 50_000), (FAR, 80), true);
+        let ran = rig.run("from_container", &direct);
+        assert_eq!(untunnel(&ran.packet).2[14..], direct[14..]);
+        // What is counted is of the service.
+        let served: Vec<_> = rig.served().into_iter().collect();
+        let [(key, counted)] = &served[..] else { panic!("{served:?}") };
+        assert_eq!((key.service, key.backend, key.port.get()), (SERVICE, 1, 0));
+        let Served { flows, in_packets, out_packets, .. } = *counted;
+        assert_eq!((flows, in_packets, out_packets), (1, 1, 1));
+    }
+}
+
+#[test]
+fn what_is_served_is_counted_by_the_way_that_was_asked() {
+    let mut rig = rig();
+    connect(&mut rig);
+    let outside = |flags| tcp_from_client((CLIENT, 40_000), (NODE, 8080), flags);
+    let reply = vxlan(VNI, &tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck));
+    for program in ["xdp_underlay", "from_underlay"] {
+        rig.run(program, &outside(Tcp::Syn));
+        assert_eq!(rig.run(program, &reply).packet[26..30], NODE.octets(), "{program}");
+    }
+    let length = |packet: &[u8]| packet.len() as u64;
+    let (syn, data) =
+        (tcp((ME, 40_000), (VIP, 80), Tcp::Syn), tcp((ME, 40_000), (VIP, 80), Tcp::Data));
+    let by_vip = Served {
+        flows: 1,
+        in_packets: 2,
+        in_bytes: length(&syn) + length(&data),
+        out_packets: 1,
+        out_bytes: length(&syn),
+    };
+    let by_port = Served {
+        flows: 1,
+        in_packets: 2,
+        in_bytes: 2 * length(&syn),
+        out_packets: 2,
+        out_bytes: 2 * length(&syn),
+    };
+    let key = |port| ServedKey {
+        service: SERVICE,
+        backend: 1,
+        port: Be16::new(port),
+        proto: PROTO_TCP,
+        pad: 0,
+    };
+    let expected = [(key(0), by_vip), (key(8080), by_port)];
+    assert_eq!(rig.served(), expected.into_iter().collect());
 }

@@ -58,7 +58,7 @@ pub struct Conntrack {
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`].
+    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`] and [`VIA_VIP`].
     pub state: u8,
     /// For how many seconds an established TCP or SCTP flow, or one of UDP, may be idle; 0 for as long as
     /// flows may by default ([`crate::flow`]).
@@ -125,6 +125,9 @@ pub const TCP_SEEN_FIN: u8 = 1 << 2;
 pub const TCP_SEEN_RST: u8 = 1 << 3;
 /// Both sides have spoken: of a flow to a backend, its own direction of a reply; of one to the outside, UDP only.
 pub const ANSWERED: u8 = 1 << 4;
+
+/// The client asked a VIP. In every entry of such a flow on the node that translates it.
+pub const VIA_VIP: u8 = 1 << 5;
 
 #[cfg(test)]
 mod tests {

@@ -39,6 +39,9 @@ pub const KNOWN_ENDPOINTS: usize = 1 << 11;
 /// Entries of `known_links`, a power of two.
 pub const KNOWN_LINKS: usize = 1 << 8;
 
+/// Entries of `served`: ways to be asked of all backends together; what more there is is not counted.
+pub const SERVED_ENTRIES: usize = 1 << 17;
+
 /// Entries of `opening`: flows that nobody has gone on with yet, the least recent of which are forgotten.
 pub const OPENING_ENTRIES: usize = 1 << 16;
 
@@ -74,6 +77,8 @@ plain!(
     AffinityKey,
     Affinity,
     Backend,
+    ServedKey,
+    Served,
     PublishedKey,
     Published,
     SubnetKey,
@@ -150,6 +155,8 @@ mod tests {
         packed!(AffinityKey { service, vni, client });
         packed!(Affinity { backend, pad, last_used });
         packed!(Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags });
+        packed!(ServedKey { service, backend, port, proto, pad });
+        packed!(Served { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, pad });
         packed!(SubnetKey { prefix, ip });
@@ -192,7 +199,10 @@ mod tests {
         assert_eq!(size_of::<Link>(), 20);
         assert_eq!(size_of::<Endpoint6Key>(), 20);
         assert_eq!(size_of::<Link6>(), 48);
-        assert_eq!(size_of::<Service>(), 24);
+        assert_eq!(
+            (size_of::<Service>(), size_of::<ServedKey>(), size_of::<Served>()),
+            (28, 12, 40)
+        );
         assert_eq!(size_of::<Affinity>(), 16);
         assert_eq!(size_of::<Backend>(), 32);
         assert_eq!(size_of::<SubnetKey>(), 8);

@@ -147,6 +147,55 @@ pub const BACKEND_COUNTED: u16 = 1 << 0;
 pub const BACKEND_ACTIVE: u16 = 1;
 /// The backend keeps its flows and takes no new ones.
 pub const BACKEND_DRAINING: u16 = 2;
+/// The backend's node is down: it keeps the flows that cannot do without it, and no others.
+pub const BACKEND_DOWN: u16 = 3;
+
+/// Key of map `served`: a backend, and one of the ways in which its service is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServedKey {
+    /// The service's number.
+    pub service: u32,
+    /// The backend's number.
+    pub backend: u32,
+    /// The published port; zero stands for all ports of the VIP.
+    pub port: Be16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Padding, zero.
+    pub pad: u8,
+}
+
+/// Map `served`, per-CPU hash: what went between clients and a backend, counted on the node that
+/// translates it. Entries are made by the programs and removed by the agent when the backend is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Served {
+    /// Flows that began.
+    pub flows: u64,
+    /// Packets of clients.
+    pub in_packets: u64,
+    /// Bytes of clients, Ethernet headers included.
+    pub in_bytes: u64,
+    /// Packets of the backend.
+    pub out_packets: u64,
+    /// Bytes of the backend, Ethernet headers included.
+    pub out_bytes: u64,
+}
+
+impl Served {
+    /// Both together.
+    #[must_use]
+    pub const fn with(self, other: &Self) -> Self {
+        Self {
+            flows: self.flows + other.flows,
+            in_packets: self.in_packets + other.in_packets,
+            in_bytes: self.in_bytes + other.in_bytes,
+            out_packets: self.out_packets + other.out_packets,
+            out_bytes: self.out_bytes + other.out_bytes,
+        }
+    }
+}
 
 /// Key of map `published`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,10 +11,10 @@ use std::{
 use overlay_common::{
     Be16, Be32, Ip6, Mac, UNDERLAY_VNI, VXLAN_OVERHEAD, VXLAN_OVERHEAD6,
     maps::{
-        self, BACKEND_ACTIVE, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
-        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL, NETWORK_LOCAL,
-        NETWORK_REPLICATE, PeerKey, PublishedKey, SubnetKey,
+        self, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL,
+        NETWORK_LOCAL, NETWORK_REPLICATE, PeerKey, PublishedKey, SubnetKey,
     },
 };
 
@@ -405,7 +405,11 @@ impl<'a> View<'a> {
             node: self.vtep(&endpoint.node),
             ifindex: self.ifindex(endpoint).unwrap_or(0),
             mac: mac_of(endpoint.ip),
-            state: if active { BACKEND_ACTIVE } else { BACKEND_DRAINING },
+            state: match self.state.standing(endpoint) {
+                _ if active => BACKEND_ACTIVE,
+                Standing::NodeDown => BACKEND_DOWN,
+                _ => BACKEND_DRAINING,
+            },
             slot: 0,
             weight: endpoint.weight,
             flags: balance::backend_flags(&service.balance),

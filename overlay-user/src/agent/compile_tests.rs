@@ -1,6 +1,6 @@
 use overlay_common::{
     INGRESS_VNI,
-    maps::{Service as ServiceEntry, SlotKey},
+    maps::{SERVICE_RESETS, Service as ServiceEntry, SlotKey},
 };
 
 use super::*;
@@ -288,9 +288,12 @@ fn a_starting_backend_has_an_address_and_takes_no_flows() {
 
 #[test]
 fn backends_of_a_down_or_drained_node_take_no_new_flows() {
-    for change in [(|n: &mut Node| n.state = NodeState::Down) as fn(&mut Node), |n: &mut Node| {
-        n.availability = Availability::Drain
-    }] {
+    type Change = (fn(&mut Node), u16);
+    let changes: [Change; 2] = [
+        (|node| node.state = NodeState::Down, BACKEND_DOWN),
+        (|node| node.availability = Availability::Drain, BACKEND_DRAINING),
+    ];
+    for (change, shown) in changes {
         let mut cluster = cluster();
         cluster.service("web", &["mynet"], &[]);
         let gone = cluster.backend("w1", "web", "h2", 21);
@@ -298,7 +301,7 @@ fn backends_of_a_down_or_drained_node_take_no_new_flows() {
         change(cluster.node_mut("h2"));
         let state = compiled(&cluster, "h1");
         assert_eq!(slots_of(&state, cluster.number_of("web")), [stays]);
-        assert_eq!(state.backends[&gone].state, BACKEND_DRAINING);
+        assert_eq!(state.backends[&gone].state, shown);
     }
 }
 
@@ -360,7 +363,13 @@ fn a_host_mode_port_answers_only_where_a_backend_is_and_for_that_one() {
     assert_eq!(slots_of(&state, number), [own]);
     assert_eq!(
         state.services[&number],
-        ServiceEntry { vni: 4098, vip: Be32::ZERO, slots: 1, ..ServiceEntry::default() }
+        ServiceEntry {
+            vni: 4098,
+            vip: Be32::ZERO,
+            slots: 1,
+            flags: SERVICE_RESETS,
+            ..ServiceEntry::default()
+        }
     );
     let elsewhere = compiled(&cluster, "h3");
     assert!(elsewhere.published.is_empty() && elsewhere.services.is_empty());

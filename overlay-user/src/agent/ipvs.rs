@@ -1,20 +1,23 @@
 //! Services as IPVS shows its own: virtual servers, and what each of their backends has to do.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+};
 
 use overlay_common::{
     Be16, Be32,
     flow::is_expired,
     maps::{
-        BACKEND_ACTIVE, CONNTRACK_FORWARD, Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN,
-        TCP_SEEN_RST,
+        BACKEND_ACTIVE, BACKEND_DOWN, CONNTRACK_FORWARD, Conntrack, ConntrackKey, Served,
+        ServedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
-    wire::{PROTO_TCP, PROTO_UDP},
+    wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
 use super::{HOST_MODE, tables::protocol};
 use crate::{
-    datapath::{DatapathState, RealServer, VirtualServer},
+    datapath::{DatapathState, RealServer, ServerStats, VirtualServer},
     model::{ClusterState, Endpoint, Id, Service, ServiceNetwork},
 };
 
@@ -33,13 +36,21 @@ pub(super) fn virtual_servers(
     state: &ClusterState,
     held: &DatapathState,
     (entries, now): (&[(ConntrackKey, Conntrack)], u64),
+    served: &BTreeMap<ServedKey, Served>,
 ) -> Vec<VirtualServer> {
-    let flows = flows(held, entries, now);
+    let flows = (flows(held, entries, now), served);
     let mut servers = Vec::new();
     for service in state.services.values() {
         for on in &service.networks {
             if let (Some(vip), true) = (on.vip, held.services.contains_key(&on.number)) {
-                for proto in [PROTO_TCP, PROTO_UDP] {
+                for proto in [PROTO_TCP, PROTO_UDP, PROTO_SCTP] {
+                    let of = |key: &ServedKey| {
+                        (key.service, key.proto, key.port) == (on.number, proto, Be16::ZERO)
+                    };
+                    // Few services speak it.
+                    if proto == PROTO_SCTP && !served.keys().any(of) {
+                        continue;
+                    }
                     let server = Server { service, on, number: on.number, proto };
                     servers.push(server.show(state, held, &flows, (vip, 0, 0)));
                 }
@@ -76,7 +87,7 @@ impl Server<'_> {
         &self,
         state: &ClusterState,
         held: &DatapathState,
-        flows: &HashMap<Of, Flows>,
+        (flows, served): &(HashMap<Of, Flows>, &BTreeMap<ServedKey, Served>),
         (address, port, target): (Ipv4Addr, u16, u16),
     ) -> VirtualServer {
         let mut backends: Vec<&Endpoint> =
@@ -91,6 +102,14 @@ impl Server<'_> {
             }
             let of = (self.proto, self.number, port, endpoint.number);
             let flows = flows.get(&of).copied().unwrap_or_default();
+            let key = ServedKey {
+                service: self.number,
+                backend: endpoint.number,
+                port: Be16::new(port),
+                proto: self.proto,
+                pad: 0,
+            };
+            let stats = served.get(&key).map(ServerStats::from).unwrap_or_default();
             let draining = held.state != BACKEND_ACTIVE;
             Some(RealServer {
                 address: endpoint.ip,
@@ -99,10 +118,16 @@ impl Server<'_> {
                 node: node(&endpoint.node),
                 forward: if held.node == Be32::ZERO { "Masq" } else { "Tunnel" }.to_owned(),
                 weight: if draining { 0 } else { held.weight },
-                state: if draining { "draining" } else { "active" }.to_owned(),
+                state: match held.state {
+                    BACKEND_ACTIVE => "active",
+                    BACKEND_DOWN => "down",
+                    _ => "draining",
+                }
+                .to_owned(),
                 active: flows.active,
                 inactive: flows.inactive,
                 drained: if draining { flows.active + flows.inactive } else { 0 },
+                stats,
             })
         };
         VirtualServer {
@@ -113,6 +138,18 @@ impl Server<'_> {
             scheduler: self.service.balance.scheduler.name().to_owned(),
             persistent_secs: self.service.balance.affinity_secs,
             backends: backends.into_iter().filter_map(show).collect(),
+        }
+    }
+}
+
+impl From<&Served> for ServerStats {
+    fn from(served: &Served) -> Self {
+        Self {
+            connections: served.flows,
+            in_packets: served.in_packets,
+            out_packets: served.out_packets,
+            in_bytes: served.in_bytes,
+            out_bytes: served.out_bytes,
         }
     }
 }
@@ -183,7 +220,21 @@ mod tests {
             entry(PROTO_TCP, (host, 8080), open, far, CONNTRACK_FORWARD),
             entry(PROTO_TCP, (host, 8080), open, far, overlay_common::maps::CONNTRACK_REPLY),
         ];
-        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW));
+        let served = |port, proto, backend| ServedKey {
+            service,
+            backend,
+            port: Be16::new(port),
+            proto,
+            pad: 0,
+        };
+        let counted =
+            |flows| Served { flows, in_packets: 2, in_bytes: 3, out_packets: 4, out_bytes: 5 };
+        let served = BTreeMap::from([
+            (served(8080, PROTO_TCP, far), counted(7)),
+            (served(0, PROTO_TCP, near), counted(8)),
+            (served(0, PROTO_TCP, 999), counted(9)),
+        ]);
+        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW), &served);
         let shown: Vec<_> = servers
             .iter()
             .map(|s| {
@@ -199,6 +250,14 @@ mod tests {
                 ("udp", 0, vec![(3, 0, 0, 0), (0, 0, 1, 1)]),
             ]
         );
+        let stats: Vec<Vec<u64>> = servers
+            .iter()
+            .map(|s| s.backends.iter().map(|b| b.stats.connections).collect())
+            .collect();
+        assert_eq!(stats, [[0, 7], [8, 0], [0, 0]]);
+        let ServerStats { in_packets, in_bytes, out_packets, out_bytes, .. } =
+            servers[0].backends[1].stats;
+        assert_eq!((in_packets, in_bytes, out_packets, out_bytes), (2, 3, 4, 5));
         assert_eq!(servers[0].backends[1].forward, "Tunnel");
         assert_eq!((servers[0].backends[0].port, servers[1].backends[0].port), (80, 0));
     }

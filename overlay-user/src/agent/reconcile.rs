@@ -83,7 +83,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         Ok(())
     }
 
-    /// Counters of an endpoint and of a network go with it.
+    /// Counters of an endpoint, of a network and of a backend go with it.
     fn forget_gone(&self, old: &DatapathState, new: &DatapathState) -> Result<(), AgentError> {
         let slots = |state: &DatapathState| state.links.values().map(|l| l.slot).collect();
         let (was, is): (BTreeSet<u32>, BTreeSet<u32>) = (slots(old), slots(new));
@@ -92,6 +92,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let networks: BTreeSet<u32> = networks.filter(|v| !new.networks.contains_key(v)).collect();
         if !slots.is_empty() || !networks.is_empty() {
             self.datapath.forget(&slots, &networks)?;
+        }
+        let backends = old.backends.keys().copied();
+        let backends: BTreeSet<u32> = backends.filter(|n| !new.backends.contains_key(n)).collect();
+        if !backends.is_empty() {
+            self.datapath.forget_served(&backends)?;
         }
         Ok(())
     }

@@ -8,12 +8,12 @@ use std::{
 use overlay_common::{
     Be16, Be32, Ip6, UNDERLAY_VNI,
     maps::{
-        ANSWERED, BACKEND_ACTIVE, BACKEND_DRAINING, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE,
-        CONNTRACK_REPLY, CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey,
-        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY,
-        ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, MAX_REPLICAS,
-        NETWORK_INTERNAL, NETWORK_LOCAL, NETWORK_REPLICATE, TCP_SEEN_ACK, TCP_SEEN_FIN,
-        TCP_SEEN_RST, TCP_SEEN_SYN,
+        ANSWERED, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, CONNTRACK_FORWARD,
+        CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack,
+        ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED,
+        ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint,
+        MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL, NETWORK_REPLICATE, TCP_SEEN_ACK,
+        TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
     },
     wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -45,12 +45,13 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let now = monotonic_ns();
         let held = self.datapath.read()?;
         let entries = self.datapath.conntrack(limit)?;
+        let served = self.datapath.served()?;
         let mut state = dump(&held, &names);
         state.push(self.lb_tables(&held, &names)?);
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
             state,
-            virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now)),
+            virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now), &served),
             conntrack: conntrack(entries, &names, now),
             counters: self.counters()?,
         })
@@ -400,6 +401,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
         let word = match backend.state {
             BACKEND_ACTIVE => "active",
             BACKEND_DRAINING => "draining",
+            BACKEND_DOWN => "down",
             _ => "unknown",
         };
         vec![

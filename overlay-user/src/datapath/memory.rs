@@ -11,8 +11,8 @@ use overlay_common::{
     Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, BACKEND_COUNTED, Config, Conntrack, ConntrackKey, Counter, Cursor, Slot, TableKey,
-        Usage,
+        Active, BACKEND_COUNTED, Config, Conntrack, ConntrackKey, Counter, Cursor, Served,
+        ServedKey, Slot, TableKey, Usage,
     },
     observe::{DropKey, Tally},
 };
@@ -69,6 +69,7 @@ struct Kernel {
     state: DatapathState,
     cursors: BTreeMap<u32, Cursor>,
     active: BTreeMap<u32, Active>,
+    served: BTreeMap<ServedKey, Served>,
     applied: Vec<MapOp>,
     containers: Vec<String>,
     underlay: Option<(String, XdpMode)>,
@@ -264,6 +265,11 @@ impl MemoryDatapath {
     }
 
     /// Adds a conntrack entry.
+    pub fn set_served(&self, key: ServedKey, served: Served) {
+        self.kernel().served.insert(key, served);
+    }
+
+    /// Adds a conntrack entry.
     pub fn add_conntrack(&self, key: ConntrackKey, entry: Conntrack) {
         self.kernel().conntrack.push((key, entry));
     }
@@ -419,6 +425,15 @@ impl Datapath for MemoryDatapath {
         if let Some(active) = self.kernel().active.get_mut(&backend) {
             *active = flows;
         }
+        Ok(())
+    }
+
+    fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
+        Ok(self.kernel().served.clone())
+    }
+
+    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        self.kernel().served.retain(|key, _| !backends.contains(&key.backend));
         Ok(())
     }
 

@@ -189,7 +189,7 @@ pub struct RealServer {
     pub forward: String,
     /// Its weight; 0 when it takes no new flows.
     pub weight: u16,
-    /// active or draining.
+    /// active, draining, or down with its node.
     pub state: String,
     /// Established TCP connections.
     pub active: u64,
@@ -197,6 +197,24 @@ pub struct RealServer {
     pub inactive: u64,
     /// Those of both that it still has while it drains.
     pub drained: u64,
+    /// What went through this node since it is a backend here.
+    #[serde(default)]
+    pub stats: ServerStats,
+}
+
+/// What went between clients and a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ServerStats {
+    /// Flows that began.
+    pub connections: u64,
+    /// Packets of clients.
+    pub in_packets: u64,
+    /// Packets of the backend.
+    pub out_packets: u64,
+    /// Bytes of clients, Ethernet headers included.
+    pub in_bytes: u64,
+    /// Bytes of the backend, Ethernet headers included.
+    pub out_bytes: u64,
 }
 
 /// The datapath of one host. Every method is an idempotent *set*: calling it again changes
@@ -338,6 +356,18 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
     fn set_active(&self, backend: u32, flows: maps::Active) -> Result<(), DatapathError>;
+
+    /// What went between clients and backends, by backend and the way that its service is asked.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn served(&self) -> Result<BTreeMap<maps::ServedKey, maps::Served>, DatapathError>;
+
+    /// Removes what is counted for these backends.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
     /// The entries of a table: backend numbers. `None` when there is no such table.
     ///

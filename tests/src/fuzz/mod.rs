@@ -17,7 +17,10 @@ use std::{
 use overlay_common::{
     Reason,
     event::Watch,
-    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Usage},
+    maps::{
+        Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served, ServedKey,
+        Usage,
+    },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -177,8 +180,10 @@ impl Fuzz {
         let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
         let affinity = self.rig.affinity().into_iter().collect();
         let fragments = self.rig.fragments().into_iter().collect();
+        let served = self.rig.served();
         let usage = self.rig.usage();
-        let real = Real { ran, conntrack, opening, cursors, active, affinity, fragments, usage };
+        let real =
+            Real { served, ran, conntrack, opening, cursors, active, affinity, fragments, usage };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -226,6 +231,9 @@ impl Fuzz {
         if tables.active != real.active {
             return Err(format!("active {:?}, model {:?}", real.active, tables.active));
         }
+        if tables.served != real.served {
+            return Err(format!("served {:?}\nmodel: {:?}", real.served, tables.served));
+        }
         check::affinity(&tables.affinity, &real.affinity, now, span)?;
         check::fragments(&tables.fragments, &real.fragments, now, span)?;
         check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
@@ -246,7 +254,9 @@ impl Fuzz {
         for (key, _) in self.rig.fragments() {
             self.rig.set_fragment(key, None);
         }
+        self.rig.clear_served();
         self.tables.affinity.clear();
+        self.tables.served.clear();
         self.tables.fragments.clear();
     }
 
@@ -292,6 +302,7 @@ struct Real {
     active: BTreeMap<u32, u32>,
     affinity: HashMap<AffinityKey, Affinity>,
     fragments: HashMap<FragmentKey, Fragment>,
+    served: BTreeMap<ServedKey, Served>,
     usage: Option<Usage>,
 }
 

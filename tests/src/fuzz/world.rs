@@ -471,7 +471,7 @@ fn backend(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     let ip = address(rng, vni);
     let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
     let ifindex = rng.random_range(0..60);
-    let state = rng.random_range(0..3);
+    let state = rng.random_range(0..4);
     let slot = any(rng, &SLOTS);
     let (weight, flags) = (any(rng, &[0, 1, 1, 1, 3, u16::MAX]), any(rng, &[0, 1, 1, u16::MAX]));
     let ip = ip.into();

@@ -3,13 +3,15 @@
 use overlay_common::{
     Be16, Reason, hash,
     maps::{
-        Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD,
-        Conntrack, SERVICE_RESETS, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, BACKEND_DOWN, Backend,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, SERVICE_RESETS, Served,
+        ServedKey, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
     },
 };
 
 use super::{
-    conntrack::{Flow, Part},
+    Tables,
+    conntrack::{Flow, Part, reversed},
     frame::{Ethernet, Ip, TCP, UDP, bytes, ones_complement, put},
     icmp,
     walk::{End, Outcome, Target, Walk},
@@ -27,10 +29,19 @@ pub enum Balanced {
 
 impl Walk<'_> {
     /// The backend of a flow to a service, and the entry that translates to it.
-    pub fn balance(&mut self, flow: &Flow, service: u32, port: Be16) -> Result<Balanced, Reason> {
+    pub fn balance(
+        &mut self,
+        flow: &Flow,
+        service: u32,
+        (port, via): (Be16, u8),
+    ) -> Result<Balanced, Reason> {
         let mut counted = Reason::FlowCreated;
         if let Some(entry) = self.find_action(flow, CONNTRACK_FORWARD) {
-            if let Some(backend) = self.tables.agent.backends.get(&entry.backend).copied() {
+            // "Nothing is lost by leaving a backend on a node that is down, where the flow may."
+            let stays = |b: &Backend| b.state != BACKEND_DOWN || !flow.is_free();
+            if let Some(backend) =
+                self.tables.agent.backends.get(&entry.backend).copied().filter(stays)
+            {
                 let end = TCP_SEEN_FIN | TCP_SEEN_RST;
                 if flow.seen & end != 0 && entry.state & end == 0 {
                     self.count_active(entry.backend, &backend, |flows| flows.saturating_sub(1));
@@ -57,11 +68,59 @@ impl Walk<'_> {
             UDP => service.udp_idle,
             _ => service.tcp_idle,
         });
-        let target = Target { service, port, number, backend, idle };
+        let target = Target { service, port, number, backend, idle, via };
         let entry = self.create(flow, &target)?;
         self.count_active(number, &backend, |flows| flows.wrapping_add(1));
         self.count(counted, self.frame.len());
+        if entry.backend != 0 {
+            self.served(flow, &entry, flow.key.dport).flows += 1;
+        }
         Ok(Balanced::To(entry, backend))
+    }
+
+    /// "What goes between clients and a backend is counted by the way that its service is asked."
+    fn served(&mut self, flow: &Flow, entry: &Conntrack, port: Be16) -> &mut Served {
+        let port = if entry.state & VIA_VIP == 0 { port } else { Be16::new(0) };
+        let Conntrack { service, backend, .. } = *entry;
+        let key = ServedKey { service, backend, port, proto: flow.key.proto, pad: 0 };
+        self.tables.served.entry(key).or_default()
+    }
+
+    /// "The flow gets another source port if its replies would look like those of a translated one."
+    pub fn open_direct(&mut self, flow: &Flow) -> Result<Option<Conntrack>, Reason> {
+        let replies = reversed(flow.key);
+        let Tables { conntrack, opening, .. } = &*self.tables;
+        let taken = [conntrack.get(&replies), opening.get(&replies)]
+            .iter()
+            .any(|entry| entry.is_some_and(|entry| entry.action == CONNTRACK_REPLY));
+        if !taken || !flow.is_free() || flow.part != Part::Whole {
+            return Ok(None);
+        }
+        let ConntrackKey { daddr: ip, dport: port, vni, .. } = flow.key;
+        let backend = Backend { vni, ip, ..Backend::default() };
+        let target = Target { service: 0, port, number: 0, backend, idle: 0, via: 0 };
+        self.create(flow, &target).map(Some)
+    }
+
+    /// Counts a client's packet as it is now.
+    pub fn count_asked(&mut self, flow: &Flow, entry: &Conntrack) {
+        if entry.backend == 0 {
+            return;
+        }
+        let length = self.frame.len() as u64;
+        let served = self.served(flow, entry, flow.key.dport);
+        served.in_packets += 1;
+        served.in_bytes += length;
+    }
+
+    /// Counts a backend's packet, of `length` bytes.
+    pub fn count_answered(&mut self, flow: &Flow, entry: &Conntrack, length: usize) {
+        if entry.backend == 0 {
+            return;
+        }
+        let served = self.served(flow, entry, entry.sport);
+        served.out_packets += 1;
+        served.out_bytes += length as u64;
     }
 
     fn backend(&self, number: u32) -> Option<&Backend> {

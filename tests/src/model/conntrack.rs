@@ -136,7 +136,7 @@ impl Walk<'_> {
             service: target.service,
             backend: target.number,
             action: CONNTRACK_FORWARD,
-            state: flow.seen,
+            state: flow.seen | target.via,
             idle: target.idle,
             last_seen: self.now,
             ..Conntrack::default()
@@ -148,7 +148,7 @@ impl Walk<'_> {
             dport: key.sport,
             vni: key.vni,
             action: CONNTRACK_REPLY,
-            state: 0,
+            state: target.via,
             ..forward
         };
         // "When two flows would look the same to a backend, the second one's source port is

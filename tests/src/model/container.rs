@@ -5,7 +5,7 @@ use overlay_common::{
     maps::{
         Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack,
         ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link, NETWORK_INTERNAL, Published,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link, NETWORK_INTERNAL, Published, VIA_VIP,
     },
     observe::Traffic,
 };
@@ -107,12 +107,22 @@ fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
 }
 
 fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Outcome {
-    // "Only packets from backends are looked up in conntrack."
-    if packet.is_from(ENDPOINT_FLAG_BACKEND)
-        && let Ok(flow) = walk.flow(&packet.ip, packet.link.vni)
-        && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
-    {
-        return reply(walk, packet, &flow, &entry);
+    // "Only packets from and to backends are looked up in conntrack."
+    let mut translated = None;
+    let with_backend =
+        packet.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
+    if with_backend && let Ok(flow) = walk.flow(&packet.ip, packet.link.vni) {
+        let entry = match walk.find(&flow) {
+            Some(entry) if entry.action == CONNTRACK_REPLY => {
+                return reply(walk, packet, &flow, &entry);
+            }
+            Some(entry) if entry.action == CONNTRACK_FORWARD => Some(entry),
+            _ => walk.open_direct(&flow)?,
+        };
+        if let Some(entry) = entry {
+            walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
+            translated = Some(flow);
+        }
     }
     if endpoint.kind == ENDPOINT_LOCAL {
         return walk.deliver(endpoint, packet.ethernet.src, Reason::DeliveredLocal);
@@ -120,7 +130,7 @@ fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Ou
     let inner = Ethernet { dst: endpoint.mac, ..packet.ethernet };
     let sent = walk.tunnel(packet.link.vni, endpoint.node.into(), inner);
     let mtu = MTU - walk.tunnel_length();
-    or_told(walk, packet, sent, (mtu, None))
+    or_told(walk, packet, sent, (mtu, translated.as_ref()))
 }
 
 /// "A packet with DF that does not fit is answered by the gateway of the sender's network." The
@@ -151,7 +161,7 @@ fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
     {
         return reply(walk, packet, &flow, &entry);
     }
-    let balanced = walk.balance(&flow, service, flow.key.dport)?;
+    let balanced = walk.balance(&flow, service, (flow.key.dport, VIA_VIP))?;
     let Balanced::To(entry, backend) = balanced else {
         return balance::refuse(walk, &packet.ip, &balanced);
     };
@@ -167,7 +177,7 @@ fn to_gateway(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     }
     let flow = walk.flow(&packet.ip, packet.link.vni)?;
     let published = walk.published(flow.key.proto, flow.key.dport).ok_or(Reason::GatewayPort)?;
-    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let balanced = walk.balance(&flow, published.service, (published.target, 0))?;
     let Balanced::To(entry, backend) = balanced else {
         return balance::refuse(walk, &packet.ip, &balanced);
     };
@@ -180,6 +190,7 @@ fn to_backend(
     flow: &Flow,
     (entry, backend): (&Conntrack, &Backend),
 ) -> Outcome {
+    walk.count_asked(flow, entry);
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if backend.node == Be32::ZERO {
         let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
@@ -256,7 +267,7 @@ fn to_own_port(
     flow: &Flow,
     published: &Published,
 ) -> Outcome {
-    let balanced = walk.balance(flow, published.service, published.target)?;
+    let balanced = walk.balance(flow, published.service, (published.target, 0))?;
     let Balanced::To(entry, backend) = balanced else {
         return balance::refuse(walk, &packet.ip, &balanced);
     };
@@ -272,6 +283,7 @@ fn to_own_port(
 
 /// A backend's reply goes to the client of its flow, from the address that the client asked.
 fn reply(walk: &mut Walk<'_>, packet: &Checked, flow: &Flow, entry: &Conntrack) -> Outcome {
+    walk.count_answered(flow, entry, walk.frame.len());
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
         let sent = walk.route_out(entry);

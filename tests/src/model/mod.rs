@@ -30,7 +30,7 @@ use overlay_common::{
     Reason,
     maps::{
         Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Fragment,
-        FragmentKey, Usage,
+        FragmentKey, Served, ServedKey, Usage,
     },
 };
 
@@ -109,6 +109,8 @@ pub struct Tables {
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
     /// Map `opening`.
     pub opening: HashMap<ConntrackKey, Conntrack>,
+    /// Map `served`, summed over the CPUs.
+    pub served: BTreeMap<ServedKey, Served>,
     /// Map `fragments`.
     pub fragments: HashMap<FragmentKey, Fragment>,
     /// Map `usage`.

@@ -104,7 +104,9 @@ pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
         }
     } else if let Some(ip) = Ip::at(&walk.frame, ETHERNET)
         && kind == Some(IPV4)
-        && (ip.protocol, Be32::from(ip.dst), ip.later) == (UDP, config.vtep, false)
+        && (ip.protocol, ip.later) == (UDP, false)
+        && (Be32::from(ip.dst) == config.vtep
+            || walk.tables.agent.local_addrs.contains_key(&ip.dst.into()))
         && let Some(udp) = bytes::<8>(&walk.frame, ip.payload())
         && half(&udp, 2) == Some(config.vxlan_port.get())
     {
@@ -139,7 +141,7 @@ pub fn to_host(walk: &mut Walk<'_>, ip: &Ip, head: &Udp) -> Outcome {
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
     walk.check(ip)?;
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let balanced = walk.balance(&flow, published.service, published.target)?;
+    let balanced = walk.balance(&flow, published.service, (published.target, 0))?;
     let Balanced::To(entry, backend) = balanced else {
         return balance::refuse(walk, ip, &balanced);
     };
@@ -151,6 +153,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         Some(network) => Mac::of_ip(network.gateway),
         None => Mac::default(),
     };
+    walk.count_asked(&flow, &entry);
     walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
     if backend.node == Be32::ZERO {
         let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
@@ -301,6 +304,7 @@ fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
     let tunnel = walk.tunnel_length();
     walk.pop_to(entry.vni == UNDERLAY_VNI)?;
     let flow = &Flow { transport: flow.transport - tunnel, ..*flow };
+    walk.count_answered(flow, entry, walk.frame.len());
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
     if entry.vni == UNDERLAY_VNI {
         return match walk.route_out(entry) {

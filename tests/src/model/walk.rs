@@ -50,6 +50,8 @@ pub struct Target {
     pub port: Be16,
     /// How long the flow may be idle, in seconds; 0 by default.
     pub idle: u16,
+    /// Whether the client asked a VIP.
+    pub via: u8,
     /// The backend's number.
     pub number: u32,
     /// The backend.

@@ -56,7 +56,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         return Ok(End::Pass);
     }
     let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let balanced = match walk.balance(&flow, published.service, published.target) {
+    let balanced = match walk.balance(&flow, published.service, (published.target, 0)) {
         // What becomes of it is for `from_underlay` to say.
         Err(Reason::BackendGone) => return Ok(End::Pass),
         balanced => balanced?,
@@ -77,6 +77,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     if !hop.resolved {
         return Ok(End::Pass);
     }
+    walk.count_asked(&flow, &entry);
     walk.translate(ETHERNET, flow.transport, &entry, Reason::Truncated)?;
     let inner = Ethernet::ipv4(Mac::default(), backend.mac);
     walk.push(backend.vni, backend.node.into(), inner, &hop);
@@ -173,6 +174,7 @@ fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Ou
     if !hop.resolved {
         return Ok(End::Pass);
     }
+    walk.count_answered(flow, entry, ip.total + ETHERNET);
     walk.translate(ip.at, flow.transport, entry, Reason::Truncated)?;
     walk.pop()?;
     walk.address(&hop);

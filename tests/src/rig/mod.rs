@@ -21,7 +21,10 @@ use std::{
 
 use aya::{
     Pod, TestRunOptions,
-    maps::{Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+    maps::{
+        Array, HashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuHashMap, PerCpuValues,
+        lpm_trie::Key,
+    },
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunResult, Xdp},
     util::nr_cpus,
 };
@@ -32,7 +35,8 @@ use overlay_common::{
     maps::{
         self, Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Counter, Endpoint,
         Endpoint6Key, EndpointKey, Fragment, FragmentKey, Link, Link6, Network, Peer, PeerKey,
-        Published, PublishedKey, Service, SlotKey, Subnet, SubnetKey, TableKey, Usage,
+        Published, PublishedKey, Served, ServedKey, Service, SlotKey, Subnet, SubnetKey, TableKey,
+        Usage,
     },
 };
 
@@ -56,7 +60,7 @@ pub const VNI: u32 = 4097;
 /// Another network.
 pub const OTHER_VNI: u32 = 4098;
 /// Entries of the tests' conntrack.
-const FLOWS: u32 = 4096;
+const TRACKED: u32 = 4096;
 /// The interface that BPF_PROG_TEST_RUN reports.
 pub const IFINDEX: u32 = 1;
 
@@ -204,13 +208,13 @@ impl Rig {
     /// Loads the programs in a fresh namespace of this thread, which ends with it.
     #[expect(clippy::new_without_default, reason = "it loads programs into the kernel")]
     pub fn new() -> Self {
-        Self::over(Kind { ipv6: false, conntrack: FLOWS })
+        Self::over(Kind { ipv6: false, conntrack: TRACKED })
     }
 
     /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients outside
     /// are IPv4.
     pub fn on_ipv6() -> Self {
-        let mut rig = Self::over(Kind { ipv6: true, conntrack: FLOWS });
+        let mut rig = Self::over(Kind { ipv6: true, conntrack: TRACKED });
         let peer = rig.number(PEER);
         rig.set(|state| {
             state.vteps6.insert(peer, PEER6.into());
@@ -511,6 +515,29 @@ impl Rig {
     /// Writes or forgets a packet's first fragment.
     pub fn set_fragment(&mut self, key: FragmentKey, fragment: Option<Fragment>) {
         self.write("fragments", key, fragment);
+    }
+
+    /// What went between clients and backends, of all CPUs together.
+    pub fn served(&self) -> BTreeMap<ServedKey, Served> {
+        let map = self.ebpf.map("served").expect("map served");
+        let map: PerCpuHashMap<&MapData, ServedKey, Served> =
+            PerCpuHashMap::try_from(map).expect("served");
+        let of_all = |(key, values): (ServedKey, PerCpuValues<Served>)| {
+            let sum = values.iter().fold(Served::default(), |sum, one| sum.with(one));
+            (key, sum)
+        };
+        map.iter().map(|entry| of_all(entry.expect("an entry"))).collect()
+    }
+
+    /// Forgets it.
+    pub fn clear_served(&mut self) {
+        let keys: Vec<_> = self.served().into_keys().collect();
+        let map = self.ebpf.map_mut("served").expect("map served");
+        let mut map: PerCpuHashMap<&mut MapData, ServedKey, Served> =
+            PerCpuHashMap::try_from(map).expect("served");
+        for key in keys {
+            map.remove(&key).expect("an entry");
+        }
     }
 
     /// Changes how service `number` balances: its scheduler (`LB_*`), and a table in place of its

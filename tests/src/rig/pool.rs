@@ -111,7 +111,10 @@ impl Loaded {
     fn new(kind: Kind) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", kind.conntrack)
-            .map_max_entries("opening", 4096)
+            .map_max_entries(
+                "opening",
+                kind.conntrack.min(overlay_common::maps::OPENING_ENTRIES as u32),
+            )
             .map_max_entries("affinity", 4096)
             .map_max_entries("fragments", 4096)
             .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(kind.ipv6), true)

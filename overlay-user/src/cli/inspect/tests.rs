@@ -233,7 +233,10 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
         "DrainMilliseconds": 5000,
         "Balance": {
           "Scheduler": "rr",
-          "AffinitySeconds": 0
+          "AffinitySeconds": 0,
+          "TcpTimeoutSeconds": 0,
+          "UdpTimeoutSeconds": 0,
+          "OnLoss": "reset"
         }
       },
       "Endpoint": {

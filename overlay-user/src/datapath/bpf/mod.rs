@@ -35,7 +35,9 @@ use observe::TrafficTables;
 use overlay_common::{
     Reason,
     event::{EVENT_KINDS, Watch},
-    maps::{Active, Config, Conntrack, ConntrackKey, Counter, Slot, TableKey, Usage},
+    maps::{
+        Active, Config, Conntrack, ConntrackKey, Counter, Served, ServedKey, Slot, TableKey, Usage,
+    },
 };
 use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
@@ -277,6 +279,14 @@ impl Datapath for BpfDatapath {
 
     fn set_active(&self, backend: u32, flows: Active) -> Result<(), DatapathError> {
         lock(&self.agent).set_active(backend, flows)
+    }
+
+    fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
+        lock(&self.traffic).served()
+    }
+
+    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        lock(&self.traffic).forget_served(backends)
     }
 
     fn table(&self, key: TableKey) -> Result<Option<Vec<Slot>>, DatapathError> {

@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 33] = [
+pub(super) const MAPS: [&str; 34] = [
     "config",
     "epoch",
     "networks",
@@ -39,6 +39,7 @@ pub(super) const MAPS: [&str; 33] = [
     "active",
     "affinity",
     "backends",
+    "served",
     "published",
     "local_addrs",
     "egress",

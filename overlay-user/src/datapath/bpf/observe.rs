@@ -9,7 +9,7 @@ use aya::{
 };
 use nix::libc;
 use overlay_common::{
-    maps::Counter,
+    maps::{Counter, Served, ServedKey},
     observe::{DropKey, Tally},
 };
 
@@ -24,6 +24,7 @@ use crate::datapath::{Breakdown, DatapathError, observe::sum};
 pub(super) struct TrafficTables {
     endpoints: PerCpuArray<MapData, Tally>,
     drops: PerCpuHashMap<MapData, DropKey, Counter>,
+    served: PerCpuHashMap<MapData, ServedKey, Served>,
 }
 
 impl TrafficTables {
@@ -31,6 +32,7 @@ impl TrafficTables {
         Ok(Self {
             endpoints: take(ebpf, "endpoint_counters")?,
             drops: take(ebpf, "drop_counters")?,
+            served: take(ebpf, "served")?,
         })
     }
 
@@ -61,6 +63,46 @@ impl TrafficTables {
             }
         }
         Ok(Breakdown { forwarded, dropped })
+    }
+
+    /// What went between clients and backends, of all CPUs together.
+    pub(super) fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
+        let mut all = BTreeMap::new();
+        for key in self.served_keys()? {
+            match self.served.get(&key, 0) {
+                Ok(values) => {
+                    all.insert(
+                        key,
+                        values.iter().fold(Served::default(), |sum, one| sum.with(one)),
+                    );
+                }
+                // It went in between.
+                Err(e) if errno(&e) == Some(libc::ENOENT) => {}
+                Err(e) => return Err(kernel("read the map served", words(&e))),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes what is counted for backends.
+    pub(super) fn forget_served(&mut self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        for key in self.served_keys()? {
+            if !backends.contains(&key.backend) {
+                continue;
+            }
+            match self.served.remove(&key) {
+                Err(e) if errno(&e) != Some(libc::ENOENT) => {
+                    return Err(kernel("clear the counters of backends that are gone", words(&e)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn served_keys(&self) -> Result<BTreeSet<ServedKey>, DatapathError> {
+        let keys = self.served.keys().collect::<Result<_, _>>();
+        keys.map_err(|e| kernel("list the map served", words(&e)))
     }
 
     fn drop_keys(&self) -> Result<BTreeSet<DropKey>, DatapathError> {

@@ -8,10 +8,10 @@ use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
     Be16, Be32,
     maps::{
-        BACKEND_ACTIVE, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, Conntrack, ConntrackKey,
-        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
-        Endpoint, EndpointKey, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH,
-        LB_WEIGHTED, Service, SlotKey, TableKey,
+        BACKEND_ACTIVE, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack,
+        ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_REMOTE,
+        ENDPOINT_SERVICE, Endpoint, EndpointKey, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN,
+        LB_SOURCE_HASH, LB_WEIGHTED, Service, SlotKey, TableKey,
     },
     wire::PROTO_TCP,
 };
@@ -148,6 +148,17 @@ fn new_flows(rig: &mut Rig, services: u32) -> anyhow::Result<f64> {
     })
 }
 
+/// Lets backends answer what has begun, so that the client's next packet finds a flow that is in use.
+fn answer(rig: &mut Rig) {
+    for (key, entry) in rig.flows("opening") {
+        if entry.action == CONNTRACK_REPLY {
+            let (from, to) =
+                ((key.saddr.into(), key.sport.get()), (key.daddr.into(), key.dport.get()));
+            rig.time("from_underlay", &vxlan(VNI, &tcp(from, to, Tcp::SynAck)));
+        }
+    }
+}
+
 /// Packets of one flow to each of the first services.
 fn established(rig: &mut Rig, services: u32) -> anyhow::Result<f64> {
     // From ports of their own: to their common backend flows from one would look the same.
@@ -156,6 +167,8 @@ fn established(rig: &mut Rig, services: u32) -> anyhow::Result<f64> {
     for service in 1..=services {
         let opened = rig.time("from_container", &packet(service, Tcp::Syn)).0;
         ensure!(opened == REDIRECT, "a new flow to service {service} gets verdict {opened}");
+        answer(rig);
+        rig.time("from_container", &packet(service, Tcp::Data));
     }
     // A step that shares no factor with any number of services, and is no neighbour in memory.
     let service = |run: u32| 1 + run.wrapping_mul(61_803) % services;
@@ -210,6 +223,8 @@ fn paths(took: &mut Vec<Took>) -> anyhow::Result<()> {
     let client = |port: u16, flags| tcp_from_client((CLIENT, 9_000), (NODE, port), flags);
     let opened = rig.time("from_underlay", &client(PORT, Tcp::Syn)).0;
     ensure!(opened == REDIRECT, "a client outside gets verdict {opened}");
+    answer(&mut rig);
+    rig.time("from_underlay", &client(PORT, Tcp::Data));
     for (name, program, verdict) in [
         ("established_published_to_remote", "from_underlay", REDIRECT),
         ("established_published_to_remote_xdp", "xdp_underlay", XDP_REDIRECT),

@@ -1,0 +1,85 @@
+//! Counts what goes between clients and backends, on the node that translates it.
+
+use overlay_common::{
+    Be16, Reason,
+    maps::{Served, ServedKey, VIA_VIP},
+};
+
+use crate::{
+    fallible,
+    maps::{SERVED, Work},
+};
+
+/// What a new entry has counted; not on the stack, which is short here.
+static NOTHING: Served =
+    Served { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
+
+/// A flow that begins.
+const FLOW: u32 = 0;
+/// A packet of the client.
+const IN: u32 = 1;
+/// A packet of the backend.
+const OUT: u32 = 2;
+
+/// Counts the flow of `work`, which begins.
+#[inline(always)]
+pub fn flow(work: &Work) {
+    count(work, work.flow.key.dport, 0, FLOW);
+}
+
+/// Counts a packet of the client, of `length` bytes, Ethernet header included.
+#[inline(always)]
+pub fn asked(work: &Work, length: u32) {
+    count(work, work.flow.key.dport, length, IN);
+}
+
+/// Counts a packet of the backend, of `length` bytes, Ethernet header included.
+#[inline(always)]
+pub fn answered(work: &Work, length: u32) {
+    count(work, work.entry.sport, length, OUT);
+}
+
+/// `port` is the one that the client asks.
+#[inline(always)]
+fn count(work: &Work, port: Be16, length: u32, what: u32) {
+    let entry = &work.entry;
+    if entry.backend == 0 {
+        // Of no service: translated for another flow's sake.
+        return;
+    }
+    let port = if entry.state & VIA_VIP != 0 { Be16::ZERO } else { port };
+    let way = u32::from(port.raw()) << 16 | u32::from(work.flow.key.proto) << 8 | what;
+    // What is not counted goes on all the same.
+    let _ = count_served(entry.service, entry.backend, way, length);
+}
+
+/// `way` has the port in its upper half, as on the wire, then the protocol, then what is counted.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32) -> i64 {
+    let [what, proto, ..] = way.to_le_bytes();
+    let port = Be16::from_raw((way >> 16) as u16);
+    let key = ServedKey { service, backend, port, proto, pad: 0 };
+    if SERVED.get_ptr(&key).is_none() {
+        // Another CPU may be first.
+        let _ = SERVED.insert(&key, &NOTHING, 0);
+    }
+    let Some(served) = SERVED.get_ptr_mut(&key) else {
+        return fallible::pack(Err(Reason::ConntrackFull));
+    };
+    // SAFETY: the pointer comes from a successful look-up, and the value is this CPU's own.
+    let served = unsafe { &mut *served };
+    let length = u64::from(length);
+    match u32::from(what) {
+        FLOW => served.flows += 1,
+        IN => {
+            served.in_packets += 1;
+            served.in_bytes += length;
+        }
+        _ => {
+            served.out_packets += 1;
+            served.out_bytes += length;
+        }
+    }
+    0
+}
