@@ -9,24 +9,28 @@
 //! curl --unix-socket /run/overlay/overlay.sock -d '{}' http://localhost/v1/state
 //! ```
 
+mod local;
 mod observe;
+mod service;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
+pub use local::{
+    Attach, Attached, AttachedInterface, ContainerByName, CounterRow, Detach, Drained, Leave, Left,
+    LocalContainer, LocalRequest, Status,
+};
 pub use observe::{
     DEFAULT_SNAPLEN, Event, EventKind, EventMessage, EventRequest, NewFlow, TrafficRow,
 };
 use serde::{Deserialize, Serialize};
+pub use service::{BalanceChange, HealthChange, ServiceCreate, ServiceUpdate};
 
-use crate::model::{
-    Availability, EndpointMode, EndpointState, HashBy, Health, Id, Multicast, OnLoss, Port, Probe,
-    Role, Scheduler,
-};
+use crate::model::{Availability, EndpointState, Health, Id, Multicast, Port, Role};
 
 /// A call to a manager. The method's name on the wire is the variant's in snake case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,101 +134,6 @@ pub struct NetworkCreateIpv6 {
     pub subnet: Option<Ipv6Net>,
     /// Gateway; `None` takes the first address of the subnet for hosts.
     pub gateway: Option<Ipv6Addr>,
-}
-
-/// Parameters of `service_create`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServiceCreate {
-    /// Name.
-    pub name: String,
-    /// Networks by name or id; empty means `ingress`.
-    pub networks: Vec<String>,
-    /// Published ports.
-    pub ports: Vec<Port>,
-    /// How the name resolves.
-    pub mode: EndpointMode,
-    /// How new flows are shared.
-    pub balance: BalanceChange,
-    /// How backends are checked; without a probe they are not.
-    pub health: HealthChange,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// How long draining backends keep their flows, in milliseconds; `None`: 5000.
-    pub drain_ms: Option<u64>,
-}
-
-/// Parameters of `service_update`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServiceUpdate {
-    /// Which service.
-    pub reference: String,
-    /// Ports to publish.
-    pub publish_add: Vec<Port>,
-    /// Published ports to give up, by published port (or target, where that is unambiguous) and
-    /// protocol.
-    pub publish_remove: Vec<Port>,
-    /// How new flows are shared from now on.
-    pub balance: BalanceChange,
-    /// How backends are checked from now on.
-    pub health: HealthChange,
-    /// Labels to set.
-    pub label_add: BTreeMap<String, String>,
-    /// Labels to remove.
-    pub label_remove: Vec<String>,
-    /// New drain time in milliseconds.
-    pub drain_ms: Option<u64>,
-}
-
-/// What `service_create` and `service_update` say about the sharing of new flows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BalanceChange {
-    /// The scheduler; `None`: as it is, [`Scheduler::Rr`] for a new service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lb: Option<Scheduler>,
-    /// What it hashes; `None`: as it is, or what a new scheduler does by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lb_hash: Option<HashBy>,
-    /// For how long after its last new flow a client keeps its backend, in milliseconds; 0: it does
-    /// not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub affinity_ms: Option<u64>,
-    /// For how long established TCP and SCTP flows may be idle, in milliseconds; 0: the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp_timeout_ms: Option<u64>,
-    /// For how long UDP flows may be idle, in milliseconds; 0: the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub udp_timeout_ms: Option<u64>,
-    /// What becomes of TCP connections whose backend has gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_loss: Option<OnLoss>,
-}
-
-/// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;
-/// a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HealthChange {
-    /// No check any more; goes with nothing else.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub remove: bool,
-    /// What is tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub probe: Option<Probe>,
-    /// From the end of one try to the next, in milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interval_ms: Option<u64>,
-    /// Longest a try may take, in milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
-    /// Failures in a row that make a backend unhealthy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retries: Option<u32>,
-    /// For how long after its start failures do not count, in milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_period_ms: Option<u64>,
 }
 
 /// Parameters of `node_update`.
@@ -415,229 +324,6 @@ pub struct SyncAnswer {
     pub revision: u64,
     /// Names of ready nodes that had not applied it by the end of the wait.
     pub lagging: Vec<String>,
-}
-
-/// A call to the agent of this host, over the unix socket only. The path is `/v1/local/METHOD`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "method", content = "params", rename_all = "snake_case", deny_unknown_fields)]
-pub enum LocalRequest {
-    /// Answer: [`Status`].
-    Status {},
-    /// Makes a namespace an endpoint. Answer: [`Attached`].
-    Attach(Attach),
-    /// Drains (unless `force`), unwires and removes a container's endpoints. Answer: list of
-    /// endpoints removed.
-    Detach(Detach),
-    /// Takes a container's backends out of the pick everywhere and waits until every node has
-    /// applied it and the drain time is over. Answer: [`Drained`].
-    Drain(ContainerByName),
-    /// Answer: list of [`LocalContainer`].
-    Containers {},
-    /// Answer: the live tables of the datapath, [`crate::datapath::Tables`].
-    Tables {},
-    /// Removes this node from the cluster and everything it made from the kernel, then stops the
-    /// daemon. Answer: [`Left`].
-    Leave(Leave),
-}
-
-/// Parameters of `attach`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Attach {
-    /// Network namespace: a path such as `/run/netns/web` or `/proc/4711/ns/net`.
-    pub netns: String,
-    /// Name of the container; `None` makes one up.
-    pub name: Option<String>,
-    /// Networks by name or id; empty: the service's.
-    pub networks: Vec<String>,
-    /// A fixed address; only with exactly one network.
-    pub ip: Option<Ipv4Addr>,
-    /// A fixed IPv6 address; only with exactly one network, which must be dual-stack.
-    pub ip6: Option<Ipv6Addr>,
-    /// Further names.
-    pub aliases: Vec<String>,
-    /// The service it serves.
-    pub service: Option<String>,
-    /// Its share of the service's new flows; `None`: 1.
-    pub weight: Option<u16>,
-    /// Ports published for this container alone.
-    pub ports: Vec<Port>,
-    /// Process whose end means the end of the container: the agent then cleans up.
-    pub pid: Option<u32>,
-    /// First name of the interfaces: `eth` gives eth0, eth1, ….
-    pub interface_prefix: Option<String>,
-    /// Leave the endpoints `starting` until the caller says otherwise or a published port of
-    /// theirs listens.
-    pub wait_listen: bool,
-}
-
-/// Answer to `attach`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Attached {
-    /// The container.
-    pub container: Id,
-    /// Its name.
-    pub name: String,
-    /// Its interfaces in the order of the networks.
-    pub interfaces: Vec<AttachedInterface>,
-    /// Ports published for it alone, with the ports chosen.
-    pub ports: Vec<Port>,
-}
-
-/// One interface of an attached namespace.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AttachedInterface {
-    /// Name inside the namespace.
-    pub interface: String,
-    /// Name of the network.
-    pub network: String,
-    /// Address and prefix length.
-    pub address: Ipv4Net,
-    /// MAC address.
-    pub mac: String,
-    /// Gateway; `None` on internal networks, where there is no default route.
-    pub gateway: Option<Ipv4Addr>,
-    /// IPv6 address and prefix length, on dual-stack networks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address6: Option<Ipv6Net>,
-    /// IPv6 gateway; `None` on internal networks and on those of IPv4 alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway6: Option<Ipv6Addr>,
-    /// MTU.
-    pub mtu: u32,
-    /// Endpoint.
-    pub endpoint: Id,
-}
-
-impl AttachedInterface {
-    /// Its addresses, IPv4 first.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let ip6 = self.address6.map(|address| IpAddr::V6(address.addr()));
-        std::iter::once(IpAddr::V4(self.address.addr())).chain(ip6)
-    }
-}
-
-/// A container of this host by name or id.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ContainerByName {
-    /// Name, id or beginning of an id of the container.
-    pub container: String,
-}
-
-/// Parameters of `detach`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Detach {
-    /// Name, id or beginning of an id of the container.
-    pub container: String,
-    /// Do not drain first.
-    #[serde(default)]
-    pub force: bool,
-}
-
-/// Answer to `drain`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Drained {
-    /// Names of nodes that had not confirmed by the end of the wait.
-    pub lagging: Vec<String>,
-    /// How long the flows were left to end after every node confirmed, in milliseconds.
-    pub drained_ms: u64,
-}
-
-/// A container attached on this host.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LocalContainer {
-    /// The container.
-    pub container: Id,
-    /// Its name.
-    pub name: String,
-    /// Its network namespace.
-    pub netns: String,
-    /// Process whose end means its end.
-    pub pid: Option<u32>,
-    /// The service it serves.
-    pub service: Option<String>,
-    /// State.
-    pub state: EndpointState,
-    /// Interfaces.
-    pub interfaces: Vec<AttachedInterface>,
-}
-
-/// Answer to `status`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
-    /// Version of the daemon.
-    pub version: String,
-    /// Process id of the daemon.
-    pub pid: u32,
-    /// This node.
-    pub node: Id,
-    /// Its name.
-    pub name: String,
-    /// Manager or agent.
-    pub role: Role,
-    /// Its VTEP.
-    pub data_path_addr: IpAddr,
-    /// Underlay interface.
-    pub iface: String,
-    /// Its MTU.
-    pub underlay_mtu: u32,
-    /// UDP port of VXLAN.
-    pub data_path_port: u16,
-    /// XDP mode in force: native, generic or off.
-    pub xdp: String,
-    /// How the TC programs are attached: tcx or clsact.
-    pub tc: String,
-    /// Whether published ports answer on localhost (needs cgroup v2); else why not.
-    pub socket_programs: Result<(), String>,
-    /// Whether the managers are reachable.
-    pub connected: bool,
-    /// Manager it follows.
-    pub manager: Option<SocketAddr>,
-    /// Revision last heard of.
-    pub revision: u64,
-    /// Revision that the maps show.
-    pub applied: u64,
-    /// Last error of reconciliation, if it has not been overcome.
-    pub last_error: Option<String>,
-    /// Directory of the pins.
-    pub pin_dir: String,
-    /// Entries per map.
-    pub entries: BTreeMap<String, u64>,
-    /// Counters by reason, those that are not zero.
-    pub counters: Vec<CounterRow>,
-}
-
-/// One counter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CounterRow {
-    /// Name of the reason.
-    pub reason: String,
-    /// `forward` or `drop`.
-    pub direction: String,
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-    /// What it means.
-    pub description: String,
-}
-
-/// Parameters of `leave`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Leave {
-    /// Also when containers are attached, or when this is the last manager.
-    #[serde(default)]
-    pub force: bool,
-}
-
-/// Answer to `leave`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Left {
-    /// What was removed.
-    pub removed: Vec<String>,
 }
 
 /// What kind of failure an [`ApiError`] is.

@@ -1,0 +1,234 @@
+//! What the agent is asked on its host, over its unix socket.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{EndpointState, Id, Port, Role};
+
+/// A call to the agent of this host, over the unix socket only. The path is `/v1/local/METHOD`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "method", content = "params", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LocalRequest {
+    /// Answer: [`Status`].
+    Status {},
+    /// Makes a namespace an endpoint. Answer: [`Attached`].
+    Attach(Attach),
+    /// Drains (unless `force`), unwires and removes a container's endpoints. Answer: list of
+    /// endpoints removed.
+    Detach(Detach),
+    /// Takes a container's backends out of the pick everywhere and waits until every node has
+    /// applied it and the drain time is over. Answer: [`Drained`].
+    Drain(ContainerByName),
+    /// Answer: list of [`LocalContainer`].
+    Containers {},
+    /// Answer: the live tables of the datapath, [`crate::datapath::Tables`].
+    Tables {},
+    /// Removes this node from the cluster and everything it made from the kernel, then stops the
+    /// daemon. Answer: [`Left`].
+    Leave(Leave),
+}
+
+/// Parameters of `attach`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attach {
+    /// Network namespace: a path such as `/run/netns/web` or `/proc/4711/ns/net`.
+    pub netns: String,
+    /// Name of the container; `None` makes one up.
+    pub name: Option<String>,
+    /// Networks by name or id; empty: the service's.
+    pub networks: Vec<String>,
+    /// A fixed address; only with exactly one network.
+    pub ip: Option<Ipv4Addr>,
+    /// A fixed IPv6 address; only with exactly one network, which must be dual-stack.
+    pub ip6: Option<Ipv6Addr>,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// The service it serves.
+    pub service: Option<String>,
+    /// Its share of the service's new flows; `None`: 1.
+    pub weight: Option<u16>,
+    /// Ports published for this container alone.
+    pub ports: Vec<Port>,
+    /// Process whose end means the end of the container: the agent then cleans up.
+    pub pid: Option<u32>,
+    /// First name of the interfaces: `eth` gives eth0, eth1, ….
+    pub interface_prefix: Option<String>,
+    /// Leave the endpoints `starting` until the caller says otherwise or a published port of
+    /// theirs listens.
+    pub wait_listen: bool,
+}
+
+/// Answer to `attach`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attached {
+    /// The container.
+    pub container: Id,
+    /// Its name.
+    pub name: String,
+    /// Its interfaces in the order of the networks.
+    pub interfaces: Vec<AttachedInterface>,
+    /// Ports published for it alone, with the ports chosen.
+    pub ports: Vec<Port>,
+}
+
+/// One interface of an attached namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachedInterface {
+    /// Name inside the namespace.
+    pub interface: String,
+    /// Name of the network.
+    pub network: String,
+    /// Address and prefix length.
+    pub address: Ipv4Net,
+    /// MAC address.
+    pub mac: String,
+    /// Gateway; `None` on internal networks, where there is no default route.
+    pub gateway: Option<Ipv4Addr>,
+    /// IPv6 address and prefix length, on dual-stack networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Net>,
+    /// IPv6 gateway; `None` on internal networks and on those of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+    /// MTU.
+    pub mtu: u32,
+    /// Endpoint.
+    pub endpoint: Id,
+}
+
+impl AttachedInterface {
+    /// Its addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ip6 = self.address6.map(|address| IpAddr::V6(address.addr()));
+        std::iter::once(IpAddr::V4(self.address.addr())).chain(ip6)
+    }
+}
+
+/// A container of this host by name or id.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerByName {
+    /// Name, id or beginning of an id of the container.
+    pub container: String,
+}
+
+/// Parameters of `detach`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detach {
+    /// Name, id or beginning of an id of the container.
+    pub container: String,
+    /// Do not drain first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to `drain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Drained {
+    /// Names of nodes that had not confirmed by the end of the wait.
+    pub lagging: Vec<String>,
+    /// How long the flows were left to end after every node confirmed, in milliseconds.
+    pub drained_ms: u64,
+}
+
+/// A container attached on this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LocalContainer {
+    /// The container.
+    pub container: Id,
+    /// Its name.
+    pub name: String,
+    /// Its network namespace.
+    pub netns: String,
+    /// Process whose end means its end.
+    pub pid: Option<u32>,
+    /// The service it serves.
+    pub service: Option<String>,
+    /// State.
+    pub state: EndpointState,
+    /// Interfaces.
+    pub interfaces: Vec<AttachedInterface>,
+}
+
+/// Answer to `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// This node.
+    pub node: Id,
+    /// Its name.
+    pub name: String,
+    /// Manager or agent.
+    pub role: Role,
+    /// Its VTEP.
+    pub data_path_addr: IpAddr,
+    /// Underlay interface.
+    pub iface: String,
+    /// Its MTU.
+    pub underlay_mtu: u32,
+    /// UDP port of VXLAN.
+    pub data_path_port: u16,
+    /// XDP mode in force: native, generic or off.
+    pub xdp: String,
+    /// How the TC programs are attached: tcx or clsact.
+    pub tc: String,
+    /// Whether published ports answer on localhost (needs cgroup v2); else why not.
+    pub socket_programs: Result<(), String>,
+    /// Whether the managers are reachable.
+    pub connected: bool,
+    /// Manager it follows.
+    pub manager: Option<SocketAddr>,
+    /// Revision last heard of.
+    pub revision: u64,
+    /// Revision that the maps show.
+    pub applied: u64,
+    /// Last error of reconciliation, if it has not been overcome.
+    pub last_error: Option<String>,
+    /// Directory of the pins.
+    pub pin_dir: String,
+    /// Entries per map.
+    pub entries: BTreeMap<String, u64>,
+    /// Counters by reason, those that are not zero.
+    pub counters: Vec<CounterRow>,
+}
+
+/// One counter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CounterRow {
+    /// Name of the reason.
+    pub reason: String,
+    /// `forward` or `drop`.
+    pub direction: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// What it means.
+    pub description: String,
+}
+
+/// Parameters of `leave`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leave {
+    /// Also when containers are attached, or when this is the last manager.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to `leave`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Left {
+    /// What was removed.
+    pub removed: Vec<String>,
+}

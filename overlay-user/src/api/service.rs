@@ -1,0 +1,102 @@
+//! What managers are asked about services.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{EndpointMode, HashBy, OnLoss, Port, Probe, Scheduler};
+
+/// Parameters of `service_create`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceCreate {
+    /// Name.
+    pub name: String,
+    /// Networks by name or id; empty means `ingress`.
+    pub networks: Vec<String>,
+    /// Published ports.
+    pub ports: Vec<Port>,
+    /// How the name resolves.
+    pub mode: EndpointMode,
+    /// How new flows are shared.
+    pub balance: BalanceChange,
+    /// How backends are checked; without a probe they are not.
+    pub health: HealthChange,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// How long draining backends keep their flows, in milliseconds; `None`: 5000.
+    pub drain_ms: Option<u64>,
+}
+
+/// Parameters of `service_update`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceUpdate {
+    /// Which service.
+    pub reference: String,
+    /// Ports to publish.
+    pub publish_add: Vec<Port>,
+    /// Published ports to give up, by published port (or target, where that is unambiguous) and
+    /// protocol.
+    pub publish_remove: Vec<Port>,
+    /// How new flows are shared from now on.
+    pub balance: BalanceChange,
+    /// How backends are checked from now on.
+    pub health: HealthChange,
+    /// Labels to set.
+    pub label_add: BTreeMap<String, String>,
+    /// Labels to remove.
+    pub label_remove: Vec<String>,
+    /// New drain time in milliseconds.
+    pub drain_ms: Option<u64>,
+}
+
+/// What `service_create` and `service_update` say about the sharing of new flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BalanceChange {
+    /// The scheduler; `None`: as it is, [`Scheduler::Rr`] for a new service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lb: Option<Scheduler>,
+    /// What it hashes; `None`: as it is, or what a new scheduler does by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lb_hash: Option<HashBy>,
+    /// For how long after its last new flow a client keeps its backend, in milliseconds; 0: it does
+    /// not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_ms: Option<u64>,
+    /// For how long established TCP and SCTP flows may be idle, in milliseconds; 0: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_timeout_ms: Option<u64>,
+    /// For how long UDP flows may be idle, in milliseconds; 0: the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_timeout_ms: Option<u64>,
+    /// What becomes of TCP connections whose backend has gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_loss: Option<OnLoss>,
+}
+
+/// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;
+/// a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthChange {
+    /// No check any more; goes with nothing else.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub remove: bool,
+    /// What is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+    /// From the end of one try to the next, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Longest a try may take, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Failures in a row that make a backend unhealthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// For how long after its start failures do not count, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_period_ms: Option<u64>,
+}

@@ -1,0 +1,158 @@
+//! The maps that the programs write: flows, and what they keep and count of them.
+
+use std::{collections::BTreeMap, os::fd::AsFd as _};
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use overlay_common::maps::{
+    self, Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served, ServedKey,
+    Usage,
+};
+
+use super::{FLOWS, IFINDEX, Rig, entries};
+use crate::bpf;
+
+impl Rig {
+    /// All conntrack entries, of flows in use and of those that begin.
+    pub fn conntrack(&self) -> Vec<(ConntrackKey, Conntrack)> {
+        FLOWS.iter().flat_map(|map| self.flows(map)).collect()
+    }
+
+    /// The entries of one of the maps [`FLOWS`].
+    pub fn flows(&self, map: &str) -> Vec<(ConntrackKey, Conntrack)> {
+        entries(self.ebpf.map(map).expect(map))
+    }
+
+    /// Writes or removes an entry of one of the maps [`FLOWS`].
+    pub fn set_flow(&mut self, map: &str, key: ConntrackKey, entry: Option<Conntrack>) {
+        self.write(map, key, entry);
+    }
+
+    /// Writes the entry of a flow in use, or removes one, wherever it is.
+    pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
+        self.write("opening", key, None::<Conntrack>);
+        self.write("conntrack", key, entry);
+    }
+
+    /// Writes conntrack entries by few calls.
+    pub fn fill_conntrack(&mut self, entries: impl Iterator<Item = (ConntrackKey, Conntrack)>) {
+        let Some(Map::LruHashMap(map)) = self.ebpf.map("conntrack") else { panic!("no conntrack") };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (key, value) in entries {
+            keys.push(key);
+            values.push(value);
+        }
+        bpf::write(map.fd().as_fd(), &keys, &values).expect("entries are written");
+    }
+
+    /// How many flows a counted backend has.
+    pub fn active(&self, backend: u32) -> Option<maps::Active> {
+        let map = self.ebpf.map("active").expect("map active");
+        let map: HashMap<&MapData, u32, maps::Active> = HashMap::try_from(map).expect("active");
+        match map.get(&backend, 0) {
+            Ok(flows) => Some(flows),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("active: {error}"),
+        }
+    }
+
+    /// Sets or forgets how many flows a backend has, whether it is counted or not.
+    pub fn set_active(&mut self, backend: u32, flows: Option<maps::Active>) {
+        self.write("active", backend, flows);
+    }
+
+    /// Which backends clients keep.
+    pub fn affinity(&self) -> Vec<(AffinityKey, Affinity)> {
+        entries(self.ebpf.map("affinity").expect("map affinity"))
+    }
+
+    /// Writes or removes what a client keeps.
+    pub fn set_affinity(&mut self, key: AffinityKey, entry: Option<Affinity>) {
+        self.write("affinity", key, entry);
+    }
+
+    /// Which packets' first fragments were seen.
+    pub fn fragments(&self) -> Vec<(FragmentKey, Fragment)> {
+        entries(self.ebpf.map("fragments").expect("map fragments"))
+    }
+
+    /// Writes or forgets a packet's first fragment.
+    pub fn set_fragment(&mut self, key: FragmentKey, fragment: Option<Fragment>) {
+        self.write("fragments", key, fragment);
+    }
+
+    /// What went between clients and backends, of all CPUs together.
+    pub fn served(&self) -> BTreeMap<ServedKey, Served> {
+        let map = self.ebpf.map("served").expect("map served");
+        let map: PerCpuHashMap<&MapData, ServedKey, Served> =
+            PerCpuHashMap::try_from(map).expect("served");
+        let of_all = |(key, values): (ServedKey, PerCpuValues<Served>)| {
+            let sum = values.iter().fold(Served::default(), |sum, one| sum.with(one));
+            (key, sum)
+        };
+        map.iter().map(|entry| of_all(entry.expect("an entry"))).collect()
+    }
+
+    /// Forgets it.
+    pub fn clear_served(&mut self) {
+        let keys: Vec<_> = self.served().into_keys().collect();
+        let map = self.ebpf.map_mut("served").expect("map served");
+        let mut map: PerCpuHashMap<&mut MapData, ServedKey, Served> =
+            PerCpuHashMap::try_from(map).expect("served");
+        for key in keys {
+            map.remove(&key).expect("an entry");
+        }
+    }
+
+    /// How many picks a service has made.
+    pub fn cursor(&self, service: u32) -> Option<maps::Cursor> {
+        let map = self.ebpf.map("rr_cursor").expect("map rr_cursor");
+        let map: HashMap<&MapData, u32, maps::Cursor> = HashMap::try_from(map).expect("rr_cursor");
+        match map.get(&service, 0) {
+            Ok(cursor) => Some(cursor),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("rr_cursor: {error}"),
+        }
+    }
+
+    /// Sets or removes a service's cursor, whether there is such a service or not.
+    pub fn set_cursor(&mut self, service: u32, cursor: Option<maps::Cursor>) {
+        self.write("rr_cursor", service, cursor);
+    }
+
+    /// How many flows to the outside the tests' endpoint has.
+    pub fn usage(&self) -> Option<Usage> {
+        let map = self.ebpf.map("usage").expect("map usage");
+        let map: HashMap<&MapData, u32, Usage> = HashMap::try_from(map).expect("usage");
+        match map.get(&IFINDEX, 0) {
+            Ok(usage) => Some(usage),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("usage: {error}"),
+        }
+    }
+
+    /// Sets or forgets how many flows to the outside the tests' endpoint has.
+    pub fn set_usage(&mut self, usage: Option<Usage>) {
+        self.write("usage", IFINDEX, usage);
+    }
+
+    /// Makes every conntrack entry look `seconds` older. Says whether that could be done: times are
+    /// those of the kernel's clock, on which nothing is older than the machine.
+    #[must_use]
+    pub fn age_conntrack(&mut self, seconds: u64) -> bool {
+        for map in FLOWS {
+            let aged: Option<Vec<_>> = self
+                .flows(map)
+                .into_iter()
+                .map(|(key, entry)| {
+                    let last_seen = entry.last_seen.checked_sub(seconds * 1_000_000_000)?;
+                    Some((key, Conntrack { last_seen, ..entry }))
+                })
+                .collect();
+            let Some(aged) = aged else { return false };
+            for (key, entry) in aged {
+                self.write(map, key, Some(entry));
+            }
+        }
+        true
+    }
+}
