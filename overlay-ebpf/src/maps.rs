@@ -4,21 +4,23 @@
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
     btf_maps::{
-        Array, HashMap, HashOfMaps, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+        Array, HashMap, HashOfMaps, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
+        RingBuf,
     },
     macros::btf_map,
 };
 use overlay_common::{
-    Be32, COUNTERS, Plain, Reason,
+    Be32, COUNTERS, Ip6, Plain, Reason,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
-        AFFINITY_ENTRIES, Active, Affinity, AffinityKey, Backend, CONNTRACK_ENTRIES, Config,
-        Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
-        Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS,
-        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
-        MEDIUM_TABLE, Network, OPENING_ENTRIES, Peer, PeerKey, Published, PublishedKey, Replicas,
-        SERVED_ENTRIES, SMALL_TABLE, Served, ServedKey, Service, Slot, SlotKey, SockOrigin,
-        SockOriginKey, Subnet, TableKey, Usage, Vtep6,
+        AFFINITY_ENTRIES, Active, Address6, Affinity, AffinityKey, Backend, CALLS,
+        CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config, Conntrack, ConntrackKey, Counter,
+        Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, FRAGMENT_ENTRIES, Fragment,
+        FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
+        KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, OPENING_ENTRIES,
+        Peer, PeerKey, Published, PublishedKey, Replicas, SERVED_ENTRIES, SMALL_TABLE, Seed6,
+        Served, ServedKey, Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey,
+        Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
@@ -61,6 +63,9 @@ pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "endpoints6")]
 pub static ENDPOINTS6: Table<Endpoint6Key, Endpoint, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "addresses6")]
+pub static ADDRESSES6: Table<EndpointKey, Address6, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "links")]
 pub static LINKS: Table<u32, Link, SMALL_TABLE> = Table::new();
@@ -105,6 +110,9 @@ pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new(
 #[btf_map(name = "local_addrs")]
 pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
 
+#[btf_map(name = "local_addrs6")]
+pub static LOCAL_ADDRS6: Table<Ip6, LocalAddr, SMALL_TABLE> = Table::new();
+
 #[btf_map(name = "egress")]
 pub static EGRESS: Table<u32, Egress, SMALL_TABLE> = Table::new();
 
@@ -120,11 +128,20 @@ pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = L
 #[btf_map(name = "opening")]
 pub static OPENING: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
 
+#[btf_map(name = "clients6")]
+pub static CLIENTS6: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
+
+#[btf_map(name = "seed6")]
+pub static SEED6: Array<Seed6, 1> = Array::new();
+
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
 
 #[btf_map(name = "sock_origin")]
 pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
+
+#[btf_map(name = "calls")]
+pub static CALLED: ProgramArray<CALLS> = ProgramArray::new();
 
 #[btf_map(name = "work")]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();

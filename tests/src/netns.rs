@@ -133,11 +133,12 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 24] = [
+const TABLES: [&str; 27] = [
     "networks",
     "replicas",
     "endpoints",
     "endpoints6",
+    "addresses6",
     "links",
     "links6",
     "peers",
@@ -151,11 +152,13 @@ const TABLES: [&str; 24] = [
     "served",
     "published",
     "local_addrs",
+    "local_addrs6",
     "egress",
     "subnets",
     "usage",
     "conntrack",
     "opening",
+    "clients6",
     "fragments",
     "sock_origin",
 ];

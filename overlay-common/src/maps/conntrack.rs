@@ -1,6 +1,29 @@
 //! Tracked flows.
 
-use crate::{Be16, Be32, wire::Udp};
+use crate::{Be16, Be32, Ip6, wire::Udp};
+
+/// Added to the VNI in keys and entries of `conntrack` and `opening` and in `affinity` for an IPv6 flow,
+/// whose addresses are numbers there: that of an endpoint or a VIP on its network is its IPv4 address, and
+/// one outside has a number in `clients6`. So both families have the same tables, and an IPv6 flow is never
+/// taken for one of IPv4.
+pub const IPV6_SIDE: u32 = 1 << 24;
+
+/// Map `clients6`, LRU hash by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
+/// that have spoken to published ports, and those of the host that they asked. An address's number is one
+/// of [`CLIENT6_TRIES`] by a hash under the secret of map `seed6`, so that nobody can look for addresses that
+/// get in each other's way. Written and read by the programs, on every packet of such a flow; read by the
+/// agent to show them.
+pub type Client6 = Ip6;
+
+/// Most entries of `clients6`, the least recent of which are forgotten.
+pub const CLIENTS6: usize = 1 << 17;
+
+/// How many numbers an IPv6 address outside may get.
+pub const CLIENT6_TRIES: u32 = 4;
+
+/// Map `seed6`, array of one: the secret of `clients6`, a random number that the programs make when they
+/// first need it; 0 before.
+pub type Seed6 = u32;
 
 /// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,7 +37,8 @@ pub struct ConntrackKey {
     pub sport: Be16,
     /// Destination port; the identifier of an ICMP echo reply, zero of a request.
     pub dport: Be16,
-    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`IPV6_SIDE`] is
+    /// added for IPv6.
     pub vni: u32,
     /// IP protocol number.
     pub proto: u8,
@@ -48,7 +72,8 @@ pub struct Conntrack {
     pub sport: Be16,
     /// Destination port after translation.
     pub dport: Be16,
-    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay.
+    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay; [`IPV6_SIDE`]
+    /// is added for IPv6.
     pub vni: u32,
     /// Number of the service.
     pub service: u32,

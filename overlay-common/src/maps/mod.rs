@@ -17,7 +17,7 @@ mod socket;
 pub use self::{conntrack::*, known::*, network::*, node::*, outside::*, service::*, socket::*};
 use crate::pod::plain;
 
-/// Most entries of `endpoints`, `endpoints6`, `backends`, `active`, `slots` and `peers`: room for 100,000 endpoints of
+/// Most entries of `endpoints`, `endpoints6`, `addresses6`, `backends`, `active`, `slots` and `peers`: room for 100,000 endpoints of
 /// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
 /// possible entry, are there from the start.
 pub const LARGE_TABLE: usize = 1 << 18;
@@ -26,7 +26,7 @@ pub const LARGE_TABLE: usize = 1 << 18;
 /// several networks and every port there is.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
-/// Most entries of `links`, `links6` and `local_addrs`, which hold what is on one node.
+/// Most entries of `links`, `links6`, `local_addrs` and `local_addrs6`, which hold what is on one node.
 pub const SMALL_TABLE: usize = 1 << 14;
 
 /// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
@@ -158,7 +158,7 @@ mod tests {
         packed!(ServedKey { service, backend, port, proto, pad });
         packed!(Served { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });
-        packed!(Published { service, target, pad });
+        packed!(Published { service, target, flags });
         packed!(SubnetKey { prefix, ip });
         packed!(Usage { flows, pad, counted });
         packed!(FragmentKey { saddr, daddr, vni, id, proto, pad });

@@ -106,9 +106,9 @@ pub struct Endpoint {
     pub slot: u32,
 }
 
-/// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s,
-/// never services: VIPs are IPv4 addresses. Written by the agent; read for every IPv6 packet by
-/// `from_container` and `from_underlay`.
+/// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s, with
+/// what they have in `endpoints` under their IPv4 addresses. Written by the agent; read for every IPv6
+/// packet by `from_container` and `from_underlay`.
 ///
 /// Link-local addresses have no entries. They follow from the MAC and so from the IPv4 address
 /// ([`Ip6::ipv4_of_link_local`]), under which the same endpoint is in `endpoints`.
@@ -120,6 +120,11 @@ pub struct Endpoint6Key {
     /// The address.
     pub ip: Ip6,
 }
+
+/// Map `addresses6`, hash by [`EndpointKey`]: the IPv6 address of the endpoint or VIP that has an IPv4
+/// address of a dual-stack network. Written by the agent before `endpoints6`; read where an IPv6 packet is
+/// translated, whose flow is named by IPv4 addresses ([`crate::maps::IPV6_SIDE`]).
+pub type Address6 = Ip6;
 
 /// An endpoint on this node.
 pub const ENDPOINT_LOCAL: u8 = 1;

@@ -56,6 +56,18 @@ impl Config {
     }
 }
 
+/// Map `calls`, program array: programs that others go on with, by what the packet is. Written by the
+/// loader. They are for IPv6 packets that need a look at flows: the verifier follows each of them by itself,
+/// and each has a stack of its own.
+pub const CALLS: usize = 3;
+
+/// In `calls`: what a container sends to a VIP, as a backend or to one (`container_flow6`).
+pub const CALL_CONTAINER: u32 = 0;
+/// In `calls`: what comes to an IPv6 address of the host (`host_flow6`).
+pub const CALL_HOST: u32 = 1;
+/// In `calls`: what comes through the tunnel and is no endpoint's of its network alone (`tunnel_flow6`).
+pub const CALL_TUNNEL: u32 = 2;
+
 /// `xdp_underlay` may decapsulate: what it sees has its checksums filled in, or XDP is generic and the
 /// kernel still knows which are not. Native XDP on a veth forgets that (`veth_xdp_rcv_skb`).
 pub const CONFIG_XDP_DECAP: u32 = 1 << 0;

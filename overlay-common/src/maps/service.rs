@@ -218,10 +218,17 @@ pub struct Published {
     pub service: u32,
     /// The backends' port.
     pub target: Be16,
-    /// Padding, zero.
-    pub pad: u16,
+    /// Bits of `PUBLISHED_*`, see [`PUBLISHED_IPV6`].
+    pub flags: u16,
 }
+
+/// In [`Published::flags`]: the backends have IPv6, and the port answers on the addresses of
+/// `local_addrs6`.
+pub const PUBLISHED_IPV6: u16 = 1 << 0;
 
 /// Map `local_addrs`, hash by address ([`Be32`]) of `u32`: addresses of the host on which
 /// published ports answer. Written by the agent.
+///
+/// Map `local_addrs6`, hash by address ([`crate::Ip6`]): the same of IPv6, for ports with
+/// [`PUBLISHED_IPV6`].
 pub type LocalAddr = u32;

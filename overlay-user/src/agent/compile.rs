@@ -444,7 +444,11 @@ impl<'a> View<'a> {
             let target = Be16::new(port.target);
             // The manager refuses a port that is taken; should two ever meet, the older id wins
             // on every node alike.
-            out.published.entry(key).or_insert(maps::Published { service: number, target, pad: 0 });
+            out.published.entry(key).or_insert(maps::Published {
+                service: number,
+                target,
+                flags: 0,
+            });
         }
     }
 }

@@ -186,6 +186,7 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Replicas(k, v) => set(&mut state.replicas, k, v),
         MapOp::Endpoint(k, v) => set(&mut state.endpoints, k, v),
         MapOp::Endpoint6(k, v) => set(&mut state.endpoints6, k, v),
+        MapOp::Address6(k, v) => set(&mut state.addresses6, k, v),
         MapOp::Link(k, v) => set(&mut state.links, k, v),
         MapOp::Link6(k, v) => set(&mut state.links6, k, v),
         MapOp::Peer(k, v) => set(&mut state.peers, k, v),
@@ -196,6 +197,7 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Backend(k, v) => set(&mut state.backends, k, v),
         MapOp::Published(k, v) => set(&mut state.published, k, v),
         MapOp::LocalAddr(k, v) => set(&mut state.local_addrs, k, v),
+        MapOp::LocalAddr6(k, v) => set(&mut state.local_addrs6, k, v),
         MapOp::Egress(k, v) => set(&mut state.egress, k, v),
         MapOp::Subnet(k, v) => set(&mut state.subnets, k, v),
     }

@@ -110,6 +110,7 @@ impl Kernel {
             MapOp::Replicas(key, value) => set(&mut state.replicas, *key, value.clone()),
             MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
             MapOp::Endpoint6(key, value) => set(&mut state.endpoints6, *key, *value),
+            MapOp::Address6(key, value) => set(&mut state.addresses6, *key, *value),
             MapOp::Link(key, value) => set(&mut state.links, *key, *value),
             MapOp::Link6(key, value) => set(&mut state.links6, *key, *value),
             MapOp::Peer(key, value) => set(&mut state.peers, *key, *value),
@@ -129,6 +130,7 @@ impl Kernel {
             }
             MapOp::Published(key, value) => set(&mut state.published, *key, *value),
             MapOp::LocalAddr(key, value) => set(&mut state.local_addrs, *key, *value),
+            MapOp::LocalAddr6(key, value) => set(&mut state.local_addrs6, *key, *value),
             MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
             MapOp::Subnet(key, value) => set(&mut state.subnets, *key, *value),
         }

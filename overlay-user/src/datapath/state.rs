@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use overlay_common::{
-    Be32,
+    Be32, Ip6,
     maps::{
-        Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr, Network,
-        Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
+        Address6, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr,
+        Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
         SubnetKey, TableKey, Vtep6,
     },
 };
@@ -24,6 +24,8 @@ pub struct DatapathState {
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// Map `endpoints6`.
     pub endpoints6: BTreeMap<Endpoint6Key, Endpoint>,
+    /// Map `addresses6`, by IPv4 address.
+    pub addresses6: BTreeMap<EndpointKey, Address6>,
     /// Map `links`, by interface index.
     pub links: BTreeMap<u32, Link>,
     /// Map `links6`, by interface index.
@@ -45,6 +47,8 @@ pub struct DatapathState {
     pub published: BTreeMap<PublishedKey, Published>,
     /// Map `local_addrs`.
     pub local_addrs: BTreeMap<Be32, LocalAddr>,
+    /// Map `local_addrs6`.
+    pub local_addrs6: BTreeMap<Ip6, LocalAddr>,
     /// Map `egress`, by interface index.
     pub egress: BTreeMap<u32, Egress>,
     /// Map `subnets`.
@@ -62,6 +66,8 @@ pub enum MapOp {
     Endpoint(EndpointKey, Option<Endpoint>),
     /// `endpoints6`
     Endpoint6(Endpoint6Key, Option<Endpoint>),
+    /// `addresses6`
+    Address6(EndpointKey, Option<Address6>),
     /// `links`
     Link(u32, Option<Link>),
     /// `links6`
@@ -84,6 +90,8 @@ pub enum MapOp {
     Published(PublishedKey, Option<Published>),
     /// `local_addrs`
     LocalAddr(Be32, Option<LocalAddr>),
+    /// `local_addrs6`
+    LocalAddr6(Ip6, Option<LocalAddr>),
     /// `egress`
     Egress(u32, Option<Egress>),
     /// `subnets`
@@ -127,6 +135,8 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
     puts(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
+    // Before whatever leads to an IPv6 flow.
+    puts(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
     puts(&old.tables, &new.tables, &mut ops, MapOp::Table);
@@ -136,12 +146,14 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.links, &new.links, &mut ops, MapOp::Link);
     puts(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
+    puts(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
     puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
 
     removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
+    removes(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
     removes(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     removes(&old.links, &new.links, &mut ops, MapOp::Link);
     removes(&old.endpoints6, &new.endpoints6, &mut ops, MapOp::Endpoint6);
@@ -150,6 +162,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.slots, &new.slots, &mut ops, MapOp::Slot);
     removes(&old.tables, &new.tables, &mut ops, MapOp::Table);
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
+    removes(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);

@@ -488,7 +488,9 @@ fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
     let proto = any(rng, &[6, 6, 17, 17, 132]);
     let key = PublishedKey { port: Be16::new(any(rng, &PORTS)), proto, pad: 0 };
     let service = rng.random_range(1..=NUMBERS + 1);
-    agent.published.insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), pad: 0 });
+    agent
+        .published
+        .insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), flags: 0 });
 }
 
 /// An entry as no program writes it, under a tuple that packets have.

@@ -173,7 +173,7 @@ impl Rig {
         self.set(|state| {
             state.published.insert(
                 PublishedKey { port: Be16::new(port), proto, pad: 0 },
-                Published { service, target: Be16::new(target), pad: 0 },
+                Published { service, target: Be16::new(target), flags: 0 },
             );
             state.local_addrs.insert(NODE.into(), 1);
         });

@@ -327,6 +327,7 @@ impl Rig {
                 MapOp::Replicas(k, v) => self.write("replicas", k, v.map(|v| *v)),
                 MapOp::Endpoint(k, v) => self.write("endpoints", k, v),
                 MapOp::Endpoint6(k, v) => self.write("endpoints6", k, v),
+                MapOp::Address6(k, v) => self.write("addresses6", k, v),
                 MapOp::Link(k, v) => self.write("links", k, v),
                 MapOp::Link6(k, v) => self.write("links6", k, v),
                 MapOp::Peer(k, v) => self.write("peers", k, v),
@@ -345,6 +346,7 @@ impl Rig {
                 }
                 MapOp::Published(k, v) => self.write("published", k, v),
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
+                MapOp::LocalAddr6(k, v) => self.write("local_addrs6", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
                 MapOp::Subnet(k, v) => self.write_subnet(k, v),
             }

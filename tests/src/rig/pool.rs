@@ -131,6 +131,8 @@ impl Loaded {
             match map {
                 // The programs' constants.
                 Map::Array(_) if name.starts_with(".rodata") => {}
+                // The programs themselves.
+                Map::ProgramArray(_) => {}
                 Map::Array(data) => zero(data, |size| size),
                 // The kernel gives each CPU's value a multiple of eight bytes.
                 Map::PerCpuArray(data) => zero(data, |size| size.next_multiple_of(8) * cpus),

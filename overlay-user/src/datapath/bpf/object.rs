@@ -21,13 +21,14 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 34] = [
+pub(super) const MAPS: [&str; 39] = [
     "config",
     "epoch",
     "networks",
     "replicas",
     "endpoints",
     "endpoints6",
+    "addresses6",
     "links",
     "links6",
     "peers",
@@ -42,11 +43,14 @@ pub(super) const MAPS: [&str; 34] = [
     "served",
     "published",
     "local_addrs",
+    "local_addrs6",
     "egress",
     "subnets",
     "usage",
     "conntrack",
     "opening",
+    "clients6",
+    "seed6",
     "fragments",
     "sock_origin",
     "counters",
@@ -56,6 +60,7 @@ pub(super) const MAPS: [&str; 34] = [
     "watched",
     "events",
     "lost_events",
+    "calls",
 ];
 
 /// The socket programs, which are attached to a cgroup.

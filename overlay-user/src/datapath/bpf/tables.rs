@@ -8,12 +8,12 @@ use aya::{
 };
 use nix::libc;
 use overlay_common::{
-    Be32, Reason,
+    Be32, Ip6, Reason,
     maps::{
-        Active, BACKEND_COUNTED, Backend, Config, Conntrack, ConntrackKey, Counter, Cursor, Egress,
-        Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6, LocalAddr, Network, Peer, PeerKey,
-        Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet, SubnetKey, TableKey,
-        Usage, Vtep6,
+        Active, Address6, BACKEND_COUNTED, Backend, Config, Conntrack, ConntrackKey, Counter,
+        Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6, LocalAddr,
+        Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
+        SubnetKey, TableKey, Usage, Vtep6,
     },
 };
 
@@ -38,6 +38,7 @@ pub(super) struct AgentTables {
     replicas: Table<u32, Replicas>,
     endpoints: Table<EndpointKey, Endpoint>,
     endpoints6: Table<Endpoint6Key, Endpoint>,
+    addresses6: Table<EndpointKey, Address6>,
     links: Table<u32, Link>,
     links6: Table<u32, Link6>,
     peers: Table<PeerKey, Peer>,
@@ -50,6 +51,7 @@ pub(super) struct AgentTables {
     backends: Table<u32, Backend>,
     published: Table<PublishedKey, Published>,
     local_addrs: Table<Be32, LocalAddr>,
+    local_addrs6: Table<Ip6, LocalAddr>,
     egress: Table<u32, Egress>,
     subnets: LpmTrie<MapData, Be32, Subnet>,
     epoch: Array<MapData, Epoch>,
@@ -62,6 +64,7 @@ impl AgentTables {
             replicas: take(ebpf, "replicas")?,
             endpoints: take(ebpf, "endpoints")?,
             endpoints6: take(ebpf, "endpoints6")?,
+            addresses6: take(ebpf, "addresses6")?,
             links: take(ebpf, "links")?,
             links6: take(ebpf, "links6")?,
             peers: take(ebpf, "peers")?,
@@ -74,6 +77,7 @@ impl AgentTables {
             backends: take(ebpf, "backends")?,
             published: take(ebpf, "published")?,
             local_addrs: take(ebpf, "local_addrs")?,
+            local_addrs6: take(ebpf, "local_addrs6")?,
             egress: take(ebpf, "egress")?,
             subnets: take(ebpf, "subnets")?,
             epoch: take(ebpf, "epoch")?,
@@ -89,6 +93,7 @@ impl AgentTables {
             replicas: boxed(collect("replicas", &self.replicas)?),
             endpoints: collect("endpoints", &self.endpoints)?,
             endpoints6: collect("endpoints6", &self.endpoints6)?,
+            addresses6: collect("addresses6", &self.addresses6)?,
             links: collect("links", &self.links)?,
             links6: collect("links6", &self.links6)?,
             peers: collect("peers", &self.peers)?,
@@ -99,6 +104,7 @@ impl AgentTables {
             backends: collect("backends", &self.backends)?,
             published: collect("published", &self.published)?,
             local_addrs: collect("local_addrs", &self.local_addrs)?,
+            local_addrs6: collect("local_addrs6", &self.local_addrs6)?,
             egress: collect("egress", &self.egress)?,
             subnets: self.read_subnets()?,
         })
@@ -112,6 +118,7 @@ impl AgentTables {
             }
             MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
             MapOp::Endpoint6(key, value) => ("endpoints6", set(&mut self.endpoints6, key, value)),
+            MapOp::Address6(key, value) => ("addresses6", set(&mut self.addresses6, key, value)),
             MapOp::Link(key, value) => ("links", set(&mut self.links, key, value)),
             MapOp::Link6(key, value) => ("links6", set(&mut self.links6, key, value)),
             MapOp::Peer(key, value) => ("peers", set(&mut self.peers, key, value)),
@@ -122,6 +129,9 @@ impl AgentTables {
             MapOp::Backend(key, value) => ("backends", self.set_backend(*key, value)),
             MapOp::Published(key, value) => ("published", set(&mut self.published, key, value)),
             MapOp::LocalAddr(key, value) => ("local_addrs", set(&mut self.local_addrs, key, value)),
+            MapOp::LocalAddr6(key, value) => {
+                ("local_addrs6", set(&mut self.local_addrs6, key, value))
+            }
             MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
             MapOp::Subnet(key, value) => ("subnets", self.set_subnet(*key, value)),
         };

@@ -112,7 +112,7 @@ fn state() -> DatapathState {
     state.slots.insert(SlotKey { service: 7, index: 0 }, 11);
     state.backends.insert(11, Backend { vni: 4097, ip: ip(2), ..Backend::default() });
     let port = PublishedKey { port: Be16::new(8080), proto: 6, pad: 0 };
-    state.published.insert(port, Published { service: 7, target: Be16::new(80), pad: 0 });
+    state.published.insert(port, Published { service: 7, target: Be16::new(80), flags: 0 });
     state.local_addrs.insert(ip(1), 1);
     state.egress.insert(2, ip(1));
     state.subnets.insert(SubnetKey { prefix: 24, ip: ip(0) }, 4097);
