@@ -293,12 +293,13 @@ fn a_container_cannot_send_ipv6_as_another_nor_claim_anothers_address() -> anyho
 }
 
 #[test]
-fn names_of_containers_have_ipv6_addresses_on_dual_stack_networks_alone() -> anyhow::Result<()> {
+fn names_have_ipv6_addresses_on_dual_stack_networks_alone() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     let h1 = cluster.host(1);
     h1.network_create("names", &["--ipv6"])?;
     h1.network_create("single", &[])?;
     h1.service_create("web", &["--network", "names", "--drain", "0s"])?;
+    h1.service_create("old", &["--network", "single", "--drain", "0s"])?;
     let asker = h1.container("asker").network("names").network("single").idle()?;
     let db = cluster.host(2).container("db").network("names").idle()?;
     let _plain = cluster.host(2).container("plain").network("single").idle()?;
@@ -308,12 +309,21 @@ fn names_of_containers_have_ipv6_addresses_on_dual_stack_networks_alone() -> any
     };
     assert_eq!(aaaa("db")?.addresses, [db.ip6()?]);
     assert_eq!(aaaa("tasks.web")?.addresses, [task.ip6()?]);
-    for known in ["web", "plain"] {
+    for known in ["old", "plain"] {
         let answer = aaaa(known)?;
         assert_eq!((answer.code.as_str(), answer.addresses.len()), (NOERROR, 0), "{known}");
     }
-    let reverse: Resolved = asker.ask(&["resolve", &db.ip6()?.to_string(), "--kind", "PTR"])?;
-    assert_eq!(reverse.names, ["db.names"]);
+    let shown: serde_json::Value =
+        serde_json::from_str(&h1.overlay(&["service", "inspect", "web"])?.stdout)?;
+    let vip = shown[0]["Endpoint"]["VirtualIPs"][1]["Addr"].as_str().context("an IPv6 VIP")?;
+    let (vip, prefix) = vip.split_once('/').context("a prefix length")?;
+    assert_eq!(prefix, "64");
+    assert_eq!(aaaa("web")?.addresses, [vip.parse::<std::net::IpAddr>()?]);
+    let db_ip6 = db.ip6()?.to_string();
+    for (address, name) in [(db_ip6.as_str(), "db.names"), (vip, "web.names")] {
+        let reverse: Resolved = asker.ask(&["resolve", address, "--kind", "PTR"])?;
+        assert_eq!(reverse.names, [name]);
+    }
     Ok(())
 }
 

@@ -114,7 +114,12 @@ impl TestCluster {
         let places: Vec<_> = networks.iter().map(on).collect();
         let networks = places
             .into_iter()
-            .map(|(network, vip)| ServiceNetwork { network, vip: Some(vip), number: self.number() })
+            .map(|(network, vip)| ServiceNetwork {
+                network,
+                vip: Some(vip),
+                vip6: None,
+                number: self.number(),
+            })
             .collect();
         let service = Service {
             id: id(name),

@@ -103,6 +103,8 @@ struct PeerInspect {
 struct ServiceOnNetwork {
     #[serde(rename = "VIP")]
     vip: String,
+    #[serde(rename = "VIP6", skip_serializing_if = "Option::is_none")]
+    vip6: Option<Ipv6Addr>,
     #[serde(rename = "Ports")]
     ports: Vec<String>,
     #[serde(rename = "LocalLBIndex")]
@@ -322,6 +324,7 @@ fn services(state: &ClusterState, network: &Network) -> BTreeMap<String, Service
         let first = service.networks.first().is_some_and(|n| n.network == network.id);
         Some(ServiceOnNetwork {
             vip: here.vip.map(|vip| vip.to_string()).unwrap_or_default(),
+            vip6: here.vip6,
             ports: service.ports.iter().filter(|_| first).map(port_words).collect(),
             local_lb_index: here.number,
             tasks: tasks(state, state.backends_of(&service.id, &network.id)),

@@ -47,6 +47,7 @@ pub(super) struct NetworkNames {
 #[derive(Debug)]
 struct ServiceNames {
     vip: Option<Ipv4Addr>,
+    vip6: Option<Ipv6Addr>,
     mode: EndpointMode,
     backends: Vec<Host>,
 }
@@ -64,8 +65,7 @@ struct Host {
     active: bool,
 }
 
-/// The addresses that a name stands for. Only containers on dual-stack networks have IPv6 ones: VIPs
-/// have none.
+/// The addresses that a name stands for. Only on dual-stack networks there are IPv6 ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     pub v4: Vec<Ipv4Addr>,
@@ -140,11 +140,16 @@ impl Directory {
         }
         for on in &service.networks {
             let Some(network) = self.networks.get_mut(&on.network) else { continue };
-            let names = ServiceNames { vip: on.vip, mode: service.mode, backends: Vec::new() };
+            let names = ServiceNames {
+                vip: on.vip,
+                vip6: on.vip6,
+                mode: service.mode,
+                backends: Vec::new(),
+            };
             network.services.insert(service.name.to_ascii_lowercase(), names);
-            if let Some(vip) = on.vip {
+            for vip in [on.vip.map(IpAddr::V4), on.vip6.map(IpAddr::V6)].into_iter().flatten() {
                 let owner = Owner { name: service.name.clone(), node: None };
-                network.addresses.entry(vip.into()).or_default().push(owner);
+                network.addresses.entry(vip).or_default().push(owner);
             }
         }
     }
@@ -237,7 +242,9 @@ impl Scope<'_> {
     pub fn service(&self, name: &str) -> Option<Addresses> {
         let service = self.network.services.get(name)?;
         match (service.mode, service.vip) {
-            (EndpointMode::Vip, Some(vip)) => Some(Addresses { v4: vec![vip], v6: vec![] }),
+            (EndpointMode::Vip, Some(vip)) => {
+                Some(Addresses { v4: vec![vip], v6: service.vip6.into_iter().collect() })
+            }
             _ => self.tasks(name),
         }
     }

@@ -95,6 +95,7 @@ impl Cluster {
         let on = ServiceNetwork {
             network: id(network),
             vip: vip.map(|v| v.parse().expect("an address")),
+            vip6: None,
             number: self.next(),
         };
         let service = Service {

@@ -269,6 +269,9 @@ pub struct ServiceNetwork {
     pub network: Id,
     /// The VIP; `None` for dnsrr and for services that only carry an endpoint's published ports.
     pub vip: Option<Ipv4Addr>,
+    /// The IPv6 VIP, beside the IPv4 one on dual-stack networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip6: Option<Ipv6Addr>,
     /// Its number in the maps.
     pub number: u32,
 }

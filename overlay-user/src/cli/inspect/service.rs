@@ -173,13 +173,18 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
     }
 }
 
+/// The VIPs; the IPv6 one of a network behind its IPv4 one, as an entry of its own.
 fn virtual_ips(state: &ClusterState, service: &Service) -> Vec<VirtualIp> {
-    let vip = |on: &crate::model::ServiceNetwork| {
-        let network = state.networks.get(&on.network)?;
-        let addr = format!("{}/{}", on.vip?, network.subnet.prefix_len());
-        Some(VirtualIp { network_id: on.network.to_string(), addr })
-    };
-    service.networks.iter().filter_map(vip).collect()
+    let mut vips = Vec::new();
+    for on in &service.networks {
+        let Some(network) = state.networks.get(&on.network) else { continue };
+        let ipv4 = on.vip.map(|vip| format!("{vip}/{}", network.subnet.prefix_len()));
+        let ipv6 = on.vip6.zip(network.ipv6.as_ref());
+        let ipv6 = ipv6.map(|(vip, ipv6)| format!("{vip}/{}", ipv6.subnet.prefix_len()));
+        let entry = |addr| VirtualIp { network_id: on.network.to_string(), addr };
+        vips.extend(ipv4.into_iter().chain(ipv6).map(entry));
+    }
+    vips
 }
 
 fn tasks(state: &ClusterState, service: &Service) -> Vec<Task> {

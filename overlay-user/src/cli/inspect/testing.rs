@@ -95,6 +95,7 @@ fn service(name: &str, number: u32, vip: Option<&str>, published: u16) -> Servic
         networks: vec![ServiceNetwork {
             network: id("net-mynet"),
             vip: vip.map(|vip| vip.parse().expect("an address")),
+            vip6: None,
             number,
         }],
         ports: vec![Port {

@@ -121,10 +121,23 @@ fn a_dual_stack_network_has_a_second_pool_and_containers_a_second_address() {
     });
     let web = state.endpoints.get_mut(&Id::from_text("endpoint-web")).expect("web");
     web.ip6 = Some("fd00:1::5".parse().expect("an address"));
+    let hello = state.services.get_mut(&Id::from_text("service-hello")).expect("hello");
+    hello.networks[0].vip6 = Some("fd00:1::2".parse().expect("an address"));
     let found = state.network("mynet").expect("mynet");
-    let shown = serde_json::to_value(network(&state, found, &Id::from_text("node2"), false));
+    let shown = serde_json::to_value(network(&state, found, &Id::from_text("node2"), true));
     let shown = shown.expect("JSON");
     assert_eq!(shown["EnableIPv6"], true);
+    let hello = &shown["Services"]["hello"];
+    assert_eq!((&hello["VIP"], &hello["VIP6"]), (&json!("10.0.0.2"), &json!("fd00:1::2")));
+    let service = service(&state, state.service("hello").expect("hello"));
+    let service = serde_json::to_value(service).expect("JSON");
+    assert_eq!(
+        service["Endpoint"]["VirtualIPs"],
+        json!([
+            {"NetworkID": "net-mynet", "Addr": "10.0.0.2/24"},
+            {"NetworkID": "net-mynet", "Addr": "fd00:1::2/64"},
+        ])
+    );
     assert_eq!(
         shown["IPAM"]["Config"],
         json!([

@@ -172,11 +172,11 @@ fn dual_stack() -> Cluster {
         let [.., last] = endpoint.ip.octets();
         endpoint.ip6 = Some(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, last.into()));
     }
-    cluster
+    cluster.edit_service("Hello", |s| s.networks[0].vip6 = "fd00:1::2".parse().ok())
 }
 
 #[test]
-fn containers_and_tasks_of_a_dual_stack_network_have_ipv6_addresses_and_vips_have_none() {
+fn names_on_a_dual_stack_network_have_ipv6_addresses_too() {
     let directory = dual_stack().directory();
     let ask = |name: &str, kind| resolve(&directory, &id("client"), &question(name, kind));
     let ip6 = |texts: &[&str]| {
@@ -186,11 +186,19 @@ fn containers_and_tasks_of_a_dual_stack_network_have_ipv6_addresses_and_vips_hav
     assert_eq!(ask("my_app.", aaaa), ip6(&["fd00:1::1f"]));
     assert_eq!(ask("tasks.hello.mynet.", aaaa), ip6(&["fd00:1::b", "fd00:1::c"]));
     assert_eq!(ask("rr.", aaaa), ip6(&["fd00:1::15", "fd00:1::16"]), "dnsrr");
-    assert_eq!(ask("hello.", aaaa), Answer::NoData, "a VIP is IPv4");
+    assert_eq!(ask("hello.", aaaa), ip6(&["fd00:1::2"]), "the VIP");
+    assert_eq!(ask("hello.mynet.", aaaa), ip6(&["fd00:1::2"]));
     assert_eq!(ask("hello.", RecordType::A), ips(&["10.0.1.2"]));
     assert_eq!(ask("my_app.", RecordType::A), ips(&["10.0.1.31"]));
     assert_eq!(ask("mate.", aaaa), Answer::NoData, "on a network of IPv4 alone");
     assert_eq!(ask("nothing.", aaaa), Answer::Forward);
+}
+
+#[test]
+fn a_vip_of_ipv4_alone_is_not_resolved_to_ipv6_addresses_of_backends() {
+    let cluster = dual_stack().edit_service("Hello", |s| s.networks[0].vip6 = None);
+    let query = question("hello.", RecordType::AAAA);
+    assert_eq!(resolve(&cluster.directory(), &id("client"), &query), Answer::NoData);
 }
 
 #[test]
@@ -202,6 +210,7 @@ fn ipv6_addresses_have_names() {
         resolve(&directory, &id("client"), &query)
     };
     assert_eq!(ptr("fd00:1::b"), Answer::Name("hello.1.mynet".to_owned()));
+    assert_eq!(ptr("fd00:1::2"), Answer::Name("Hello.mynet".to_owned()), "a VIP");
     assert_eq!(ptr("fd00:1::77"), Answer::NameError, "the subnet is ours alone");
     assert_eq!(ptr("fd00:2::b"), Answer::Forward);
     let short = resolve(&directory, &id("client"), &question("1.ip6.arpa.", RecordType::PTR));

@@ -143,7 +143,7 @@ impl<'a> Draft<'a> {
                 "network {} has no free IPv6 address: all of {} are in use",
                 network.name, ipv6.subnet
             ))
-            .hint("remove containers from it, or make a network with a larger --subnet")
+            .hint("remove containers or services from it, or make a network with a larger --subnet")
         })?;
         used.insert(address.to_bits());
         ipv6.next_address = ipam6::after(ipv6.subnet, address);

@@ -248,7 +248,12 @@ fn owner_service(
         created: draft.now,
         // Its name resolves to the container's address: there is no VIP.
         mode: EndpointMode::Dnsrr,
-        networks: vec![ServiceNetwork { network: network.id.clone(), vip: None, number }],
+        networks: vec![ServiceNetwork {
+            network: network.id.clone(),
+            vip: None,
+            vip6: None,
+            number,
+        }],
         ports,
         balance: Balance::default(),
         health: None,

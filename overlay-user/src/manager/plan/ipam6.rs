@@ -9,7 +9,7 @@ use overlay_common::INGRESS_VNI;
 use crate::{
     api::{ApiError, NetworkCreate, NetworkCreateIpv6},
     manager::error::{conflict, exhausted, invalid},
-    model::{ClusterState, Id, Network, NetworkIpv6, Node},
+    model::{ClusterState, Id, Network, NetworkIpv6, Node, Service},
 };
 
 /// Prefix lengths of a network: the longest leaves a gateway and two addresses for containers.
@@ -34,8 +34,10 @@ pub(in crate::manager) fn plan(
     asked: NetworkCreateIpv6,
 ) -> Result<NetworkIpv6, ApiError> {
     if request.ingress {
-        return Err(invalid("the ingress network has IPv4 only: published ports have no IPv6 yet")
-            .hint("make it without --ipv6"));
+        return Err(invalid("the ingress network has IPv4 only").hint(
+            "make it without --ipv6: published ports answer over IPv6 where their service is on a \
+             network with IPv6",
+        ));
     }
     if let Some(mtu) = request.mtu.filter(|mtu| *mtu < LEAST_MTU) {
         return Err(invalid(format!(
@@ -148,8 +150,14 @@ pub(in crate::manager) fn usable(subnet: Ipv6Net) -> RangeInclusive<u128> {
 /// Every IPv6 address of a network in use.
 pub(in crate::manager) fn used(state: &ClusterState, network: &Network) -> HashSet<u128> {
     let gateway = network.ipv6.as_ref().map(|ipv6| ipv6.gateway);
+    let vips = state
+        .services
+        .values()
+        .flat_map(|s| &s.networks)
+        .filter(|on| on.network == network.id)
+        .filter_map(|on| on.vip6);
     let endpoints = state.endpoints_of(&network.id).filter_map(|e| e.ip6);
-    gateway.into_iter().chain(endpoints).map(Ipv6Addr::to_bits).collect()
+    gateway.into_iter().chain(vips).chain(endpoints).map(Ipv6Addr::to_bits).collect()
 }
 
 /// The next free address from where the last search ended, so that a freed one rests.
@@ -180,6 +188,11 @@ pub(in crate::manager) fn user_of(
 ) -> Option<String> {
     if ipv6.gateway == ip {
         return Some("its gateway".to_owned());
+    }
+    let has_it =
+        |s: &&Service| s.networks.iter().any(|on| on.network == *network && on.vip6 == Some(ip));
+    if let Some(service) = state.services.values().find(has_it) {
+        return Some(format!("service {}", service.name));
     }
     let endpoint = state.endpoints_of(network).find(|e| e.ip6 == Some(ip));
     endpoint.map(|e| format!("container {}", e.name))

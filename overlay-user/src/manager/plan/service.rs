@@ -45,11 +45,13 @@ pub(in crate::manager) fn create(
     let id = Id::random();
     let mut on = Vec::with_capacity(networks.len());
     for network in networks {
-        let vip = match request.mode {
-            EndpointMode::Vip => Some(draft.allocate(&network.id, &id)?),
-            EndpointMode::Dnsrr => None,
+        let (vip, vip6) = match request.mode {
+            EndpointMode::Vip => {
+                (Some(draft.allocate(&network.id, &id)?), draft.allocate6(&network.id)?)
+            }
+            EndpointMode::Dnsrr => (None, None),
         };
-        on.push(ServiceNetwork { network: network.id.clone(), vip, number: draft.number()? });
+        on.push(ServiceNetwork { network: network.id.clone(), vip, vip6, number: draft.number()? });
     }
     let service = Service {
         id,

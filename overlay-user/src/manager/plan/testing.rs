@@ -13,7 +13,10 @@ use crate::{
         ApiError, ContainerRef, EndpointCreate, ErrorCode, Join, NetworkCreate, NodeRemove,
         Reference, ServiceCreate, ServiceUpdate,
     },
-    model::{ClusterState, Endpoint, Id, Network, Node, NodeState, Port, PublishMode, Service},
+    model::{
+        ClusterState, Endpoint, Id, Network, Node, NodeState, Port, PublishMode, Service,
+        ServiceNetwork,
+    },
     pki::{Authority, NodeKey},
 };
 
@@ -248,9 +251,13 @@ impl World {
             let gateway = network.ipv6.as_ref().map(|ipv6| ipv6.gateway);
             let mut endpoints = state.endpoints_of(&network.id);
             assert!(endpoints.all(|e| e.ip6.is_some() == network.ipv6.is_some()));
-            let endpoints = state.endpoints_of(&network.id);
-            let taken: Vec<_> =
-                gateway.into_iter().chain(endpoints.filter_map(|e| e.ip6)).collect();
+            let on_it = || state.services.values().flat_map(|s| &s.networks);
+            let on_it = || on_it().filter(|on| on.network == network.id);
+            let both = |on: &ServiceNetwork| on.vip.is_some() && network.ipv6.is_some();
+            assert!(on_it().all(|on| on.vip6.is_some() == both(on)));
+            let endpoints = state.endpoints_of(&network.id).filter_map(|e| e.ip6);
+            let vips = on_it().filter_map(|on| on.vip6);
+            let taken: Vec<_> = gateway.into_iter().chain(vips).chain(endpoints).collect();
             let subnet = network.ipv6.as_ref().map(|ipv6| ipv6.subnet);
             assert!(taken.iter().all(|ip| subnet.is_some_and(|subnet| subnet.contains(ip))));
             unique("IPv6 address", taken.into_iter());

@@ -4,8 +4,8 @@ use std::net::Ipv6Addr;
 
 use super::super::testing::{World, refused};
 use crate::{
-    api::{ApiError, EndpointCreate, ErrorCode, NetworkCreate, NetworkCreateIpv6},
-    model::{Network, NetworkIpv6},
+    api::{ApiError, EndpointCreate, ErrorCode, NetworkCreate, NetworkCreateIpv6, ServiceCreate},
+    model::{EndpointMode, Network, NetworkIpv6, Service},
 };
 
 fn dual(name: &str, subnet: Option<&str>) -> NetworkCreate {
@@ -140,4 +140,53 @@ fn a_network_of_an_earlier_version_has_ipv4_alone() {
     json.as_object_mut().expect("an object").remove("ipv6").expect("it was there");
     let old: Network = serde_json::from_value(json).expect("read");
     assert_eq!(old, Network { ipv6: None, ..network });
+}
+
+#[test]
+fn a_service_has_a_vip_of_either_family_on_a_dual_stack_network() {
+    let mut world = World::new();
+    made(&mut world, "dual", Some("fd00:1::/64")).expect("made");
+    world.named_network("single");
+    let web = world.published("web", &["single", "dual"], "80:80").expect("made");
+    assert_eq!(web.networks[0].vip6, None);
+    assert_eq!(web.networks[1].vip6, Some(ip6("fd00:1::2")));
+    let container = world.attach("h1", "c1", &["dual"]);
+    assert_eq!(container[0].ip6, Some(ip6("fd00:1::3")));
+    let dnsrr = ServiceCreate {
+        name: "names".to_owned(),
+        networks: vec!["dual".to_owned()],
+        mode: EndpointMode::Dnsrr,
+        ..Default::default()
+    };
+    assert_eq!(world.service(dnsrr).expect("made").networks[0].vip6, None);
+    let taken =
+        EndpointCreate { ip6: Some(ip6("fd00:1::2")), ..world.container("h1", "c2", &["dual"]) };
+    refused(world.endpoint(&taken), ErrorCode::Conflict, &["fd00:1::2", "service web"]);
+    world.remove_service("web").expect("removed");
+    let freed = world.endpoint(&taken).expect("its address is free again");
+    assert_eq!(freed[0].ip6, Some(ip6("fd00:1::2")));
+}
+
+#[test]
+fn a_service_that_finds_no_free_ipv6_address_is_not_made_by_half() {
+    let mut world = World::new();
+    made(&mut world, "tiny", Some("fd00:1::/126")).expect("made");
+    for name in ["c1", "c2"] {
+        world.attach("h1", name, &["tiny"]);
+    }
+    let before = world.state.clone();
+    refused(world.published("web", &["tiny"], ""), ErrorCode::Exhausted, &["tiny", "IPv6"]);
+    assert_eq!(world.state, before);
+}
+
+#[test]
+fn a_service_of_an_earlier_version_has_no_ipv6_vip() {
+    let mut world = World::new();
+    made(&mut world, "dual", None).expect("made");
+    let service = world.published("web", &["dual"], "").expect("made");
+    let mut json = serde_json::to_value(&service).expect("JSON");
+    let on = json["networks"][0].as_object_mut().expect("an object");
+    on.remove("vip6").expect("it was there");
+    let old: Service = serde_json::from_value(json).expect("read");
+    assert_eq!((old.networks[0].vip, old.networks[0].vip6), (service.networks[0].vip, None));
 }

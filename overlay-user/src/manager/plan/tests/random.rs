@@ -24,7 +24,7 @@ enum Step {
     Mark(Index, bool),
     RemoveNode(Index),
     Attach { node: Index, name: u8, networks: Vec<Index>, service: Option<Index>, ports: usize },
-    FixedAddress { node: Index, network: Index, last: u8 },
+    FixedAddress { node: Index, network: Index, last: u8, ipv6: bool },
     Detach(Index),
 }
 
@@ -61,8 +61,9 @@ fn step() -> impl Strategy<Value = Step> {
                 Step::Attach { node, name, networks, service, ports }
             }
         ),
-        2 => (index(), index(), any::<u8>())
-            .prop_map(|(node, network, last)| Step::FixedAddress { node, network, last }),
+        2 => (index(), index(), any::<u8>(), any::<bool>()).prop_map(
+            |(node, network, last, ipv6)| Step::FixedAddress { node, network, last, ipv6 }
+        ),
         3 => index().prop_map(Step::Detach),
     ]
 }
@@ -158,11 +159,16 @@ fn run(world: &mut World, step: Step) -> Option<Result<(), crate::api::ApiError>
             };
             world.endpoint(&request).map(drop)
         }
-        Step::FixedAddress { node, network, last } => {
+        Step::FixedAddress { node, network, last, ipv6 } => {
             let (node, network) = (node_name(world, node)?, network_name(world, network)?);
-            let [a, b, c, _] = world.state.network(&network)?.subnet.addr().octets();
+            let on = world.state.network(&network)?;
+            let [a, b, c, _] = on.subnet.addr().octets();
+            // Few of them, so that what is taken is asked for: the gateway, VIPs and containers.
+            let ip6 = on.ipv6.as_ref().filter(|_| ipv6);
+            let ip6 = ip6.map(|on| (on.subnet.addr().to_bits() + u128::from(last % 8)).into());
             let request = EndpointCreate {
-                ip: Some([a, b, c, last].into()),
+                ip: ip6.is_none().then(|| [a, b, c, last].into()),
+                ip6,
                 ..world.container(&node, &format!("f{last}"), &[&network])
             };
             world.endpoint(&request).map(drop)
