@@ -107,8 +107,9 @@ pub struct Endpoint {
 }
 
 /// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s, with
-/// what they have in `endpoints` under their IPv4 addresses. Written by the agent; read for every IPv6
-/// packet by `from_container` and `from_underlay`.
+/// what they have in `endpoints` under their IPv4 addresses; where only a published port leads into the
+/// network from this node, its backends, which have no entry there. Written by the agent; read for every
+/// IPv6 packet by `from_container` and `from_underlay`.
 ///
 /// Link-local addresses have no entries. They follow from the MAC and so from the IPv4 address
 /// ([`Ip6::ipv4_of_link_local`]), under which the same endpoint is in `endpoints`.
@@ -122,8 +123,9 @@ pub struct Endpoint6Key {
 }
 
 /// Map `addresses6`, hash by [`EndpointKey`]: the IPv6 address of the endpoint or VIP that has an IPv4
-/// address of a dual-stack network. Written by the agent before `endpoints6`; read where an IPv6 packet is
-/// translated, whose flow is named by IPv4 addresses ([`crate::maps::IPV6_SIDE`]).
+/// address of a dual-stack network, of all that are in `endpoints6`. Written by the agent before `endpoints6`
+/// and `backends`; read where an IPv6 packet is translated, whose flow is named by IPv4 addresses
+/// ([`crate::maps::IPV6_SIDE`]).
 pub type Address6 = Ip6;
 
 /// An endpoint on this node.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::{
@@ -14,7 +14,7 @@ use overlay_common::{
         self, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
         ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link6, NETWORK_INTERNAL,
-        NETWORK_LOCAL, NETWORK_REPLICATE, PeerKey, PublishedKey, SubnetKey,
+        NETWORK_LOCAL, NETWORK_REPLICATE, PUBLISHED_IPV6, PeerKey, PublishedKey, SubnetKey,
     },
 };
 
@@ -40,6 +40,8 @@ pub struct LocalFacts {
     pub host_link: Option<(u32, Mac)>,
     /// Addresses of the host on which published ports answer.
     pub addresses: Vec<Ipv4Addr>,
+    /// IPv6 addresses of the host on which published ports of dual-stack networks answer.
+    pub addresses6: Vec<Ipv6Addr>,
     /// Interfaces that lead outside, by index, and the address that flows leave by each with.
     pub ways_out: BTreeMap<u32, Ipv4Addr>,
     /// MTU of the underlay in bytes, without the Ethernet header.
@@ -77,6 +79,10 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     }
     let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
     out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
+    // Without an interface a link-local address is nobody's, and a packet's is not told apart.
+    let addresses6 = facts.addresses6.iter();
+    let addresses6 = addresses6.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local());
+    out.local_addrs6.extend(addresses6.map(|address| (Ip6::from(*address), 1)));
     out.egress.extend(facts.ways_out.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
     // Of all networks, not of those that are held only: what is inside does not depend on where
     // a container runs.
@@ -214,18 +220,12 @@ impl<'a> View<'a> {
 
     fn add_endpoints(&self, network: &Network, out: &mut DatapathState) {
         for endpoint in self.endpoints_on(network) {
-            let flags = self.flags(endpoint, network);
-            let mac = mac_of(endpoint.ip);
-            let entry = maps::Endpoint { flags, mac, ..maps::Endpoint::default() };
-            let entry = if let Some(ifindex) = self.ifindex(endpoint) {
+            let entry = self.endpoint(endpoint, network);
+            if let Some(ifindex) = self.ifindex(endpoint) {
                 let (vni, ip) = (network.vni, endpoint.ip.into());
-                let flags = u16::from(flags);
+                let (mac, flags) = (entry.mac, u16::from(entry.flags));
                 out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, slot: 0 });
-                maps::Endpoint { kind: ENDPOINT_LOCAL, ifindex, ..entry }
-            } else {
-                let node = self.vtep(&endpoint.node);
-                maps::Endpoint { kind: ENDPOINT_REMOTE, node, ..entry }
-            };
+            }
             out.endpoints.insert(key(network, endpoint.ip), entry);
             self.add_ipv6(network, endpoint, entry, out);
         }
@@ -241,6 +241,18 @@ impl<'a> View<'a> {
         }
     }
 
+    fn endpoint(&self, endpoint: &Endpoint, network: &Network) -> maps::Endpoint {
+        let flags = self.flags(endpoint, network);
+        let entry = maps::Endpoint { flags, mac: mac_of(endpoint.ip), ..maps::Endpoint::default() };
+        match self.ifindex(endpoint) {
+            Some(ifindex) => maps::Endpoint { kind: ENDPOINT_LOCAL, ifindex, ..entry },
+            None => {
+                let node = self.vtep(&endpoint.node);
+                maps::Endpoint { kind: ENDPOINT_REMOTE, node, ..entry }
+            }
+        }
+    }
+
     /// The same under the endpoint's IPv6 address, which has its MAC.
     fn add_ipv6(
         &self,
@@ -252,6 +264,7 @@ impl<'a> View<'a> {
         let (Some(ipv6), Some(ip6)) = (&network.ipv6, endpoint.ip6) else { return };
         let ip = Ip6::from(ip6);
         out.endpoints6.insert(Endpoint6Key { vni: network.vni, ip }, entry);
+        out.addresses6.insert(key(network, endpoint.ip), ip);
         if let Some(ifindex) = self.ifindex(endpoint) {
             let mask = Ip6::mask(ipv6.subnet.prefix_len());
             let gateway = ipv6.gateway.into();
@@ -345,6 +358,10 @@ impl<'a> View<'a> {
         for endpoint in backends {
             if let Some(entry) = self.backend(endpoint, service, network) {
                 out.backends.insert(endpoint.number, entry);
+                if !here {
+                    // Nothing else of the network is held, but flows name its backends.
+                    self.add_ipv6(network, endpoint, self.endpoint(endpoint, network), out);
+                }
             }
         }
         if let (true, Some(vip)) = (here, on.vip) {
@@ -355,6 +372,11 @@ impl<'a> View<'a> {
                 ..maps::Endpoint::default()
             };
             out.endpoints.insert(key(network, vip), entry);
+            if let (Some(vip6), true) = (on.vip6, network.ipv6.is_some()) {
+                let ip = Ip6::from(vip6);
+                out.endpoints6.insert(Endpoint6Key { vni: network.vni, ip }, entry);
+                out.addresses6.insert(key(network, vip), ip);
+            }
         }
     }
 
@@ -428,6 +450,7 @@ impl<'a> View<'a> {
             .copied()
             .filter(|e| e.node == self.me.id && e.state != EndpointState::Starting)
             .collect();
+        let flags = if network.ipv6.is_some() { PUBLISHED_IPV6 } else { 0 };
         for port in &service.ports {
             let Some(published) = port.published else { continue };
             let number = if everywhere(port, network) {
@@ -444,11 +467,7 @@ impl<'a> View<'a> {
             let target = Be16::new(port.target);
             // The manager refuses a port that is taken; should two ever meet, the older id wins
             // on every node alike.
-            out.published.entry(key).or_insert(maps::Published {
-                service: number,
-                target,
-                flags: 0,
-            });
+            out.published.entry(key).or_insert(maps::Published { service: number, target, flags });
         }
     }
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use overlay_common::maps::{
-    BACKEND_ACTIVE, ENDPOINT_SERVICE, EndpointKey, NETWORK_REPLICATE, SlotKey, TableKey,
+use overlay_common::{
+    Be32, Ip6, Mac,
+    maps::{
+        BACKEND_ACTIVE, Backend, ENDPOINT_GATEWAY, ENDPOINT_SERVICE, EndpointKey,
+        NETWORK_REPLICATE, PUBLISHED_IPV6, SlotKey, TableKey,
+    },
 };
 use proptest::prelude::*;
 
 use super::{
     compile::{LocalFacts, compile},
-    testing::{TestCluster, id, port},
+    testing::{TestCluster, dual_stack, id, port},
 };
 use crate::{
     datapath::{DatapathState, LbTable, MapOp, diff},
@@ -68,6 +72,9 @@ fn build(spec: &Spec) -> (TestCluster, LocalFacts) {
         cluster.network(name, &format!("10.0.{i}.0/24"), |n| {
             n.internal = i == 2;
             n.multicast = if i == 1 { Multicast::Replicate } else { Multicast::Drop };
+            if i == 0 {
+                dual_stack(n);
+            }
         });
     }
     for (s, (bits, ports)) in spec.services.iter().enumerate() {
@@ -108,7 +115,9 @@ fn add_service(cluster: &mut TestCluster, s: usize, bits: u8, ports: &[bool]) {
         [Scheduler::Rr, Scheduler::Wrr, Scheduler::Lc, Scheduler::Sh, Scheduler::Maglev];
     cluster.service_mut(SERVICES[s]).balance.scheduler =
         schedulers[(usize::from(bits) + s) % schedulers.len()];
-    for (n, on) in cluster.service_mut(SERVICES[s]).networks.iter_mut().enumerate() {
+    // A number stands for one service on one network.
+    for on in &mut cluster.service_mut(SERVICES[s]).networks {
+        let n = NETWORKS.iter().position(|name| on.network == id(name)).expect("a network");
         on.number = u32::try_from(100 + 10 * s + n).expect("small");
     }
 }
@@ -169,8 +178,35 @@ fn dangling(state: &DatapathState) -> Option<String> {
             return Some(format!("{key:?}: no service {}", endpoint.service));
         }
     }
+    for (key, endpoint) in &state.endpoints6 {
+        let name = EndpointKey { vni: key.vni, ip: ip_of(endpoint.mac) };
+        if endpoint.kind == ENDPOINT_SERVICE && !state.services.contains_key(&endpoint.service) {
+            return Some(format!("{key:?}: no service {}", endpoint.service));
+        }
+        if endpoint.kind != ENDPOINT_GATEWAY && state.addresses6.get(&name) != Some(&key.ip) {
+            return Some(format!("{key:?}: not the address of {name:?}"));
+        }
+    }
+    let dual = |backend: &&Backend| {
+        state.published.values().any(|published| {
+            let service = state.services.get(&published.service);
+            published.flags & PUBLISHED_IPV6 != 0 && service.is_some_and(|s| s.vni == backend.vni)
+        })
+    };
+    for backend in state.backends.values().filter(dual) {
+        let name = EndpointKey { vni: backend.vni, ip: backend.ip };
+        if !state.addresses6.contains_key(&name) {
+            return Some(format!("{name:?}: a backend without an IPv6 address"));
+        }
+    }
     let mut links = state.links.values();
     links.find(|l| !state.networks.contains_key(&l.vni)).map(|l| format!("{l:?}: no network"))
+}
+
+/// The IPv4 address that a MAC of ours is made of.
+fn ip_of(mac: Mac) -> Be32 {
+    let [_, _, a, b, c, d] = mac.bytes();
+    Be32::from_octets([a, b, c, d])
 }
 
 fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -271,7 +307,8 @@ proptest! {
         );
         for op in ops {
             let own = match &op {
-                MapOp::Endpoint(key, _) => *key == own_key,
+                MapOp::Endpoint(key, _) | MapOp::Address6(key, _) => *key == own_key,
+                MapOp::Endpoint6(key, _) => Some(key.ip) == endpoint.ip6.map(Ip6::from),
                 MapOp::Backend(number, _) => *number == endpoint.number,
                 MapOp::Service(number, _) => serves(number),
                 MapOp::Slot(key, _) => serves(&key.service),

@@ -99,6 +99,72 @@ fn endpoints_of_a_dual_stack_network_are_found_under_both_addresses() {
     assert_eq!(state.links6.len(), 1);
 }
 
+/// `h1` and `h2` with a backend each of `web`, published on 8080, on `dual`; `h3` has nothing there.
+fn dual_stack_service() -> TestCluster {
+    let mut cluster = TestCluster::with_nodes(3);
+    cluster.network("dual", "10.0.1.0/24", dual_stack);
+    cluster.network("single", "10.0.2.0/24", |_| ());
+    cluster.service("web", &["dual"], &[port(8080, 80)]);
+    cluster.service("plain", &["single"], &[port(8081, 80)]);
+    cluster.backend("w1", "web", "h1", 11);
+    cluster.backend("w2", "web", "h2", 12);
+    cluster.backend("p1", "plain", "h1", 13);
+    cluster
+}
+
+fn ip6(last: u16) -> Ip6 {
+    Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, last).into()
+}
+
+#[test]
+fn a_service_of_a_dual_stack_network_is_found_under_both_vips() {
+    let cluster = dual_stack_service();
+    let state = compiled(&cluster, "h1");
+    let vni = cluster.state.networks[&id("dual")].vni;
+    let vip = state.endpoints[&at(vni, [10, 0, 1, 200])];
+    assert_eq!((vip.kind, vip.service), (ENDPOINT_SERVICE, cluster.number_of("web")));
+    assert_eq!(state.endpoints6.get(&Endpoint6Key { vni, ip: ip6(200) }), Some(&vip));
+    // What the programs name by an IPv4 address has its IPv6 address there.
+    let names = [(200, 200), (11, 11), (12, 12)];
+    let names = names.map(|(last, last6)| (at(vni, [10, 0, 1, last]), ip6(last6)));
+    assert_eq!(state.addresses6, BTreeMap::from(names), "nothing of the other network");
+    for (key, ip) in &state.addresses6 {
+        let there = state.endpoints6[&Endpoint6Key { vni: key.vni, ip: *ip }];
+        assert_eq!(there, state.endpoints[key], "flags and all");
+        assert_eq!(there.mac, Mac::of_ip(key.ip), "from which the programs take the number");
+    }
+}
+
+#[test]
+fn ports_of_dual_stack_services_answer_over_ipv6_on_every_node() {
+    let cluster = dual_stack_service();
+    let vni = cluster.state.networks[&id("dual")].vni;
+    for node in ["h1", "h3"] {
+        let state = compiled(&cluster, node);
+        assert_eq!(state.published[&published_key(8080, 6)].flags, PUBLISHED_IPV6);
+        assert_eq!(state.published[&published_key(8081, 6)].flags, 0, "its backends have no IPv6");
+    }
+    let state = compiled(&cluster, "h3");
+    assert!(!state.networks.contains_key(&vni), "it holds nothing of the network");
+    let backends = [11, 12].map(|last: u8| (at(vni, [10, 0, 1, last]), ip6(last.into())));
+    assert_eq!(state.addresses6, BTreeMap::from(backends), "but where its backends are");
+    for (last, node) in [(11, 10), (12, 11)] {
+        let backend = state.endpoints6[&Endpoint6Key { vni, ip: ip6(last) }];
+        assert_eq!((backend.kind, backend.node), (ENDPOINT_REMOTE, host([172, 16, 1, node])));
+    }
+    assert_eq!(state.endpoints6.len(), 2);
+}
+
+#[test]
+fn published_ports_answer_on_the_hosts_ipv6_addresses_but_loopback_and_link_local_ones() {
+    let cluster = dual_stack_service();
+    let addresses6 =
+        ["::1", "fe80::1", "2001:db8::1"].map(|text| text.parse().expect("an address"));
+    let facts = LocalFacts { addresses6: addresses6.to_vec(), ..cluster.facts("h1") };
+    let state = compile(&cluster.state, &id("h1"), &facts);
+    assert_eq!(state.local_addrs6.keys().copied().collect::<Vec<_>>(), [addresses6[2].into()]);
+}
+
 #[test]
 fn on_an_ipv6_underlay_nodes_are_numbers_with_their_vteps_beside_them() {
     let mut cluster = cluster();

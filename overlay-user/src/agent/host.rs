@@ -67,6 +67,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let own = [HOST_END, PROGRAM_END, VXLAN];
         let mut addresses = self.links.addresses(&own).await?;
         addresses.sort_unstable();
+        let mut addresses6 = self.links.addresses6(&own).await?;
+        addresses6.sort_unstable();
         let mut ways_out = self.links.ways_out(&own).await?;
         // Our endpoints' have a program of their own.
         ways_out.retain(|way| !is_endpoint_link(&way.name));
@@ -74,8 +76,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         {
             let mut facts = lock(&self.facts);
             changed |= std::mem::replace(&mut facts.underlay_mtu, underlay.mtu) != underlay.mtu;
-            changed |= facts.addresses != addresses;
-            facts.addresses = addresses;
+            changed |= std::mem::replace(&mut facts.addresses, addresses.clone()) != addresses;
+            changed |= std::mem::replace(&mut facts.addresses6, addresses6.clone()) != addresses6;
         }
         {
             let mut report = lock(&self.report);

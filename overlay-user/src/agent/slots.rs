@@ -38,7 +38,8 @@ pub fn assign(held: &BTreeMap<u32, Link>, target: &mut DatapathState) -> BTreeSe
     }
     let slots: BTreeMap<u32, u32> = target.links.iter().map(|(i, link)| (*i, link.slot)).collect();
     let slot_of = |ifindex| slots.get(&ifindex).copied().unwrap_or(0);
-    for endpoint in target.endpoints.values_mut().filter(|e| e.kind == ENDPOINT_LOCAL) {
+    let addresses = target.endpoints.values_mut().chain(target.endpoints6.values_mut());
+    for endpoint in addresses.filter(|e| e.kind == ENDPOINT_LOCAL) {
         endpoint.slot = slot_of(endpoint.ifindex);
     }
     for backend in target.backends.values_mut().filter(|b| b.node == Be32::ZERO) {
@@ -49,7 +50,10 @@ pub fn assign(held: &BTreeMap<u32, Link>, target: &mut DatapathState) -> BTreeSe
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::{Backend, Endpoint, EndpointKey};
+    use overlay_common::{
+        Ip6,
+        maps::{Backend, Endpoint, Endpoint6Key, EndpointKey},
+    };
 
     use super::*;
 
@@ -65,6 +69,9 @@ mod tests {
             let endpoint =
                 Endpoint { kind: ENDPOINT_LOCAL, ifindex: *ifindex, ..Endpoint::default() };
             target.endpoints.insert(EndpointKey { vni: 4097, ip }, endpoint);
+            let ip = Ip6::from_octets(u128::from(*ifindex).to_be_bytes());
+            let key = Endpoint6Key { vni: 4097, ip };
+            target.endpoints6.insert(key, endpoint);
             let backend = Backend { ifindex: *ifindex, ..Backend::default() };
             target.backends.insert(*ifindex, backend);
         }
@@ -81,6 +88,7 @@ mod tests {
         assert_eq!(assign(&BTreeMap::new(), &mut target), BTreeSet::from([1, 2]));
         assert_eq!(slots(&target), [1, 2]);
         assert_eq!(target.endpoints.values().map(|e| e.slot).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(target.endpoints6.values().map(|e| e.slot).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(target.backends.values().map(|b| b.slot).collect::<Vec<_>>(), [1, 2]);
     }
 

@@ -98,6 +98,7 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("replicas", state.replicas.len()),
         ("endpoints", state.endpoints.len()),
         ("endpoints6", state.endpoints6.len()),
+        ("addresses6", state.addresses6.len()),
         ("links", state.links.len()),
         ("links6", state.links6.len()),
         ("peers", state.peers.len()),
@@ -106,6 +107,7 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("backends", state.backends.len()),
         ("published", state.published.len()),
         ("local_addrs", state.local_addrs.len()),
+        ("local_addrs6", state.local_addrs6.len()),
         ("egress", state.egress.len()),
         ("subnets", state.subnets.len()),
     ]

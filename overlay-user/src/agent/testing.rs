@@ -109,15 +109,17 @@ impl TestCluster {
         let on = |network: &&str| {
             let network = &self.state.networks[&id(network)];
             let vip = Ipv4Addr::from(u32::from(network.subnet.network()) + host);
-            (network.id.clone(), vip)
+            let ipv6 = network.ipv6.as_ref();
+            let vip6 = ipv6.map(|ipv6| (ipv6.subnet.network().to_bits() + u128::from(host)).into());
+            (network.id.clone(), vip, vip6)
         };
         let places: Vec<_> = networks.iter().map(on).collect();
         let networks = places
             .into_iter()
-            .map(|(network, vip)| ServiceNetwork {
+            .map(|(network, vip, vip6)| ServiceNetwork {
                 network,
                 vip: Some(vip),
-                vip6: None,
+                vip6,
                 number: self.number(),
             })
             .collect();
@@ -204,6 +206,7 @@ impl TestCluster {
             links: mine.map(|e| (e.id.clone(), 1000 + e.number)).collect(),
             host_link: Some((7, overlay_common::Mac::of_ip(node.ingress_ip.into()))),
             addresses: vec![ipv4_of(node)],
+            addresses6: vec![],
             ways_out: [(2, ipv4_of(node))].into(),
             underlay_mtu: 1500,
         }

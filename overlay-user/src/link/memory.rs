@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -18,6 +18,8 @@ pub enum LinkCall {
     InterfaceWith,
     /// [`Links::addresses`]
     Addresses,
+    /// [`Links::addresses6`]
+    Addresses6,
     /// [`Links::ways_out`]
     WaysOut,
     /// [`Links::ensure_vxlan`]
@@ -39,6 +41,7 @@ struct Host {
     next_index: u32,
     interfaces: BTreeMap<String, u32>,
     underlays: BTreeMap<String, (UnderlayFacts, Vec<Ipv4Addr>)>,
+    addresses6: BTreeMap<String, Vec<Ipv6Addr>>,
     vxlan: BTreeMap<String, u16>,
     host_link: Option<HostLink>,
     endpoints: BTreeMap<String, EndpointLink>,
@@ -90,6 +93,11 @@ impl MemoryLinks {
         let facts = UnderlayFacts { ifindex, ..facts };
         host.underlays.insert(name.to_owned(), (facts, addresses.to_vec()));
         ifindex
+    }
+
+    /// Gives an interface IPv6 addresses, and no others.
+    pub fn set_addresses6(&self, name: &str, addresses: &[Ipv6Addr]) {
+        self.host().addresses6.insert(name.to_owned(), addresses.to_vec());
     }
 
     /// Takes an underlay interface away.
@@ -199,6 +207,13 @@ impl Links for MemoryLinks {
         addresses.sort();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    async fn addresses6(&self, not_on: &[&str]) -> Result<Vec<Ipv6Addr>, LinkError> {
+        let host = self.enter(LinkCall::Addresses6)?;
+        let wanted = host.addresses6.iter().filter(|(name, _)| !not_on.contains(&name.as_str()));
+        let addresses: BTreeSet<Ipv6Addr> = wanted.flat_map(|(_, all)| all.clone()).collect();
+        Ok(addresses.into_iter().collect())
     }
 
     async fn ways_out(&self, not_on: &[&str]) -> Result<Vec<WayOut>, LinkError> {

@@ -153,6 +153,13 @@ pub trait Links: Send + Sync + 'static {
         not_on: &[&str],
     ) -> impl Future<Output = Result<Vec<Ipv4Addr>, LinkError>> + Send;
 
+    /// All IPv6 addresses of the host but loopback and link-local ones, except those of `not_on`
+    /// interfaces.
+    fn addresses6(
+        &self,
+        not_on: &[&str],
+    ) -> impl Future<Output = Result<Vec<Ipv6Addr>, LinkError>> + Send;
+
     /// The interfaces by which packets come from outside except those of `not_on`, by name: Ethernet,
     /// up, with an IPv4 address or without one. What is without and in a bridge, a bond or the like is
     /// left out: its packets are not the host's own, or come in by that once more.

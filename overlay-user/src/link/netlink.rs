@@ -1,7 +1,8 @@
 //! [`Links`] on the real kernel.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -55,18 +56,22 @@ impl Links for NetlinkLinks {
     /// the host 127.0.0.0/8 is always local.
     async fn addresses(&self, not_on: &[&str]) -> Result<Vec<Ipv4Addr>, LinkError> {
         let rtnl = Rtnl::open(&self.home)?;
-        let mut excluded = rtnl.devices().await?;
-        excluded.retain(|d| not_on.contains(&d.name.as_str()));
+        let excluded = indexes(&rtnl, not_on).await?;
         let addresses = rtnl.addresses().await?.into_iter();
-        let mut addresses: Vec<Ipv4Addr> = addresses
-            .filter(|(index, net)| {
-                !net.addr().is_loopback() && !excluded.iter().any(|d| d.index == *index)
-            })
-            .map(|(_, net)| net.addr())
-            .collect();
-        addresses.sort();
-        addresses.dedup();
-        Ok(addresses)
+        let addresses = addresses.filter(|(index, _)| !excluded.contains(index));
+        let addresses = addresses.map(|(_, net)| net.addr()).filter(|ip| !ip.is_loopback());
+        Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    /// Link-local addresses are left out as well: without an interface they name nobody.
+    async fn addresses6(&self, not_on: &[&str]) -> Result<Vec<Ipv6Addr>, LinkError> {
+        let rtnl = Rtnl::open(&self.home)?;
+        let excluded = indexes(&rtnl, not_on).await?;
+        let addresses = rtnl.addresses6().await?.into_iter();
+        let addresses = addresses.filter(|(index, _)| !excluded.contains(index));
+        let addresses = addresses.map(|(_, ip)| ip);
+        let addresses = addresses.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local());
+        Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
     async fn ways_out(&self, not_on: &[&str]) -> Result<Vec<WayOut>, LinkError> {
@@ -130,6 +135,13 @@ impl Links for NetlinkLinks {
     }
 }
 
+/// Indexes of the interfaces with these names.
+async fn indexes(rtnl: &Rtnl, names: &[&str]) -> Result<Vec<u32>, LinkError> {
+    let devices = rtnl.devices().await?;
+    let named = devices.into_iter().filter(|d| names.contains(&d.name.as_str()));
+    Ok(named.map(|d| d.index).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +179,14 @@ mod tests {
             let all = links.addresses(&["x"]).await.expect("listed");
             assert_eq!(all, vec![ip("192.0.2.10")]);
             assert_eq!(links.addresses(&[]).await.expect("listed").len(), 2);
+            host.command("ip link set eth7 up");
+            host.command("ip link set lo up");
+            host.command("ip addr add fd00::99/64 dev x nodad");
+            host.command("ip addr add fd00::9 peer fd00::8/128 dev eth7 nodad");
+            let of = |text: &str| text.parse::<Ipv6Addr>().expect("an address");
+            let all = links.addresses6(&["x"]).await.expect("listed");
+            assert_eq!(all, [of("fd00::7"), of("fd00::9")], "neither ::1 nor link-local ones");
+            assert_eq!(links.addresses6(&[]).await.expect("listed").len(), 3);
         });
     }
 

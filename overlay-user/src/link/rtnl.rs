@@ -246,6 +246,18 @@ impl Rtnl {
         Ok(all.iter().filter_map(|m| Some((m.header.index, address_of(m)?))).collect())
     }
 
+    /// Every IPv6 address with the index of its interface.
+    pub(super) async fn addresses6(&self) -> Result<Vec<(u32, Ipv6Addr)>, LinkError> {
+        let all = self.handle.address().get().execute();
+        let all: Vec<AddressMessage> =
+            all.try_collect().await.map_err(|e| failed("list the addresses".to_owned(), &e))?;
+        let ipv6 = |m: &AddressMessage| match own_address(m)? {
+            IpAddr::V6(ip) => Some((m.header.index, ip)),
+            IpAddr::V4(_) => None,
+        };
+        Ok(all.iter().filter_map(ipv6).collect())
+    }
+
     /// Index of the device that has an address of either family.
     pub(super) async fn device_with(&self, address: IpAddr) -> Result<Option<u32>, LinkError> {
         let mut all = self.handle.address().get().execute();
@@ -366,14 +378,20 @@ impl Rtnl {
     }
 }
 
-/// The IPv4 address and prefix length in the message.
-fn address_of(message: &AddressMessage) -> Option<Ipv4Net> {
-    // On point-to-point links `Address` is the other side and `Local` ours.
+/// The address in the message.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    // On point-to-point links `Address` is the other side and `Local` ours; otherwise IPv6 has no
+    // `Local`.
     let find =
         |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
     let local = find(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
     let address = find(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None });
-    match local.or(address)? {
+    local.or(address)
+}
+
+/// The IPv4 address and prefix length in the message.
+fn address_of(message: &AddressMessage) -> Option<Ipv4Net> {
+    match own_address(message)? {
         IpAddr::V4(ip) => Ipv4Net::new(ip, message.header.prefix_len).ok(),
         IpAddr::V6(_) => None,
     }

@@ -72,6 +72,14 @@ async fn new_addresses_of_the_host_answer_published_ports() {
         test.datapath.state().local_addrs.contains_key(&second.into())
     })
     .await;
+    let third: std::net::Ipv6Addr = "2001:db8::7".parse().expect("an address");
+    test.links.set_addresses6("eth0", &[third]);
+    agent.look_around().await.expect("looked");
+    let held = || test.datapath.state().local_addrs6;
+    eventually("so is an IPv6 one", || held().contains_key(&third.into())).await;
+    test.links.set_addresses6("eth0", &[]);
+    agent.look_around().await.expect("looked");
+    eventually("until it goes", || held().is_empty()).await;
 }
 
 #[tokio::test]

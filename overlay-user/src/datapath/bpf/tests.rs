@@ -103,6 +103,7 @@ fn state() -> DatapathState {
     state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(2) }, Default::default());
     let ip6 = Ip6::from_octets([0xfd; 16]);
     state.endpoints6.insert(Endpoint6Key { vni: 4097, ip: ip6 }, Default::default());
+    state.addresses6.insert(EndpointKey { vni: 4097, ip: ip(2) }, ip6);
     state.links.insert(3, Default::default());
     state.links6.insert(3, Default::default());
     state.peers.insert(PeerKey { vni: 4097, node: ip(9) }, Default::default());
@@ -114,6 +115,7 @@ fn state() -> DatapathState {
     let port = PublishedKey { port: Be16::new(8080), proto: 6, pad: 0 };
     state.published.insert(port, Published { service: 7, target: Be16::new(80), flags: 0 });
     state.local_addrs.insert(ip(1), 1);
+    state.local_addrs6.insert(ip6, 1);
     state.egress.insert(2, ip(1));
     state.subnets.insert(SubnetKey { prefix: 24, ip: ip(0) }, 4097);
     state.subnets.insert(SubnetKey { prefix: 16, ip: Be32::from_octets([10, 9, 0, 0]) }, 4098);
