@@ -2,7 +2,7 @@
 
 use overlay_common::{
     Be16, Reason,
-    maps::{Served, ServedKey, VIA_VIP},
+    maps::{IPV6_SIDE, Served, ServedKey, VIA_VIP},
 };
 
 use crate::{
@@ -20,6 +20,8 @@ const FLOW: u32 = 0;
 const IN: u32 = 1;
 /// A packet of the backend.
 const OUT: u32 = 2;
+/// With one of them: of IPv6.
+const IPV6: u32 = 1 << 7;
 
 /// Counts the flow of `work`, which begins.
 #[inline(always)]
@@ -48,6 +50,7 @@ fn count(work: &Work, port: Be16, length: u32, what: u32) {
         return;
     }
     let port = if entry.state & VIA_VIP != 0 { Be16::ZERO } else { port };
+    let what = if work.flow.key.vni & IPV6_SIDE != 0 { what | IPV6 } else { what };
     let way = u32::from(port.raw()) << 16 | u32::from(work.flow.key.proto) << 8 | what;
     // What is not counted goes on all the same.
     let _ = count_served(entry.service, entry.backend, way, length);
@@ -59,7 +62,9 @@ fn count(work: &Work, port: Be16, length: u32, what: u32) {
 pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32) -> i64 {
     let [what, proto, ..] = way.to_le_bytes();
     let port = Be16::from_raw((way >> 16) as u16);
-    let key = ServedKey { service, backend, port, proto, pad: 0 };
+    let what = u32::from(what);
+    let ipv6 = u8::from(what & IPV6 != 0);
+    let key = ServedKey { service, backend, port, proto, ipv6 };
     if SERVED.get_ptr(&key).is_none() {
         // Another CPU may be first.
         let _ = SERVED.insert(&key, &NOTHING, 0);
@@ -70,7 +75,7 @@ pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32
     // SAFETY: the pointer comes from a successful look-up, and the value is this CPU's own.
     let served = unsafe { &mut *served };
     let length = u64::from(length);
-    match u32::from(what) {
+    match what & !IPV6 {
         FLOW => served.flows += 1,
         IN => {
             served.in_packets += 1;

@@ -329,7 +329,7 @@ fn what_is_served_is_counted_by_the_way_that_was_asked() {
         backend: 1,
         port: Be16::new(port),
         proto: PROTO_TCP,
-        pad: 0,
+        ipv6: 0,
     };
     let expected = [(key(0), by_vip), (key(8080), by_port)];
     assert_eq!(rig.served(), expected.into_iter().collect());

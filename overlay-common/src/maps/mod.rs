@@ -155,7 +155,7 @@ mod tests {
         packed!(AffinityKey { service, vni, client });
         packed!(Affinity { backend, pad, last_used });
         packed!(Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags });
-        packed!(ServedKey { service, backend, port, proto, pad });
+        packed!(ServedKey { service, backend, port, proto, ipv6 });
         packed!(Served { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, flags });

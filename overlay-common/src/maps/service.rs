@@ -162,8 +162,8 @@ pub struct ServedKey {
     pub port: Be16,
     /// IP protocol number.
     pub proto: u8,
-    /// Padding, zero.
-    pub pad: u8,
+    /// 1 for IPv6, 0 for IPv4.
+    pub ipv6: u8,
 }
 
 /// Map `served`, per-CPU hash: what went between clients and a backend, counted on the node that

@@ -116,7 +116,7 @@ fn live_flows(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::{Be16, Be32, flow, wire::PROTO_TCP};
+    use overlay_common::{Be16, Be32, flow, maps::IPV6_SIDE, wire::PROTO_TCP};
 
     use super::*;
 
@@ -172,6 +172,19 @@ mod tests {
         assert_eq!(live(&[flow(1, TCP_SEEN_RST, 0)], NOW), None);
         assert_eq!(live(&[flow(1, 0, TCP_SEEN_RST)], NOW), None);
         assert_eq!(live(&[flow(1, 0, 0)], NOW + flow::TCP_ESTABLISHED + 1), None, "it has expired");
+    }
+
+    #[test]
+    fn the_two_directions_of_an_ipv6_flow_belong_together() {
+        let ipv6 = |flow: [(ConntrackKey, Conntrack); 2]| {
+            flow.map(|(key, entry)| {
+                let entry = Conntrack { vni: entry.vni | IPV6_SIDE, ..entry };
+                (ConntrackKey { vni: key.vni | IPV6_SIDE, ..key }, entry)
+            })
+        };
+        assert_eq!(live(&[flow(1, 0, 0), ipv6(flow(1, 0, 0))], NOW), Some(2));
+        let ended = flow(1, TCP_SEEN_FIN, TCP_SEEN_FIN);
+        assert_eq!(live(&[flow(1, 0, 0), ipv6(ended)], NOW), Some(1), "the other family's");
     }
 
     #[test]

@@ -2,24 +2,27 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::{
     Be16, Be32,
     flow::is_expired,
     maps::{
-        BACKEND_ACTIVE, BACKEND_DOWN, CONNTRACK_FORWARD, Conntrack, ConntrackKey, Served,
-        ServedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        BACKEND_ACTIVE, BACKEND_DOWN, CONNTRACK_FORWARD, Conntrack, ConntrackKey, PUBLISHED_IPV6,
+        Served, ServedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
-use super::{HOST_MODE, tables::protocol};
+use super::{HOST_MODE, numbers6::is_ipv6, tables::protocol};
 use crate::{
     datapath::{DatapathState, RealServer, ServerStats, VirtualServer},
     model::{ClusterState, Endpoint, Id, Service, ServiceNetwork},
 };
+
+/// The addresses of the host, of IPv6.
+const ANY6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Flows of a backend behind one virtual server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,8 +31,8 @@ struct Flows {
     inactive: u64,
 }
 
-/// What a flow is counted for: protocol, service number, port (0 for the VIP), backend.
-type Of = (u8, u32, u16, u32);
+/// What a flow is counted for: protocol, whether of IPv6, service number, port (0 for the VIP), backend.
+type Of = (u8, bool, u32, u16, u32);
 
 /// The virtual servers that `held` has: VIPs, all of whose ports are served, and published ports.
 pub(super) fn virtual_servers(
@@ -42,10 +45,15 @@ pub(super) fn virtual_servers(
     let mut servers = Vec::new();
     for service in state.services.values() {
         for on in &service.networks {
-            if let (Some(vip), true) = (on.vip, held.services.contains_key(&on.number)) {
+            if !held.services.contains_key(&on.number) {
+                continue;
+            }
+            let vips = [on.vip.map(IpAddr::V4), on.vip6.map(IpAddr::V6)];
+            for vip in vips.into_iter().flatten() {
                 for proto in [PROTO_TCP, PROTO_UDP, PROTO_SCTP] {
                     let of = |key: &ServedKey| {
                         (key.service, key.proto, key.port) == (on.number, proto, Be16::ZERO)
+                            && (key.ipv6 != 0) == vip.is_ipv6()
                     };
                     // Few services speak it.
                     if proto == PROTO_SCTP && !served.keys().any(of) {
@@ -62,8 +70,11 @@ pub(super) fn virtual_servers(
                 let (number, proto) = (published.service, key.proto);
                 let ports = (key.port.get(), published.target.get());
                 let server = Server { service, on, number, proto };
-                let any = Ipv4Addr::UNSPECIFIED;
-                servers.push(server.show(state, held, &flows, (any, ports.0, ports.1)));
+                let ipv6 = published.flags & PUBLISHED_IPV6 != 0;
+                let any = [Some(Ipv4Addr::UNSPECIFIED.into()), ipv6.then_some(ANY6)];
+                for any in any.into_iter().flatten() {
+                    servers.push(server.show(state, held, &flows, (any, ports.0, ports.1)));
+                }
             }
         }
     }
@@ -88,7 +99,7 @@ impl Server<'_> {
         state: &ClusterState,
         held: &DatapathState,
         (flows, served): &(HashMap<Of, Flows>, &BTreeMap<ServedKey, Served>),
-        (address, port, target): (Ipv4Addr, u16, u16),
+        (address, port, target): (IpAddr, u16, u16),
     ) -> VirtualServer {
         let mut backends: Vec<&Endpoint> =
             state.backends_of(&self.service.id, &self.on.network).collect();
@@ -100,19 +111,23 @@ impl Server<'_> {
             if self.number & HOST_MODE != 0 && held.node != Be32::ZERO {
                 return None;
             }
-            let of = (self.proto, self.number, port, endpoint.number);
+            let own = match address {
+                IpAddr::V4(_) => IpAddr::V4(endpoint.ip),
+                IpAddr::V6(_) => IpAddr::V6(endpoint.ip6?),
+            };
+            let of = (self.proto, own.is_ipv6(), self.number, port, endpoint.number);
             let flows = flows.get(&of).copied().unwrap_or_default();
             let key = ServedKey {
                 service: self.number,
                 backend: endpoint.number,
                 port: Be16::new(port),
                 proto: self.proto,
-                pad: 0,
+                ipv6: own.is_ipv6().into(),
             };
             let stats = served.get(&key).map(ServerStats::from).unwrap_or_default();
             let draining = held.state != BACKEND_ACTIVE;
             Some(RealServer {
-                address: endpoint.ip,
+                address: own,
                 port: target,
                 name: endpoint.name.clone(),
                 node: node(&endpoint.node),
@@ -166,9 +181,11 @@ fn flows(
         if entry.action != CONNTRACK_FORWARD || entry.backend == 0 || is_expired(key, entry, now) {
             continue;
         }
+        // Of IPv6 the VIP's number is its IPv4 address as well.
         let vip = held.services.get(&entry.service).map(|service| service.vip);
         let port = if vip == Some(key.daddr) { Be16::ZERO } else { key.dport };
-        let flows = flows.entry((key.proto, entry.service, port.get(), entry.backend)).or_default();
+        let of = (key.proto, is_ipv6(key.vni), entry.service, port.get(), entry.backend);
+        let flows = flows.entry(of).or_default();
         let established = entry.state & (TCP_SEEN_ACK | TCP_SEEN_FIN | TCP_SEEN_RST);
         if key.proto == PROTO_TCP && established == TCP_SEEN_ACK {
             flows.active += 1;
@@ -181,7 +198,7 @@ fn flows(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::TCP_SEEN_SYN;
+    use overlay_common::maps::{IPV6_SIDE, TCP_SEEN_SYN};
 
     use super::*;
     use crate::{
@@ -225,7 +242,7 @@ mod tests {
             backend,
             port: Be16::new(port),
             proto,
-            pad: 0,
+            ipv6: 0,
         };
         let counted =
             |flows| Served { flows, in_packets: 2, in_bytes: 3, out_packets: 4, out_bytes: 5 };
@@ -260,5 +277,62 @@ mod tests {
         assert_eq!((in_packets, in_bytes, out_packets, out_bytes), (2, 3, 4, 5));
         assert_eq!(servers[0].backends[1].forward, "Tunnel");
         assert_eq!((servers[0].backends[0].port, servers[1].backends[0].port), (80, 0));
+    }
+    #[test]
+    fn servers_of_ipv6_have_addresses_flows_and_counts_of_their_own() {
+        let mut cluster = TestCluster::with_nodes(1);
+        cluster.network("dual", "10.0.1.0/24", crate::agent::testing::dual_stack);
+        cluster.service("web", &["dual"], &[port(8080, 80)]);
+        let backend = cluster.backend("w1", "web", "h1", 21);
+        let held = compile(&cluster.state, &id("h1"), &cluster.facts("h1"));
+        let service = cluster.number_of("web");
+        const NOW: u64 = 1_000_000_000_000;
+        let client = Be32::from_octets([240, 0, 0, 1]);
+        let entry = |daddr, dport, vni| {
+            let key = ConntrackKey {
+                proto: PROTO_UDP,
+                daddr,
+                dport: Be16::new(dport),
+                vni,
+                ..Default::default()
+            };
+            let (action, last_seen) = (CONNTRACK_FORWARD, NOW);
+            (key, Conntrack { action, backend, service, last_seen, ..Default::default() })
+        };
+        let (vip, vni) = (held.services[&service].vip, held.services[&service].vni);
+        let entries = [
+            entry(vip, 80, vni),
+            entry(vip, 80, vni | IPV6_SIDE),
+            entry(vip, 81, vni | IPV6_SIDE),
+            entry(client, 8080, IPV6_SIDE),
+        ];
+        let key = |port, ipv6| {
+            let proto = PROTO_TCP;
+            ServedKey { service, backend, port: Be16::new(port), proto, ipv6 }
+        };
+        let counted = |flows| Served { flows, ..Served::default() };
+        let served = [(key(0, 0), counted(4)), (key(0, 1), counted(6)), (key(8080, 1), counted(8))];
+        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW), &served.into());
+        let shown: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                let backend = &server.backends[0];
+                let socket = std::net::SocketAddr::new(server.address, server.port);
+                let flows = (backend.inactive, backend.stats.connections);
+                (format!("{} {socket}", server.protocol), backend.address.to_string(), flows)
+            })
+            .collect();
+        let [ipv4, ipv6] = ["10.0.1.21", "fd00:1::15"].map(str::to_owned);
+        assert_eq!(
+            shown,
+            [
+                ("tcp 0.0.0.0:8080".to_owned(), ipv4.clone(), (0, 0)),
+                ("tcp 10.0.1.200:0".to_owned(), ipv4.clone(), (0, 4)),
+                ("udp 10.0.1.200:0".to_owned(), ipv4, (1, 0)),
+                ("tcp [::]:8080".to_owned(), ipv6.clone(), (0, 8)),
+                ("tcp [fd00:1::c8]:0".to_owned(), ipv6.clone(), (0, 6)),
+                ("udp [fd00:1::c8]:0".to_owned(), ipv6, (2, 0)),
+            ]
+        );
     }
 }

@@ -2,37 +2,36 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::{
-    Be16, Be32, Ip6, UNDERLAY_VNI,
+    Be32, Ip6, UNDERLAY_VNI,
     maps::{
-        ANSWERED, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, CONNTRACK_FORWARD,
-        CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN, CONNTRACK_UNMASQUERADE, Conntrack,
-        ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED,
-        ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint,
-        MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL, NETWORK_REPLICATE, TCP_SEEN_ACK,
-        TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+        BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
+        ENDPOINT_SERVICE, Endpoint, EndpointKey, MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL,
+        NETWORK_REPLICATE, PUBLISHED_IPV6,
     },
     wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
 use super::{
-    Agent, AgentError, HOST_MODE,
+    Agent, AgentError, HOST_MODE, flow_rows,
     host::PROGRAM_END,
     ipvs,
     lb_tables::{hash_word, scheduler_word},
     lock,
+    numbers6::Live,
 };
 use crate::{
-    datapath::{ConntrackRow, Datapath, DatapathState, TableDump, Tables},
+    datapath::{Datapath, DatapathState, TableDump, Tables},
     link::Links,
     model::ClusterState,
 };
 
-/// Most conntrack entries shown.
-const CONNTRACK_ROWS: usize = 10_000;
+/// Most entries of `clients6` shown.
+const CLIENT_ROWS: usize = 10_000;
 
 impl<D: Datapath, L: Links> Agent<D, L> {
     /// What the maps hold at the moment, read from the maps themselves.
@@ -48,11 +47,15 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let served = self.datapath.served()?;
         let mut state = dump(&held, &names);
         state.push(self.lb_tables(&held, &names)?);
+        state.push(clients6(&self.datapath.clients6(CLIENT_ROWS)?));
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
             state,
             virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now), &served),
-            conntrack: conntrack(entries, &names, now),
+            conntrack: {
+                let numbers = Live(&names, &self.datapath);
+                flow_rows::conntrack(entries, &names, &numbers, now)
+            },
             counters: self.counters()?,
         })
     }
@@ -78,7 +81,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     }
 }
 
-/// The clock of [`Conntrack::last_seen`].
+/// The clock of [`overlay_common::maps::Conntrack::last_seen`].
 pub(super) fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |t| {
@@ -97,6 +100,7 @@ pub(super) struct Names {
     backends: HashMap<u32, String>,
     endpoints: HashMap<(u32, Be32), String>,
     endpoints6: HashMap<(u32, Ip6), String>,
+    addresses6: HashMap<(u32, Be32), Ip6>,
     interfaces: HashMap<u32, String>,
 }
 
@@ -116,22 +120,28 @@ impl Names {
             for on in &service.networks {
                 names.services.insert(on.number, service.name.clone());
                 names.services.insert(on.number | HOST_MODE, service.name.clone());
+                if let (Some(network), Some(vip), Some(vip6)) =
+                    (state.networks.get(&on.network), on.vip, on.vip6)
+                {
+                    names.addresses6.insert((network.vni, vip.into()), vip6.into());
+                }
             }
         }
         for endpoint in state.endpoints.values() {
             names.backends.insert(endpoint.number, endpoint.name.clone());
             if let Some(network) = state.networks.get(&endpoint.network) {
                 names.endpoints.insert((network.vni, endpoint.ip.into()), endpoint.name.clone());
-                names.endpoints6.extend(
-                    endpoint.ip6.map(|ip6| ((network.vni, ip6.into()), endpoint.name.clone())),
-                );
+                if let Some(ip6) = endpoint.ip6 {
+                    names.endpoints6.insert((network.vni, ip6.into()), endpoint.name.clone());
+                    names.addresses6.insert((network.vni, endpoint.ip.into()), ip6.into());
+                }
             }
         }
         names
     }
 
     /// VTEP of a node, which the maps may have as a number only.
-    fn address(&self, node: Be32) -> IpAddr {
+    pub(super) fn address(&self, node: Be32) -> IpAddr {
         self.vteps.get(&node).copied().unwrap_or(IpAddr::V4(node.into()))
     }
 
@@ -160,6 +170,11 @@ impl Names {
         self.interfaces.get(&ifindex).cloned().unwrap_or_else(|| ifindex.to_string())
     }
 
+    /// The IPv6 address of the endpoint or VIP that has an IPv4 address of a network.
+    pub(super) fn address6(&self, vni: u32, address: Be32) -> Option<Ip6> {
+        self.addresses6.get(&(vni, address)).copied()
+    }
+
     /// Name of who has an address of a network; of a node, where it is the node itself.
     pub(super) fn endpoint(&self, vni: u32, address: Be32) -> Option<String> {
         self.endpoints.get(&(vni, address)).cloned()
@@ -172,6 +187,15 @@ fn named<K: std::hash::Hash + Eq>(names: &HashMap<K, String>, key: &K) -> String
 
 pub(super) fn ip(address: Be32) -> String {
     if address == Be32::ZERO { "-".to_owned() } else { Ipv4Addr::from(address).to_string() }
+}
+
+fn ip6(address: Ip6) -> String {
+    Ipv6Addr::from(address).to_string()
+}
+
+/// The IPv6 address beside an IPv4 one; `-` for none.
+fn beside(state: &DatapathState, vni: u32, ip: Be32) -> String {
+    state.addresses6.get(&EndpointKey { vni, ip }).map_or("-".to_owned(), |address| ip6(*address))
 }
 
 fn flags(value: u32, words: &[(u32, &str)]) -> String {
@@ -217,6 +241,7 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         replicas(state, names),
         endpoints(state, names),
         endpoints6(state, names),
+        addresses6(state, names),
         links(state, names),
         links6(state, names),
         peers(state, names),
@@ -225,6 +250,7 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         backends(state, names),
         published(state, names),
         table("local_addrs", &["address"], &state.local_addrs, |address, _| vec![ip(*address)]),
+        table("local_addrs6", &["address"], &state.local_addrs6, |address, _| vec![ip6(*address)]),
         table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
             vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
         }),
@@ -282,7 +308,30 @@ fn endpoints(state: &DatapathState, names: &Names) -> TableDump {
 fn endpoints6(state: &DatapathState, names: &Names) -> TableDump {
     table("endpoints6", &ENDPOINT_COLUMNS, &state.endpoints6, |key, endpoint| {
         let name = named(&names.endpoints6, &(key.vni, key.ip));
-        endpoint_row(names, (key.vni, Ipv6Addr::from(key.ip).to_string()), name, endpoint)
+        endpoint_row(names, (key.vni, ip6(key.ip)), name, endpoint)
+    })
+}
+
+fn addresses6(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["vni", "network", "ip", "ip6", "name"];
+    table("addresses6", &columns, &state.addresses6, |key, address| {
+        let vip = state.endpoints.get(key).filter(|there| there.kind == ENDPOINT_SERVICE);
+        vec![
+            key.vni.to_string(),
+            named(&names.networks, &key.vni),
+            ip(key.ip),
+            ip6(*address),
+            match vip {
+                Some(vip) => named(&names.services, &vip.service),
+                None => named(&names.endpoints, &(key.vni, key.ip)),
+            },
+        ]
+    })
+}
+
+fn clients6(clients: &BTreeMap<Be32, Ip6>) -> TableDump {
+    table("clients6", &["number", "address"], clients, |number, address| {
+        vec![ip(*number), ip6(*address)]
     })
 }
 
@@ -331,12 +380,7 @@ fn links(state: &DatapathState, names: &Names) -> TableDump {
 fn links6(state: &DatapathState, names: &Names) -> TableDump {
     table("links6", &["ifindex", "interface", "ip", "prefix"], &state.links6, |ifindex, link| {
         let bits: u32 = link.mask.octets().iter().map(|byte| byte.count_ones()).sum();
-        vec![
-            ifindex.to_string(),
-            named(&names.interfaces, ifindex),
-            Ipv6Addr::from(link.ip).to_string(),
-            bits.to_string(),
-        ]
+        vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip6(link.ip), bits.to_string()]
     })
 }
 
@@ -352,8 +396,10 @@ fn peers(state: &DatapathState, names: &Names) -> TableDump {
 
 fn services(state: &DatapathState, names: &Names) -> TableDump {
     // Not the number of backends where they are in a table.
-    let columns =
-        ["number", "service", "vni", "network", "vip", "slots", "lb", "hash", "affinity", "table"];
+    let columns = [
+        "number", "service", "vni", "network", "vip", "vip6", "slots", "lb", "hash", "affinity",
+        "table",
+    ];
     table("services", &columns, &state.services, |number, service| {
         vec![
             number.to_string(),
@@ -361,6 +407,7 @@ fn services(state: &DatapathState, names: &Names) -> TableDump {
             service.vni.to_string(),
             named(&names.networks, &service.vni),
             ip(service.vip),
+            beside(state, service.vni, service.vip),
             service.slots.to_string(),
             scheduler_word(service.scheduler).to_owned(),
             hash_word(service).to_owned(),
@@ -390,6 +437,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
         "vni",
         "network",
         "ip",
+        "ip6",
         "mac",
         "interface",
         "node",
@@ -410,6 +458,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
             backend.vni.to_string(),
             named(&names.networks, &backend.vni),
             ip(backend.ip),
+            beside(state, backend.vni, backend.ip),
             backend.mac.to_string(),
             named(&names.interfaces, &backend.ifindex),
             named(&names.nodes, &backend.node),
@@ -421,7 +470,7 @@ fn backends(state: &DatapathState, names: &Names) -> TableDump {
 }
 
 fn published(state: &DatapathState, names: &Names) -> TableDump {
-    let columns = ["port", "protocol", "target", "number", "service", "mode"];
+    let columns = ["port", "protocol", "target", "number", "service", "mode", "ipv6"];
     table("published", &columns, &state.published, |key, published| {
         let mode = if published.service & HOST_MODE == 0 { "ingress" } else { "host" };
         vec![
@@ -431,56 +480,9 @@ fn published(state: &DatapathState, names: &Names) -> TableDump {
             published.service.to_string(),
             named(&names.services, &published.service),
             mode.to_owned(),
+            if published.flags & PUBLISHED_IPV6 != 0 { "yes" } else { "no" }.to_owned(),
         ]
     })
-}
-
-fn socket(address: Be32, port: Be16) -> SocketAddrV4 {
-    SocketAddrV4::new(address.into(), port.get())
-}
-
-/// Newest first, at most [`CONNTRACK_ROWS`].
-fn conntrack(
-    mut entries: Vec<(ConntrackKey, Conntrack)>,
-    names: &Names,
-    now: u64,
-) -> Vec<ConntrackRow> {
-    entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.last_seen));
-    entries.truncate(CONNTRACK_ROWS);
-    entries.iter().map(|(key, entry)| conntrack_row(key, entry, names, now)).collect()
-}
-
-fn conntrack_row(key: &ConntrackKey, entry: &Conntrack, names: &Names, now: u64) -> ConntrackRow {
-    let action = match entry.action {
-        CONNTRACK_FORWARD => "forward",
-        CONNTRACK_REPLY => "reply",
-        CONNTRACK_RETURN => "return",
-        CONNTRACK_MASQUERADE => "masquerade",
-        CONNTRACK_UNMASQUERADE => "unmasquerade",
-        _ => "unknown",
-    };
-    // A UDP flow that was answered is shown as TCP's are.
-    let seen = [
-        (TCP_SEEN_SYN, 'S'),
-        (TCP_SEEN_ACK | ANSWERED, 'A'),
-        (TCP_SEEN_FIN, 'F'),
-        (TCP_SEEN_RST, 'R'),
-    ];
-    ConntrackRow {
-        protocol: protocol(key.proto),
-        vni: key.vni,
-        source: socket(key.saddr, key.sport),
-        destination: socket(key.daddr, key.dport),
-        action: action.to_owned(),
-        new_source: socket(entry.saddr, entry.sport),
-        new_destination: socket(entry.daddr, entry.dport),
-        new_vni: entry.vni,
-        service: entry.service,
-        backend: entry.backend,
-        node: (entry.node != Be32::ZERO).then(|| names.address(entry.node)),
-        state: seen.iter().filter(|(bit, _)| entry.state & bit != 0).map(|(_, c)| c).collect(),
-        idle_ms: now.saturating_sub(entry.last_seen) / 1_000_000,
-    }
 }
 
 #[cfg(test)]
@@ -488,7 +490,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::{
-            compile,
+            LocalFacts, compile,
             testing::{TestCluster, id, port},
         },
         model::Multicast,
@@ -513,7 +515,9 @@ mod tests {
         cluster.service("web", &["mynet"], &[port(8080, 80)]);
         cluster.backend("w1", "web", "h2", 21);
         cluster.endpoint("a", "mynet", "h1", 11);
-        let state = compile(&cluster.state, &id("h1"), &cluster.facts("h1"));
+        let addresses6 = vec!["2001:db8::1".parse().expect("an address")];
+        let facts = LocalFacts { addresses6, ..cluster.facts("h1") };
+        let state = compile(&cluster.state, &id("h1"), &facts);
         let tables = dump(&state, &Names::new(&cluster.state));
         for table in &tables {
             assert!(!table.rows.is_empty(), "{} is shown", table.name);
@@ -523,10 +527,27 @@ mod tests {
         assert_eq!(cell(published, 0, "port"), "8080");
         assert_eq!(cell(published, 0, "service"), "web");
         assert_eq!(cell(published, 0, "mode"), "ingress");
+        assert_eq!(cell(published, 0, "ipv6"), "yes");
         let backends = rows(&tables, "backends");
         assert_eq!(cell(backends, 0, "name"), "w1");
         assert_eq!(cell(backends, 0, "node"), "h2");
         assert_eq!(cell(backends, 0, "state"), "active");
+        assert_eq!(cell(backends, 0, "ip6"), "fd00:1::15");
+        assert_eq!(cell(rows(&tables, "services"), 0, "vip6"), "fd00:1::c8");
+        let addresses = rows(&tables, "addresses6").rows.iter();
+        let addresses: Vec<_> = addresses.map(|row| [&*row[2], &row[3], &row[4]]).collect();
+        assert_eq!(
+            addresses,
+            [
+                ["10.0.1.11", "fd00:1::b", "a"],
+                ["10.0.1.21", "fd00:1::15", "w1"],
+                ["10.0.1.200", "fd00:1::c8", "web"],
+            ]
+        );
+        assert_eq!(cell(rows(&tables, "local_addrs6"), 0, "address"), "2001:db8::1");
+        let client = (Be32::from_octets([240, 0, 0, 9]), Ip6::from_octets([0x20; 16]));
+        let clients = clients6(&BTreeMap::from([client]));
+        assert_eq!(clients.rows, [["240.0.0.9", "2020:2020:2020:2020:2020:2020:2020:2020"]]);
         let vip = rows(&tables, "endpoints").rows.iter().find(|r| r[3] == "service");
         assert_eq!(vip.expect("the VIP")[4], "web");
         assert_eq!(cell(rows(&tables, "peers"), 0, "network"), "(cluster)");
@@ -536,24 +557,5 @@ mod tests {
         assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
         let replicas = rows(&tables, "replicas");
         assert_eq!((cell(replicas, 0, "endpoints"), cell(replicas, 0, "names")), ("1", "h2"));
-    }
-
-    #[test]
-    fn conntrack_is_shown_newest_first_with_its_flags() {
-        let entry = |seen, state| Conntrack {
-            action: CONNTRACK_FORWARD,
-            last_seen: seen,
-            state,
-            ..Conntrack::default()
-        };
-        let key = ConntrackKey { proto: PROTO_TCP, ..ConntrackKey::default() };
-        let entries = vec![
-            (key, entry(1_000_000, TCP_SEEN_SYN)),
-            (key, entry(5_000_000, TCP_SEEN_SYN | TCP_SEEN_ACK)),
-        ];
-        let rows = conntrack(entries, &Names::default(), 7_000_000);
-        assert_eq!(rows[0].state, "SA");
-        assert_eq!((rows[0].idle_ms, rows[1].idle_ms), (2, 6));
-        assert_eq!((rows[0].protocol.as_str(), rows[0].action.as_str()), ("tcp", "forward"));
     }
 }

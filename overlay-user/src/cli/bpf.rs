@@ -40,6 +40,10 @@ enum TableName {
     Endpoints,
     /// IPv6 addresses and where they are
     Endpoints6,
+    /// The IPv6 address beside each IPv4 one, by which flows of either family name it
+    Addresses6,
+    /// IPv6 addresses outside and the numbers that flows have for them
+    Clients6,
     /// Nodes that may send us VXLAN, by network
     Peers,
     /// Networks this host takes part in
@@ -63,6 +67,8 @@ enum TableName {
     Links6,
     /// Addresses of the host on which published ports answer
     LocalAddrs,
+    /// IPv6 addresses of the host on which published ports answer
+    LocalAddrs6,
     /// Interfaces that lead outside and the host's address on each
     Egress,
     /// Translated flows, newest first
@@ -89,6 +95,8 @@ impl TableName {
         match self {
             Self::Endpoints => "endpoints",
             Self::Endpoints6 => "endpoints6",
+            Self::Addresses6 => "addresses6",
+            Self::Clients6 => "clients6",
             Self::Peers => "peers",
             Self::Networks => "networks",
             Self::Replicas => "replicas",
@@ -100,6 +108,7 @@ impl TableName {
             Self::Links => "links",
             Self::Links6 => "links6",
             Self::LocalAddrs => "local_addrs",
+            Self::LocalAddrs6 => "local_addrs6",
             Self::Egress => "egress",
             Self::Conntrack => "conntrack",
             Self::Counters => "counters",

@@ -1,6 +1,11 @@
 //! `overlay ipvs`: the services as `ipvsadm -Ln` would show them.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use clap::Args;
 use tokio::time::{Instant, sleep};
@@ -21,7 +26,7 @@ const RATE_OVER: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 #[command(
     after_help = "Connections are those that go through this host. Port 0 stands for all ports of a VIP, \
-0.0.0.0 for the addresses of this host. Masq: the backend is on this host; Tunnel: on another one. \
+0.0.0.0 and [::] for the addresses of this host. Masq: the backend is on this host; Tunnel: on another one. \
 Drained are those that a draining backend still has. --stats counts what has gone through this host since \
 it knows the backend, --rate what goes through it in a second; bytes are those of whole frames.
 
@@ -65,7 +70,7 @@ async fn servers(context: &Context) -> anyhow::Result<Vec<VirtualServer>> {
 
 /// Leaves in `after` what each backend was counted for per second, rounded to the nearest.
 fn rates(before: &[VirtualServer], after: &mut [VirtualServer], time: Duration) {
-    type Of<'a> = (&'a str, std::net::Ipv4Addr, u16, &'a str, std::net::Ipv4Addr);
+    type Of<'a> = (&'a str, IpAddr, u16, &'a str, IpAddr);
     fn of<'a>(server: &'a VirtualServer, backend: &'a RealServer) -> Of<'a> {
         let VirtualServer { protocol, address, port, service, .. } = server;
         (protocol, *address, *port, service, backend.address)
@@ -105,7 +110,8 @@ fn heading(server: &VirtualServer) -> String {
         seconds => format!(" persistent {seconds}"),
     };
     let protocol = protocol.to_uppercase();
-    format!("{protocol:<4} {address}:{port} {scheduler}{flags}")
+    let socket = SocketAddr::new(*address, *port);
+    format!("{protocol:<4} {socket} {scheduler}{flags}")
 }
 
 fn words(servers: &[VirtualServer]) -> String {
@@ -117,7 +123,7 @@ fn words(servers: &[VirtualServer]) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{}", heading(server));
         for backend in &server.backends {
-            let remote = format!("{}:{}", backend.address, backend.port);
+            let remote = SocketAddr::new(backend.address, backend.port).to_string();
             let _ = writeln!(
                 out,
                 "  -> {remote:<28} {:<7} {:<6} {:<10} {:<10} {}",
@@ -146,7 +152,8 @@ fn counted(servers: &[VirtualServer], columns: &[&str; 5]) -> String {
     out.push_str("  -> RemoteAddress:Port\n");
     for server in servers {
         let VirtualServer { protocol, address, port, .. } = server;
-        let name = format!("{:<4} {address}:{port}", protocol.to_uppercase());
+        let socket = SocketAddr::new(*address, *port);
+        let name = format!("{:<4} {socket}", protocol.to_uppercase());
         let sum = server.backends.iter().fold(ServerStats::default(), |sum, backend| {
             let ServerStats { connections, in_packets, out_packets, in_bytes, out_bytes } =
                 backend.stats;
@@ -160,7 +167,7 @@ fn counted(servers: &[VirtualServer], columns: &[&str; 5]) -> String {
         });
         out.push_str(&line(&name, numbers(&sum)));
         for backend in &server.backends {
-            let name = format!("  -> {}:{}", backend.address, backend.port);
+            let name = format!("  -> {}", SocketAddr::new(backend.address, backend.port));
             out.push_str(&line(&name, numbers(&backend.stats)));
         }
     }
@@ -214,6 +221,22 @@ mod tests {
         assert_eq!(lines[2], "TCP  10.0.1.9:0 wrr persistent 600");
         assert_eq!(columns(lines[3]), ["->", "10.0.1.3:80", "Masq", "3", "12", "4", "0"]);
         assert_eq!(lines[1].find("Weight"), lines[3].find("3      12"));
+    }
+
+    #[test]
+    fn ipv6_addresses_are_in_brackets() {
+        let [address, of_backend] =
+            ["fd00::5", "fd00::7"].map(|text| text.parse::<IpAddr>().expect("an address"));
+        let backend = RealServer { address: of_backend, ..backend(stats(7)) };
+        let server = VirtualServer { address, port: 80, ..server(vec![backend]) };
+        let shown = words(std::slice::from_ref(&server));
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[2], "TCP  [fd00::5]:80 wrr persistent 600");
+        assert_eq!(columns(lines[3])[..2], ["->", "[fd00::7]:80"]);
+        assert_eq!(lines[1].find("Weight"), lines[3].find("3      12"));
+        let counted = counted(&[server], &STATS);
+        let lines: Vec<&str> = counted.lines().collect();
+        assert_eq!(columns(lines[2])[..3], ["TCP", "[fd00::5]:80", "7"]);
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::{
 };
 
 use overlay_common::{
-    Reason,
+    Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, BACKEND_COUNTED, Config, Conntrack, ConntrackKey, Counter, Cursor, Served,
+        Active, BACKEND_COUNTED, Client6, Config, Conntrack, ConntrackKey, Counter, Cursor, Served,
         ServedKey, Slot, TableKey, Usage,
     },
     observe::{DropKey, Tally},
@@ -83,6 +83,7 @@ struct Kernel {
     events: VecDeque<Vec<u8>>,
     lost: [u64; EVENT_KINDS],
     conntrack: Vec<(ConntrackKey, Conntrack)>,
+    clients6: BTreeMap<Be32, Client6>,
     failures: BTreeMap<DatapathCall, Failure>,
 }
 
@@ -276,6 +277,11 @@ impl MemoryDatapath {
         self.kernel().conntrack.push((key, entry));
     }
 
+    /// Gives an address outside a number in IPv6 flows.
+    pub fn set_client6(&self, number: Be32, address: Client6) {
+        self.kernel().clients6.insert(number, address);
+    }
+
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
         // A panic elsewhere is reported there; the tables are whole after every call.
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
@@ -408,6 +414,15 @@ impl Datapath for MemoryDatapath {
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         let kernel = self.enter(DatapathCall::Conntrack)?;
         Ok(kernel.conntrack.iter().take(limit).copied().collect())
+    }
+
+    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
+        let kernel = self.enter(DatapathCall::Conntrack)?;
+        Ok(kernel.clients6.iter().take(limit).map(|(number, ip)| (*number, *ip)).collect())
+    }
+
+    fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
+        Ok(self.enter(DatapathCall::Conntrack)?.clients6.get(&number).copied())
     }
 
     fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {

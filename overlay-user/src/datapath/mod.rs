@@ -21,6 +21,7 @@ pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};
 pub use observe::Breakdown;
 use overlay_common::{
+    Be32,
     event::{EVENT_KINDS, Watch},
     maps,
 };
@@ -129,18 +130,22 @@ pub struct TableDump {
 pub struct ConntrackRow {
     /// tcp, udp or icmp.
     pub protocol: String,
+    /// Whether it is a flow of IPv6.
+    #[serde(default)]
+    pub ipv6: bool,
     /// VNI the packet is seen on, 0 for the underlay.
     pub vni: u32,
-    /// Source as seen.
-    pub source: std::net::SocketAddrV4,
+    /// Source as seen. Of an IPv6 address that nobody knows any more the number that the maps have
+    /// for it, as an IPv4 address; so below.
+    pub source: std::net::SocketAddr,
     /// Destination as seen.
-    pub destination: std::net::SocketAddrV4,
+    pub destination: std::net::SocketAddr,
     /// forward, reply, return, masquerade or unmasquerade.
     pub action: String,
     /// Source after translation.
-    pub new_source: std::net::SocketAddrV4,
+    pub new_source: std::net::SocketAddr,
     /// Destination after translation.
-    pub new_destination: std::net::SocketAddrV4,
+    pub new_destination: std::net::SocketAddr,
     /// VNI after translation.
     pub new_vni: u32,
     /// Service number.
@@ -160,8 +165,8 @@ pub struct ConntrackRow {
 pub struct VirtualServer {
     /// tcp or udp.
     pub protocol: String,
-    /// The VIP; 0.0.0.0 for a published port, which answers on the host's addresses.
-    pub address: std::net::Ipv4Addr,
+    /// The VIP; 0.0.0.0 or :: for a published port, which answers on the host's addresses.
+    pub address: std::net::IpAddr,
     /// The published port; 0 for all ports of a VIP.
     pub port: u16,
     /// Name of the service.
@@ -177,8 +182,8 @@ pub struct VirtualServer {
 /// A backend of a [`VirtualServer`], with its live connections through this node.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RealServer {
-    /// Its address.
-    pub address: std::net::Ipv4Addr,
+    /// Its address, of the family of the virtual server's.
+    pub address: std::net::IpAddr,
     /// Its port; 0 for the one that was asked.
     pub port: u16,
     /// Name of the container.
@@ -332,6 +337,18 @@ pub trait Datapath: Send + Sync + 'static {
         &self,
         limit: usize,
     ) -> Result<Vec<(maps::ConntrackKey, maps::Conntrack)>, DatapathError>;
+
+    /// Up to `limit` addresses outside that have numbers in IPv6 flows, by number.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be read.
+    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, maps::Client6>, DatapathError>;
+
+    /// The address outside that has a number in IPv6 flows; `None` when none has it any more.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be read.
+    fn client6(&self, number: Be32) -> Result<Option<maps::Client6>, DatapathError>;
 
     /// How many flows to the outside endpoints have, by interface index.
     ///

@@ -4,8 +4,8 @@ use overlay_common::{
     Be16, Reason, hash,
     maps::{
         Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, BACKEND_DOWN, Backend,
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, SERVICE_RESETS, Served,
-        ServedKey, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, IPV6_SIDE, SERVICE_RESETS,
+        Served, ServedKey, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
     },
 };
 
@@ -82,7 +82,8 @@ impl Walk<'_> {
     fn served(&mut self, flow: &Flow, entry: &Conntrack, port: Be16) -> &mut Served {
         let port = if entry.state & VIA_VIP == 0 { port } else { Be16::new(0) };
         let Conntrack { service, backend, .. } = *entry;
-        let key = ServedKey { service, backend, port, proto: flow.key.proto, pad: 0 };
+        let ipv6 = u8::from(flow.key.vni & IPV6_SIDE != 0);
+        let key = ServedKey { service, backend, port, proto: flow.key.proto, ipv6 };
         self.tables.served.entry(key).or_default()
     }
 

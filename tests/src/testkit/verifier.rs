@@ -78,6 +78,7 @@ fn descriptor(maps: &Ebpf, name: &str) -> anyhow::Result<RawFd> {
         | Map::PerCpuHashMap(data)
         | Map::PerCpuLruHashMap(data)
         | Map::PerfEventArray(data)
+        | Map::ProgramArray(data)
         | Map::RingBuf(data) => data,
         other => bail!("the map {name} is of a kind not known here: {other:?}"),
     };

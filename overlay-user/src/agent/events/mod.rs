@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use self::{filter::Filter, record::Record};
 use super::{
     Agent, AgentError, lock,
+    numbers6::Live,
     tables::{Names, monotonic_ns},
 };
 use crate::{
@@ -216,6 +217,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             *names = Some((Instant::now(), self.names()));
         }
         let Some((_, names)) = names else { return Ok(()) };
+        let numbers = Live(names, &self.datapath);
+        records.iter_mut().for_each(|record| record.resolve(&numbers));
         let port = self.config.data_path_port;
         let mut watchers = lock(&self.events.inner);
         let (owners, told) = (watchers.owners.clone(), watchers.told);

@@ -1,17 +1,20 @@
 //! A record of the ring in words.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use jiff::{SignedDuration, Timestamp};
 use overlay_common::{
-    Be16, Be32, Direction, Reason, UNDERLAY_VNI,
+    Be32, Direction, Reason, UNDERLAY_VNI,
     event::{self, EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, FlowStart},
     observe::Traffic,
 };
 
 use super::{Owners, monotonic_ns};
 use crate::{
-    agent::tables::{Names, ip},
+    agent::{
+        numbers6::{Numbers, Sockets, network},
+        tables::{Names, ip},
+    },
     api::{Event, EventKind, NewFlow},
     packet::{Headers, protocol_name},
 };
@@ -29,6 +32,7 @@ pub(super) struct Record {
     traffic: Option<Traffic>,
     payload: Vec<u8>,
     flow: Option<FlowStart>,
+    sockets: Option<Sockets>,
     headers: Option<Headers>,
 }
 
@@ -54,12 +58,13 @@ impl Record {
         Some(Self {
             kind,
             reason: Reason::from_index(header.reason.into())?,
-            vni: header.vni,
+            vni: network(header.vni),
             owner: None,
             header,
             traffic: if flow.is_some() { None } else { Traffic::from_index(header.traffic) },
             payload: if flow.is_some() { Vec::new() } else { payload.to_vec() },
             flow,
+            sockets: None,
             headers: None,
         })
     }
@@ -80,24 +85,26 @@ impl Record {
         }
     }
 
+    /// Finds the addresses of a flow.
+    pub(super) fn resolve(&mut self, numbers: &impl Numbers) {
+        self.sockets = self.flow.map(|flow| Sockets::of(&flow.key, &flow.entry, numbers));
+    }
+
     /// What filters look at: the packet, what it carries in a tunnel, a flow before and after its
     /// translation.
     pub(super) fn packets(&self) -> Vec<Headers> {
-        match (&self.flow, &self.headers) {
-            (Some(flow), _) => {
-                let FlowStart { key, entry, .. } = flow;
-                let headers = |addresses: (Be32, Be32), ports: (Be16, Be16)| Headers {
-                    source: Some(Ipv4Addr::from(addresses.0).into()),
-                    destination: Some(Ipv4Addr::from(addresses.1).into()),
-                    protocol: Some(key.proto),
-                    source_port: Some(ports.0.get()),
-                    destination_port: Some(ports.1.get()),
+        match (self.flow.zip(self.sockets), &self.headers) {
+            (Some((flow, sockets)), _) => {
+                let headers = |source: SocketAddr, destination: SocketAddr| Headers {
+                    source: Some(source.ip()),
+                    destination: Some(destination.ip()),
+                    protocol: Some(flow.key.proto),
+                    source_port: Some(source.port()),
+                    destination_port: Some(destination.port()),
                     ..Headers::default()
                 };
-                vec![
-                    headers((key.saddr, key.daddr), (key.sport, key.dport)),
-                    headers((entry.saddr, entry.daddr), (entry.sport, entry.dport)),
-                ]
+                let Sockets { source, destination, new_source, new_destination } = sockets;
+                vec![headers(source, destination), headers(new_source, new_destination)]
             }
             (None, Some(headers)) => {
                 let inner = headers.inner.as_deref().cloned();
@@ -126,24 +133,27 @@ impl Record {
             length: self.header.length,
             packet: hex(packet),
             headers: self.headers.clone(),
-            flow: self.flow.map(|flow| new_flow(&flow, names)),
+            flow: self
+                .flow
+                .zip(self.sockets)
+                .map(|(flow, sockets)| new_flow(&flow, &sockets, names)),
         }
     }
 }
 
-fn new_flow(flow: &FlowStart, names: &Names) -> NewFlow {
+fn new_flow(flow: &FlowStart, sockets: &Sockets, names: &Names) -> NewFlow {
     let FlowStart { key, entry, .. } = flow;
-    let socket =
-        |address: Be32, port: Be16| SocketAddr::from((Ipv4Addr::from(address), port.get()));
+    let Sockets { source, destination, new_source, new_destination } = *sockets;
+    let to = network(entry.vni);
     NewFlow {
         protocol: protocol_name(key.proto),
-        source: socket(key.saddr, key.sport),
-        destination: socket(key.daddr, key.dport),
-        new_source: socket(entry.saddr, entry.sport),
-        new_destination: socket(entry.daddr, entry.dport),
+        source,
+        destination,
+        new_source,
+        new_destination,
         service: names.service(entry.service),
         backend: names.backend(entry.backend),
-        backend_network: if entry.vni == UNDERLAY_VNI { None } else { names.network(entry.vni) },
+        backend_network: if to == UNDERLAY_VNI { None } else { names.network(to) },
     }
 }
 

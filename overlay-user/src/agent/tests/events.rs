@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use overlay_common::{
-    Reason,
-    event::{EVENT_CAPTURE, EVENT_DROP, Event as Header, WATCH_CAPTURE, WATCH_DROPS},
+    Be32, Reason,
+    event::{
+        EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, Event as Header, FlowStart, WATCH_CAPTURE,
+        WATCH_DROPS,
+    },
+    maps::{Conntrack, ConntrackKey, IPV6_SIDE},
     observe::Traffic,
+    wire::PROTO_TCP,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -165,4 +170,32 @@ async fn a_watcher_that_does_not_keep_up_loses_with_a_count() {
     }
     let room = QUEUE as u64 - 1;
     assert_eq!((seen, lost), (room, sent - room), "what found no room is counted");
+}
+
+#[tokio::test]
+async fn flows_of_ipv6_are_told_and_chosen_by_their_addresses() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let (agent, _tasks) = test.start().await;
+    let client: std::net::Ipv6Addr = "2001:db8::9".parse().expect("an address");
+    test.datapath.set_client6(Be32::from_octets([240, 0, 0, 9]), client.into());
+    let by_host = EventRequest { host: Some(client.into()), ..request(&[EventKind::Flow]) };
+    let mut flows = agent.watch_events(&by_host).expect("watching");
+    assert_eq!(next(&mut flows).await, EventMessage::Watching);
+    for last in [8, 9] {
+        let saddr = Be32::from_octets([240, 0, 0, last]);
+        let key = ConntrackKey { saddr, vni: IPV6_SIDE, proto: PROTO_TCP, ..Default::default() };
+        let entry = Conntrack { saddr, vni: IPV6_SIDE | 4097, ..Default::default() };
+        let header = Header { kind: EVENT_FLOW, vni: key.vni, ..Header::default() };
+        let flow = FlowStart { key, pad: 0, entry };
+        // SAFETY: a plain type has no padding: all of its bytes are initialized.
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const flow).cast::<u8>(), size_of::<FlowStart>())
+        };
+        test.datapath.push_event(record(header, bytes));
+    }
+    let event = next_event(&mut flows).await;
+    let flow = event.flow.expect("a flow");
+    assert_eq!((event.vni, flow.source.to_string()), (0, "[2001:db8::9]:0".to_owned()));
+    assert_eq!(flow.new_source.ip(), client);
 }

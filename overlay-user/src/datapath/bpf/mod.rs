@@ -33,10 +33,11 @@ use aya::maps::{Array, Map, MapData};
 use events::{EventRing, WatchTables};
 use observe::TrafficTables;
 use overlay_common::{
-    Reason,
+    Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, Config, Conntrack, ConntrackKey, Counter, Served, ServedKey, Slot, TableKey, Usage,
+        Active, Client6, Config, Conntrack, ConntrackKey, Counter, Served, ServedKey, Slot,
+        TableKey, Usage,
     },
 };
 use pins::Pins;
@@ -263,6 +264,14 @@ impl Datapath for BpfDatapath {
 
     fn conntrack(&self, limit: usize) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         self.programs.conntrack(limit)
+    }
+
+    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
+        self.programs.clients6(limit)
+    }
+
+    fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
+        self.programs.client6(number)
     }
 
     fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {

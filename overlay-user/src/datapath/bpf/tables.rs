@@ -10,10 +10,10 @@ use nix::libc;
 use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
-        Active, Address6, BACKEND_COUNTED, Backend, Config, Conntrack, ConntrackKey, Counter,
-        Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6, LocalAddr,
-        Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
-        SubnetKey, TableKey, Usage, Vtep6,
+        Active, Address6, BACKEND_COUNTED, Backend, Client6, Config, Conntrack, ConntrackKey,
+        Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6,
+        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot,
+        SlotKey, Subnet, SubnetKey, TableKey, Usage, Vtep6,
     },
 };
 
@@ -218,16 +218,22 @@ impl AgentTables {
     }
 }
 
+/// The maps with the numbers of addresses outside in IPv6 flows.
+const CLIENT_MAPS: [&str; 1] = ["clients6"];
+
 /// The maps that the programs write and the agent reads, and `config`.
 pub(super) struct ProgramTables {
     conntrack: Table<ConntrackKey, Conntrack>,
     opening: Table<ConntrackKey, Conntrack>,
+    clients6: Vec<(&'static str, Table<Be32, Client6>)>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
 impl ProgramTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let clients6 = CLIENT_MAPS.map(|name| Ok((name, take(ebpf, name)?)));
         Ok(Self {
+            clients6: clients6.into_iter().collect::<Result<_, DatapathError>>()?,
             conntrack: take(ebpf, "conntrack")?,
             opening: take(ebpf, "opening")?,
             counters: take(ebpf, "counters")?,
@@ -266,6 +272,32 @@ impl ProgramTables {
             }
         }
         Ok(entries)
+    }
+
+    /// As with conntrack, a walk that only repeats itself is given up.
+    pub(super) fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
+        let mut clients = BTreeMap::new();
+        for (name, map) in &self.clients6 {
+            for entry in map.iter().take(limit.saturating_mul(4)) {
+                if clients.len() == limit {
+                    break;
+                }
+                let entry = entry.map_err(|e| kernel(format!("read the map {name}"), words(&e)))?;
+                clients.insert(entry.0, entry.1);
+            }
+        }
+        Ok(clients)
+    }
+
+    pub(super) fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
+        for (name, map) in &self.clients6 {
+            match map.get(&number, 0) {
+                Ok(client) => return Ok(Some(client)),
+                Err(e) if errno(&e) == Some(libc::ENOENT) => {}
+                Err(e) => return Err(kernel(format!("read the map {name}"), words(&e))),
+            }
+        }
+        Ok(None)
     }
 }
 
