@@ -44,6 +44,54 @@ pub const fn of_node(vtep: &Ip6) -> Be32 {
     Be32::new(if hash == 0 { 1 } else { hash })
 }
 
+/// One of the numbers that an IPv6 address outside may have, in 240.0.0.0/4 ([`crate::maps::Client6`]).
+#[inline(always)]
+pub const fn of_client6(ip: &Ip6, key: [u64; 2], attempt: u32) -> Be32 {
+    let [a, b, c, d] = ip.words();
+    let hash = sip(key, [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]);
+    let hash = mix(hash as u32, (hash >> 32) as u32 ^ attempt);
+    Be32::new(0xf000_0000 | hash >> 4)
+}
+
+/// SipHash-2-4 of 16 bytes, as little-endian words (J.-P. Aumasson and D. J. Bernstein, SipHash: a fast
+/// short-input PRF): who does not know the key cannot look for messages with equal hashes.
+#[inline(always)]
+pub const fn sip(key: [u64; 2], message: [u64; 2]) -> u64 {
+    let mut v = [
+        key[0] ^ 0x736f_6d65_7073_6575,
+        key[1] ^ 0x646f_7261_6e64_6f6d,
+        key[0] ^ 0x6c79_6765_6e65_7261,
+        key[1] ^ 0x7465_6462_7974_6573,
+    ];
+    // The last block has the length.
+    let blocks = [message[0], message[1], 16 << 56];
+    let mut i = 0;
+    while i < blocks.len() {
+        v[3] ^= blocks[i];
+        v = sip_round(sip_round(v));
+        v[0] ^= blocks[i];
+        i += 1;
+    }
+    v[2] ^= 0xff;
+    v = sip_round(sip_round(sip_round(sip_round(v))));
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+#[inline(always)]
+const fn sip_round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
+    a = a.wrapping_add(b);
+    b = b.rotate_left(13) ^ a;
+    a = a.rotate_left(32);
+    c = c.wrapping_add(d);
+    d = d.rotate_left(16) ^ c;
+    a = a.wrapping_add(d);
+    d = d.rotate_left(21) ^ a;
+    c = c.wrapping_add(b);
+    b = b.rotate_left(17) ^ c;
+    c = c.rotate_left(32);
+    [a, b, c, d]
+}
+
 /// A hash of two words, for programs that have no flow hash from the kernel (XDP): a
 /// multiply-and-rotate mix with the finalizer of MurmurHash3.
 #[inline(always)]
@@ -60,6 +108,29 @@ pub const fn mix(a: u32, b: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn siphash_is_that_of_its_authors() {
+        // Of the bytes 0 to 15 under the key of the bytes 0 to 15: the 17th of their test vectors.
+        let words = |from: u8| u64::from_le_bytes(core::array::from_fn(|i| from + i as u8));
+        let (key, message) = ([words(0), words(8)], [words(0), words(8)]);
+        assert_eq!(sip(key, message), 0x3f2a_cc7f_57c2_9bdb);
+    }
+
+    #[test]
+    fn addresses_outside_have_numbers_that_are_nobodys_addresses() {
+        let ip = |last: u8| {
+            let mut octets = [0x20; 16];
+            octets[15] = last;
+            Ip6::from_octets(octets)
+        };
+        let number = |last, key, attempt| of_client6(&ip(last), [key, 7], attempt);
+        let all: std::collections::HashSet<_> =
+            (0..=255).flat_map(|last| (0..4).map(move |i| number(last, 1, i).octets())).collect();
+        assert!(all.len() > 1000, "{}", all.len());
+        assert!(all.iter().all(|number| number[0] >= 240));
+        assert_ne!(number(1, 1, 0), number(1, 2, 0), "the secret says which");
+    }
 
     #[test]
     fn source_ports_cover_the_dynamic_range_and_nothing_else() {

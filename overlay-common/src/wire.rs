@@ -289,6 +289,43 @@ pub struct TcpSegment {
     pub tcp: Tcp,
 }
 
+/// As [`TcpSegment`], over IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TcpSegment6 {
+    /// Ethernet.
+    pub ethernet: Ethernet,
+    /// IPv6, whose alignment of 4 the header does not have in the packet.
+    pub ipv6: PackedIpv6,
+    /// TCP.
+    pub tcp: Tcp,
+}
+
+/// An IPv6 fragment header (RFC 8200, section 4.5, 8 bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentHeader6 {
+    /// Protocol of what follows, or the next extension header.
+    pub next_header: u8,
+    /// Reserved.
+    pub reserved: u8,
+    /// Offset in units of 8 bytes in the upper 13 bits, and the flag of more fragments in the last one.
+    pub offset: Be16,
+    /// Identification.
+    pub id: Be32,
+}
+
+impl FragmentHeader6 {
+    /// The extension header's number.
+    pub const NUMBER: u8 = 44;
+
+    /// Whether it is not the first fragment.
+    #[inline(always)]
+    pub const fn is_later(&self) -> bool {
+        self.offset.get() & 0xfff8 != 0
+    }
+}
+
 /// A VXLAN header (RFC 7348, section 5, 8 bytes). The fields have an alignment of 2 on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -426,20 +463,28 @@ pub struct IcmpError {
     pub icmp: Icmp,
 }
 
-/// An ICMPv6 "packet too big" header (RFC 4443, section 3.2, 8 bytes).
+/// The header of an ICMPv6 error (RFC 4443, section 3, 8 bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Icmp6 {
-    /// Type: [`ICMP6_TOO_BIG`].
+    /// Type: one of `ICMP6_*`.
     pub kind: u8,
-    /// Code, 0.
+    /// Code.
     pub code: u8,
     /// Checksum of a pseudo-header, this header and what follows it.
     pub checksum: Be16,
-    /// MTU of the next hop in bytes.
+    /// "Packet too big": MTU of the next hop in bytes; "parameter problem": where it is. Otherwise zero.
     pub mtu: Be32,
 }
 
+/// ICMPv6 type: destination unreachable, the first error.
+pub const ICMP6_UNREACHABLE: u8 = 1;
+/// Its code: nobody listens on the port.
+pub const ICMP6_PORT_UNREACHABLE: u8 = 4;
+/// ICMPv6 type: parameter problem, the last error.
+pub const ICMP6_PARAMETER_PROBLEM: u8 = 4;
+/// Its code: the protocol is not known.
+pub const ICMP6_NEXT_HEADER: u8 = 1;
 /// ICMPv6 type: packet too big.
 pub const ICMP6_TOO_BIG: u8 = 2;
 /// ICMPv6 type: echo request, the first one that reports no error (RFC 4443, section 2.1).
@@ -468,6 +513,8 @@ plain!(
     Udp,
     Tcp,
     TcpSegment,
+    TcpSegment6,
+    FragmentHeader6,
     Vxlan,
     Encapsulation,
     PackedIpv6,
@@ -497,6 +544,8 @@ mod tests {
         assert_eq!(size_of::<Tcp>(), 20);
         assert_eq!(offset_of!(Tcp, checksum), 16);
         assert_eq!(size_of::<TcpSegment>(), 54);
+        assert_eq!(size_of::<TcpSegment6>(), 74);
+        assert_eq!(size_of::<FragmentHeader6>(), 8);
         assert_eq!(size_of::<Vxlan>(), 8);
         assert_eq!(size_of::<Encapsulation>(), 64);
         assert_eq!(size_of::<PackedIpv6>(), 40);

@@ -5,14 +5,15 @@ use aya_ebpf::bindings::BPF_ANY;
 use overlay_common::{
     hash,
     maps::{
-        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV,
-        LB_SOURCE_HASH, Service, SlotKey, TableKey,
+        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, IPV6_SIDE, LB_HASH_FLOW, LB_LEAST,
+        LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey,
     },
 };
 
 use crate::{
     conntrack::now,
     maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, RR_CURSOR, SERVICES, SLOTS, Work, lookup},
+    number6,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -91,10 +92,11 @@ fn scheduled(work: &Work, number: u32) -> Option<u32> {
 #[inline(always)]
 fn client_hash(work: &Work) -> u32 {
     let key = &work.flow.key;
+    let client = if key.vni & IPV6_SIDE == 0 { key.saddr } else { number6::hashed(key.saddr) };
     if work.pick.service.hash == LB_HASH_FLOW {
-        hash::of_client_flow(key.saddr, [key.sport, key.dport], key.proto)
+        hash::of_client_flow(client, [key.sport, key.dport], key.proto)
     } else {
-        hash::of_client(key.saddr)
+        hash::of_client(client)
     }
 }
 

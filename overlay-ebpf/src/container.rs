@@ -66,9 +66,9 @@ pub fn sender(ctx: &TcContext) -> Result<Link, Reason> {
     known::link(ifindex(ctx)).ok_or(Reason::UnknownLink)
 }
 
-/// What the endpoint behind `link` sends.
+/// What the endpoint behind `link` sends. `kept` is what [`crate::event::keep`] returned.
 #[inline(always)]
-pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
+pub fn receive(ctx: &TcContext, link: Link, kept: i64) -> Outcome {
     pull(ctx, HEADERS);
     let ethernet: Ethernet = load(ctx, 0)?;
     if ethernet.src != link.mac {
@@ -76,7 +76,7 @@ pub fn receive(ctx: &TcContext, link: Link) -> Outcome {
     }
     match ethernet.ethertype.get() {
         ETHERTYPE_IPV4 => ipv4(ctx, link, ethernet),
-        ETHERTYPE_IPV6 => ipv6::from_container(ctx, link, ethernet),
+        ETHERTYPE_IPV6 => ipv6::from_container(ctx, link, ethernet, kept),
         ETHERTYPE_ARP => arp::answer(ctx, &link),
         _ => Err(Reason::UnsupportedProtocol),
     }

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
-    Reason,
+    Be32, Reason,
     maps::{FRAGMENT_TIME, Fragment, FragmentKey},
     wire::{Ipv4, Udp},
 };
@@ -44,9 +44,9 @@ fn find_head(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
         saddr: ip.saddr(),
         daddr: ip.daddr(),
         vni,
-        id: ip.id,
+        id: Be32::new(ip.id.get().into()),
         proto: ip.protocol,
-        pad: 0,
+        pad: [0; 3],
     };
     if !ip.is_later_fragment() {
         let head = load_at(ctx, offset + usize::from(ip.version_ihl & 0xf) * 4)?;

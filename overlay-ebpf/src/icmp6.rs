@@ -1,8 +1,8 @@
-//! IPv6 packets that do not fit the tunnel are answered with ICMPv6 "packet too big" (RFC 4443,
+//! ICMPv6 errors that the programs send. IPv6 packets that do not fit the tunnel are answered with ICMPv6 "packet too big" (RFC 4443,
 //! section 3.2) from the gateway: no router makes fragments of IPv6, so path MTU discovery (RFC 8201)
 //! is all that a sender has.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode},
@@ -13,15 +13,16 @@ use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason, checksum,
     maps::Network,
     wire::{
-        ETHERTYPE_IPV6, Ethernet, ICMP6_ECHO_REQUEST, ICMP6_TOO_BIG, IPV6_MIN_MTU, Icmp6,
-        Icmp6Error, PROTO_ICMPV6,
+        ETHERTYPE_IPV6, Ethernet, ICMP6_ECHO_REQUEST, ICMP6_NEXT_HEADER, ICMP6_PARAMETER_PROBLEM,
+        ICMP6_PORT_UNREACHABLE, ICMP6_TOO_BIG, ICMP6_UNREACHABLE, IPV6_MIN_MTU, Icmp6, Icmp6Error,
+        Ipv6, PROTO_ICMPV6, PROTO_SCTP,
     },
 };
 
 use crate::{
     fallible,
     ipv6::{ICMPV6, IPV6_LEN},
-    maps::{Ipv6Work, LINKS6, NETWORKS, lookup, work},
+    maps::{Ipv6Work, LINKS6, NETWORKS, Work, lookup, work},
     packet::{ETH_LEN, ifindex, load, load_at, pull, store},
 };
 
@@ -32,8 +33,22 @@ const QUOTE: u32 = IPV6_MIN_MTU - size_of::<Icmp6Error>() as u32;
 const SUMMED: usize = 512;
 const HOP_LIMIT: u8 = 64;
 
-/// Tells the container behind `work.ipv6.link` that the path of its packet, which is as it was sent,
-/// takes IPv6 packets of `mtu` bytes: makes the answer of it, which the caller sends back out. No less
+/// Says that answers to the container behind `work.ipv6.link` come from its gateway.
+///
+/// # Errors
+/// [`Reason::TooBig`] when it has none any more.
+#[inline(always)]
+pub fn from_gateway(ctx: &TcContext) -> Result<(), Reason> {
+    let work = &mut work()?.ipv6;
+    work.router = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::TooBig)?.gateway;
+    let network: Network = lookup(&NETWORKS, &work.link.vni).ok_or(Reason::TooBig)?;
+    work.router_mac = Mac::of_ip(network.gateway);
+    Ok(())
+}
+
+/// Tells the sender that the path of its packet, which is as it was sent, with its header in `work.ipv6.ip`,
+/// takes IPv6 packets of `mtu` bytes: makes the answer of it, which the caller sends back out, from
+/// `work.ipv6.router`. No less
 /// than 1280 is told, which every path takes (RFC 8200, section 5): packets up to that length are sent
 /// in fragments of the tunnel (RFC 2473, section 7.1).
 ///
@@ -51,29 +66,92 @@ fn too_big_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
 
 #[inline(always)]
 fn answer(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
-    let Ipv6Work { link, ip, error, .. } = &mut work()?.ipv6;
-    if ip.next_header == PROTO_ICMPV6 && load_at::<u8>(ctx, ICMPV6)? < ICMP6_ECHO_REQUEST {
+    if work()?.ipv6.ip.next_header == PROTO_ICMPV6
+        && load_at::<u8>(ctx, ICMPV6)? < ICMP6_ECHO_REQUEST
+    {
         return Err(Reason::TooBig);
     }
-    let gateway = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::TooBig)?.gateway;
-    let network: Network = lookup(&NETWORKS, &link.vni).ok_or(Reason::TooBig)?;
-    let length = ETH_LEN as u32 + QUOTE;
-    if ctx.len() < length {
+    if ctx.len() < ETH_LEN as u32 + QUOTE {
         return Err(Reason::TooBig);
     }
+    cut(ctx, QUOTE)?;
+    let quote = quote_sum(ctx)?;
+    let mtu = if mtu < IPV6_MIN_MTU { IPV6_MIN_MTU } else { mtu };
+    send(ctx, QUOTE, [ICMP6_TOO_BIG, 0], mtu, quote)
+}
+
+/// How much of a packet that is refused its answer quotes, ..
+const QUOTE_REFUSED: u32 = 128;
+/// .. and of a short one: its header, and the ports.
+const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
+
+/// Tells the sender of a packet, which is as it was sent, with its header in `work.ipv6.ip`, that nobody
+/// listens on its port: makes the answer of it, which the caller sends back out. The packet is UDP or SCTP, with
+/// its transport header, from one host to one.
+///
+/// # Errors
+/// [`Reason::Truncated`] when it has less; [`Reason::RewriteRefused`] when the kernel refuses.
+#[inline(always)]
+pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
+    fallible::unpack(refuse_port6_packed(ctx.skb.skb)).map(|_| ())
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn refuse_port6_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(refuse_port(&TcContext::new(skb)).map(|()| 0))
+}
+
+#[inline(always)]
+fn refuse_port(ctx: &TcContext) -> Result<(), Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    ipv6.router = ipv6.ip.dst;
+    ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
+    // SCTP takes no notice of unreachable ports (RFC 9260, section 10, ICMP3 and ICMP8).
+    let (kind, value) = if flow.key.proto == PROTO_SCTP {
+        ([ICMP6_PARAMETER_PROBLEM, ICMP6_NEXT_HEADER], offset_of!(Ipv6, next_header) as u32)
+    } else {
+        ([ICMP6_UNREACHABLE, ICMP6_PORT_UNREACHABLE], 0)
+    };
+    // The length that is summed must be known to the verifier.
+    if ctx.len() >= ETH_LEN as u32 + QUOTE_REFUSED {
+        cut(ctx, QUOTE_REFUSED)?;
+        let quote = part_sum::<ETH_LEN, { QUOTE_REFUSED as usize }>(ctx, 0)?;
+        send(ctx, QUOTE_REFUSED, kind, value, quote.into())
+    } else {
+        // An aggregate may say that there is more than there is.
+        if ctx.len() < ETH_LEN as u32 + QUOTE_SHORT {
+            return Err(Reason::Truncated);
+        }
+        cut(ctx, QUOTE_SHORT)?;
+        let quote = part_sum::<ETH_LEN, { QUOTE_SHORT as usize }>(ctx, 0)?;
+        send(ctx, QUOTE_SHORT, kind, value, quote.into())
+    }
+}
+
+/// Leaves as much of the packet as its answer quotes, where it can be read directly.
+#[inline(always)]
+fn cut(ctx: &TcContext, quote: u32) -> Result<(), Reason> {
+    let length = ETH_LEN as u32 + quote;
     // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
         return Err(Reason::RewriteRefused);
     }
     pull(ctx, length);
+    Ok(())
+}
+
+/// Puts an answer's headers in front of the `length` bytes that it quotes, whose sum is `quote`.
+#[inline(always)]
+fn send(ctx: &TcContext, length: u32, kind: [u8; 2], value: u32, quote: u64) -> Result<(), Reason> {
+    let Ipv6Work { ip, error, router, router_mac, .. } = &mut work()?.ipv6;
     let ethernet: Ethernet = load(ctx, 0)?;
-    let quote = quote_sum(ctx)?;
     ctx.adjust_room(size_of::<Icmp6Error>() as i32, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0)
         .map_err(|_| Reason::RewriteRefused)?;
-    fill(error, (&gateway, &ip.src), mtu, quote);
+    fill(error, (router, &ip.src), (kind, value), (length, quote));
     store(ctx, ETH_LEN, error)?;
     let ethertype = Be16::new(ETHERTYPE_IPV6);
-    store(ctx, 0, &Ethernet { dst: ethernet.src, src: Mac::of_ip(network.gateway), ethertype })
+    store(ctx, 0, &Ethernet { dst: ethernet.src, src: *router_mac, ethertype })
 }
 
 /// Sum of the words that are quoted.
@@ -106,21 +184,27 @@ fn part_sum<const START: usize, const LENGTH: usize>(
     u32::try_from(sum).map_err(|_| Reason::RewriteRefused)
 }
 
-/// Fills in the headers of an answer from `ends.0` to `ends.1`. `quote` is the sum of what follows them.
+/// Fills in the headers of an answer from `ends.0` to `ends.1`: type and code, what it tells, and length and sum
+/// of what follows them.
 #[inline(always)]
-fn fill(error: &mut Icmp6Error, ends: (&Ip6, &Ip6), mtu: u32, quote: u64) {
+fn fill(
+    error: &mut Icmp6Error,
+    ends: (&Ip6, &Ip6),
+    ([kind, code], value): ([u8; 2], u32),
+    (length, quote): (u32, u64),
+) {
     let Icmp6Error { ipv6, icmp } = error;
-    let payload = Be16::new((size_of::<Icmp6>() as u32 + QUOTE) as u16);
+    let payload = Be16::new((size_of::<Icmp6>() as u32 + length) as u16);
     ipv6.version_class_flow = [0x60, 0, 0, 0];
     ipv6.payload_length = payload;
     ipv6.next_header = PROTO_ICMPV6;
     ipv6.hop_limit = HOP_LIMIT;
     ipv6.src = *ends.0;
     ipv6.dst = *ends.1;
-    icmp.kind = ICMP6_TOO_BIG;
-    icmp.code = 0;
+    icmp.kind = kind;
+    icmp.code = code;
     icmp.checksum = Be16::ZERO;
-    icmp.mtu = Be32::new(if mtu < IPV6_MIN_MTU { IPV6_MIN_MTU } else { mtu });
+    icmp.mtu = Be32::new(value);
     let sum = ipv6.src.sum()
         + ipv6.dst.sum()
         + u64::from(payload.raw())
@@ -143,7 +227,8 @@ mod tests {
         let sum = u64::from(!checksum::of_bytes(&quote, 0));
         let ip6 = |text: &str| Ip6::from(text.parse::<core::net::Ipv6Addr>().expect("an address"));
         let mut error = Icmp6Error::default();
-        fill(&mut error, (&ip6("fd00::1"), &ip6("fd00::2")), 1400, sum);
+        let ends = (&ip6("fd00::1"), &ip6("fd00::2"));
+        fill(&mut error, ends, ([ICMP6_TOO_BIG, 0], 1400), (QUOTE, sum));
         let Icmp6 { kind, code, checksum: told, mtu } = error.icmp;
         assert_eq!((kind, code, mtu.get()), (2, 0, 1400));
         let mut bytes = Vec::new();
@@ -158,10 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn no_less_than_every_path_takes_is_told() {
+    fn an_answer_is_no_longer_than_what_every_path_takes() {
         let mut error = Icmp6Error::default();
-        fill(&mut error, (&Ip6::UNSPECIFIED, &Ip6::UNSPECIFIED), 1000, 0);
-        assert_eq!(error.icmp.mtu.get(), 1280);
+        let told = ([ICMP6_TOO_BIG, 0], IPV6_MIN_MTU);
+        fill(&mut error, (&Ip6::UNSPECIFIED, &Ip6::UNSPECIFIED), told, (QUOTE, 0));
         assert_eq!(u32::from(error.ipv6.payload_length.get()) + IPV6_LEN as u32, IPV6_MIN_MTU);
     }
 }

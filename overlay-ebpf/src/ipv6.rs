@@ -1,18 +1,19 @@
-//! IPv6 on dual-stack networks: checks and delivery as for IPv4, without services.
+//! IPv6 on dual-stack networks: checks and delivery between endpoints as for IPv4.
 //!
 //! Nothing here needs a port, so extension headers and fragments cross untouched. The IPv4 path
-//! pays one comparison for all of this: it lives in functions of its own, called for IPv6 only.
+//! pays one comparison for all of this: it lives in functions of its own, called for IPv6 only. What needs
+//! a look at flows is left to programs of their own (`container6`, `host6` and `tunnel6`), called by `tail`.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
-        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
-        Endpoint6Key, EndpointKey, Link, Link6,
+        CALL_CONTAINER, CALL_TUNNEL, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY,
+        ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint6Key, EndpointKey, Link, Link6,
     },
     wire::{
-        ETHERTYPE_IPV6, Ethernet, Ipv6, ND_FIRST, ND_LAST, ND_SOLICITATION, PROTO_ICMPV6,
-        PROTO_TCP, PROTO_UDP,
+        ETHERTYPE_IPV6, Ethernet, ICMP6_ECHO_REQUEST, Ipv6, ND_FIRST, ND_LAST, ND_SOLICITATION,
+        PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
     },
 };
 
@@ -20,7 +21,7 @@ use crate::{
     Outcome, Verdict, echo, ecn, fallible, family,
     forward::{back_out, deliver_as},
     icmp6,
-    maps::{ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
+    maps::{CALLED, ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
     nd,
     observe::Party,
     packet::{ETH_LEN, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
@@ -40,24 +41,37 @@ const MOST_EXTENSIONS: usize = 8;
 const TO_ENDPOINT: u32 = 0;
 /// As above: who has an address.
 const DISCOVERY: u32 = 1;
-/// As above: ICMPv6 to the gateway.
+/// As above: ICMPv6 to the gateway, or a ping to a VIP.
 const ECHO: u32 = 2;
+/// As above: it may be of a flow that is translated.
+const FLOW: u32 = 3;
 
 /// What [`find`] says of an address that is no endpoint's and not the gateway's: no kind of endpoint.
 pub const NOBODY: u8 = u8::MAX;
 
-/// What an endpoint sends.
+/// What an endpoint sends. `kept` is what [`crate::event::keep`] returned.
 #[inline(always)]
-pub fn from_container(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
+pub fn from_container(ctx: &TcContext, link: Link, ethernet: Ethernet, kept: i64) -> Outcome {
     let work = &mut work()?.ipv6;
     work.link = link;
     work.ethernet = ethernet;
+    work.kept = kept;
     // Two calls one after the other, not one inside the other: their stacks do not add up.
     match fallible::unpack(examine_packed(ctx.skb.skb))? {
         DISCOVERY => nd::answer(ctx),
         ECHO => echo::answer6(ctx),
+        FLOW => Err(go_on(ctx, CALL_CONTAINER)),
         _ => to_endpoint(ctx),
     }
+}
+
+/// Goes on with another program, which has the work area as it is and does not return. The reason is for where
+/// there is none.
+#[inline(always)]
+pub fn go_on(ctx: &TcContext, program: u32) -> Reason {
+    // SAFETY: nothing waits to be dropped, and the programs called end with a verdict as this one would.
+    unsafe { CALLED.tail_call(ctx, program) };
+    Reason::NotConfigured
 }
 
 #[inline(never)]
@@ -101,16 +115,34 @@ fn examine(ctx: &TcContext) -> Result<u32, Reason> {
         return Err(Reason::SpoofedSource);
     }
     let (vni, destination) = (work.link.vni, work.ip.dst);
-    match find(work, vni, destination) {
-        ENDPOINT_LOCAL | ENDPOINT_REMOTE if next == PROTO_ICMPV6 => Ok(TO_ENDPOINT),
+    let kind = find(work, vni, destination);
+    work.kind = kind.into();
+    match kind {
         ENDPOINT_LOCAL | ENDPOINT_REMOTE => {
-            refuse_hidden_discovery(ctx, next).map(|()| TO_ENDPOINT)
+            if next != PROTO_ICMPV6 {
+                refuse_hidden_discovery(ctx, next)?;
+            }
+            // Flows have no link-local addresses.
+            let backend = u16::from(work.endpoint.flags) | work.link.flags;
+            let may_be_flow = backend & u16::from(ENDPOINT_FLAG_BACKEND) != 0;
+            Ok(if may_be_flow && source == own.ip { FLOW } else { TO_ENDPOINT })
         }
         ENDPOINT_GATEWAY if next == PROTO_ICMPV6 => Ok(ECHO),
         ENDPOINT_GATEWAY => Err(Reason::GatewayPort),
-        NOBODY => Err(nowhere(&own, work.ip.dst)),
+        ENDPOINT_SERVICE if next == PROTO_ICMPV6 && is_ping(ctx) => Ok(ECHO),
+        ENDPOINT_SERVICE if source != own.ip => Err(Reason::ServiceProtocol),
+        ENDPOINT_SERVICE => Ok(FLOW),
+        NOBODY => match nowhere(&own, work.ip.dst) {
+            Reason::NoWayOut if source == own.ip => Ok(FLOW),
+            reason => Err(reason),
+        },
         _ => Err(Reason::NoEndpoint),
     }
+}
+
+#[inline(always)]
+fn is_ping(ctx: &TcContext) -> bool {
+    load_at::<u8>(ctx, ICMPV6).is_ok_and(|kind| kind == ICMP6_ECHO_REQUEST)
 }
 
 /// Why a packet to an address that nobody has is dropped.
@@ -126,7 +158,7 @@ fn nowhere(own: &Link6, destination: Ip6) -> Reason {
 /// Checks what every IPv6 header must satisfy. `available` is the length of the packet from this
 /// header on; aggregates over 64 KiB have a payload length of 0 (BIG TCP, Linux 5.19).
 #[inline(always)]
-fn check_ipv6(ip: &Ipv6, available: u32, gso: bool) -> Result<(), Reason> {
+pub fn check_ipv6(ip: &Ipv6, available: u32, gso: bool) -> Result<(), Reason> {
     if ip.version_class_flow[0] >> 4 != 6 {
         return Err(Reason::Malformed);
     }
@@ -188,7 +220,7 @@ pub fn extension_length(unit: usize, field: u8) -> usize {
     (usize::from(field) + extra) * unit
 }
 
-/// The kind of what has an address of a network, if it is an endpoint or the gateway; what is found
+/// The kind of what has an address of a network, if it is an endpoint, a VIP or the gateway; what is found
 /// is in `work.endpoint` then. Link-local addresses say the IPv4 address of theirs.
 #[inline(always)]
 pub fn find(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> u8 {
@@ -204,8 +236,9 @@ pub fn find(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> u8 {
     let Some(endpoint) = found else { return NOBODY };
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     work.endpoint = unsafe { *endpoint };
-    // VIPs and the node itself have no IPv6.
-    if work.endpoint.kind == ENDPOINT_SERVICE || work.endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
+    // The node itself has no IPv6, and VIPs have no link.
+    let is_vip = work.endpoint.kind == ENDPOINT_SERVICE;
+    if (is_vip && ip.is_link_local()) || work.endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
         return NOBODY;
     }
     work.endpoint.kind
@@ -213,7 +246,7 @@ pub fn find(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> u8 {
 
 /// To the endpoint in `work.ipv6`.
 #[inline(always)]
-fn to_endpoint(ctx: &TcContext) -> Outcome {
+pub fn to_endpoint(ctx: &TcContext) -> Outcome {
     let Ipv6Work { link, ethernet, endpoint, .. } = &mut work()?.ipv6;
     if endpoint.kind == ENDPOINT_LOCAL {
         return deliver_as(ETHERTYPE_IPV6, ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
@@ -221,12 +254,17 @@ fn to_endpoint(ctx: &TcContext) -> Outcome {
     ethernet.dst = endpoint.mac;
     match vxlan::encapsulate(ctx, link.vni, endpoint.node, ethernet) {
         Err(Reason::TooBig) => {
-            icmp6::too_big(ctx, vxlan::inner_mtu(ctx, endpoint.node)?)?;
+            let mtu = vxlan::inner_mtu(ctx, endpoint.node)?;
+            icmp6::from_gateway(ctx)?;
+            icmp6::too_big(ctx, mtu)?;
             Ok(back_out(ctx, Reason::TooBigAnswered))
         }
         sent => sent,
     }
 }
+
+/// In place of an action of [`from_tunnel_packed`]: it may be of a flow that is translated.
+const GO_ON: u32 = 1 << 16;
 
 /// A frame of network `receiver.vni` with an IPv6 packet in it, from a node and under an outer TOS
 /// byte. `OUTER` bytes of outer headers are in front, or none where the kernel's device has removed
@@ -240,6 +278,13 @@ pub fn from_tunnel<const OUTER: usize>(
     let packed = from_tunnel_packed(ctx.skb.skb, receiver.vni, sender, outer_tos, OUTER);
     receiver.slot = work()?.ipv6.slot;
     let action = fallible::unpack(packed)?;
+    if action == GO_ON {
+        let work = &mut work()?.ipv6;
+        work.vni = receiver.vni;
+        work.sender = sender;
+        work.outer = OUTER as u32;
+        return Err(go_on(ctx, CALL_TUNNEL));
+    }
     Ok(Verdict::Delivered(action as i32, Reason::Decapsulated, receiver.slot))
 }
 
@@ -254,8 +299,8 @@ fn from_tunnel_packed(
     fallible::pack(to_local(&TcContext::new(skb), (vni, sender), outer_tos, outer))
 }
 
-/// To an endpoint of this node, from another endpoint of the network: nobody outside speaks IPv6
-/// to containers.
+/// To an endpoint of this node, from another endpoint of the network. What is not that, or from a backend, is
+/// looked up among flows.
 #[inline(always)]
 fn to_local(
     ctx: &TcContext,
@@ -271,28 +316,50 @@ fn to_local(
     check_ipv6(&work.ip, ctx.len() - at as u32, is_gso(ctx))?;
     ecn::combine_ipv6(ctx, outer_tos, at)?;
     let destination = work.ip.dst;
-    if find(work, vni, destination) != ENDPOINT_LOCAL {
-        return Err(Reason::NoEndpoint);
+    match find(work, vni, destination) {
+        ENDPOINT_LOCAL => {}
+        NOBODY if !destination.is_link_local() && !destination.is_group() => return Ok(GO_ON),
+        _ => return Err(Reason::NoEndpoint),
     }
     let endpoint = work.endpoint;
     work.slot = endpoint.slot;
     let source = work.ip.src;
-    if find(work, vni, source) != ENDPOINT_REMOTE || work.endpoint.node != sender {
-        return Err(Reason::SpoofedInnerSource);
+    match find(work, vni, source) {
+        ENDPOINT_REMOTE if work.endpoint.node == sender => {}
+        NOBODY if !source.is_link_local() => return Ok(GO_ON),
+        _ => return Err(Reason::SpoofedInnerSource),
     }
-    if outer != 0 {
-        let config = config().ok_or(Reason::NotConfigured)?;
-        refuse_aggregate(ctx, work.ip.next_header, config.decap_flags)?;
-        if family::is_ipv6() {
-            vxlan6::remove(ctx, ETHERTYPE_IPV6, config.decap_flags)?;
-        } else {
-            vxlan::remove_ipv6(ctx, config.decap_flags)?;
-        }
+    if work.endpoint.flags & ENDPOINT_FLAG_BACKEND != 0 && !source.is_link_local() {
+        return Ok(GO_ON);
     }
+    pop(ctx, outer, false)?;
     let from = work.endpoint.mac;
     match deliver_as(ETHERTYPE_IPV6, ctx, &endpoint, from, Reason::Decapsulated)? {
         Verdict::Delivered(action, ..) | Verdict::Done(action, _) => Ok(action as u32),
         Verdict::Pass => Err(Reason::NoEndpoint),
+    }
+}
+
+/// Removes `outer` bytes of outer headers in front of the packet in `work.ipv6`. `leaves` says that it goes out
+/// of the host.
+///
+/// # Errors
+/// [`Reason::TunnelRefused`] when it is for the kernel's device to do that.
+#[inline(always)]
+pub fn pop(ctx: &TcContext, outer: usize, leaves: bool) -> Result<(), Reason> {
+    if outer == 0 {
+        return Ok(());
+    }
+    let config = config().ok_or(Reason::NotConfigured)?;
+    refuse_aggregate(ctx, work()?.ipv6.ip.next_header, config.decap_flags)?;
+    // As in `underlay`: the mark that an aggregate may keep could mislead a NIC.
+    if leaves && is_gso(ctx) && config.decap_flags == 0 {
+        return Err(Reason::TunnelRefused);
+    }
+    if family::is_ipv6() {
+        vxlan6::remove(ctx, ETHERTYPE_IPV6, config.decap_flags)
+    } else {
+        vxlan::remove_ipv6(ctx, config.decap_flags)
     }
 }
 

@@ -17,17 +17,20 @@ mod arp;
 mod balance;
 mod conntrack;
 mod container;
+mod container6;
 mod direct;
 mod echo;
 mod ecn;
 mod event;
 mod fallible;
 mod family;
+mod flow6;
 mod forward;
 mod forward6;
 mod fragment;
 mod handover;
 mod hop;
+mod host6;
 mod icmp;
 mod icmp6;
 mod ipv6;
@@ -35,7 +38,9 @@ mod known;
 mod maps;
 mod membership;
 mod nat;
+mod nat6;
 mod nd;
+mod number6;
 mod observe;
 mod outside;
 mod outside_flow;
@@ -43,12 +48,14 @@ mod outside_limit;
 mod packet;
 mod published;
 mod refuse;
+mod refuse6;
 mod related;
 mod replicate;
 mod returning;
 mod served;
 mod service;
 mod socket;
+mod tunnel6;
 mod underlay;
 mod underlay6;
 mod vxlan;
@@ -95,7 +102,7 @@ pub fn from_container(ctx: TcContext) -> i32 {
     };
     let sender = Party::sender(&link);
     let kept = event::keep(&ctx, &sender);
-    conclude_tc(&ctx, &sender, kept, container::receive(&ctx, link))
+    conclude_tc(&ctx, &sender, kept, container::receive(&ctx, link, kept))
 }
 
 /// TC ingress of the underlay interface: tunnel packets and published ports.
@@ -107,7 +114,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
-/// As [`from_underlay`], where the underlay is IPv6. Published ports are IPv4 there too.
+/// As [`from_underlay`], where the underlay is IPv6.
 #[classifier]
 #[inline(always)]
 pub fn from_underlay6(ctx: TcContext) -> i32 {
@@ -122,6 +129,34 @@ pub fn from_underlay6(ctx: TcContext) -> i32 {
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
     let outcome = underlay::receive_inner(&ctx, &mut receiver);
+    conclude_tc(&ctx, &receiver, 0, outcome)
+}
+
+/// Attached nowhere: `from_container` goes on with this where an IPv6 packet may be of a translated flow.
+#[classifier]
+#[inline(always)]
+pub fn container_flow6(ctx: TcContext) -> i32 {
+    let Ok((link, kept)) = container6::sender() else {
+        return conclude_tc(&ctx, &Party::receiver(), 0, Err(Reason::NotConfigured));
+    };
+    conclude_tc(&ctx, &Party::sender(&link), kept, container6::receive(&ctx))
+}
+
+/// Attached nowhere: the programs of the host's interfaces go on with this for an IPv6 packet that is not the
+/// tunnel's.
+#[classifier]
+#[inline(always)]
+pub fn host_flow6(ctx: TcContext) -> i32 {
+    conclude_tc(&ctx, &Party::receiver(), 0, host6::receive(&ctx))
+}
+
+/// Attached nowhere: the programs that receive tunnel packets go on with this where an IPv6 packet inside
+/// may be of a translated flow.
+#[classifier]
+#[inline(always)]
+pub fn tunnel_flow6(ctx: TcContext) -> i32 {
+    let mut receiver = Party::receiver();
+    let outcome = tunnel6::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 

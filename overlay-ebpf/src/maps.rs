@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Be32, COUNTERS, Ip6, Plain, Reason,
+    Be32, COUNTERS, Ip6, Mac, Plain, Reason,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
         AFFINITY_ENTRIES, Active, Address6, Affinity, AffinityKey, Backend, CALLS,
@@ -18,12 +18,15 @@ use overlay_common::{
         Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, FRAGMENT_ENTRIES, Fragment,
         FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
         KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, OPENING_ENTRIES,
-        Peer, PeerKey, Published, PublishedKey, Replicas, SERVED_ENTRIES, SMALL_TABLE, Seed6,
-        Served, ServedKey, Service, Slot, SlotKey, SockOrigin, SockOriginKey, Subnet, TableKey,
-        Usage, Vtep6,
+        OPENING6 as STRANGERS, Peer, PeerKey, Published, PublishedKey, Replicas, SERVED_ENTRIES,
+        SMALL_TABLE, Seed6, Served, ServedKey, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
+        Subnet, TableKey, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment},
+    wire::{
+        Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment,
+        TcpSegment6,
+    },
 };
 
 use crate::{event::Buffer, packet::Flow};
@@ -131,6 +134,9 @@ pub static OPENING: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHa
 #[btf_map(name = "clients6")]
 pub static CLIENTS6: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
 
+#[btf_map(name = "opening6")]
+pub static OPENING6: LruHashMap<Be32, Client6, STRANGERS> = LruHashMap::new();
+
 #[btf_map(name = "seed6")]
 pub static SEED6: Array<Seed6, 1> = Array::new();
 
@@ -224,6 +230,30 @@ pub struct Ipv6Work {
     pub endpoint: Endpoint,
     /// Counter slot of the endpoint that a tunnel packet is for; 0 while it is not known.
     pub slot: u32,
+    /// What a container's packet is for, as [`crate::ipv6::find`] says.
+    pub kind: u32,
+    /// What [`crate::event::keep`] returned for a container's packet.
+    pub kept: i64,
+    /// Network that a tunnel packet claims.
+    pub vni: u32,
+    /// Node that it comes from.
+    pub sender: Be32,
+    /// Bytes of outer headers in front of it.
+    pub outer: u32,
+    /// Whether the packet is in fragments: one of `*_FRAGMENT`.
+    pub fragment: u32,
+    /// Identification of its fragments.
+    pub id: Be32,
+    /// The header of the packet that an ICMPv6 error quotes.
+    pub quoted: Ipv6,
+    /// Source and destination of a translated packet.
+    pub new: [Ip6; 2],
+    /// Who an answer to the packet comes from.
+    pub router: Ip6,
+    /// Its MAC.
+    pub router_mac: Mac,
+    /// Padding, zero.
+    pub pad: u16,
     /// A neighbour solicitation, and the advertisement made of it.
     pub advertisement: Advertisement,
     /// The headers of an answer to what does not fit.
@@ -253,7 +283,9 @@ pub struct Scratch {
     pub quoted: ConntrackKey,
     /// A whole packet on its way.
     pub segment: TcpSegment,
-    /// The same on an IPv6 underlay.
+    /// The same of IPv6.
+    pub segment6: TcpSegment6,
+    /// Headers of an IPv6 underlay on their way into the packet.
     pub headers6: Encapsulation6,
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Ip6, Mac, Reason, checksum,
-    maps::{ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, Link},
+    maps::{ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link},
     wire::{
         Advertisement, ETHERTYPE_IPV6, Ethernet, LinkLayerOption, ND_ADVERTISEMENT,
         ND_OPTION_SOURCE, ND_OPTION_TARGET, ND_OVERRIDE, ND_ROUTER, ND_SOLICITED, Neighbour,
@@ -37,7 +37,7 @@ const HOP_LIMIT: u8 = 255;
 const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 
 /// Answers a solicitation from the container behind `work.ipv6.link` for an address of its network
-/// that an endpoint or the gateway has. Its source address is checked already: the container's own, its
+/// that an endpoint, a VIP or the gateway has. Its source address is checked already: the container's own, its
 /// link-local one, or none (duplicate address detection, RFC 4862, section 5.4).
 #[inline(always)]
 pub fn answer(ctx: &TcContext) -> Outcome {
@@ -67,7 +67,7 @@ fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
         return Err(Reason::NdUnknown);
     }
     let kind = find(work, vni, target);
-    if !matches!(kind, ENDPOINT_LOCAL | ENDPOINT_REMOTE | ENDPOINT_GATEWAY) {
+    if !matches!(kind, ENDPOINT_LOCAL | ENDPOINT_REMOTE | ENDPOINT_GATEWAY | ENDPOINT_SERVICE) {
         return Err(Reason::NdUnknown);
     }
     let Ipv6Work { advertisement, endpoint, .. } = work;

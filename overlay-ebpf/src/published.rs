@@ -1,13 +1,13 @@
 //! Ports that a service answers on the hosts.
 
 use overlay_common::{
-    Be16, Be32,
-    maps::{Published, PublishedKey},
+    Be16, Be32, Ip6,
+    maps::{PUBLISHED_IPV6, Published, PublishedKey},
     wire::Ipv4,
 };
 
 use crate::{
-    maps::{LOCAL_ADDRS, PUBLISHED, lookup},
+    maps::{LOCAL_ADDRS, LOCAL_ADDRS6, PUBLISHED, lookup},
     packet::has_ports,
 };
 
@@ -26,4 +26,19 @@ pub fn find_on_host(ip: &Ipv4, port: Be16) -> Option<Published> {
     let published = find(ip.protocol, port)?;
     let address: Be32 = ip.daddr();
     lookup(&LOCAL_ADDRS, &address).map(|_| published)
+}
+
+/// As [`find_on_host`], for a protocol and port of an IPv6 address.
+#[inline(always)]
+pub fn find_on_host6(address: &Ip6, proto: u8, port: Be16) -> Option<Published> {
+    if !is_on_host6(address) {
+        return None;
+    }
+    find(proto, port).filter(|published| published.flags & PUBLISHED_IPV6 != 0)
+}
+
+/// Whether it is an IPv6 address of the host on which published ports answer.
+#[inline(always)]
+pub fn is_on_host6(address: &Ip6) -> bool {
+    LOCAL_ADDRS6.get_ptr(address).is_some()
 }

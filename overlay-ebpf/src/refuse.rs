@@ -25,7 +25,7 @@ use crate::{
 /// Length of the answer to TCP.
 const RESET_LEN: u32 = size_of::<TcpSegment>() as u32;
 /// Length of a TCP header without options.
-const TCP_LEN: u32 = size_of::<Tcp>() as u32;
+pub const TCP_LEN: u32 = size_of::<Tcp>() as u32;
 const TTL: u8 = 64;
 
 /// What becomes of a packet that was refused for `reason`: its sender is told, if it may be, of
@@ -103,22 +103,8 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
 /// place of the checksum. `None` for what gets no answer: a reset, or a header that is impossible.
 #[inline(always)]
 fn reset(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
-    if tcp.flags & TCP_RST != 0 {
-        return None;
-    }
-    let (sequence, acknowledgement, flags) = if tcp.flags & TCP_ACK != 0 {
-        (tcp.acknowledgement, [0; 4], TCP_RST)
-    } else {
-        let header = u32::from(tcp.data_offset >> 4) * 4;
-        let available = u32::from(ip.total_length.get()).checked_sub(IPV4_LEN as u32)?;
-        if header < TCP_LEN || header > available {
-            return None;
-        }
-        let mut length = available - header;
-        length += u32::from(tcp.flags & TCP_SYN != 0) + u32::from(tcp.flags & TCP_FIN != 0);
-        let next = u32::from_be_bytes(tcp.sequence).wrapping_add(length);
-        ([0; 4], next.to_be_bytes(), TCP_RST | TCP_ACK)
-    };
+    let available = u32::from(ip.total_length.get()).saturating_sub(IPV4_LEN as u32);
+    let tcp = reset_header(available, tcp)?;
     let mut ipv4 = Ipv4 {
         version_ihl: 0x45,
         tos: 0,
@@ -139,17 +125,39 @@ fn reset(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
             ethertype: Be16::new(ETHERTYPE_IPV4),
         },
         ipv4,
-        tcp: Tcp {
-            source: tcp.dest,
-            dest: tcp.source,
-            sequence,
-            acknowledgement,
-            data_offset: 5 << 4,
-            flags,
-            window: Be16::ZERO,
-            checksum: Be16::from_raw(pseudo_sum(&ipv4)),
-            urgent: Be16::ZERO,
-        },
+        tcp: Tcp { checksum: Be16::from_raw(pseudo_sum(&ipv4)), ..tcp },
+    })
+}
+
+/// The header of the reset that answers a segment of `length` bytes, without its checksum; `None` as of
+/// [`reset`].
+#[inline(always)]
+pub fn reset_header(length: u32, tcp: &Tcp) -> Option<Tcp> {
+    if tcp.flags & TCP_RST != 0 {
+        return None;
+    }
+    let (sequence, acknowledgement, flags) = if tcp.flags & TCP_ACK != 0 {
+        (tcp.acknowledgement, [0; 4], TCP_RST)
+    } else {
+        let header = u32::from(tcp.data_offset >> 4) * 4;
+        if header < TCP_LEN || header > length {
+            return None;
+        }
+        let mut data = length - header;
+        data += u32::from(tcp.flags & TCP_SYN != 0) + u32::from(tcp.flags & TCP_FIN != 0);
+        let next = u32::from_be_bytes(tcp.sequence).wrapping_add(data);
+        ([0; 4], next.to_be_bytes(), TCP_RST | TCP_ACK)
+    };
+    Some(Tcp {
+        source: tcp.dest,
+        dest: tcp.source,
+        sequence,
+        acknowledgement,
+        data_offset: 5 << 4,
+        flags,
+        window: Be16::ZERO,
+        checksum: Be16::ZERO,
+        urgent: Be16::ZERO,
     })
 }
 
@@ -163,7 +171,7 @@ fn pseudo_sum(ip: &Ipv4) -> u16 {
 
 /// The sum of the header's words without its checksum.
 #[inline(always)]
-fn header_sum(tcp: &Tcp) -> u64 {
+pub fn header_sum(tcp: &Tcp) -> u64 {
     u64::from(tcp.source.raw())
         + u64::from(tcp.dest.raw())
         + u64::from(u32::from_ne_bytes(tcp.sequence))

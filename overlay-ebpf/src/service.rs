@@ -3,8 +3,8 @@
 use overlay_common::{
     Be16, Reason,
     maps::{
-        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, Service, TCP_SEEN_FIN,
-        TCP_SEEN_RST,
+        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, IPV6_SIDE, Service,
+        TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::PROTO_UDP,
 };
@@ -100,7 +100,7 @@ fn open(
     let target = Target {
         service,
         backend: number,
-        vni: backend.vni,
+        vni: backend.vni | work.flow.key.vni & IPV6_SIDE,
         ip: backend.ip,
         port,
         idle,

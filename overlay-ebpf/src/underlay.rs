@@ -8,7 +8,7 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND,
+        CALL_HOST, CONNTRACK_FORWARD, CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey,
         Published,
     },
@@ -104,7 +104,7 @@ impl<const OUTER: usize> Inner<'_, OUTER> {
 pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, VXLAN_OVERHEAD + HEADERS);
     let (Some((ip, udp)), Some(config)) = (outer_headers(ctx), config()) else {
-        return Ok(Verdict::Pass);
+        return not_ipv4(ctx);
     };
     if is_tunnel(config, &ip, &udp) {
         return from_tunnel(ctx, config, &ip, receiver);
@@ -134,8 +134,15 @@ pub fn receive_outside(ctx: &TcContext) -> Outcome {
     }
     match outer_headers(ctx) {
         Some((ip, udp)) => to_host(ctx, config, &ip, &udp),
-        None => Ok(Verdict::Pass),
+        None => not_ipv4(ctx),
     }
+}
+
+/// What is not IPv4, or has options: the host's, but for IPv6 to published ports.
+#[inline(always)]
+fn not_ipv4(ctx: &TcContext) -> Outcome {
+    let is_ipv6 = load::<Ethernet>(ctx, 0).is_ok_and(|e| e.ethertype.get() == ETHERTYPE_IPV6);
+    if is_ipv6 { Err(ipv6::go_on(ctx, CALL_HOST)) } else { Ok(Verdict::Pass) }
 }
 
 /// Whether the packet is, or begins, what the kernel's vxlan device would take for a tunnel packet:

@@ -6,13 +6,13 @@ use core::mem::offset_of;
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD6,
-    maps::Config,
+    maps::{CALL_HOST, Config},
     wire::{ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Ipv6, PROTO_UDP, Udp, Vxlan},
 };
 
 use crate::{
     Outcome, Verdict, ecn, family, handover,
-    ipv6::{ICMPV6, extension_length, extension_unit},
+    ipv6::{ICMPV6, extension_length, extension_unit, go_on},
     maps::{config, work},
     membership,
     observe::Party,
@@ -41,7 +41,7 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         load_into(ctx, ETH_LEN, outer)?;
         let udp = load::<Udp>(ctx, UDP);
         if !is_tunnel(config, outer, udp) {
-            return Ok(Verdict::Pass);
+            return Err(go_on(ctx, CALL_HOST));
         }
         // No other node has this node's own address under its number.
         let sender = family::node_of(&outer.src).ok_or(Reason::NotPeer)?;

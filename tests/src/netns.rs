@@ -133,7 +133,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 27] = [
+const TABLES: [&str; 28] = [
     "networks",
     "replicas",
     "endpoints",
@@ -159,6 +159,7 @@ const TABLES: [&str; 27] = [
     "conntrack",
     "opening",
     "clients6",
+    "opening6",
     "fragments",
     "sock_origin",
 ];

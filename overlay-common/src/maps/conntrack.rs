@@ -8,9 +8,9 @@ use crate::{Be16, Be32, Ip6, wire::Udp};
 /// taken for one of IPv4.
 pub const IPV6_SIDE: u32 = 1 << 24;
 
-/// Map `clients6`, LRU hash by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
-/// that have spoken to published ports, and those of the host that they asked. An address's number is one
-/// of [`CLIENT6_TRIES`] by a hash under the secret of map `seed6`, so that nobody can look for addresses that
+/// Maps `clients6` and `opening6`, LRU hashes by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
+/// that have spoken to published ports, and those of the host that they asked. As flows go from `opening` to
+/// `conntrack`, their addresses go from `opening6` to `clients6`. An address's number is one of [`CLIENT6_TRIES`] by a hash under the secret of map `seed6`, so that nobody can look for addresses that
 /// get in each other's way. Written and read by the programs, on every packet of such a flow; read by the
 /// agent to show them.
 pub type Client6 = Ip6;
@@ -18,12 +18,20 @@ pub type Client6 = Ip6;
 /// Most entries of `clients6`, the least recent of which are forgotten.
 pub const CLIENTS6: usize = 1 << 17;
 
+/// Most entries of `opening6`, likewise: as many as of `opening`, and those that they ask.
+pub const OPENING6: usize = 1 << 17;
+
 /// How many numbers an IPv6 address outside may get.
 pub const CLIENT6_TRIES: u32 = 4;
 
-/// Map `seed6`, array of one: the secret of `clients6`, a random number that the programs make when they
-/// first need it; 0 before.
-pub type Seed6 = u32;
+/// Map `seed6`, array of one: the secret of `clients6`, random numbers that the programs make when they
+/// first need them; zero before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Seed6 {
+    /// A key of SipHash.
+    pub key: [u64; 2],
+}
 
 /// Key of map `conntrack`: a tuple as it is seen on arrival, before any translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,7 +100,8 @@ pub struct Conntrack {
     pub last_seen: u64,
 }
 
-/// Key of map `fragments`: what the fragments of one IPv4 packet have in common (RFC 791, section 3.2).
+/// Key of map `fragments`: what the fragments of one packet have in common (RFC 791, section 3.2; RFC 8200,
+/// section 4.5). The addresses of IPv6 are numbers, as in [`ConntrackKey`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FragmentKey {
@@ -100,14 +109,15 @@ pub struct FragmentKey {
     pub saddr: Be32,
     /// Destination address.
     pub daddr: Be32,
-    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses.
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`IPV6_SIDE`] is
+    /// added for IPv6.
     pub vni: u32,
-    /// Identification.
-    pub id: Be16,
+    /// Identification, of 16 bits in IPv4.
+    pub id: Be32,
     /// IP protocol number.
     pub proto: u8,
     /// Padding, zero.
-    pub pad: u8,
+    pub pad: [u8; 3],
 }
 
 /// Map `fragments`, LRU hash: how the transport header of a packet in fragments begins, which only the
@@ -115,7 +125,7 @@ pub struct FragmentKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Fragment {
-    /// The first eight bytes behind the IPv4 header, in the layout of UDP.
+    /// The first eight bytes of the transport header, in the layout of UDP.
     pub head: Udp,
     /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the first fragment.
     pub seen: u64,

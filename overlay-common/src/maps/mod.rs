@@ -87,6 +87,7 @@ plain!(
     Conntrack,
     FragmentKey,
     Fragment,
+    Seed6,
     SockOriginKey,
     SockOrigin,
     Counter,
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(size_of::<Backend>(), 32);
         assert_eq!(size_of::<SubnetKey>(), 8);
         assert_eq!(size_of::<Usage>(), 16);
-        assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (16, 16));
+        assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (20, 16));
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);

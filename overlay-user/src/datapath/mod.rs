@@ -15,7 +15,8 @@ use std::{
 };
 
 pub use bpf::{
-    BpfDatapath, LoadOptions, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_table,
+    BpfDatapath, CALLED, LoadOptions, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_called,
+    set_table,
 };
 pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};

@@ -15,7 +15,7 @@ use std::{
 };
 
 use overlay_common::{
-    Reason,
+    Be32, Ip6, Reason,
     event::Watch,
     maps::{
         Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served, ServedKey,
@@ -31,6 +31,11 @@ use crate::{
     model::{self, Host, Predicted, Program, Tables, Verdict},
     rig::{FLOWS, IFINDEX, Ran, Rig},
 };
+
+/// The maps of addresses outside.
+const OUTSIDERS: [&str; 2] = ["clients6", "opening6"];
+/// The programs' secret.
+const SEED6: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 
 /// Packets of one sequence, and of a long one. Conntrack and cursors are carried from packet to
 /// packet.
@@ -137,7 +142,7 @@ impl Fuzz {
     pub fn sequence(&mut self, seed: u64) -> Result<(), Box<Failure>> {
         let mut rng = SmallRng::seed_from_u64(seed);
         self.clear();
-        let world = world::random(&mut rng, &self.rig);
+        let world = Tables { seed6: SEED6, ..world::random(&mut rng, &self.rig) };
         self.watched = rng.random_bool(0.3);
         self.rig.watch(if self.watched { check::WATCH } else { Watch::default() }, &[]);
         self.install(world);
@@ -180,10 +185,23 @@ impl Fuzz {
         let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
         let affinity = self.rig.affinity().into_iter().collect();
         let fragments = self.rig.fragments().into_iter().collect();
+        let [clients6, opening6] =
+            OUTSIDERS.map(|map| self.rig.outsiders(map).into_iter().collect());
         let served = self.rig.served();
         let usage = self.rig.usage();
-        let real =
-            Real { served, ran, conntrack, opening, cursors, active, affinity, fragments, usage };
+        let real = Real {
+            served,
+            ran,
+            conntrack,
+            opening,
+            cursors,
+            active,
+            affinity,
+            fragments,
+            clients6,
+            opening6,
+            usage,
+        };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
         let (tables, predicted) = match first {
@@ -234,6 +252,12 @@ impl Fuzz {
         if tables.served != real.served {
             return Err(format!("served {:?}\nmodel: {:?}", real.served, tables.served));
         }
+        if (&tables.clients6, &tables.opening6) != (&real.clients6, &real.opening6) {
+            return Err(format!(
+                "clients6 {:?}, opening6 {:?}\nmodel: {:?}, {:?}",
+                real.clients6, real.opening6, tables.clients6, tables.opening6
+            ));
+        }
         check::affinity(&tables.affinity, &real.affinity, now, span)?;
         check::fragments(&tables.fragments, &real.fragments, now, span)?;
         check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
@@ -254,6 +278,15 @@ impl Fuzz {
         for (key, _) in self.rig.fragments() {
             self.rig.set_fragment(key, None);
         }
+        for map in OUTSIDERS {
+            for (number, _) in self.rig.outsiders(map) {
+                self.rig.set_outsider(map, number, None);
+            }
+        }
+        self.rig.set_seed6(SEED6);
+        self.tables.seed6 = SEED6;
+        self.tables.clients6.clear();
+        self.tables.opening6.clear();
         self.rig.clear_served();
         self.tables.affinity.clear();
         self.tables.served.clear();
@@ -302,6 +335,8 @@ struct Real {
     active: BTreeMap<u32, u32>,
     affinity: HashMap<AffinityKey, Affinity>,
     fragments: HashMap<FragmentKey, Fragment>,
+    clients6: HashMap<Be32, Ip6>,
+    opening6: HashMap<Be32, Ip6>,
     served: BTreeMap<ServedKey, Served>,
     usage: Option<Usage>,
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{
     BRIDGE_VNI, Be32, INGRESS_VNI,
-    maps::{CONNTRACK_RETURN, ConntrackKey},
+    maps::{CONNTRACK_RETURN, ConntrackKey, IPV6_SIDE},
 };
 use rand::{Rng as _, RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -117,7 +117,8 @@ fn known(
     tables: &Tables,
     from: impl Fn(&ConntrackKey) -> bool,
 ) -> Option<(u32, Tuple)> {
-    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(|key| from(key)).collect();
+    let is_one = |key: &&ConntrackKey| key.vni & IPV6_SIDE == 0 && from(key);
+    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
     // The map's own order is not the seed's.
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
     if keys.is_empty() || rng.random_bool(0.4) {
@@ -164,7 +165,10 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 
 fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
-    if rng.random_bool(0.15) {
+    if rng.random_bool(0.2) {
+        return traffic6::to_host(rng, tables);
+    }
+    if rng.random_bool(0.25) {
         let vni = any(rng, &VNIS);
         let (sender, inner) = traffic6::from_tunnel(rng, tables, vni);
         return tunnel(rng, tables, (vni, sender), &inner);
@@ -277,7 +281,8 @@ fn error_about(
     if !rng.random_bool(0.15) {
         return None;
     }
-    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(|key| of(key)).collect();
+    let is_one = |key: &&ConntrackKey| key.vni & IPV6_SIDE == 0 && of(key);
+    let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
     let mut key = **keys.choose(rng)?;
     if rng.random_bool(0.1) {

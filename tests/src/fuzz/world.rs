@@ -8,8 +8,9 @@ use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, Mac, UNDERLAY_VNI,
     maps::{
         Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key,
-        EndpointKey, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network, Peer, PeerKey,
-        Published, PublishedKey, Replicas, Service, SlotKey, SubnetKey, TableKey, Usage,
+        EndpointKey, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network, PUBLISHED_IPV6,
+        Peer, PeerKey, Published, PublishedKey, Replicas, Service, SlotKey, SubnetKey, TableKey,
+        Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -17,7 +18,7 @@ use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 use super::check;
 use crate::{
     model::Tables,
-    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
+    rig::{CLIENT, IFINDEX, NODE, NODE6, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
 };
 
 /// A node of the cluster whose neighbour entry is missing.
@@ -95,12 +96,12 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     for vni in VNIS {
         network(rng, rig, &mut tables.agent, vni);
     }
-    dual_stack(rng, &mut tables.agent);
     for number in 1..=NUMBERS {
         service(rng, &mut tables, number);
         backend(rng, &mut tables, number);
         published(rng, &mut tables.agent);
     }
+    dual_stack(rng, &mut tables.agent);
     peers(rng, &mut tables.agent);
     for local in [NODE, Ipv4Addr::new(10, 255, 0, 2)] {
         if rng.random_bool(0.95) {
@@ -361,10 +362,26 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
 /// Gives endpoints IPv6 addresses, mostly those beside their IPv4 addresses.
 fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.endpoints6.clear();
+    agent.addresses6.clear();
     for (key, endpoint) in &agent.endpoints {
-        if rng.random_bool(0.7) {
-            let ip = Ip6::from(beside(key.ip.into()));
+        let ip = Ip6::from(beside(key.ip.into()));
+        if rng.random_bool(0.8) {
             agent.endpoints6.insert(Endpoint6Key { vni: key.vni, ip }, *endpoint);
+        }
+        if rng.random_bool(0.9) {
+            agent.addresses6.insert(*key, ip);
+        }
+    }
+    for backend in agent.backends.values() {
+        if rng.random_bool(0.9) {
+            let key = EndpointKey { vni: backend.vni, ip: backend.ip };
+            agent.addresses6.insert(key, beside(backend.ip.into()).into());
+        }
+    }
+    agent.local_addrs6.clear();
+    for local in [NODE6, ip6(255, 2)] {
+        if rng.random_bool(0.9) {
+            agent.local_addrs6.insert(local.into(), 1);
         }
     }
 }
@@ -488,9 +505,8 @@ fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
     let proto = any(rng, &[6, 6, 17, 17, 132]);
     let key = PublishedKey { port: Be16::new(any(rng, &PORTS)), proto, pad: 0 };
     let service = rng.random_range(1..=NUMBERS + 1);
-    agent
-        .published
-        .insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), flags: 0 });
+    let flags = any(rng, &[PUBLISHED_IPV6, PUBLISHED_IPV6, 0]);
+    agent.published.insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), flags });
 }
 
 /// An entry as no program writes it, under a tuple that packets have.

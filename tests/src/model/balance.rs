@@ -68,7 +68,10 @@ impl Walk<'_> {
             UDP => service.udp_idle,
             _ => service.tcp_idle,
         });
-        let target = Target { service, port, number, backend, idle, via };
+        // The backend is on the flow's side of its network.
+        let side = backend.vni | flow.key.vni & IPV6_SIDE;
+        let on_side = Backend { vni: side, ..backend };
+        let target = Target { service, port, number, backend: on_side, idle, via };
         let entry = self.create(flow, &target)?;
         self.count_active(number, &backend, |flows| flows.wrapping_add(1));
         self.count(counted, self.frame.len());
@@ -167,7 +170,10 @@ impl Walk<'_> {
     fn schedule(&mut self, flow: &Flow, number: u32, service: &Service) -> Option<u32> {
         match service.scheduler {
             // Source hash and Maglev.
-            3 | 4 => self.slot(number, service, client_hash(flow, service) % service.slots),
+            3 | 4 => {
+                let hash = self.client_hash(flow, service);
+                self.slot(number, service, hash % service.slots)
+            }
             2 => self.less_loaded(flow, number, service),
             _ => {
                 let turn = self.turn(number);
@@ -195,7 +201,7 @@ impl Walk<'_> {
     /// "Of two backends at random, the one with fewer flows for its weight."
     fn less_loaded(&mut self, flow: &Flow, number: u32, service: &Service) -> Option<u32> {
         let turn = self.turn(number);
-        let chance = hash::mix(client_hash(flow, service), turn);
+        let chance = hash::mix(self.client_hash(flow, service), turn);
         let first = chance % service.slots;
         // 2^32 by the golden ratio.
         let second = hash::mix(chance, 2_654_435_769) % service.slots;
@@ -209,13 +215,15 @@ impl Walk<'_> {
         let weight = |backend| self.backend(backend).map_or(1, |b| u128::from(b.weight));
         Some(if load(a) * weight(b) <= load(b) * weight(a) { a } else { b })
     }
-}
 
-fn client_hash(flow: &Flow, service: &Service) -> u32 {
-    let key = &flow.key;
-    match service.hash {
-        1 => hash::of_client_flow(key.saddr, [key.sport, key.dport], key.proto),
-        _ => hash::of_client(key.saddr),
+    fn client_hash(&self, flow: &Flow, service: &Service) -> u32 {
+        let key = &flow.key;
+        let is_ipv6 = key.vni & IPV6_SIDE != 0;
+        let client = if is_ipv6 { self.hashed6(key.saddr) } else { key.saddr };
+        match service.hash {
+            1 => hash::of_client_flow(client, [key.sport, key.dport], key.proto),
+            _ => hash::of_client(client),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! was."
 
 use overlay_common::{
-    Be16, Reason,
+    Be16, Be32, Reason,
     maps::{Fragment, FragmentKey},
     wire::Udp,
 };
@@ -16,7 +16,7 @@ const SECOND: u64 = 1_000_000_000;
 
 fn key(ip: &Ip, vni: u32) -> FragmentKey {
     let (saddr, daddr) = (ip.src.into(), ip.dst.into());
-    FragmentKey { saddr, daddr, vni, id: Be16::new(ip.id), proto: ip.protocol, pad: 0 }
+    FragmentKey { saddr, daddr, vni, id: Be32::new(ip.id.into()), proto: ip.protocol, pad: [0; 3] }
 }
 
 /// Keeps how the transport header of a first fragment begins.

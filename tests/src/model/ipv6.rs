@@ -1,42 +1,56 @@
-//! IPv6 on dual-stack networks: neighbour discovery, and packets from endpoint to endpoint.
+//! IPv6 on dual-stack networks: neighbour discovery, and packets from endpoint to endpoint. Services are
+//! `service6`'s.
 
 use std::net::Ipv6Addr;
 
 use overlay_common::{
     Ip6, Mac, Reason,
     maps::{
-        ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
-        Endpoint, Endpoint6Key, Link, Link6,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Endpoint6Key, Link, Link6,
     },
 };
 
 use super::{
     frame::{ETHERNET, Ethernet, IPV6, TCP, UDP, bytes, half, ones_complement, put, updated},
     host::MTU,
+    service6::{self, Sent},
     walk::{End, Outcome, Walk, marked},
 };
 
 /// Next-header number of ICMPv6.
-const ICMPV6: u8 = 58;
+pub const ICMPV6: u8 = 58;
 
 /// An IPv6 header (RFC 8200, section 3).
 #[derive(Clone, Copy)]
-struct Header {
-    at: usize,
+pub struct Header {
+    /// Offset of the header in the frame.
+    pub at: usize,
     version: u8,
-    payload: usize,
-    next: u8,
+    /// Payload length.
+    pub payload: usize,
+    /// What follows the header.
+    pub next: u8,
     hop_limit: u8,
-    src: Ipv6Addr,
-    dst: Ipv6Addr,
+    /// Source.
+    pub src: Ipv6Addr,
+    /// Destination.
+    pub dst: Ipv6Addr,
 }
 
 impl Header {
-    fn at(walk: &Walk<'_>, at: usize) -> Result<Self, Reason> {
-        let frame = &walk.frame;
-        let header: [u8; 40] = bytes(frame, at).ok_or(Reason::Truncated)?;
-        let address = |at| bytes::<16>(&header, at).map(Ipv6Addr::from).ok_or(Reason::Truncated);
-        let header = Self {
+    /// The header at an offset, if it is possible and the frame as long as it says.
+    pub fn at(walk: &Walk<'_>, at: usize) -> Result<Self, Reason> {
+        let header = Self::unchecked(walk, at).ok_or(Reason::Truncated)?;
+        header.check(walk)?;
+        Ok(header)
+    }
+
+    /// The header at an offset, whatever it says.
+    pub fn unchecked(walk: &Walk<'_>, at: usize) -> Option<Self> {
+        let header: [u8; 40] = bytes(&walk.frame, at)?;
+        let address = |at| bytes::<16>(&header, at).map(Ipv6Addr::from);
+        Some(Self {
             at,
             version: header[0] >> 4,
             payload: usize::from(header[4]) << 8 | usize::from(header[5]),
@@ -44,18 +58,23 @@ impl Header {
             hop_limit: header[7],
             src: address(8)?,
             dst: address(24)?,
-        };
-        if header.version != 6 {
+        })
+    }
+
+    /// Whether the header is possible and the frame as long as it says.
+    pub fn check(&self, walk: &Walk<'_>) -> Result<(), Reason> {
+        if self.version != 6 {
             return Err(Reason::Malformed);
         }
         // As for IPv4, an aggregate's own length means nothing.
-        if header.body() + header.payload > frame.len() && walk.segment == 0 {
+        if self.body() + self.payload > walk.frame.len() && walk.segment == 0 {
             return Err(Reason::Truncated);
         }
-        Ok(header)
+        Ok(())
     }
 
-    fn body(&self) -> usize {
+    /// Offset of what follows the header.
+    pub fn body(&self) -> usize {
         self.at + 40
     }
 }
@@ -70,7 +89,7 @@ fn link_local(mac: Mac) -> Ipv6Addr {
 impl Walk<'_> {
     /// What an IPv6 address of a network is. "Link-local addresses follow from the MAC": they are
     /// those of the endpoints that `endpoints` holds.
-    fn endpoint6(&self, vni: u32, ip: Ipv6Addr) -> Option<Endpoint> {
+    pub fn endpoint6(&self, vni: u32, ip: Ipv6Addr) -> Option<Endpoint> {
         let agent = &self.tables.agent;
         let by_mac = || {
             let mut of_network = agent.endpoints.iter().filter(|(key, _)| key.vni == vni);
@@ -81,8 +100,9 @@ impl Walk<'_> {
         } else {
             agent.endpoints6.get(&Endpoint6Key { vni, ip: ip.into() })
         };
-        // VIPs and the node itself are reached by IPv4 only.
-        found.filter(|e| e.kind != ENDPOINT_SERVICE && e.flags & ENDPOINT_FLAG_HOST == 0).copied()
+        // The node itself is reached by IPv4 only, and VIPs have no link.
+        let is_linked = |e: &&Endpoint| e.kind != ENDPOINT_SERVICE || !ip.is_unicast_link_local();
+        found.filter(|e| e.flags & ENDPOINT_FLAG_HOST == 0).filter(is_linked).copied()
     }
 }
 
@@ -108,14 +128,33 @@ pub fn from_container(walk: &mut Walk<'_>, ifindex: u32, link: Link, sent: Ether
     if ip.src.is_unspecified() {
         return Err(Reason::SpoofedSource);
     }
+    // "Flows have no link-local addresses."
+    let is_own = ip.src == Ipv6Addr::from(own.ip);
+    let packet = Sent { link, own, ethernet: sent, ip };
     let Some(endpoint) = walk.endpoint6(link.vni, ip.dst) else {
-        return Err(nowhere(&own, ip.dst));
+        return match nowhere(&own, ip.dst) {
+            Reason::NoWayOut if is_own => service6::to_outside(walk, &packet),
+            reason => Err(reason),
+        };
     };
     match endpoint.kind {
         ENDPOINT_GATEWAY if ip.next == ICMPV6 => echo(walk, &ip, sent),
         ENDPOINT_GATEWAY => Err(Reason::GatewayPort),
+        ENDPOINT_SERVICE if ip.next == ICMPV6 && walk.frame[ip.body()] == 128 => {
+            echo(walk, &ip, sent)
+        }
+        ENDPOINT_SERVICE if !is_own => Err(Reason::ServiceProtocol),
+        ENDPOINT_SERVICE => service6::to_vip(walk, &packet, endpoint.service),
         ENDPOINT_LOCAL | ENDPOINT_REMOTE => {
             hidden_discovery(walk, &ip)?;
+            let with_backend =
+                (link.flags | u16::from(endpoint.flags)) & u16::from(ENDPOINT_FLAG_BACKEND) != 0;
+            if with_backend
+                && is_own
+                && let Some(end) = service6::to_endpoint(walk, &packet, &endpoint)?
+            {
+                return Ok(end);
+            }
             if endpoint.kind == ENDPOINT_LOCAL {
                 return walk.deliver_as(IPV6, &endpoint, sent.src, Reason::DeliveredLocal);
             }
@@ -211,7 +250,7 @@ fn discovery(walk: &mut Walk<'_>, link: &Link, own: &Link6, ip: &Header) -> Outc
     }
     let owner = walk
         .endpoint6(link.vni, target)
-        .filter(|owner| [ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_GATEWAY].contains(&owner.kind))
+        .filter(|owner| (ENDPOINT_LOCAL..=ENDPOINT_SERVICE).contains(&owner.kind))
         .filter(|_| target != Ipv6Addr::from(own.ip) && target != link_local(link.mac))
         .ok_or(Reason::NdUnknown)?;
     advertise(walk, (ip.src, link.mac), target, &owner);
@@ -264,6 +303,19 @@ pub fn is_popped(protocol: u8, decap_flags: u32) -> bool {
     protocol == TCP || (protocol == UDP && decap_flags != 0)
 }
 
+/// What becomes of an aggregate that is to be popped; `leaves` says that it goes out of the host.
+pub fn refused_aggregate(walk: &mut Walk<'_>, next: u8, leaves: bool) -> Result<(), Reason> {
+    let flags = walk.tables.config.decap_flags;
+    let is_marked = leaves && flags == 0;
+    if walk.segment != 0 && !walk.tables.ipv6 && is_popped(next, flags) && !is_marked {
+        // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel refuses
+        // them when the packet is an IPv6 packet already, whose header is 20 bytes longer.
+        walk.frame.extend([0; 20]);
+        return Err(Reason::RewriteRefused);
+    }
+    Ok(())
+}
+
 /// From another node: only for endpoints here, only from endpoints of that node.
 pub fn from_tunnel(
     walk: &mut Walk<'_>,
@@ -275,22 +327,24 @@ pub fn from_tunnel(
     let byte = walk.frame[ip.at + 1];
     let ecn = marked(byte >> 4 & 3, outer_ecn).ok_or(Reason::EcnUnexpected)?;
     walk.frame[ip.at + 1] = byte & 0xcf | ecn << 4;
-    let endpoint = walk
-        .endpoint6(vni, ip.dst)
-        .filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL)
-        .ok_or(Reason::NoEndpoint)?;
+    let endpoint = match walk.endpoint6(vni, ip.dst) {
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => endpoint,
+        None if !ip.dst.is_unicast_link_local() && !ip.dst.is_multicast() => {
+            return service6::to_nobody(walk, (vni, sender), &ip);
+        }
+        _ => return Err(Reason::NoEndpoint),
+    };
     walk.party.slot = endpoint.slot;
-    let from = walk
-        .endpoint6(vni, ip.src)
-        .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == sender.into())
-        .ok_or(Reason::SpoofedInnerSource)?;
-    if walk.segment != 0 && !walk.tables.ipv6 && is_popped(ip.next, walk.tables.config.decap_flags)
-    {
-        // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel refuses
-        // them when the packet is an IPv6 packet already, whose header is 20 bytes longer.
-        walk.frame.extend([0; 20]);
-        return Err(Reason::RewriteRefused);
+    let from = match walk.endpoint6(vni, ip.src) {
+        Some(from) if from.kind == ENDPOINT_REMOTE && from.node == sender.into() => from,
+        None if !ip.src.is_unicast_link_local() => {
+            return service6::from_outside(walk, (vni, sender), &ip, &endpoint);
+        }
+        _ => return Err(Reason::SpoofedInnerSource),
+    };
+    if from.flags & ENDPOINT_FLAG_BACKEND != 0 && !ip.src.is_unicast_link_local() {
+        return service6::from_backend(walk, (vni, &ip), (&endpoint, from.mac));
     }
-    walk.pop()?;
+    service6::pop(walk, &ip, false)?;
     walk.deliver_as(IPV6, &endpoint, from.mac, Reason::Decapsulated)
 }

@@ -8,6 +8,7 @@
 mod balance;
 mod conntrack;
 mod container;
+mod flow6;
 mod fragment;
 mod frame;
 mod host;
@@ -18,6 +19,7 @@ mod observe;
 mod outside;
 mod related;
 mod replicate;
+mod service6;
 mod underlay;
 mod underlay6;
 mod walk;
@@ -27,7 +29,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use overlay::datapath::DatapathState;
 use overlay_common::{
-    Reason,
+    Be32, Ip6, Reason,
     maps::{
         Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Fragment,
         FragmentKey, Served, ServedKey, Usage,
@@ -109,6 +111,12 @@ pub struct Tables {
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
     /// Map `opening`.
     pub opening: HashMap<ConntrackKey, Conntrack>,
+    /// Map `clients6`.
+    pub clients6: HashMap<Be32, Ip6>,
+    /// Map `opening6`.
+    pub opening6: HashMap<Be32, Ip6>,
+    /// Map `seed6`.
+    pub seed6: [u64; 2],
     /// Map `served`, summed over the CPUs.
     pub served: BTreeMap<ServedKey, Served>,
     /// Map `fragments`.

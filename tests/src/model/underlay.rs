@@ -19,7 +19,7 @@ use super::{
     host::MTU,
     icmp, ipv6, membership,
     observe::Party,
-    outside, replicate, underlay6,
+    outside, replicate, service6, underlay6,
     walk::{End, Outcome, Walk},
 };
 
@@ -85,7 +85,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
         return underlay6::receive(walk);
     }
     let Some((ip, head)) = outer(walk) else {
-        return Ok(End::Pass);
+        return not_ipv4(walk);
     };
     if is_tunnel(walk, &ip, head.dest) {
         return from_tunnel(walk, &ip);
@@ -114,8 +114,14 @@ pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
     }
     match outer(walk) {
         Some((ip, head)) => to_host(walk, &ip, &head),
-        None => Ok(End::Pass),
+        None => not_ipv4(walk),
     }
+}
+
+/// The host's, but for IPv6 to published ports.
+pub fn not_ipv4(walk: &mut Walk<'_>) -> Outcome {
+    let is_ipv6 = Ethernet::at(&walk.frame, 0).is_ok_and(|ethernet| ethernet.kind == IPV6);
+    if is_ipv6 { service6::to_host(walk) } else { Ok(End::Pass) }
 }
 
 /// To an address of the host, as far as can be told.

@@ -7,8 +7,8 @@ use overlay_common::{Ip6, Reason};
 use super::{
     frame::{ETHERNET, Ethernet, IPV6, UDP, bytes, half},
     host::NextHop,
-    underlay::{accept, check_other, conclude, outer, to_host},
-    walk::{End, Outcome, Walk},
+    underlay::{accept, check_other, conclude, not_ipv4, outer, to_host},
+    walk::{Outcome, Walk},
 };
 
 /// An outer IPv6 header, behind Ethernet's.
@@ -36,7 +36,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     if !is_ipv6(walk) {
         return match outer(walk) {
             Some((ip, head)) => to_host(walk, &ip, &head),
-            None => Ok(End::Pass),
+            None => not_ipv4(walk),
         };
     }
     let config = walk.tables.config;
@@ -48,7 +48,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
         && whole.is_some()
         && port == Some(config.vxlan_port.get());
     if !is_tunnel {
-        return Ok(End::Pass);
+        return not_ipv4(walk);
     }
     // "A tunnel packet comes from a node if its source is the address under the source's number."
     let of_source = walk.tables.agent.vteps6.iter().find(|(_, vtep)| **vtep == outer.src);

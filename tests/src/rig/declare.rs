@@ -11,7 +11,7 @@ use overlay_common::{
     },
 };
 
-use super::{IFINDEX, NODE, PEER, Rig, ip6, mac, slot};
+use super::{IFINDEX, NODE, NODE6, PEER, Rig, ip6, mac, slot};
 
 impl Rig {
     /// Declares a network 10.0.N.0/24 with gateway .1.
@@ -42,9 +42,10 @@ impl Rig {
     pub fn dual_stack(&mut self, vni: u32, n: u8) {
         self.set(|state| {
             for (key, endpoint) in &state.endpoints {
-                if key.vni == vni && endpoint.kind != maps::ENDPOINT_SERVICE {
+                if key.vni == vni {
                     let ip = ip6(n, key.ip.octets()[3]).into();
                     state.endpoints6.insert(Endpoint6Key { vni, ip }, *endpoint);
+                    state.addresses6.insert(*key, ip);
                 }
             }
             for (ifindex, link) in &state.links {
@@ -178,6 +179,16 @@ impl Rig {
             state.local_addrs.insert(NODE.into(), 1);
         });
         self.node(PEER, &[]);
+    }
+
+    /// Publishes a port of this node on its IPv6 address too.
+    pub fn publish6(&mut self, proto: u8, port: u16, service: u32, target: u16) {
+        self.publish(proto, port, service, target);
+        self.set(|state| {
+            let key = PublishedKey { port: Be16::new(port), proto, pad: 0 };
+            state.published.get_mut(&key).expect("published").flags = maps::PUBLISHED_IPV6;
+            state.local_addrs6.insert(NODE6.into(), 1);
+        });
     }
 
     /// Changes how service `number` balances: its scheduler (`LB_*`), and a table in place of its

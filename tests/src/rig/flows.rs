@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, os::fd::AsFd as _};
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
-use overlay_common::maps::{
-    self, Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served, ServedKey,
-    Usage,
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use overlay_common::{
+    Be32, Ip6,
+    maps::{
+        self, Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served,
+        ServedKey, Usage,
+    },
 };
 
 use super::{FLOWS, IFINDEX, Rig, entries};
@@ -78,6 +81,23 @@ impl Rig {
     /// Writes or forgets a packet's first fragment.
     pub fn set_fragment(&mut self, key: FragmentKey, fragment: Option<Fragment>) {
         self.write("fragments", key, fragment);
+    }
+
+    /// IPv6 addresses outside by their numbers: map `clients6` or `opening6`.
+    pub fn outsiders(&self, map: &str) -> Vec<(Be32, Ip6)> {
+        entries(self.ebpf.map(map).expect(map))
+    }
+
+    /// Writes or forgets whose a number is.
+    pub fn set_outsider(&mut self, map: &str, number: Be32, address: Option<Ip6>) {
+        self.write(map, number, address);
+    }
+
+    /// Sets the secret that numbers are made with.
+    pub fn set_seed6(&mut self, key: [u64; 2]) {
+        let map = self.ebpf.map_mut("seed6").expect("map seed6");
+        let mut map: Array<&mut MapData, maps::Seed6> = Array::try_from(map).expect("seed6");
+        map.set(0, maps::Seed6 { key }, 0).expect("a seed");
     }
 
     /// What went between clients and backends, of all CPUs together.

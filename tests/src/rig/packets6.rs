@@ -49,6 +49,26 @@ pub fn tcp6(way: Way, ports: (u16, u16)) -> Vec<u8> {
     out
 }
 
+/// A TCP segment with these flags (RFC 9293, section 3.1).
+pub fn segment6(way: Way, ports: (u16, u16), flags: u8) -> Vec<u8> {
+    let mut frame = tcp6(way, ports);
+    frame[54 + 13] = flags;
+    frame[54 + 16..54 + 18].fill(0);
+    let body = &frame[54..];
+    let length = (body.len() as u32).to_be_bytes();
+    let ends = [way.from.1.octets(), way.to.1.octets()].concat();
+    let sum = ones_complement(&[&ends[..], &length, &[0, 0, 0, 6], body].concat());
+    frame[54 + 16..54 + 18].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// The same frame between other MACs.
+pub fn between(mut frame: Vec<u8>, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame
+}
+
 /// A UDP datagram.
 pub fn udp6(way: Way, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();

@@ -65,9 +65,18 @@ impl Lent {
         self.loaded().decap_flags
     }
 
-    /// A program, loaded.
+    /// A program, loaded, and those that it may go on with.
     pub(super) fn program(&mut self, name: &str) -> &mut Program {
         let Loaded { ebpf, programs, .. } = self.loaded.as_mut().expect("an object");
+        let called = overlay::datapath::CALLED.map(|(name, _)| name);
+        if name != "xdp_underlay" && !programs.contains(called[0]) {
+            for name in called {
+                let program = ebpf.program_mut(name).expect(name);
+                overlay::datapath::load_program(program).expect(name);
+                programs.insert(name.to_owned());
+            }
+            overlay::datapath::set_called(ebpf).expect("programs that are called");
+        }
         let program = ebpf.program_mut(name).expect(name);
         if !programs.contains(name) {
             overlay::datapath::load_program(program).expect(name);
@@ -116,6 +125,8 @@ impl Loaded {
                 kind.conntrack.min(overlay_common::maps::OPENING_ENTRIES as u32),
             )
             .map_max_entries("affinity", 4096)
+            .map_max_entries("clients6", 4096)
+            .map_max_entries("opening6", 4096)
             .map_max_entries("fragments", 4096)
             .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(kind.ipv6), true)
             .load(overlay::datapath::OBJECT)

@@ -14,7 +14,7 @@ mod log;
 mod netlink;
 mod object;
 mod observe;
-pub use object::{OBJECT, UNDERLAY_IPV6, decap_flags, load_program};
+pub use object::{CALLED, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_called};
 mod pins;
 mod sys;
 mod tables;

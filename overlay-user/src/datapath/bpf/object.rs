@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, TestRunOptions,
-    maps::MapInfo,
+    maps::{MapInfo, ProgramArray},
     programs::{Program, ProgramError, SchedClassifier, TestRun as _},
 };
 use aya_obj::{Object, generated::bpf_map_type};
@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 39] = [
+pub(super) const MAPS: [&str; 40] = [
     "config",
     "epoch",
     "networks",
@@ -50,6 +50,7 @@ pub(super) const MAPS: [&str; 39] = [
     "conntrack",
     "opening",
     "clients6",
+    "opening6",
     "seed6",
     "fragments",
     "sock_origin",
@@ -66,8 +67,19 @@ pub(super) const MAPS: [&str; 39] = [
 /// The socket programs, which are attached to a cgroup.
 pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
 
-/// All programs, by their names in the object, which are those of their pins.
-pub(super) const PROGRAMS: [&str; 10] = [
+/// Programs that others go on with, and where map `calls` has them.
+pub const CALLED: [(&str, u32); 3] = [
+    ("container_flow6", maps::CALL_CONTAINER),
+    ("host_flow6", maps::CALL_HOST),
+    ("tunnel_flow6", maps::CALL_TUNNEL),
+];
+
+/// All programs, by their names in the object, which are those of their pins. Those that are called are there
+/// before what calls them.
+pub(super) const PROGRAMS: [&str; 13] = [
+    CALLED[0].0,
+    CALLED[1].0,
+    CALLED[2].0,
     "from_container",
     "from_underlay",
     "from_underlay6",
@@ -101,7 +113,29 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
             .map_err(|e| kernel(format!("load the program {name}"), verifier(&e)))?;
         pin_program(program, &pins.program(name))?;
     }
+    set_called(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Puts the programs that are called, which are loaded, where the others find them. Programs of an earlier
+/// process, against the same pinned map, go on with these from then on.
+///
+/// # Errors
+/// [`DatapathError::Kernel`].
+pub fn set_called(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    for (name, index) in CALLED {
+        let program = ebpf.program(name).ok_or_else(|| missing("program", name))?;
+        let program: &SchedClassifier =
+            program.try_into().map_err(|_| missing("program of the right type named", name))?;
+        let fd = program.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+        let fd = fd.map_err(|e| kernel(format!("find the program {name}"), words(&e)))?;
+        let map = ebpf.map_mut("calls").ok_or_else(|| missing("map", "calls"))?;
+        let calls: Result<ProgramArray<_>, _> = map.try_into();
+        calls
+            .and_then(|mut calls| calls.set(index, &fd, 0))
+            .map_err(|e| kernel(format!("write the program {name} to the map calls"), words(&e)))?;
+    }
+    Ok(())
 }
 
 /// The error for an object that was built from other sources than this program.

@@ -1,0 +1,129 @@
+//! `host_flow6`: IPv6 to an address of the host: published ports, and errors about their flows. As `underlay`
+//! does for IPv4. What it knows nothing of is the host's.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Be16, Be32, Mac, Reason,
+    maps::{Backend, CONNTRACK_FORWARD, Link6, Network, Published},
+    wire::{ETHERTYPE_IPV6, Ethernet},
+};
+
+use crate::{
+    Outcome, Verdict, conntrack,
+    container6::deliver_backend,
+    flow6,
+    forward::back_out,
+    icmp6,
+    ipv6::check_ipv6,
+    maps::{LINKS6, NETWORKS, lookup, work},
+    nat6, number6,
+    packet::{ETH_LEN, PART_QUOTED, PART_WHOLE, has_vlan_tag, is_gso, load, load_into, pull},
+    published, refuse6, served, service, vxlan,
+};
+
+/// Ethernet, IPv6 and TCP.
+const HEADERS: u32 = 74;
+
+/// What the host receives.
+#[inline(always)]
+pub fn receive(ctx: &TcContext) -> Outcome {
+    pull(ctx, HEADERS);
+    let work = work()?;
+    // The VLAN's own interface sees it again, without the tag.
+    if has_vlan_tag(ctx)
+        || load_into(ctx, ETH_LEN, &mut work.ipv6.ip).is_err()
+        || !published::is_on_host6(&work.ipv6.ip.dst)
+    {
+        return Ok(Verdict::Pass);
+    }
+    let read = flow6::read(ctx, ETH_LEN);
+    if read.is_ok() && work.flow.part != PART_WHOLE {
+        return of_known_flow(ctx);
+    }
+    let (proto, port) = (work.flow.key.proto, work.flow.key.dport);
+    let Some(published) = published::find_on_host6(&work.ipv6.ip.dst, proto, port) else {
+        return Ok(Verdict::Pass);
+    };
+    read?;
+    check_ipv6(&work.ipv6.ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
+    if !flow6::name(ctx, flow6::HOST, flow6::MAY_BE_NEW)? {
+        return Err(Reason::ConntrackFull);
+    }
+    to_published(ctx, &published)
+}
+
+/// Later fragments, and ICMPv6 errors: nothing but a flow that there is already says that they are not the
+/// host's.
+#[inline(always)]
+fn of_known_flow(ctx: &TcContext) -> Outcome {
+    let work = work()?;
+    if flow6::name(ctx, flow6::HOST, 0) != Ok(true) {
+        return Ok(Verdict::Pass);
+    }
+    if work.flow.part == PART_QUOTED {
+        return if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
+            // Its flow has a backend, or had one: nothing is looked up of what is published.
+            to_published(ctx, &Published::default())
+        } else {
+            Ok(Verdict::Pass)
+        };
+    }
+    let (proto, port) = (work.flow.key.proto, work.flow.key.dport);
+    match published::find_on_host6(&work.ipv6.ip.dst, proto, port) {
+        Some(published) => to_published(ctx, &published),
+        None => Ok(Verdict::Pass),
+    }
+}
+
+/// A client outside asked a port of the host.
+#[inline(always)]
+fn to_published(ctx: &TcContext, published: &Published) -> Outcome {
+    let work = work()?;
+    let (number, target) = (published.service, published.target);
+    if let Err(reason) = service::route(work, number, target, (ctx.len(), 0)) {
+        return refuse6::answer(ctx, reason);
+    }
+    let Backend { vni, node, mac, ifindex, .. } = work.backend;
+    let gateway = gateway_mac(vni, ifindex)?;
+    number6::keep_both(work);
+    served::asked(work, ctx.len());
+    let transport = usize::from(work.flow.transport);
+    let asked = work.ipv6.ip.dst;
+    nat6::translate(ctx, transport)?;
+    if node == Be32::ZERO {
+        return deliver_backend(ctx, &work.backend, gateway);
+    }
+    let inner = Ethernet { dst: mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV6) };
+    match vxlan::encapsulate(ctx, vni, node, &inner) {
+        Err(Reason::TooBig) => {
+            let mtu = vxlan::inner_mtu(ctx, node)?;
+            nat6::undo(ctx, transport)?;
+            // From the address that was asked.
+            work.ipv6.router = asked;
+            work.ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
+            icmp6::too_big(ctx, mtu)?;
+            Ok(back_out(ctx, Reason::TooBigAnswered))
+        }
+        sent => sent,
+    }
+}
+
+/// The MAC that a client's packets come from: the gateway's, where the network is known here. Where it is
+/// not, the backend is elsewhere and its node makes the same check and has the MAC. `ifindex` is the backend's
+/// interface, if it is here.
+///
+/// # Errors
+/// [`Reason::SpoofedInnerSource`] when a packet from outside says it is from inside.
+#[inline(always)]
+fn gateway_mac(vni: u32, ifindex: u32) -> Result<Mac, Reason> {
+    let work = &mut work()?.ipv6;
+    let source = work.ip.src;
+    let link: Option<Link6> = lookup(&LINKS6, &ifindex);
+    if link.is_some_and(|link| source.is_equal_under(&link.ip, &link.mask))
+        || number6::inside(vni, &source, &mut work.key) != number6::NOBODY
+    {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    let network: Option<Network> = lookup(&NETWORKS, &vni);
+    Ok(network.map_or(Mac::default(), |network| Mac::of_ip(network.gateway)))
+}
