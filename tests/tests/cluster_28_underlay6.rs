@@ -1,6 +1,10 @@
 //! Clusters whose hosts reach each other by IPv6: 70 bytes of outer headers.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::ensure;
 use overlay_tests::{
@@ -180,6 +184,38 @@ fn a_published_port_sees_the_clients_address_through_every_host() -> anyhow::Res
         client.bulk_send(&host.port(9001), BULK)?;
         // From the host itself.
         host.http_get_many("127.0.0.1:8080", 2)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn services_are_asked_over_ipv6_by_containers_and_by_clients_outside() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let h1 = cluster.host(1);
+    h1.network_create("dual", &["--ipv6"])?;
+    h1.service_create("web6", &["--network", "dual", "-p", "8086:80", "--drain", "0s"])?;
+    let backend = |number: usize| {
+        let host = cluster.host(number);
+        let name = format!("web6.{number}");
+        let args = ["http", "--name", &name, "--host", host.name(), "--port", "80"];
+        host.container(&name).service("web6").testkit(&[&args[..], &["--address", "::"]].concat())
+    };
+    let _backends = [backend(1)?, backend(2)?];
+    let both = BTreeSet::from(["web6.1".to_owned(), "web6.2".to_owned()]);
+    let vip = h1.state()?.service("web6").and_then(|s| s.networks[0].vip6).expect("a VIP");
+    let client = cluster.client();
+    let outside = address(9);
+    let add = ["address", "add", &format!("{outside}/64"), "dev", "eth0", "nodad"];
+    client.exec("ip", &add)?.success()?;
+    for number in [1, 2] {
+        let asker = cluster.host(number).container(&format!("asker-{number}"));
+        let asker = asker.network("dual").idle()?;
+        let answers = asker.http_get_many(&format!("[{vip}]:80"), 12)?;
+        assert_eq!(answers.into_iter().map(|a| a.name).collect::<BTreeSet<_>>(), both);
+        let answers = client.http_get_many(&format!("[{}]:8086", address(number)), 12)?;
+        let real: IpAddr = outside.parse()?;
+        assert!(answers.iter().all(|answer| answer.client == real), "{answers:?}");
+        assert_eq!(answers.into_iter().map(|a| a.name).collect::<BTreeSet<_>>(), both);
     }
     Ok(())
 }

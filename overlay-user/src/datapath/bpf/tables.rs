@@ -219,7 +219,7 @@ impl AgentTables {
 }
 
 /// The maps with the numbers of addresses outside in IPv6 flows.
-const CLIENT_MAPS: [&str; 1] = ["clients6"];
+const CLIENT_MAPS: [&str; 2] = ["clients6", "opening6"];
 
 /// The maps that the programs write and the agent reads, and `config`.
 pub(super) struct ProgramTables {
