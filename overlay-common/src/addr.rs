@@ -110,6 +110,8 @@ pub struct Ip6 {
 impl Ip6 {
     /// `::`, the unspecified address.
     pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
+    /// `::1`, the host itself.
+    pub const LOOPBACK: Self = Self::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     /// `ff02::1`, all nodes of the link.
     pub const ALL_NODES: Self =
         Self::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -145,6 +147,23 @@ impl Ip6 {
     pub const fn from_words(words: [u32; 4]) -> Self {
         // SAFETY: as above.
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+    }
+
+    /// The address under which IPv6 sockets know an IPv4 address: `::ffff:0:0/96` (RFC 4291, section 2.5.5.2).
+    #[inline(always)]
+    pub const fn mapped(ip: Be32) -> Self {
+        Self::from_words([0, 0, Be32::from_octets([0, 0, 0xff, 0xff]).raw(), ip.raw()])
+    }
+
+    /// The IPv4 address of a mapped one.
+    #[inline(always)]
+    pub const fn unmapped(&self) -> Option<Be32> {
+        match self.words() {
+            [0, 0, kind, ip] if kind == Be32::from_octets([0, 0, 0xff, 0xff]).raw() => {
+                Some(Be32::from_raw(ip))
+            }
+            _ => None,
+        }
     }
 
     /// What the address adds to an Internet checksum, as [`crate::checksum::fold`] takes it: words of
@@ -304,6 +323,19 @@ equal_by!(Mac, words);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mapped_addresses_are_those_of_rfc_4291() {
+        let ip = Be32::from_octets([10, 0, 1, 9]);
+        let mapped = std::net::Ipv4Addr::new(10, 0, 1, 9).to_ipv6_mapped();
+        assert_eq!(Ip6::mapped(ip).octets(), mapped.octets());
+        assert_eq!(Ip6::mapped(ip).unmapped(), Some(ip));
+        for other in [Ip6::UNSPECIFIED, Ip6::LOOPBACK, Ip6::ALL_NODES] {
+            assert_eq!(other.unmapped(), None);
+        }
+        let compatible = Ip6::from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 1, 9]);
+        assert_eq!(compatible.unmapped(), None, "of an older kind (section 2.5.5.1)");
+    }
 
     #[test]
     fn network_order_is_the_order_of_the_bytes_on_the_wire() {

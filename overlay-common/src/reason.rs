@@ -154,6 +154,9 @@ reasons! {
     /// Neighbour discovery that is not answered: for an address nobody has, or anything but a
     /// solicitation.
     NdUnknown = 43, Drop, "nd_unknown";
+    /// A connection of a container to a VIP was given its backend when it was made: no packet of it is
+    /// translated.
+    SocketBalanced = 44, Forward, "socket_balanced";
     /// Sent outside under this host's address.
     Masqueraded = 45, Forward, "masqueraded";
     /// Came back from outside, or an ICMP error about what was sent there, and was delivered.

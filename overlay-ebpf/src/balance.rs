@@ -5,14 +5,14 @@ use aya_ebpf::bindings::BPF_ANY;
 use overlay_common::{
     hash,
     maps::{
-        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, IPV6_SIDE, LB_HASH_FLOW, LB_LEAST,
-        LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey,
+        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, ConntrackKey, IPV6_SIDE,
+        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey,
     },
 };
 
 use crate::{
     conntrack::now,
-    maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, RR_CURSOR, SERVICES, SLOTS, Work, lookup},
+    maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, Pick, RR_CURSOR, SERVICES, SLOTS, lookup},
     number6,
 };
 
@@ -20,28 +20,27 @@ const SECOND: u64 = 1_000_000_000;
 /// Makes the second choice of [`LB_LEAST`] independent of the first one: 2^32 by the golden ratio.
 const SECOND_CHOICE: u32 = 0x9e37_79b9;
 
-/// The number of the backend that the new flow `work.flow` to service `number` gets; `None` when none
-/// takes new flows.
+/// The number of the backend that the new flow `key` to service `number` gets; `None` when none takes
+/// new flows. `pick` is the caller's to work with and has the service afterwards.
 #[inline(always)]
-pub fn pick(work: &mut Work, number: u32) -> Option<u32> {
+pub fn pick(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
     let service = lookup(&SERVICES, &number)?;
-    work.pick.service = service;
+    pick.service = service;
     if service.slots == 0 {
         return None;
     }
     if service.affinity == 0 {
-        return next(work, number);
+        return next(pick, key, number);
     }
-    let key = &work.flow.key;
-    work.pick.client = AffinityKey { service: number, vni: key.vni, client: key.saddr };
+    pick.client = AffinityKey { service: number, vni: key.vni, client: key.saddr };
     let now = now();
-    let backend = match kept(&work.pick.client, service.affinity, now) {
+    let backend = match kept(&pick.client, service.affinity, now) {
         Some(backend) => backend,
-        None => next(work, number)?,
+        None => next(pick, key, number)?,
     };
-    work.pick.affinity = Affinity { backend, pad: 0, last_used: now };
+    pick.affinity = Affinity { backend, pad: 0, last_used: now };
     // A map that takes no entry costs this client its affinity, not its flow.
-    let _ = AFFINITY.insert(&work.pick.client, &work.pick.affinity, u64::from(BPF_ANY));
+    let _ = AFFINITY.insert(&pick.client, &pick.affinity, u64::from(BPF_ANY));
     Some(backend)
 }
 
@@ -61,39 +60,40 @@ fn kept(client: &AffinityKey, seconds: u32, now: u64) -> Option<u32> {
 
 /// The backend that the scheduler says.
 #[inline(always)]
-fn next(work: &mut Work, number: u32) -> Option<u32> {
-    if let Some(backend) = scheduled(work, number) {
+fn next(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
+    if let Some(backend) = scheduled(pick, key, number) {
         return Some(backend);
     }
     // The table may have been replaced between the two look-ups.
-    let then = work.pick.service.table;
-    work.pick.service = lookup(&SERVICES, &number)?;
-    let Service { table, slots, .. } = work.pick.service;
+    let then = pick.service.table;
+    pick.service = lookup(&SERVICES, &number)?;
+    let Service { table, slots, .. } = pick.service;
     if table == then || slots == 0 {
         return None;
     }
-    scheduled(work, number)
+    scheduled(pick, key, number)
 }
 
 #[inline(always)]
-fn scheduled(work: &Work, number: u32) -> Option<u32> {
-    let service = &work.pick.service;
+fn scheduled(pick: &Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
+    let service = &pick.service;
     let slots = service.slots;
     if slots == 0 {
         return None;
     }
     match service.scheduler {
-        LB_SOURCE_HASH | LB_MAGLEV => slot(service, number, client_hash(work) % slots),
-        LB_LEAST => less_loaded(service, number, hash::mix(client_hash(work), turn(number))),
+        LB_SOURCE_HASH | LB_MAGLEV => slot(service, number, client_hash(service, key) % slots),
+        LB_LEAST => {
+            less_loaded(service, number, hash::mix(client_hash(service, key), turn(number)))
+        }
         _ => slot(service, number, turn(number) % slots),
     }
 }
 
 #[inline(always)]
-fn client_hash(work: &Work) -> u32 {
-    let key = &work.flow.key;
+fn client_hash(service: &Service, key: &ConntrackKey) -> u32 {
     let client = if key.vni & IPV6_SIDE == 0 { key.saddr } else { number6::hashed(key.saddr) };
-    if work.pick.service.hash == LB_HASH_FLOW {
+    if service.hash == LB_HASH_FLOW {
         hash::of_client_flow(client, [key.sport, key.dport], key.proto)
     } else {
         hash::of_client(client)

@@ -15,6 +15,7 @@ use overlay_common::{
 use crate::{
     Outcome, arp, conntrack, direct, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
+    gone,
     icmp::{self, Router},
     ipv6, known,
     maps::{ENDPOINTS, NETWORKS, Work, lookup, work},
@@ -242,7 +243,7 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
     let Packet { ctx, link, ethernet, ip } = packet;
     let network = lookup(&NETWORKS, &link.vni).ok_or(Reason::NoEndpoint)?;
     if network.contains(ip.daddr()) {
-        return Err(Reason::NoEndpoint);
+        return gone::answer(ctx, link.vni, ip);
     }
     let work = work()?;
     match packet.flow(work) {

@@ -17,12 +17,13 @@ use overlay_common::{
         DROP_SNAP, EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, Event, FlowEvent, FlowStart, SNAP_MAX,
         WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS, WATCH_FLOWS, Watch,
     },
+    maps::{Conntrack, ConntrackKey},
     observe::Traffic,
     wire::{ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP},
 };
 
 use crate::{
-    maps::{EVENT, EVENTS, LOST_EVENTS, WATCH, WATCHED, Work},
+    maps::{EVENT, EVENTS, LOST_EVENTS, WATCH, WATCHED},
     observe::Party,
 };
 
@@ -222,14 +223,14 @@ fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
 
 /// Tells of a flow that was given a backend.
 #[inline(always)]
-pub fn tell_flow(work: &Work, reason: Reason) {
+pub fn tell_flow(key: &ConntrackKey, entry: &Conntrack, reason: Reason) {
     if watching().is_some() {
-        tell_flow_of(work, reason as u32);
+        tell_flow_of(key, entry, reason as u32);
     }
 }
 
 #[inline(never)]
-fn tell_flow_of(work: &Work, reason: u32) -> i64 {
+fn tell_flow_of(key: &ConntrackKey, entry: &Conntrack, reason: u32) -> i64 {
     let Some((_, now)) = watched_now(WATCH_FLOWS) else { return 0 };
     let Some(mut record) = EVENTS.reserve_untyped::<FlowEvent>(0) else {
         lose(EVENT_FLOW);
@@ -239,14 +240,11 @@ fn tell_flow_of(work: &Work, reason: u32) -> i64 {
         time: now,
         kind: EVENT_FLOW,
         reason: reason as u8,
-        vni: work.flow.key.vni,
+        vni: key.vni,
         captured: size_of::<FlowStart>() as u32,
         ..Event::default()
     };
-    record.write(FlowEvent {
-        event,
-        flow: FlowStart { key: work.flow.key, pad: 0, entry: work.entry },
-    });
+    record.write(FlowEvent { event, flow: FlowStart { key: *key, pad: 0, entry: *entry } });
     record.submit(0);
     0
 }

@@ -28,6 +28,7 @@ mod flow6;
 mod forward;
 mod forward6;
 mod fragment;
+mod gone;
 mod handover;
 mod hop;
 mod host6;
@@ -55,6 +56,8 @@ mod returning;
 mod served;
 mod service;
 mod socket;
+mod socket6;
+mod spaces;
 mod tunnel6;
 mod underlay;
 mod underlay6;
@@ -64,8 +67,8 @@ mod xdp;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use observe::Party;
 use overlay_common::{
@@ -202,31 +205,59 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     }
 }
 
-/// A socket of the host connects.
+/// A socket of the host, or of a container, connects.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    socket::to_published(&ctx);
+    socket::connect4(&ctx);
+    socket::ALLOW
+}
+
+/// As [`connect4`], an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket6::connect6(&ctx);
     socket::ALLOW
 }
 
 /// An unconnected UDP socket of the host sends.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    socket::to_published(&ctx);
+    socket::sendmsg4(&ctx);
     socket::ALLOW
 }
 
 /// A UDP socket of the host learns where a datagram came from.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::to_asked(&ctx);
+    socket::recvmsg4(&ctx);
     socket::ALLOW
 }
 
-/// A socket of the host asks for its peer.
+/// As [`recvmsg4`], an IPv6 socket.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket6::show_asked(&ctx);
+    socket::ALLOW
+}
+
+/// A socket of the host, or of a container, asks for its peer.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::to_asked(&ctx);
+    socket::getpeername4(&ctx);
+    socket::ALLOW
+}
+
+/// As [`getpeername4`], an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket6::show_asked(&ctx);
+    socket::ALLOW
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    socket::release(&ctx);
     socket::ALLOW
 }
 

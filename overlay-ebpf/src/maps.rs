@@ -16,11 +16,11 @@ use overlay_common::{
         AFFINITY_ENTRIES, Active, Address6, Affinity, AffinityKey, Backend, CALLS,
         CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config, Conntrack, ConntrackKey, Counter,
         Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, FRAGMENT_ENTRIES, Fragment,
-        FragmentKey, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
+        FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
         KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, OPENING_ENTRIES,
         OPENING6 as STRANGERS, Peer, PeerKey, Published, PublishedKey, Replicas, SERVED_ENTRIES,
-        SMALL_TABLE, Seed6, Served, ServedKey, Service, Slot, SlotKey, SockOrigin, SockOriginKey,
-        Subnet, TableKey, Usage, Vtep6,
+        SMALL_TABLE, SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey, Service, Slot,
+        SlotKey, SockFlow, SockOrigin, SockOriginKey, Space, Subnet, TableKey, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{
@@ -148,6 +148,15 @@ pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = Lr
 
 #[btf_map(name = "calls")]
 pub static CALLED: ProgramArray<CALLS> = ProgramArray::new();
+
+#[btf_map(name = "spaces")]
+pub static SPACES: Table<u64, Space, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "sock_flows")]
+pub static SOCK_FLOWS: Table<u64, SockFlow, FLOWS_OF_SOCKETS> = Table::new();
+
+#[btf_map(name = "gone")]
+pub static GONE: Table<EndpointKey, Gone, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "work")]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();

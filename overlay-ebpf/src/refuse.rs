@@ -37,10 +37,7 @@ const TTL: u8 = 64;
 #[inline(always)]
 pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
     if reason == Reason::BackendGone && says_so(work) {
-        return match fallible::unpack(reset_packed(ctx.skb.skb)) {
-            Ok(ANSWERED) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
-            _ => Err(reason),
-        };
+        return reset_gone(ctx);
     }
     if reason != Reason::NoBackend {
         return Err(reason);
@@ -50,6 +47,19 @@ pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
         icmp::port_unreachable(ctx)?;
     }
     Ok(back_out(ctx, Reason::NoBackendAnswered))
+}
+
+/// Answers TCP to a backend that is gone with a reset, from the address that was asked. The packet is as it
+/// came.
+///
+/// # Errors
+/// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
+#[inline(always)]
+pub fn reset_gone(ctx: &TcContext) -> Outcome {
+    match fallible::unpack(reset_packed(ctx.skb.skb)) {
+        Ok(ANSWERED) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
+        _ => Err(Reason::BackendGone),
+    }
 }
 
 /// Whether clients of the flow's service are told that their backend has gone.

@@ -74,7 +74,7 @@ fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
     if work.flow.part == PART_QUOTED {
         return Err(Reason::UnrelatedError);
     }
-    match balance::pick(work, service) {
+    match balance::pick(&mut work.pick, &work.flow.key, service) {
         None | Some(FOUND) => Err(Reason::NoBackend),
         Some(number) => Ok(number),
     }
@@ -113,7 +113,7 @@ fn open(
     }
     let reason = if work.pick.repicked != 0 { Reason::FlowRepicked } else { Reason::FlowCreated };
     count(reason, length);
-    event::tell_flow(work, reason);
+    event::tell_flow(&work.flow.key, &work.entry, reason);
     Ok(())
 }
 

@@ -133,7 +133,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 28] = [
+const TABLES: [&str; 31] = [
     "networks",
     "replicas",
     "endpoints",
@@ -162,6 +162,9 @@ const TABLES: [&str; 28] = [
     "opening6",
     "fragments",
     "sock_origin",
+    "spaces",
+    "sock_flows",
+    "gone",
 ];
 
 /// Attaches an XDP program that passes everything to a port of the switch: the datapath's own,

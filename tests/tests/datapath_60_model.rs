@@ -17,7 +17,8 @@ const SEEDS: Range<u64> = 0..600;
 
 /// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: `conntrack` would have to be out of memory,
 /// and an array is never without its element.
-const OUT_OF_REACH: [Reason; 2] = [Reason::ConntrackFull, Reason::NotConfigured];
+const OUT_OF_REACH: [Reason; 3] =
+    [Reason::ConntrackFull, Reason::NotConfigured, Reason::SocketBalanced];
 
 /// The tunnel is all that is different there.
 const SEEDS_ON_IPV6: Range<u64> = 10_000..10_150;

@@ -22,11 +22,11 @@ use crate::pod::plain;
 /// possible entry, are there from the start.
 pub const LARGE_TABLE: usize = 1 << 18;
 
-/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables` and `published`: room for 10,000 services with
+/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables`, `gone` and `published`: room for 10,000 services with
 /// several networks and every port there is.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
-/// Most entries of `links`, `links6`, `local_addrs` and `local_addrs6`, which hold what is on one node.
+/// Most entries of `links`, `links6`, `spaces`, `local_addrs` and `local_addrs6`, which hold what is on one node.
 pub const SMALL_TABLE: usize = 1 << 14;
 
 /// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
@@ -90,6 +90,9 @@ plain!(
     Seed6,
     SockOriginKey,
     SockOrigin,
+    SpaceNetwork,
+    Space,
+    SockFlow,
     Counter,
 );
 
@@ -181,6 +184,9 @@ mod tests {
         });
         packed!(SockOriginKey { cookie, addr, port, pad });
         packed!(SockOrigin { addr, port, pad });
+        packed!(SpaceNetwork { vni, subnet, mask, ip });
+        packed!(Space { networks });
+        packed!(SockFlow { asked, ip, port, pad, vni, service, backend, reserved, netns, since });
         packed!(Counter { packets, bytes });
     }
 
@@ -213,5 +219,7 @@ mod tests {
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
         assert_eq!(size_of::<SockOriginKey>(), 16);
+        assert_eq!(size_of::<Space>(), 16 * SPACE_NETWORKS);
+        assert_eq!((size_of::<SockFlow>(), offset_of!(SockFlow, netns)), (56, 40));
     }
 }

@@ -87,6 +87,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                     self.links.ensure_endpoint_link(&wire.link(&record.netns)).await?
                 }
             };
+            self.note_space(&record.netns, &wire.endpoint);
             lock(&self.facts).links.insert(wire.endpoint.clone(), ifindex);
         }
         Ok(())
@@ -283,9 +284,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let mut facts = lock(&self.facts);
         container.change(|record| {
             for (wire, endpoint) in record.wires.iter_mut().zip(endpoints) {
-                let ifindex = facts.links.remove(&wire.endpoint);
-                wire.endpoint = endpoint.id.clone();
+                let old = std::mem::replace(&mut wire.endpoint, endpoint.id.clone());
+                let ifindex = facts.links.remove(&old);
                 facts.links.extend(ifindex.map(|ifindex| (endpoint.id.clone(), ifindex)));
+                let space = facts.spaces.remove(&old);
+                facts.spaces.extend(space.map(|cookie| (endpoint.id.clone(), cookie)));
             }
         });
     }

@@ -221,6 +221,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             // Noted first, so that a rollback finds it whatever happens.
             container.change(|record| record.wires.push(wire.clone()));
             let ifindex = self.links.ensure_endpoint_link(&wire.link(&netns)).await?;
+            self.note_space(&netns, &wire.endpoint);
             lock(&self.facts).links.insert(wire.endpoint, ifindex);
         }
         self.reconcile(Look::Memory).await?;

@@ -11,7 +11,7 @@ use overlay_common::{
     },
 };
 
-use super::{Agent, AgentError, lock, tables::monotonic_ns};
+use super::{Agent, AgentError, lock, sockets::by_backend, tables::monotonic_ns};
 use crate::{
     datapath::{Datapath, DatapathState, Filling, LbTable},
     link::Links,
@@ -125,7 +125,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         let before = self.datapath.active()?;
         let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
-        let live = open_flows(&self.datapath.conntrack(limit)?, monotonic_ns());
+        let mut live = open_flows(&self.datapath.conntrack(limit)?, monotonic_ns());
+        for (backend, flows) in by_backend(&self.datapath.sockets()?) {
+            *live.entry(backend).or_default() += flows;
+        }
         for (backend, after) in self.datapath.active()? {
             let flows = corrected(
                 before.get(&backend).copied().unwrap_or_default(),

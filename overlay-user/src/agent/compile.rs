@@ -18,7 +18,7 @@ use overlay_common::{
     },
 };
 
-use super::balance;
+use super::{balance, spaces};
 use crate::{
     datapath::DatapathState,
     model::{
@@ -36,6 +36,8 @@ pub const HOST_MODE: u32 = 1 << 31;
 pub struct LocalFacts {
     /// Index of the host-side interface of each wired endpoint.
     pub links: BTreeMap<Id, u32>,
+    /// Cookie of the network namespace of each wired endpoint whose sockets are balanced.
+    pub spaces: BTreeMap<Id, u64>,
     /// Index of the program's end of the host link and MAC of the host's end.
     pub host_link: Option<(u32, Mac)>,
     /// Addresses of the host on which published ports answer.
@@ -69,6 +71,7 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
         view.add_endpoints(network, &mut out);
         view.add_peers(network, &mut out);
     }
+    out.spaces = spaces::compile(state, facts);
     view.add_ingress(&mut out);
     view.add_cluster_peers(&mut out);
     for service in state.services.values() {

@@ -110,6 +110,9 @@ pub struct AgentConfig {
     pub outside_flows: u32,
     /// cgroup v2 directory for the socket programs; `None` looks for the mount.
     pub cgroup: Option<PathBuf>,
+    /// Whether containers' TCP connections to VIPs are given a backend when they are made; packet by packet
+    /// otherwise.
+    pub socket_lb: bool,
     /// Where names outside the cluster are asked; empty reads /etc/resolv.conf.
     pub dns_upstreams: Vec<SocketAddr>,
 }
@@ -236,6 +239,7 @@ mod tests {
             outside_ports: OUTSIDE_PORTS,
             outside_flows: OUTSIDE_FLOWS,
             cgroup: None,
+            socket_lb: true,
             dns_upstreams: vec![],
         }
     }

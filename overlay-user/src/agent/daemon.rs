@@ -23,7 +23,7 @@ use super::{
 use crate::{
     datapath::{BpfDatapath, DatapathError, LoadOptions, host},
     dns::{DnsServers, DnsView, Keeper, read_resolv_conf},
-    link::NetlinkLinks,
+    link::{NetlinkLinks, netns::in_netns, tcp_cookies},
     manager::{Controller, Manager, RemoteManager, ServerHandle},
     model::{ClusterState, Id, Probe, Role},
     pki::NodePki,
@@ -169,6 +169,17 @@ impl Host for LinuxHost {
 
     fn netns_cookie(&self) -> Result<u64, AgentError> {
         Ok(host::netns_cookie()?)
+    }
+
+    fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError> {
+        Ok(in_netns(netns, host::netns_cookie)??)
+    }
+
+    fn tcp_sockets(&self, netns: Option<&Path>) -> Result<BTreeSet<u64>, AgentError> {
+        Ok(match netns {
+            Some(path) => in_netns(path, tcp_cookies)??,
+            None => tcp_cookies()?,
+        })
     }
 
     fn cgroup2(&self) -> Option<PathBuf> {

@@ -98,6 +98,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             let mut facts = lock(&self.facts);
             for wire in wires {
                 facts.links.remove(&wire.endpoint);
+                facts.spaces.remove(&wire.endpoint);
             }
         }
         let mut outcome = self.reconcile(Look::Memory).await;

@@ -1,5 +1,5 @@
 //! How many flows draining backends have left on this node. A flow is in the conntrack table of the node
-//! that translates it, wherever the backend runs, so every node counts and says so with its heartbeat.
+//! that translates it, and one that a socket was given on the node of the socket, wherever the backend runs, so every node counts and says so with its heartbeat.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,7 +15,7 @@ use overlay_common::{
 };
 use tokio::time::sleep;
 
-use super::{Agent, AgentError, lock, tables::monotonic_ns};
+use super::{Agent, AgentError, lock, sockets::by_backend, tables::monotonic_ns};
 use crate::{datapath::Datapath, link::Links, model::EndpointState};
 
 const COUNTING: &str = "counting flows of draining backends";
@@ -75,6 +75,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             let entries = self.datapath.conntrack(limit)?;
             for (number, live) in live_flows(&entries, &draining, monotonic_ns()) {
                 flows.insert(number, live);
+            }
+            for (number, live) in by_backend(&self.datapath.sockets()?) {
+                flows.entry(number).and_modify(|flows| *flows += u64::from(live));
             }
         }
         *lock(&self.draining) = flows;

@@ -10,7 +10,7 @@ use overlay_common::{
     flow::is_expired,
     maps::{
         BACKEND_ACTIVE, BACKEND_DOWN, CONNTRACK_FORWARD, Conntrack, ConntrackKey, PUBLISHED_IPV6,
-        Served, ServedKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        Served, ServedKey, SockFlow, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -38,10 +38,15 @@ type Of = (u8, bool, u32, u16, u32);
 pub(super) fn virtual_servers(
     state: &ClusterState,
     held: &DatapathState,
-    (entries, now): (&[(ConntrackKey, Conntrack)], u64),
+    (entries, sockets, now): (&[(ConntrackKey, Conntrack)], &BTreeMap<u64, SockFlow>, u64),
     served: &BTreeMap<ServedKey, Served>,
 ) -> Vec<VirtualServer> {
-    let flows = (flows(held, entries, now), served);
+    let mut flows = flows(held, entries, now);
+    // Of sockets that were given a backend in place of the VIP, connections are all that there is.
+    for socket in sockets.values().filter(|socket| socket.backend != 0) {
+        flows.entry((PROTO_TCP, false, socket.service, 0, socket.backend)).or_default().active += 1;
+    }
+    let flows = (flows, served);
     let mut servers = Vec::new();
     for service in state.services.values() {
         for on in &service.networks {
@@ -251,7 +256,9 @@ mod tests {
             (served(0, PROTO_TCP, near), counted(8)),
             (served(0, PROTO_TCP, 999), counted(9)),
         ]);
-        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW), &served);
+        let socket = SockFlow { service, backend: near, ..SockFlow::default() };
+        let sockets = BTreeMap::from([(1, socket), (2, socket), (3, SockFlow::default())]);
+        let servers = virtual_servers(&cluster.state, &held, (&entries, &sockets, NOW), &served);
         let shown: Vec<_> = servers
             .iter()
             .map(|s| {
@@ -263,7 +270,7 @@ mod tests {
             shown,
             [
                 ("tcp", 8080, vec![(3, 0, 0, 0), (0, 1, 0, 1)]),
-                ("tcp", 0, vec![(3, 1, 1, 0), (0, 0, 0, 0)]),
+                ("tcp", 0, vec![(3, 3, 1, 0), (0, 0, 0, 0)]),
                 ("udp", 0, vec![(3, 0, 0, 0), (0, 0, 1, 1)]),
             ]
         );
@@ -312,7 +319,12 @@ mod tests {
         };
         let counted = |flows| Served { flows, ..Served::default() };
         let served = [(key(0, 0), counted(4)), (key(0, 1), counted(6)), (key(8080, 1), counted(8))];
-        let servers = virtual_servers(&cluster.state, &held, (&entries, NOW), &served.into());
+        let servers = virtual_servers(
+            &cluster.state,
+            &held,
+            (&entries, &BTreeMap::new(), NOW),
+            &served.into(),
+        );
         let shown: Vec<_> = servers
             .iter()
             .map(|server| {

@@ -40,6 +40,8 @@ mod run;
 mod server;
 mod shadow;
 mod slots;
+mod sockets;
+mod spaces;
 mod status;
 mod surroundings;
 mod tables;
@@ -54,7 +56,10 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32},
+    },
 };
 
 pub use client::{Events, LocalClient};
@@ -114,6 +119,12 @@ pub struct Agent<D, L> {
     applied: Mutex<Applied>,
     /// When flows of backends may be counted again; `None` before the first time.
     count_due: Mutex<Option<std::time::Instant>>,
+    /// Whether addresses of backends that are gone are to be looked for.
+    gone_due: AtomicBool,
+    /// When sockets may be looked at again; `None` before the first time.
+    sockets_due: Mutex<Option<std::time::Instant>>,
+    /// How often sockets were looked at.
+    looks: AtomicU32,
     /// Flows that draining backends have left here, by number.
     draining: Mutex<BTreeMap<u32, u64>>,
     /// Revision that the maps show.
@@ -152,6 +163,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             facts: Mutex::default(),
             applied: Mutex::default(),
             count_due: Mutex::default(),
+            // Backends may have gone while no daemon ran.
+            gone_due: AtomicBool::new(true),
+            sockets_due: Mutex::default(),
+            looks: AtomicU32::new(0),
             draining: Mutex::default(),
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),

@@ -50,6 +50,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let Some(state) = self.state.borrow().clone() else { return Ok(()) };
         let facts = lock(&self.facts).clone();
         let mut target = compile(&state, self.node(), &facts);
+        if !self.config.socket_lb {
+            // Known all the same: connections of before may still be there.
+            target.spaces.clear();
+        }
         let remembered = applied.known.take();
         let drift_is_news = look == Look::Maps && remembered.is_some();
         let current = match remembered {
@@ -70,6 +74,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if !fresh.is_empty() {
             self.datapath.forget(&fresh, &BTreeSet::new())?;
         }
+        target.gone = self.gone(&current, &target)?;
         let operations = diff(&current, &target);
         self.datapath.apply(&operations)?;
         self.forget_gone(&current, &target)?;

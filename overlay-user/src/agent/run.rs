@@ -114,6 +114,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             self.sweep_namespaces().await;
             self.count_flows().await;
             self.count_active().await;
+            self.look_at_sockets().await;
             self.look_for_shadowed_ports().await;
         }
     }

@@ -39,6 +39,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             xdp: report.xdp.map_or("not attached yet", xdp_name).to_owned(),
             tc: self.datapath.tc_flavour().to_owned(),
             socket_programs: report.sockets.unwrap_or_else(not_yet),
+            socket_lb: self.config.socket_lb,
             connected: *self.connected.borrow(),
             manager: self.control.manager(),
             revision: self.state().revision,
@@ -110,6 +111,8 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("local_addrs6", state.local_addrs6.len()),
         ("egress", state.egress.len()),
         ("subnets", state.subnets.len()),
+        ("spaces", state.spaces.len()),
+        ("gone", state.gone.len()),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), u64::try_from(count).unwrap_or(u64::MAX)))

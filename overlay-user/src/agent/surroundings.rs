@@ -55,6 +55,19 @@ pub trait Host: Send + Sync + 'static {
     /// What the system said.
     fn netns_cookie(&self) -> Result<u64, AgentError>;
 
+    /// Cookie of another network namespace.
+    ///
+    /// # Errors
+    /// [`LinkError::NoNamespace`] when there is none at the path, or what the system said.
+    fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError>;
+
+    /// Cookies of the TCP sockets of a network namespace, `None` for the host's own: those that connect, are
+    /// connected, or were a moment ago.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn tcp_sockets(&self, netns: Option<&Path>) -> Result<BTreeSet<u64>, AgentError>;
+
     /// Where cgroup v2 is mounted.
     fn cgroup2(&self) -> Option<PathBuf>;
 

@@ -23,6 +23,7 @@ use super::{
     lb_tables::{hash_word, scheduler_word},
     lock,
     numbers6::Live,
+    sockets,
 };
 use crate::{
     datapath::{Datapath, DatapathState, TableDump, Tables},
@@ -45,13 +46,20 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let held = self.datapath.read()?;
         let entries = self.datapath.conntrack(limit)?;
         let served = self.datapath.served()?;
+        let sockets = self.datapath.sockets()?;
         let mut state = dump(&held, &names);
         state.push(self.lb_tables(&held, &names)?);
         state.push(clients6(&self.datapath.clients6(CLIENT_ROWS)?));
+        state.push(sockets::dump_sockets(&sockets, &names, now));
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
             state,
-            virtual_servers: ipvs::virtual_servers(&self.state(), &held, (&entries, now), &served),
+            virtual_servers: ipvs::virtual_servers(
+                &self.state(),
+                &held,
+                (&entries, &sockets, now),
+                &served,
+            ),
             conntrack: {
                 let numbers = Live(&names, &self.datapath);
                 flow_rows::conntrack(entries, &names, &numbers, now)
@@ -254,6 +262,8 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
             vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
         }),
+        sockets::dump_spaces(state, names),
+        sockets::dump_gone(state, names),
     ]
 }
 
@@ -487,6 +497,8 @@ fn published(state: &DatapathState, names: &Names) -> TableDump {
 
 #[cfg(test)]
 mod tests {
+    use overlay_common::maps::{EndpointKey, GONE_RESETS};
+
     use super::*;
     use crate::{
         agent::{
@@ -516,8 +528,11 @@ mod tests {
         cluster.backend("w1", "web", "h2", 21);
         cluster.endpoint("a", "mynet", "h1", 11);
         let addresses6 = vec!["2001:db8::1".parse().expect("an address")];
-        let facts = LocalFacts { addresses6, ..cluster.facts("h1") };
-        let state = compile(&cluster.state, &id("h1"), &facts);
+        let spaces = [(id("a"), 77)].into();
+        let facts = LocalFacts { addresses6, spaces, ..cluster.facts("h1") };
+        let mut state = compile(&cluster.state, &id("h1"), &facts);
+        let gone = EndpointKey { vni: 4098, ip: Be32::from_octets([10, 0, 1, 22]) };
+        state.gone.insert(gone, GONE_RESETS);
         let tables = dump(&state, &Names::new(&cluster.state));
         for table in &tables {
             assert!(!table.rows.is_empty(), "{} is shown", table.name);
@@ -557,5 +572,8 @@ mod tests {
         assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
         let replicas = rows(&tables, "replicas");
         assert_eq!((cell(replicas, 0, "endpoints"), cell(replicas, 0, "names")), ("1", "h2"));
+        let spaces = rows(&tables, "spaces");
+        assert_eq!((cell(spaces, 0, "netns_cookie"), cell(spaces, 0, "name")), ("77", "a"));
+        assert_eq!(cell(rows(&tables, "gone"), 0, "answer"), "reset");
     }
 }

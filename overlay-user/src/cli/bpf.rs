@@ -71,6 +71,13 @@ enum TableName {
     LocalAddrs6,
     /// Interfaces that lead outside and the host's address on each
     Egress,
+    /// Networks of the namespaces whose connections to VIPs are given a backend when they are made
+    Spaces,
+    /// Sockets that are connected to something else than they asked for
+    #[value(alias = "sockets")]
+    SockFlows,
+    /// Addresses of backends that are gone and that sockets are connected to
+    Gone,
     /// Translated flows, newest first
     Conntrack,
     /// Packets by named reason, drops included
@@ -110,6 +117,9 @@ impl TableName {
             Self::LocalAddrs => "local_addrs",
             Self::LocalAddrs6 => "local_addrs6",
             Self::Egress => "egress",
+            Self::Spaces => "spaces",
+            Self::SockFlows => "sock_flows",
+            Self::Gone => "gone",
             Self::Conntrack => "conntrack",
             Self::Counters => "counters",
         }

@@ -28,7 +28,9 @@ const RATE_OVER: Duration = Duration::from_secs(1);
     after_help = "Connections are those that go through this host. Port 0 stands for all ports of a VIP, \
 0.0.0.0 and [::] for the addresses of this host. Masq: the backend is on this host; Tunnel: on another one. \
 Drained are those that a draining backend still has. --stats counts what has gone through this host since \
-it knows the backend, --rate what goes through it in a second; bytes are those of whole frames.
+it knows the backend, --rate what goes through it in a second; bytes are those of whole frames. Of TCP connections \
+that containers make to a VIP there are connections only: given their backend when they are made, they go to it \
+as any other (`overlay bpf sockets`).
 
 Example:
   overlay ipvs

@@ -72,6 +72,11 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         Ok(()) => "published ports answer on localhost".to_owned(),
         Err(why) => format!("published ports do NOT answer on localhost: {why}"),
     };
+    let vips = match (&status.socket_programs, status.socket_lb) {
+        (Ok(()), true) => "TCP is balanced when containers connect, the rest by packets",
+        (Err(_), true) => "balanced by packets, without the socket programs also TCP",
+        (_, false) => "balanced by packets (--no-socket-lb)",
+    };
     vec![
         ("node", format!("{} ({}), {role}", status.name, status.node.short())),
         ("daemon", format!("version {}, process {}", status.version, status.pid)),
@@ -86,6 +91,7 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
         ),
         ("programs", format!("TC by {}, XDP {}", status.tc, status.xdp)),
         ("sockets", sockets),
+        ("VIPs", vips.to_owned()),
         ("pins", status.pin_dir.clone()),
     ]
 }
@@ -116,6 +122,7 @@ mod tests {
             xdp: "off".to_owned(),
             tc: "tcx".to_owned(),
             socket_programs: Ok(()),
+            socket_lb: true,
             connected: true,
             manager: Some(([172, 16, 1, 10], 2377).into()),
             revision: 12,
@@ -137,6 +144,7 @@ mod tests {
     underlay:       172.16.1.11 on eth0, MTU 1500, VXLAN port 4789
     programs:       TC by tcx, XDP off
     sockets:        published ports answer on localhost
+    VIPs:           TCP is balanced when containers connect, the rest by packets
     pins:           /sys/fs/bpf/overlay/v1
 
     MAP         ENTRIES
@@ -161,6 +169,7 @@ mod tests {
             "BEHIND by 2",
             "map endpoints: full",
             "NOT answer on localhost: no cgroup v2 is mounted",
+            "balanced by packets, without the socket programs",
         ] {
             assert!(text.contains(wrong), "{wrong}: {text}");
         }

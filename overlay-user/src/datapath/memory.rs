@@ -12,7 +12,7 @@ use overlay_common::{
     event::{EVENT_KINDS, Watch},
     maps::{
         Active, BACKEND_COUNTED, Client6, Config, Conntrack, ConntrackKey, Counter, Cursor, Served,
-        ServedKey, Slot, TableKey, Usage,
+        ServedKey, Slot, SockFlow, TableKey, Usage,
     },
     observe::{DropKey, Tally},
 };
@@ -84,6 +84,7 @@ struct Kernel {
     lost: [u64; EVENT_KINDS],
     conntrack: Vec<(ConntrackKey, Conntrack)>,
     clients6: BTreeMap<Be32, Client6>,
+    sockets: BTreeMap<u64, SockFlow>,
     failures: BTreeMap<DatapathCall, Failure>,
 }
 
@@ -134,6 +135,8 @@ impl Kernel {
             MapOp::LocalAddr6(key, value) => set(&mut state.local_addrs6, *key, *value),
             MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
             MapOp::Subnet(key, value) => set(&mut state.subnets, *key, *value),
+            MapOp::Space(key, value) => set(&mut state.spaces, *key, *value),
+            MapOp::Gone(key, value) => set(&mut state.gone, *key, *value),
         }
         self.applied.push(op.clone());
     }
@@ -270,6 +273,11 @@ impl MemoryDatapath {
     /// Adds a conntrack entry.
     pub fn set_served(&self, key: ServedKey, served: Served) {
         self.kernel().served.insert(key, served);
+    }
+
+    /// Connects a socket.
+    pub fn add_socket(&self, cookie: u64, flow: SockFlow) {
+        self.kernel().sockets.insert(cookie, flow);
     }
 
     /// Adds a conntrack entry.
@@ -451,6 +459,15 @@ impl Datapath for MemoryDatapath {
 
     fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
         self.kernel().served.retain(|key, _| !backends.contains(&key.backend));
+        Ok(())
+    }
+
+    fn sockets(&self) -> Result<BTreeMap<u64, SockFlow>, DatapathError> {
+        Ok(self.kernel().sockets.clone())
+    }
+
+    fn forget_socket(&self, cookie: u64) -> Result<(), DatapathError> {
+        self.kernel().sockets.remove(&cookie);
         Ok(())
     }
 

@@ -387,6 +387,18 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] when the map cannot be written.
     fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
+    /// Sockets that are connected to something else than they asked for, by their cookies.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be read.
+    fn sockets(&self) -> Result<BTreeMap<u64, maps::SockFlow>, DatapathError>;
+
+    /// Forgets a socket that is no more.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when the map cannot be written.
+    fn forget_socket(&self, cookie: u64) -> Result<(), DatapathError>;
+
     /// The entries of a table: backend numbers. `None` when there is no such table.
     ///
     /// # Errors

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use overlay_common::{
     Be32, Ip6,
     maps::{
-        Address6, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, LocalAddr,
-        Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot, SlotKey, Subnet,
-        SubnetKey, TableKey, Vtep6,
+        Address6, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Gone, Link, Link6,
+        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot,
+        SlotKey, Space, Subnet, SubnetKey, TableKey, Vtep6,
     },
 };
 
@@ -53,6 +53,10 @@ pub struct DatapathState {
     pub egress: BTreeMap<u32, Egress>,
     /// Map `subnets`.
     pub subnets: BTreeMap<SubnetKey, Subnet>,
+    /// Map `spaces`, by network namespace cookie.
+    pub spaces: BTreeMap<u64, Space>,
+    /// Map `gone`.
+    pub gone: BTreeMap<EndpointKey, Gone>,
 }
 
 /// One write to one map. `None` as a value removes the key; removing what is not there is no error.
@@ -96,6 +100,10 @@ pub enum MapOp {
     Egress(u32, Option<Egress>),
     /// `subnets`
     Subnet(SubnetKey, Option<Subnet>),
+    /// `spaces`
+    Space(u64, Option<Space>),
+    /// `gone`
+    Gone(EndpointKey, Option<Gone>),
 }
 
 fn puts<K: Ord + Copy, V: PartialEq + Clone>(
@@ -137,6 +145,8 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     // Before whatever leads to an IPv6 flow.
     puts(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
+    // Before the endpoints themselves go.
+    puts(&old.gone, &new.gone, &mut ops, MapOp::Gone);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
     puts(&old.tables, &new.tables, &mut ops, MapOp::Table);
@@ -149,7 +159,9 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
     puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
+    puts(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
 
+    removes(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
     removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
@@ -163,6 +175,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.tables, &new.tables, &mut ops, MapOp::Table);
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
+    removes(&old.gone, &new.gone, &mut ops, MapOp::Gone);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);

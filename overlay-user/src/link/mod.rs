@@ -9,6 +9,7 @@ mod memory;
 mod netlink;
 pub mod netns;
 mod rtnl;
+mod sock_diag;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -24,6 +25,7 @@ use overlay_common::Mac;
 pub(crate) use device::is_physical;
 pub use memory::{LinkCall, MemoryLinks};
 pub use netlink::NetlinkLinks;
+pub use sock_diag::tcp_cookies;
 
 /// Why a link could not be made or removed.
 #[derive(Debug, thiserror::Error)]

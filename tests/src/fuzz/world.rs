@@ -8,9 +8,9 @@ use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, Mac, UNDERLAY_VNI,
     maps::{
         Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key,
-        EndpointKey, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network, PUBLISHED_IPV6,
-        Peer, PeerKey, Published, PublishedKey, Replicas, Service, SlotKey, SubnetKey, TableKey,
-        Usage,
+        EndpointKey, GONE_RESETS, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network,
+        PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey, Replicas, Service, SlotKey,
+        SubnetKey, TableKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -103,6 +103,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     }
     dual_stack(rng, &mut tables.agent);
     peers(rng, &mut tables.agent);
+    gone(rng, &mut tables.agent);
     for local in [NODE, Ipv4Addr::new(10, 255, 0, 2)] {
         if rng.random_bool(0.95) {
             tables.agent.local_addrs.insert(local.into(), 1);
@@ -128,6 +129,16 @@ fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
                 agent.peers.insert(PeerKey { vni, node: node.into() }, Peer::default());
             }
         }
+    }
+}
+
+/// Where backends were that sockets are connected to, of whom somebody may be there by now.
+fn gone(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.gone.clear();
+    for _ in 0..rng.random_range(0..6) {
+        let vni = any(rng, &VNIS);
+        let key = EndpointKey { vni, ip: address(rng, vni).into() };
+        agent.gone.insert(key, any(rng, &[0, GONE_RESETS, GONE_RESETS, u32::MAX, 2]));
     }
 }
 
@@ -198,7 +209,7 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..23) {
+    match rng.random_range(0..24) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, rig, &mut tables.agent, vni),
         2 => service(rng, tables, number),
@@ -231,6 +242,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
         18 => {
             tables.active.insert(number, any(rng, &[0, 1, 2, 1_000, u32::MAX]));
         }
+        19 => gone(rng, &mut tables.agent),
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {

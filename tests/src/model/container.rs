@@ -5,7 +5,8 @@ use overlay_common::{
     maps::{
         Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack,
         ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link, NETWORK_INTERNAL, Published, VIA_VIP,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, GONE_RESETS, Link,
+        NETWORK_INTERNAL, Published, VIA_VIP,
     },
     observe::Traffic,
 };
@@ -13,7 +14,7 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::{Flow, Part},
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, bytes, half, put, updated},
+    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, bytes, half, put, updated},
     host::MTU,
     icmp, ipv6,
     observe::Party,
@@ -208,7 +209,7 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     let network = walk.network(link.vni).ok_or(Reason::NoEndpoint)?;
     let subnet = |address: Be32| address.get() & network.mask.get();
     if subnet(ip.dst.into()) == network.subnet.get() {
-        return Err(Reason::NoEndpoint);
+        return to_nobody(walk, link.vni, ip);
     }
     let flow = match walk.flow(ip, link.vni) {
         Err(_) if ip.protocol == ICMP => outside::echo_request(walk, ip, link.vni)?,
@@ -240,6 +241,18 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
             }
             sent => or_told(walk, packet, sent, (MTU, None)),
         },
+    }
+}
+
+/// "A connection that was given its backend at once, and has outlived it, is told as its service says."
+fn to_nobody(walk: &mut Walk<'_>, vni: u32, ip: &Ip) -> Outcome {
+    let key = EndpointKey { vni, ip: ip.dst.into() };
+    match walk.tables.agent.gone.get(&key) {
+        Some(flags) if ip.protocol == TCP && flags & GONE_RESETS != 0 => {
+            balance::refuse(walk, ip, &Balanced::Lost)
+        }
+        Some(_) if ip.protocol == TCP => Err(Reason::BackendGone),
+        _ => Err(Reason::NoEndpoint),
     }
 }
 

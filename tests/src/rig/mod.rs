@@ -349,6 +349,8 @@ impl Rig {
                 MapOp::LocalAddr6(k, v) => self.write("local_addrs6", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
                 MapOp::Subnet(k, v) => self.write_subnet(k, v),
+                MapOp::Space(k, v) => self.write("spaces", k, v),
+                MapOp::Gone(k, v) => self.write("gone", k, v),
             }
             if ends_epoch {
                 self.end_epoch();

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -28,6 +29,8 @@ pub struct ChatArgs {
 pub struct ChatReport {
     /// Who was at the other end.
     pub peer: Option<Answer>,
+    /// Whom the system says that it is connected to, after the last line.
+    pub named: Option<SocketAddr>,
     /// Lines echoed.
     pub lines: u64,
     /// What ended the chat before SIGTERM did.
@@ -43,7 +46,7 @@ impl Report for ChatReport {
 /// Talks until SIGTERM or the first failure.
 pub fn run(args: &ChatArgs) -> anyhow::Result<ChatReport> {
     serve::stop_on_signals()?;
-    let mut report = ChatReport { peer: None, lines: 0, failure: None };
+    let mut report = ChatReport { peer: None, named: None, lines: 0, failure: None };
     report.failure = chat(args, &mut report).err();
     Ok(report)
 }
@@ -67,6 +70,7 @@ fn chat(args: &ChatArgs, report: &mut ChatReport) -> Result<(), Failure> {
             return Err(Failure::new(FailureKind::BadAnswer, format!("{echoed:?} for {line:?}")));
         }
         report.lines += 1;
+        report.named = Some(stream.peer_addr().map_err(failed)?);
         std::thread::sleep(Duration::from_millis(args.pause_ms));
     }
     Ok(())

@@ -95,6 +95,10 @@ fn kind(section: &ProgramSection) -> anyhow::Result<(bpf_prog_type, u32)> {
             let attach_type = bpf_attach_type::from(*attach_type);
             Ok((bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type as u32))
         }
+        ProgramSection::CgroupSock { attach_type } => {
+            let attach_type = bpf_attach_type::from(*attach_type);
+            Ok((bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, attach_type as u32))
+        }
         other => bail!("programs of the section {other:?} are not known here"),
     }
 }

@@ -10,6 +10,7 @@ mod outside;
 mod repair;
 mod restart;
 mod rollback;
+mod sockets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -191,6 +192,8 @@ struct MemoryHost {
     namespaces: Mutex<BTreeMap<PathBuf, u64>>,
     next: AtomicU64,
     cgroup: Mutex<Option<PathBuf>>,
+    /// Cookies of the TCP sockets in namespaces.
+    sockets: Mutex<BTreeMap<Option<PathBuf>, BTreeSet<u64>>>,
     boot: Mutex<String>,
     local_ports: Mutex<Option<(u16, u16)>>,
     served: Mutex<BTreeSet<Id>>,
@@ -222,6 +225,15 @@ impl Host for MemoryHost {
 
     fn netns_cookie(&self) -> Result<u64, AgentError> {
         Ok(77)
+    }
+
+    fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError> {
+        Ok(1000 + self.namespace(netns)?.inode)
+    }
+
+    fn tcp_sockets(&self, netns: Option<&Path>) -> Result<BTreeSet<u64>, AgentError> {
+        let sockets = lock(&self.sockets);
+        Ok(sockets.get(&netns.map(Path::to_owned)).cloned().unwrap_or_default())
     }
 
     fn cgroup2(&self) -> Option<PathBuf> {
@@ -337,6 +349,7 @@ impl TestHost {
             outside_ports: OUTSIDE_PORTS,
             outside_flows: OUTSIDE_FLOWS,
             cgroup: None,
+            socket_lb: true,
             dns_upstreams: Vec::new(),
         };
         let dir = tempfile::tempdir().expect("a temporary directory");

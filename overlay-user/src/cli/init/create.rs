@@ -155,6 +155,7 @@ impl Plan {
             outside_ports: host.nat_ports,
             outside_flows: host.flow_limit,
             cgroup: host.cgroup()?,
+            socket_lb: !host.no_socket_lb,
             dns_upstreams: host.dns.clone(),
         };
         Ok(Self { underlay, manager, name, config })

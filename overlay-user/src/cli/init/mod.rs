@@ -66,6 +66,9 @@ struct HostOptions {
     /// cgroup v2 directory for the socket programs [default: where it is mounted]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+    /// Balance also containers' TCP connections to VIPs packet by packet, not once when they are made
+    #[arg(long)]
+    no_socket_lb: bool,
     /// Where names outside the cluster are asked [default: /etc/resolv.conf]
     #[arg(long, value_name = "IP[:PORT]", value_parser = args::dns_server)]
     dns: Vec<SocketAddr>,

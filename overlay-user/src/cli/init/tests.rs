@@ -29,6 +29,7 @@ fn config() -> AgentConfig {
         outside_flows: crate::agent::OUTSIDE_FLOWS,
         conntrack_size: 1024,
         cgroup: None,
+        socket_lb: true,
         dns_upstreams: vec![],
     }
 }
@@ -50,6 +51,7 @@ fn every_flag_of_init_and_join_is_taken() {
         "4096",
         "--cgroup",
         "/sys/fs/cgroup",
+        "--no-socket-lb",
         "--dns",
         "9.9.9.9",
         "--dns",

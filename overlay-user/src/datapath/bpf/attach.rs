@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, ProgramFd, SchedClassifier,
+        CgroupAttachMode, LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier,
         TcAttachType, Xdp, links::FdLink, tc::TcAttachOptions,
     },
 };
@@ -132,19 +132,27 @@ impl Attacher {
         };
         for name in SOCKET_PROGRAMS {
             let action = || format!("attach {name} to the cgroup {shown}");
-            let program: &mut CgroupSockAddr = program(&mut self.ebpf, name)?;
             let target = Target::Cgroup(id);
             let place = Place { pins: &self.pins, kind: LinkKind::Socket, name, target };
+            let program = self.ebpf.program_mut(name).ok_or_else(|| missing("program", name))?;
             if place.replace(program.fd(), &action)? {
                 continue;
             }
             // A cgroup link always stands beside others (cgroup_bpf_link_attach in
             // kernel/bpf/cgroup.c), and refuses the flag that would say so: this mode has none.
-            let link = program
-                .attach(&directory, CgroupAttachMode::Single)
-                .and_then(|id| program.take_link(id))
-                .map_err(|e| kernel(action(), words(&e)))?;
-            place.pin(link.try_into(), &action)?;
+            let mode = CgroupAttachMode::Single;
+            let link = match program {
+                Program::CgroupSockAddr(program) => {
+                    let link = program.attach(&directory, mode);
+                    link.and_then(|id| program.take_link(id)).map(TryInto::try_into)
+                }
+                Program::CgroupSock(program) => {
+                    let link = program.attach(&directory, mode);
+                    link.and_then(|id| program.take_link(id)).map(TryInto::try_into)
+                }
+                _ => return Err(missing("program of the right type named", name)),
+            };
+            place.pin(link.map_err(|e| kernel(action(), words(&e)))?, &action)?;
         }
         Ok(())
     }

@@ -37,12 +37,12 @@ use overlay_common::{
     event::{EVENT_KINDS, Watch},
     maps::{
         Active, Client6, Config, Conntrack, ConntrackKey, Counter, Served, ServedKey, Slot,
-        TableKey, Usage,
+        SockFlow, TableKey, Usage,
     },
 };
 use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
-use tables::{AgentTables, ProgramTables, UsageTable};
+use tables::{AgentTables, ProgramTables, SocketTable, UsageTable};
 
 use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
 
@@ -80,6 +80,7 @@ pub struct BpfDatapath {
     programs: ProgramTables,
     traffic: Mutex<TrafficTables>,
     usage: Mutex<UsageTable>,
+    sockets: Mutex<SocketTable>,
     watch: Mutex<WatchTables>,
     events: Mutex<EventRing>,
     attacher: Mutex<Attacher>,
@@ -132,6 +133,7 @@ impl BpfDatapath {
         let programs = ProgramTables::take(&mut ebpf)?;
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
         let usage = Mutex::new(UsageTable::take(&mut ebpf)?);
+        let sockets = Mutex::new(SocketTable::take(&mut ebpf)?);
         let mut watch = WatchTables::take(&mut ebpf)?;
         // Whoever watched an earlier process is gone.
         watch.set(&Watch::default(), &BTreeSet::new())?;
@@ -145,6 +147,7 @@ impl BpfDatapath {
             programs,
             traffic,
             usage,
+            sockets,
             watch: Mutex::new(watch),
             events,
             attacher,
@@ -296,6 +299,14 @@ impl Datapath for BpfDatapath {
 
     fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
         lock(&self.traffic).forget_served(backends)
+    }
+
+    fn sockets(&self) -> Result<BTreeMap<u64, SockFlow>, DatapathError> {
+        lock(&self.sockets).read()
+    }
+
+    fn forget_socket(&self, cookie: u64) -> Result<(), DatapathError> {
+        lock(&self.sockets).forget(cookie)
     }
 
     fn table(&self, key: TableKey) -> Result<Option<Vec<Slot>>, DatapathError> {

@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 40] = [
+pub(super) const MAPS: [&str; 43] = [
     "config",
     "epoch",
     "networks",
@@ -54,6 +54,9 @@ pub(super) const MAPS: [&str; 40] = [
     "seed6",
     "fragments",
     "sock_origin",
+    "spaces",
+    "sock_flows",
+    "gone",
     "counters",
     "endpoint_counters",
     "drop_counters",
@@ -65,7 +68,17 @@ pub(super) const MAPS: [&str; 40] = [
 ];
 
 /// The socket programs, which are attached to a cgroup.
-pub(super) const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
+pub(super) const SOCKET_PROGRAMS: [&str; 8] = [
+    // In this order: what is noted of a socket is removed and shown before anything is noted.
+    "sock_release",
+    "getpeername4",
+    "getpeername6",
+    "recvmsg4",
+    "recvmsg6",
+    "sendmsg4",
+    "connect4",
+    "connect6",
+];
 
 /// Programs that others go on with, and where map `calls` has them.
 pub const CALLED: [(&str, u32); 3] = [
@@ -76,7 +89,7 @@ pub const CALLED: [(&str, u32); 3] = [
 
 /// All programs, by their names in the object, which are those of their pins. Those that are called are there
 /// before what calls them.
-pub(super) const PROGRAMS: [&str; 13] = [
+pub(super) const PROGRAMS: [&str; 17] = [
     CALLED[0].0,
     CALLED[1].0,
     CALLED[2].0,
@@ -90,6 +103,10 @@ pub(super) const PROGRAMS: [&str; 13] = [
     SOCKET_PROGRAMS[1],
     SOCKET_PROGRAMS[2],
     SOCKET_PROGRAMS[3],
+    SOCKET_PROGRAMS[4],
+    SOCKET_PROGRAMS[5],
+    SOCKET_PROGRAMS[6],
+    SOCKET_PROGRAMS[7],
 ];
 
 /// Loads maps (adopting pinned ones) and programs, and pins both.
@@ -188,6 +205,7 @@ pub fn load_program(program: &mut Program) -> Result<(), ProgramError> {
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         match loaded {

@@ -11,9 +11,9 @@ use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
         Active, Address6, BACKEND_COUNTED, Backend, Client6, Config, Conntrack, ConntrackKey,
-        Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Link, Link6,
-        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot,
-        SlotKey, Subnet, SubnetKey, TableKey, Usage, Vtep6,
+        Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Gone, Link, Link6,
+        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SOCK_FLOWS, Service,
+        Slot, SlotKey, SockFlow, Space, Subnet, SubnetKey, TableKey, Usage, Vtep6,
     },
 };
 
@@ -54,6 +54,8 @@ pub(super) struct AgentTables {
     local_addrs6: Table<Ip6, LocalAddr>,
     egress: Table<u32, Egress>,
     subnets: LpmTrie<MapData, Be32, Subnet>,
+    spaces: Table<u64, Space>,
+    gone: Table<EndpointKey, Gone>,
     epoch: Array<MapData, Epoch>,
 }
 
@@ -80,6 +82,8 @@ impl AgentTables {
             local_addrs6: take(ebpf, "local_addrs6")?,
             egress: take(ebpf, "egress")?,
             subnets: take(ebpf, "subnets")?,
+            spaces: take(ebpf, "spaces")?,
+            gone: take(ebpf, "gone")?,
             epoch: take(ebpf, "epoch")?,
         };
         // Whoever had the maps before may have ended between a write and what follows it.
@@ -107,6 +111,8 @@ impl AgentTables {
             local_addrs6: collect("local_addrs6", &self.local_addrs6)?,
             egress: collect("egress", &self.egress)?,
             subnets: self.read_subnets()?,
+            spaces: collect("spaces", &self.spaces)?,
+            gone: collect("gone", &self.gone)?,
         })
     }
 
@@ -134,6 +140,8 @@ impl AgentTables {
             }
             MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
             MapOp::Subnet(key, value) => ("subnets", self.set_subnet(*key, value)),
+            MapOp::Space(key, value) => ("spaces", set(&mut self.spaces, key, value)),
+            MapOp::Gone(key, value) => ("gone", set(&mut self.gone, key, value)),
         };
         outcome.map_err(|e| {
             let reason = match errno(&e) {
@@ -316,6 +324,27 @@ impl UsageTable {
     pub(super) fn set(&mut self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
         let written = set(&mut self.0, &ifindex, &usage);
         written.map_err(|e| kernel("write the map usage", words(&e)))
+    }
+}
+
+/// The map `sock_flows`, which the programs write and the agent reads and clears.
+pub(super) struct SocketTable(Table<u64, SockFlow>);
+
+impl SocketTable {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        take(ebpf, "sock_flows").map(Self)
+    }
+
+    /// As [`ProgramTables::conntrack`]: sockets come and go while they are listed.
+    pub(super) fn read(&self) -> Result<BTreeMap<u64, SockFlow>, DatapathError> {
+        let entries = self.0.iter().take(SOCK_FLOWS.saturating_mul(4));
+        let entries = entries.collect::<Result<_, MapError>>();
+        entries.map_err(|e| kernel("read the map sock_flows", words(&e)))
+    }
+
+    pub(super) fn forget(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        let removed = set(&mut self.0, &cookie, &None);
+        removed.map_err(|e| kernel("write the map sock_flows", words(&e)))
     }
 }
 

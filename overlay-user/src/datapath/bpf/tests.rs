@@ -371,7 +371,7 @@ fn socket_programs_are_attached_replaced_and_follow_their_cgroup() {
     let (one, two) = (TestCgroup::new(&root), TestCgroup::new(&root));
     let first = host.load(TcFlavour::detect());
     first.attach_sockets(&one.path).expect("attached");
-    assert_eq!(host.links().len(), 4);
+    assert_eq!(host.links().len(), 8);
     let before = host.program_of("connect4");
     let second = host.load(TcFlavour::detect());
     second.attach_sockets(&one.path).expect("replaced");

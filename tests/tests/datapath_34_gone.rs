@@ -1,0 +1,52 @@
+//! Connections whose sockets were given a backend that has gone: their packets go to its own address.
+
+use std::net::Ipv4Addr;
+
+use overlay_common::{
+    Reason,
+    maps::{ENDPOINT_FLAG_BACKEND, EndpointKey, GONE_RESETS, Gone},
+};
+use overlay_tests::rig::{DROP, REDIRECT, Rig, VNI, packets::*};
+
+const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+
+/// A client, and an address where a backend was, with what is said of it.
+fn rig(gone: Option<Gone>) -> Rig {
+    let mut rig = Rig::new();
+    rig.network(VNI, 1);
+    rig.local(VNI, ME, 0, true);
+    rig.set(|state| {
+        state.gone.extend(gone.map(|gone| (EndpointKey { vni: VNI, ip: BACKEND.into() }, gone)));
+    });
+    rig
+}
+
+#[test]
+fn who_speaks_to_a_backend_that_has_gone_is_told_with_a_reset_or_not_as_the_service_says() {
+    for flags in [Tcp::Data, Tcp::Syn] {
+        let packet = tcp((ME, 40_000), (BACKEND, 80), flags);
+        let ran = rig(Some(GONE_RESETS)).run("from_container", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::BackendGoneAnswered][..]));
+        let (asked, seen) = (see(&packet), see(&ran.packet));
+        assert_eq!((seen.from, seen.to), (asked.to, asked.from));
+        assert_eq!(ran.packet[47] & 0x04, 0x04, "RST");
+        let ran = rig(Some(0)).run("from_container", &packet);
+        assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::BackendGone][..]));
+    }
+    let ran =
+        rig(Some(GONE_RESETS)).run("from_container", &tcp((ME, 40_000), (BACKEND, 80), Tcp::Rst));
+    assert_eq!(ran.counted, [Reason::BackendGone], "a reset is not answered");
+}
+
+#[test]
+fn an_address_that_no_backend_had_is_nobodys_and_one_that_is_taken_again_is_its_owners() {
+    let packet = tcp((ME, 40_000), (BACKEND, 80), Tcp::Data);
+    assert_eq!(rig(None).run("from_container", &packet).counted, [Reason::NoEndpoint]);
+    let datagram = udp((ME, 40_000), (BACKEND, 80), b"hello");
+    let ran = rig(Some(GONE_RESETS)).run("from_container", &datagram);
+    assert_eq!(ran.counted, [Reason::NoEndpoint], "sockets of UDP are not balanced");
+    let mut rig = rig(Some(GONE_RESETS));
+    rig.local(VNI, BACKEND, ENDPOINT_FLAG_BACKEND, false);
+    assert_eq!(rig.run("from_container", &packet).counted, [Reason::DeliveredLocal]);
+}
