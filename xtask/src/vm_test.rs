@@ -70,6 +70,8 @@ enum VmSuite {
     TwoHosts,
     /// Clusters of a few hosts: networks, and published ports with every XDP mode.
     Cluster,
+    /// Clusters of a few hosts whose services balance, change and lose nodes under load.
+    Services,
 }
 
 /// The step that reports on the verifier.
@@ -78,8 +80,20 @@ const VERIFIER: &str = "verifier";
 /// The cluster suite that is made for many kernels.
 const TWO_HOSTS: &str = "cluster_21_two_hosts";
 
-/// The further cluster suites whose subject is the kernel; the others' is the same under any.
+/// The further cluster suites whose subject is what the kernel does; the others' is the same under any.
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
+
+/// The cluster suites of services: every path, what becomes of flows when backends change, and nodes that die.
+const SERVICES: [&str; 8] = [
+    "cluster_30_services",
+    "cluster_31_balance",
+    "cluster_32_parts",
+    "cluster_32_rolling",
+    "cluster_34_services6",
+    "cluster_40_published",
+    "cluster_45_xdp",
+    "cluster_61_node_death",
+];
 
 impl VmTest {
     /// Runs the command.
@@ -178,6 +192,9 @@ impl VmTest {
             Some(VmSuite::TwoHosts) => two_hosts,
             Some(VmSuite::Cluster) => {
                 of(Suite::Cluster) && CLUSTER.contains(&product.name.as_str())
+            }
+            Some(VmSuite::Services) => {
+                of(Suite::Cluster) && SERVICES.contains(&product.name.as_str())
             }
         }
     }

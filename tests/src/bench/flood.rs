@@ -70,16 +70,19 @@ pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Counts until SIGTERM and prints a [`Received`].
+/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` takes what the other end of a veth sends back by
+/// XDP.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn receive(device: &str) -> anyhow::Result<ExitCode> {
+pub fn receive(device: &str, by_xdp: bool) -> anyhow::Result<ExitCode> {
     let mut end = SigSet::empty();
     end.add(Signal::SIGTERM);
     // Blocked, and taken when it comes: no handler is needed.
     end.thread_block().context("block SIGTERM")?;
-    let sink = kernel::Sink::attach(index_of(device)?)?;
+    let index = index_of(device)?;
+    let _passing = by_xdp.then(|| kernel::pass_xdp(index)).transpose()?;
+    let sink = kernel::Sink::attach(index)?;
     println!("listening: on {device}");
     end.wait().context("wait for SIGTERM")?;
     println!("{}", serde_json::to_string(&Received { packets: sink.packets()? })?);

@@ -117,6 +117,28 @@ pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
     Attr::new().pointer(0, name.as_ptr()).open(OBJ_GET).with_context(|| path.display().to_string())
 }
 
+/// Has a program that passes everything to the stack as native XDP on an interface of this namespace, until
+/// the link is dropped: a veth sends frames back by XDP only to an end that has a program itself
+/// (`veth_xdp_flush`).
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn pass_xdp(ifindex: u32) -> anyhow::Result<OwnedFd> {
+    const PASS: u32 = 2;
+    /// `BPF_XDP` of `enum bpf_attach_type`.
+    const XDP: u32 = 37;
+    /// `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
+    const NATIVE: u32 = 1 << 2;
+    let program = load(ProgramType::Xdp, &[set(0, PASS), EXIT])?;
+    Attr::new()
+        .fd(0, &program)
+        .u32(4, ifindex)
+        .u32(8, XDP)
+        .u32(12, NATIVE)
+        .open(LINK_CREATE)
+        .context("attach a program that passes everything")
+}
+
 /// Counts what an interface receives, and drops it there, before any other program sees it; until
 /// this is dropped.
 #[derive(Debug)]

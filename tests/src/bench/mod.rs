@@ -65,6 +65,9 @@ enum Command {
     Count {
         /// The interface.
         device: String,
+        /// Take what the other end of a veth sends back by XDP.
+        #[arg(long)]
+        by_xdp: bool,
     },
     /// Times the programs beside few and many endpoints.
     #[command(hide = true)]
@@ -110,7 +113,7 @@ pub fn main() -> ExitCode {
         Command::Serve { cpu } => serve::main(cpu),
         Command::Drive(args) => drive::main(&args),
         Command::Flood(args) => flood::send(&args),
-        Command::Count { device } => flood::receive(&device),
+        Command::Count { device, by_xdp } => flood::receive(&device, by_xdp),
         Command::Flat => flat::main(),
         Command::Single(args) => single::main(&args),
     };

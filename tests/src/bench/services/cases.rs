@@ -32,12 +32,13 @@ enum Kind {
 }
 
 /// All of them.
-pub const ALL: [Measurement; 6] = [
+pub const ALL: [Measurement; 7] = [
     Measurement { name: "vip_remote", kind: Kind::Traffic(Way::Vip, Backend::Remote) },
     Measurement { name: "vip_local", kind: Kind::Traffic(Way::Vip, Backend::Local) },
     Measurement { name: "published_remote", kind: Kind::Traffic(Way::Published, Backend::Remote) },
     Measurement { name: "published_local", kind: Kind::Traffic(Way::Published, Backend::Local) },
     Measurement { name: "published_flood", kind: Kind::Flood(floods::by_tc) },
+    Measurement { name: "published_flood_xdp", kind: Kind::Flood(floods::by_xdp) },
     Measurement { name: "runs", kind: Kind::Runs },
 ];
 

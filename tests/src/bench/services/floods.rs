@@ -50,29 +50,61 @@ fn link(rig: &Rig, subject: Subject) -> Option<Link<'static>> {
     }
 }
 
+/// Millions a second and the percentage that arrived, under the name of the case.
+fn values(name: &str, (rate, arrived): (f64, f64)) -> Vec<Value> {
+    vec![(name.to_owned(), "million/s", rate), (format!("{name}_arrived"), "%", arrived)]
+}
+
 /// Through TC, or nftables.
 ///
 /// # Errors
 /// If nothing arrives.
 pub fn by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     let Some(link) = link(rig, subject) else { return Ok(vec![]) };
-    let (rate, arrived) = flood(rig, &link)?;
-    Ok(vec![
-        ("published_flood".to_owned(), "million/s", rate),
-        ("published_flood_arrived".to_owned(), "%", arrived),
-    ])
+    Ok(values("published_flood", flood(rig, &link, false)?))
 }
 
-/// Sends a million copies of a datagram. Returns millions a second and the percentage that arrived.
-fn flood(rig: &Rig, link: &Link<'_>) -> anyhow::Result<(f64, f64)> {
+/// As [`by_tc`], with native XDP on the asked host's interface.
+///
+/// # Errors
+/// If nothing arrives, or not by XDP.
+pub fn by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
+    let Some(link) = link(rig, subject) else { return Ok(vec![]) };
+    if subject != Subject::Overlay {
+        return Ok(values("published_flood_xdp", flood(rig, &link, false)?));
+    }
+    let host = rig.cluster().host(2);
+    let version = format!("v{}", overlay_common::LAYOUT_VERSION);
+    let program = host.dirs().pins.join(version).join("progs/xdp_underlay");
+    let xdp = |args: &[&str]| {
+        let line = [&["link", "set", "dev", link.device, "xdpdrv"], args].concat();
+        link.asked.exec("ip", &line)?.success().map(drop)
+    };
+    let encapsulated = || -> anyhow::Result<u64> {
+        let counters = host.status()?.counters;
+        let rows = counters.iter().filter(|row| row.reason == "xdp_encapsulated");
+        Ok(rows.map(|row| row.packets).sum())
+    };
+    let before = encapsulated()?;
+    xdp(&["pinned", &program.to_string_lossy()])?;
+    let flooded = flood(rig, &link, true);
+    xdp(&["off"])?;
+    let flooded = flooded?;
+    ensure!(encapsulated()? > before, "XDP passed everything to TC");
+    Ok(values("published_flood_xdp", flooded))
+}
+
+/// Sends a million copies of a datagram, which the asked host sends back by XDP or not. Returns millions a
+/// second and the percentage that arrived.
+fn flood(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> {
     // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
     set(&link.asked, link.device, "gro", "on")?;
-    let outcome = send(rig, link);
+    let outcome = send(rig, link, by_xdp);
     set(&link.asked, link.device, "gro", "off")?;
     outcome
 }
 
-fn send(rig: &Rig, link: &Link<'_>) -> anyhow::Result<(f64, f64)> {
+fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> {
     let macs = (mac_of(&link.from, link.device)?, mac_of(&link.asked, link.device)?);
     let frame = frames::udp(
         &Ends { macs, addresses: link.addresses },
@@ -82,7 +114,8 @@ fn send(rig: &Rig, link: &Link<'_>) -> anyhow::Result<(f64, f64)> {
     let file = rig.cluster().instance().dir.join("flood");
     std::fs::write(&file, frame).context("write the frame")?;
     let program = std::env::current_exe().context("the path of this program")?;
-    let mut sink = link.from.spawn(&program, &["count", link.device])?;
+    let count = ["count", link.device, "--by-xdp"];
+    let mut sink = link.from.spawn(&program, if by_xdp { &count } else { &count[..2] })?;
     wait_listening(&mut sink)?;
     // The headers, in which the destination is changed.
     let args = ["flood", &file.to_string_lossy(), link.device, "--anew", "42"];
