@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
-use crate::{cargo, machine, root, setup, status};
+use crate::{cargo, machine, root, setup, status, vm_test};
 
 /// Measure overlay beside what it stands on and what it replaces.
 #[derive(clap::Args)]
@@ -35,9 +35,11 @@ enum What {
 Example:
   cargo xtask bench services --json results.json
   cargo xtask bench services --rounds 1 --case vip_remote runs
+  cargo xtask bench services --kernel 6.12 --json ipvs.json
 
 Prints a table of medians with the smallest and the largest round. Everything measured is built with
---release. Installs nftables where it is missing. Needs two CPUs and root (sudo when you are not), for
+--release. Installs nftables where it is missing. With --kernel the same is measured beside IPVS, in a
+machine that boots one of Debian's kernels in QEMU; emulated, only ratios mean something. Needs two CPUs and root (sudo when you are not), for
 network namespaces and eBPF. What else the machine does is in the numbers: compare the ratios, and look
 at the spread.")]
 struct Services {
@@ -53,6 +55,9 @@ struct Services {
     /// Only these measurements; an unknown name lists those there are.
     #[arg(long = "case", value_name = "NAME", num_args = 1..)]
     cases: Vec<String>,
+    /// Measure beside IPVS, in a machine with this kernel. The floods need 6.12 (tcx).
+    #[arg(long, value_name = "6.1|6.12|PATH")]
+    kernel: Option<String>,
 }
 
 /// Two hosts in network namespaces: the bare underlay, the kernel's vxlan device with a bridge (what
@@ -87,6 +92,11 @@ struct Overlay {
 impl Bench {
     /// Runs the command.
     pub fn run(&self) -> Result<ExitCode> {
+        if let What::Services(services) = &self.what
+            && let Some(kernel) = &services.kernel
+        {
+            return vm_test::bench::run(kernel, &services.words(), services.json.as_deref());
+        }
         setup::ensure(match self.what {
             What::Overlay(_) => setup::Scope::Run,
             What::Services(_) => setup::Scope::Compare,
@@ -115,6 +125,14 @@ impl Overlay {
 }
 
 impl Services {
+    /// The arguments for a booted machine.
+    fn words(&self) -> Vec<String> {
+        let mut command = Command::new("overlay-bench");
+        pass_rounds(&mut command, self.rounds, self.placement.as_deref());
+        pass_cases(&mut command, &self.cases);
+        command.get_args().map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
     fn pass(&self, bench: &mut Command) -> Result<()> {
         bench.arg("services");
         pass_file(bench, "--json", self.json.as_deref())?;

@@ -63,6 +63,10 @@ const TO_RUN: [Need; 7] = [
 const TO_COMPARE: Need =
     program("nft", &["nftables"], "load balancing by nftables, which services are compared with");
 
+/// As above, in a booted machine.
+const TO_COMPARE_BOOTED: Need =
+    program("ipvsadm", &["ipvsadm"], "load balancing by IPVS, which services are compared with");
+
 /// Tools in a booted machine, which are copies of this machine's. What boots it is not installed.
 const TO_BOOT: [Need; 2] = [
     program("ip", &["iproute2"], "network namespaces and links of the tests"),
@@ -93,6 +97,9 @@ fn needs(scope: Scope) -> Vec<Need> {
         Scope::Run => &TO_RUN,
         Scope::Compare => return TO_BUILD.into_iter().chain(TO_RUN).chain([TO_COMPARE]).collect(),
         Scope::Boot => &TO_BOOT,
+        Scope::CompareBooted => {
+            return TO_BUILD.into_iter().chain(TO_BOOT).chain([TO_COMPARE_BOOTED]).collect();
+        }
     };
     TO_BUILD.into_iter().chain(further.iter().copied()).collect()
 }
@@ -235,7 +242,7 @@ mod tests {
 
     #[test]
     fn every_package_has_its_reason_and_is_named_once() {
-        for scope in [Scope::Run, Scope::Compare, Scope::Boot] {
+        for scope in [Scope::Run, Scope::Compare, Scope::Boot, Scope::CompareBooted] {
             let all = needs(scope);
             let mut packages: Vec<&str> =
                 all.iter().flat_map(|need| need.packages).copied().collect();

@@ -32,6 +32,8 @@ pub enum Scope {
     Compare,
     /// Booting other kernels.
     Boot,
+    /// As `Boot`, with what services are compared with there.
+    CompareBooted,
 }
 
 impl Setup {

@@ -1,5 +1,6 @@
 //! `cargo xtask vm-test`
 
+pub mod bench;
 mod cpio;
 mod debian;
 mod emulator;
@@ -133,7 +134,8 @@ impl VmTest {
             };
             acceleration = Some(by);
             let archive = room.path().join(format!("{}.cpio", kernel.name));
-            userland::write(&archive, (&emulator.busybox, &kernel.modules), &steps, &beside)?;
+            let base = (&*emulator.busybox, &*kernel.modules);
+            userland::write(&archive, base, &steps, &beside, (&[], &[]))?;
             let machine = Boot {
                 emulator: &emulator,
                 kernel,

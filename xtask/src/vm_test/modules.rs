@@ -13,20 +13,23 @@ use anyhow::{Context as _, Result, bail};
 /// TC programs before tcx (Linux 6.6), and SCTP, which containers speak.
 pub const WANTED: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "sctp"];
 
+/// What services are compared with.
+pub const IPVS: [&str; 2] = ["ip_vs", "ip_vs_rr"];
+
 /// A module's file name without folder and compression, and its content.
 pub type Module = (String, Vec<u8>);
 
-/// Reads the wanted modules and their dependencies below a folder, in the order to load them.
-/// `busybox` unpacks them.
+/// Reads the wanted modules, `also` among them, and their dependencies below a folder, in the order to load
+/// them. `busybox` unpacks them.
 ///
 /// # Errors
 /// A module cannot be read or says that it needs one that is not there.
-pub fn collect(folder: &Path, busybox: &Path) -> Result<Vec<Module>> {
+pub fn collect(folder: &Path, busybox: &Path, also: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     list(folder, &mut files)?;
     let mut ordered = Vec::new();
     let mut seen = BTreeSet::new();
-    for name in WANTED {
+    for name in WANTED.iter().chain(also).copied() {
         // A kernel may have it built in; the programs' own words tell if it has not.
         if files.contains_key(name) {
             add(name, (&files, busybox), &mut seen, &mut ordered)?;
@@ -114,7 +117,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, module(needs)).unwrap();
         }
-        let names: Vec<String> = collect(dir.path(), Path::new("busybox"))
+        let names: Vec<String> = collect(dir.path(), Path::new("busybox"), &[])
             .unwrap()
             .into_iter()
             .map(|(name, _)| name)
@@ -126,7 +129,7 @@ mod tests {
     fn a_missing_dependency_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("bridge.ko"), module("stp,llc")).unwrap();
-        let error = collect(dir.path(), Path::new("busybox")).unwrap_err().to_string();
+        let error = collect(dir.path(), Path::new("busybox"), &[]).unwrap_err().to_string();
         assert!(error.contains("depends on stp"), "{error}");
     }
 }

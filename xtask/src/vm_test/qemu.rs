@@ -239,7 +239,7 @@ impl Report {
         let kernel = &self.kernel;
         if let Some((name, totals)) = &mut self.current {
             totals.read_line(&format!("{kernel} {name}"), line);
-            if name == super::VERIFIER {
+            if name == super::VERIFIER || name == super::bench::NAME {
                 self.table.push(line.to_owned());
             }
         }

@@ -19,6 +19,9 @@ use crate::machine;
 /// Tools that the suites start. Busybox has programs of the same names that know less.
 const TOOLS: [&str; 6] = ["ip", "tc", "ethtool", "nsenter", "unshare", "mount"];
 
+/// Further tools that comparing services needs.
+pub const TO_COMPARE: [&str; 2] = ["bridge", "ipvsadm"];
+
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 
@@ -49,7 +52,7 @@ pub fn write_probe(archive: &Path, busybox: &Path) -> Result<()> {
 /// Writes the initial file system that runs the steps.
 ///
 /// `base` is busybox and the folder of the kernel's modules; `beside` are programs that the steps
-/// start.
+/// start; `also` are further tools of this machine, and further modules.
 ///
 /// # Errors
 /// Something to put in cannot be read.
@@ -58,11 +61,13 @@ pub fn write(
     base: (&Path, &Path),
     steps: &[Step],
     beside: &[PathBuf],
+    also: (&[&str], &[&str]),
 ) -> Result<()> {
     let (busybox, folder) = base;
     let mut out = create(archive)?;
     add_base(&mut out, busybox)?;
-    let order: Vec<String> = add_modules(&mut out, modules::collect(folder, busybox)?)?;
+    add_tools(&mut out, also.0)?;
+    let order: Vec<String> = add_modules(&mut out, modules::collect(folder, busybox, also.1)?)?;
     out.file(Path::new("/modules/order"), lines(&order).as_bytes())?;
     let stripped = tempfolder(archive)?;
     for step in steps {
@@ -108,14 +113,19 @@ type Out = Archive<BufWriter<File>>;
 fn add_base(out: &mut Out, busybox: &Path) -> Result<()> {
     out.file(Path::new("/init"), INIT.as_bytes())?;
     add_program(out, busybox, Path::new("/bin/busybox"))?;
-    for tool in TOOLS {
-        let path = machine::find_program(tool).with_context(|| format!("there is no {tool}"))?;
-        add_program(out, &path, &Path::new("/usr/sbin").join(tool))?;
-    }
+    add_tools(out, &TOOLS)?;
     // `overlay run` binds its own over these.
     out.file(Path::new("/etc/resolv.conf"), b"")?;
     out.file(Path::new("/etc/hosts"), b"127.0.0.1 localhost\n")?;
     out.file(Path::new("/etc/hostname"), b"vm\n")?;
+    Ok(())
+}
+
+fn add_tools(out: &mut Out, tools: &[&str]) -> Result<()> {
+    for tool in tools {
+        let path = machine::find_program(tool).with_context(|| format!("there is no {tool}"))?;
+        add_program(out, &path, &Path::new("/usr/sbin").join(tool))?;
+    }
     Ok(())
 }
 

@@ -32,7 +32,7 @@ fn link(rig: &Rig, subject: Subject) -> Option<Link<'static>> {
     match subject {
         // Nobody has a port published without a service.
         Subject::Direct => None,
-        Subject::Nftables => Some(Link {
+        Subject::Nftables | Subject::Ipvs => Some(Link {
             from: rig.routed().nodes[0].clone(),
             asked: rig.routed().nodes[1].clone(),
             device: "wire",

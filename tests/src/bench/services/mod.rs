@@ -1,5 +1,5 @@
 //! `overlay-bench services`: services of overlay beside their backends' own addresses and beside
-//! nftables over the kernel's vxlan device, in rounds as the other comparison.
+//! nftables or IPVS over the kernel's vxlan device, in rounds as the other comparison.
 
 mod cases;
 mod floods;
@@ -16,6 +16,7 @@ use self::{
     cases::Measurement,
     report::{Report, Sample, Subject},
     rig::Rig,
+    routed::Against,
 };
 use super::{machine, pin::Placement, require_cpus};
 use crate::{binaries, cluster::require_root, on_interrupt};
@@ -32,6 +33,9 @@ pub struct ServicesArgs {
     /// Whether client and server share a CPU.
     #[arg(long, value_enum, default_value_t = Placement::Together)]
     placement: Placement,
+    /// What balances on the other side.
+    #[arg(long, value_enum, default_value_t = Against::Nftables)]
+    against: Against,
     /// Only these measurements.
     #[arg(long = "case", value_name = "NAME", num_args = 1.., value_parser = names())]
     cases: Vec<String>,
@@ -54,7 +58,7 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
         ("bridge", "iproute2"),
         ("ethtool", "ethtool"),
         ("nsenter", "util-linux"),
-        ("nft", "nftables"),
+        args.against.tool(),
     ] {
         binaries::system(program, package)?;
     }
@@ -63,12 +67,12 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .filter(|m| args.cases.is_empty() || args.cases.iter().any(|name| name == m.name))
         .collect();
-    let rig = Rig::new(args.placement)?;
+    let rig = Rig::new(args.placement, args.against)?;
     let mut samples = Vec::new();
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
         for measurement in &wanted {
-            for subject in order(round) {
+            for subject in order(round, args.against) {
                 let values = measurement.run(&rig, subject)?;
                 samples.extend(values.into_iter().map(|(case, unit, value)| Sample {
                     case,
@@ -90,8 +94,8 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Begins with another subject each time.
-fn order(round: u32) -> [Subject; 3] {
-    let mut subjects = Subject::ALL;
-    subjects.rotate_left(round as usize % Subject::ALL.len());
+fn order(round: u32, against: Against) -> [Subject; 3] {
+    let mut subjects = [Subject::Direct, against.subject(), Subject::Overlay];
+    subjects.rotate_left(round as usize % 3);
     subjects
 }

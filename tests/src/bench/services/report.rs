@@ -15,13 +15,15 @@ pub enum Subject {
     Direct,
     /// By nftables, over the kernel's vxlan device.
     Nftables,
+    /// By IPVS, over the kernel's vxlan device.
+    Ipvs,
     /// By a service of overlay's.
     Overlay,
 }
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Direct, Self::Nftables, Self::Overlay];
+    pub const ALL: [Self; 4] = [Self::Direct, Self::Nftables, Self::Ipvs, Self::Overlay];
 }
 
 /// One value of one round.
@@ -48,12 +50,16 @@ pub struct Case {
     pub direct: Option<Summary>,
     /// By nftables.
     pub nftables: Option<Summary>,
+    /// By IPVS.
+    pub ipvs: Option<Summary>,
     /// Ours.
     pub overlay: Option<Summary>,
     /// Ratio of the medians.
     pub overlay_vs_direct: Option<f64>,
     /// Ratio of the medians.
     pub overlay_vs_nftables: Option<f64>,
+    /// Ratio of the medians.
+    pub overlay_vs_ipvs: Option<f64>,
 }
 
 /// The result of a run.
@@ -88,9 +94,11 @@ impl Report {
             "unit",
             "direct",
             "nftables",
+            "ipvs",
             "overlay",
             "vs direct",
             "vs nftables",
+            "vs ipvs",
         ]);
         for case in &self.cases {
             table.add_row([
@@ -98,9 +106,11 @@ impl Report {
                 case.unit.to_owned(),
                 shown(case.direct),
                 shown(case.nftables),
+                shown(case.ipvs),
                 shown(case.overlay),
                 times(case.overlay_vs_direct),
                 times(case.overlay_vs_nftables),
+                times(case.overlay_vs_ipvs),
             ]);
         }
         for column in table.column_iter_mut().skip(2) {
@@ -116,15 +126,17 @@ impl Case {
             let samples = samples.iter().filter(|s| s.case == name && s.subject == subject);
             Summary::of(&samples.map(|sample| sample.value).collect::<Vec<_>>())
         };
-        let [direct, nftables, overlay] = Subject::ALL.map(of);
+        let [direct, nftables, ipvs, overlay] = Subject::ALL.map(of);
         Self {
             name: name.to_owned(),
             unit,
             direct,
             nftables,
+            ipvs,
             overlay,
             overlay_vs_direct: ratio(overlay, direct),
             overlay_vs_nftables: ratio(overlay, nftables),
+            overlay_vs_ipvs: ratio(overlay, ipvs),
         }
     }
 }
@@ -156,9 +168,11 @@ mod tests {
             "unit": "thousand/s",
             "direct": { "median": 10.0, "min": 10.0, "max": 10.0 },
             "nftables": { "median": 6.0, "min": 6.0, "max": 6.0 },
+            "ipvs": null,
             "overlay": { "median": 9.0, "min": 9.0, "max": 9.0 },
             "overlay_vs_direct": 0.9,
             "overlay_vs_nftables": 1.5,
+            "overlay_vs_ipvs": null,
         });
         assert_eq!(json["cases"][0], expected);
         assert!(json["cases"][1]["direct"].is_null(), "{json}");

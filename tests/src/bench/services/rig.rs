@@ -12,7 +12,7 @@ use super::{
         rig::{Spot, ip, wire},
     },
     report::Subject,
-    routed::{self, Routed},
+    routed::{self, Against, Routed},
 };
 use crate::{
     Cluster, Container, Options, Place as _, eventually, process::Process, wait_listening,
@@ -50,6 +50,7 @@ pub struct Rig {
     /// As `client`, for what goes to backends without a service: no two flows look alike then.
     other: Spot,
     outside: Spot,
+    against: Against,
     vips: [Ipv4Addr; 2],
     backends: [Ipv4Addr; 2],
     routed: Routed,
@@ -67,7 +68,7 @@ impl Rig {
     ///
     /// # Errors
     /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
-    pub fn new(placement: Placement) -> anyhow::Result<Self> {
+    pub fn new(placement: Placement, against: Against) -> anyhow::Result<Self> {
         let cluster = Cluster::new(2, Options::default())?;
         let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
         // The harness joins hosts by a switch; a wire between them adds nothing of its own.
@@ -106,7 +107,7 @@ impl Rig {
         };
         let vips = [vip("far")?, vip("near")?];
         let backends = [containers[0].ip()?, containers[1].ip()?];
-        let routed = Routed::new(&cluster)?;
+        let routed = Routed::new(&cluster, against)?;
         let mut servers = Vec::new();
         for spot in routed.backends.iter().chain(&routed.nodes) {
             let mut server = spot.spawn(&program()?, &serve)?;
@@ -120,6 +121,7 @@ impl Rig {
             client,
             other,
             outside,
+            against,
             vips,
             backends,
             routed,
@@ -135,7 +137,7 @@ impl Rig {
     fn settle(&self) -> anyhow::Result<()> {
         for way in [Way::Vip, Way::Published] {
             for backend in [Backend::Remote, Backend::Local] {
-                for subject in Subject::ALL {
+                for subject in [Subject::Direct, self.against.subject(), Subject::Overlay] {
                     let what = format!("{way:?} {backend:?} {subject:?} answers");
                     eventually(&what, Duration::from_secs(30), || {
                         self.drive((way, backend), subject, &["connect", "--milliseconds", "50"])
@@ -171,11 +173,15 @@ impl Rig {
         let routed = &self.routed;
         let (from, to, shift) = match (way, subject) {
             (Way::Vip, Subject::Direct) => (&self.other, self.backends[number], 0),
-            (Way::Vip, Subject::Nftables) => (&routed.client, routed::VIPS[number], 0),
+            (Way::Vip, Subject::Nftables | Subject::Ipvs) => {
+                (&routed.client, routed::VIPS[number], 0)
+            }
             (Way::Vip, Subject::Overlay) => (&self.client, self.vips[number], 0),
             // A server of the host itself, to which the asked one is a router or which it is.
             (Way::Published, Subject::Direct) => (&routed.outside, routed::SELVES[number], 0),
-            (Way::Published, Subject::Nftables) => (&routed.outside, routed::NODE, shift),
+            (Way::Published, Subject::Nftables | Subject::Ipvs) => {
+                (&routed.outside, routed::NODE, shift)
+            }
             (Way::Published, Subject::Overlay) => (&self.outside, ASKED, shift),
         };
         let (to, shift) = (to.to_string(), shift.to_string());

@@ -1,12 +1,15 @@
-//! Services as kube-proxy makes them, without overlay: two nodes, joined by a wire and by the kernel's
-//! vxlan device, pods with routes of their own, and nftables that picks a backend (`numgen`) and changes
-//! the destination. There is no bridge, which favours this side.
+//! Services as kube-proxy and Docker make them, without overlay: two nodes, joined by a wire and by the
+//! kernel's vxlan device, pods with routes of their own, and nftables that picks a backend (`numgen`) and changes
+//! the destination, or IPVS that does (masquerading). There is no bridge, which favours this side.
 
 use std::{io::Write as _, net::Ipv4Addr};
 
 use anyhow::Context as _;
 
-use super::super::rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip};
+use super::{
+    super::rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip},
+    report::Subject,
+};
 use crate::{Cluster, netns, process};
 
 /// The client pod, and the backends on the other node and on its own.
@@ -23,6 +26,33 @@ const WIRE: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 31, 0, 1), Ipv4Addr::new(172, 31
 pub const SELVES: [Ipv4Addr; 2] = WIRE;
 /// The client outside.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+/// What balances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Against {
+    /// nftables.
+    Nftables,
+    /// IPVS, of a kernel that has it.
+    Ipvs,
+}
+
+impl Against {
+    /// As what it is measured.
+    pub fn subject(self) -> Subject {
+        match self {
+            Self::Nftables => Subject::Nftables,
+            Self::Ipvs => Subject::Ipvs,
+        }
+    }
+
+    /// The program that sets it up, and its Debian package.
+    pub fn tool(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Nftables => ("nft", "nftables"),
+            Self::Ipvs => ("ipvsadm", "ipvsadm"),
+        }
+    }
+}
 
 /// The namespaces.
 #[derive(Debug)]
@@ -47,7 +77,7 @@ impl Routed {
     ///
     /// # Errors
     /// When the kernel or a tool refuses something.
-    pub fn new(cluster: &Cluster) -> anyhow::Result<Self> {
+    pub fn new(cluster: &Cluster, against: Against) -> anyhow::Result<Self> {
         let instance = cluster.instance();
         let name = |name: &str| instance.namespace(name);
         let names = ["n1", "n2", "p1", "p2", "pc", "out"].map(name);
@@ -72,23 +102,57 @@ impl Routed {
             client: spot(pc),
             outside: spot(out),
         };
-        routed.balance(n2)?;
+        match against {
+            Against::Nftables => routed.balance(n2)?,
+            Against::Ipvs => balance_by_ipvs(n2)?,
+        }
         Ok(routed)
     }
 
     /// The rules of the asked node.
     fn balance(&self, node: &str) -> anyhow::Result<()> {
-        let mut nft = std::process::Command::new("ip")
-            .args(["netns", "exec", node, "nft", "-f", "-"])
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .context("nft (Debian package nftables)")?;
-        let mut stdin = nft.stdin.take().context("a pipe")?;
-        stdin.write_all(rules().as_bytes())?;
-        drop(stdin);
-        anyhow::ensure!(nft.wait()?.success(), "nft refuses the rules");
-        Ok(())
+        feed(node, (&["nft", "-f", "-"], "nftables"), &rules())
     }
+}
+
+/// Has a program in a node's namespace read lines.
+fn feed(node: &str, (program, package): (&[&str], &str), lines: &str) -> anyhow::Result<()> {
+    let name = program[0];
+    let mut child = std::process::Command::new("ip")
+        .args(["netns", "exec", node])
+        .args(program)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{name} (Debian package {package})"))?;
+    let mut stdin = child.stdin.take().context("a pipe")?;
+    stdin.write_all(lines.as_bytes())?;
+    drop(stdin);
+    anyhow::ensure!(child.wait()?.success(), "{name} refuses the rules");
+    Ok(())
+}
+
+/// As Docker sets it up in the namespace of a network's load balancer: masquerading, round robin, with
+/// connection tracking. A virtual address is one of the node's own, where IPVS listens.
+fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
+    let mut rules = String::new();
+    for (vip, backend, shift) in [(VIPS[0], FAR, 0), (VIPS[1], NEAR, 1000)] {
+        ip(&format!("-n {node} address add {vip}/32 dev lo"))?;
+        for port in 7001..=7004 {
+            let asked = [("-t", vip, port), ("-t", NODE, port + shift), ("-u", NODE, port + shift)];
+            for (protocol, address, at) in asked {
+                rules.push_str(&format!("-A {protocol} {address}:{at} -s rr\n"));
+                rules.push_str(&format!("-a {protocol} {address}:{at} -r {backend}:{port} -m\n"));
+            }
+        }
+    }
+    ip(&format!("-n {node} link set lo up"))?;
+    feed(node, (&["ipvsadm", "-R"], "ipvsadm"), &rules)?;
+    for setting in ["conntrack=1", "expire_nodest_conn=1", "conn_reuse_mode=0"] {
+        let mut sysctl = std::process::Command::new("ip");
+        sysctl.args(["netns", "exec", node, "sysctl", "-qw", &format!("net.ipv4.vs.{setting}")]);
+        process::run(sysctl)?.success()?;
+    }
+    Ok(())
 }
 
 /// A verdict map by address, protocol and port, a chain for each service, and the source of what goes

@@ -1,0 +1,97 @@
+//! The comparison of services with IPVS, in a booted machine: kernels without IPVS are common where this is
+//! built.
+
+use std::{fs, path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{
+    Boot, Step, emulator,
+    kernel::{self, Kernel},
+    modules::IPVS,
+    qemu,
+    userland::{self, TO_COMPARE},
+};
+use crate::{cargo, root, setup};
+
+/// What the step is called.
+pub const NAME: &str = "overlay-bench";
+
+/// Emulated, a round took two minutes.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to `json`.
+///
+/// # Errors
+/// The machine does not boot, or the comparison fails.
+pub fn run(asked: &str, arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
+    setup::ensure(setup::Scope::CompareBooted)?;
+    let cache = super::cache();
+    fs::create_dir_all(&cache)?;
+    let result = run_in(&cache, asked, arguments, json);
+    root::give_back(&cache)?;
+    result
+}
+
+fn run_in(
+    cache: &Path,
+    asked: &str,
+    arguments: &[String],
+    json: Option<&Path>,
+) -> Result<ExitCode> {
+    let emulator = emulator::find(cache)?;
+    let kernel: Kernel = kernel::find(asked, cache)?;
+    let products = cargo::build(&["--release", "-p", "overlay-user", "-p", "overlay-tests"])?;
+    let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
+    let probe = room.path().join("probe.cpio");
+    userland::write_probe(&probe, &emulator.busybox)?;
+    let acceleration = qemu::probe(&emulator, &kernel, &probe, cache.join("console-probe.log"))?;
+    // Where the machine's own words go, which are read from there.
+    let told = ["services", "--against", "ipvs", "--json", "/proc/self/fd/1"];
+    let step = Step {
+        name: NAME.to_owned(),
+        program: cargo::binary(&products, "overlay-bench")?,
+        place: "overlay-bench".to_owned(),
+        arguments: told.iter().map(|word| (*word).to_owned()).chain(arguments.to_vec()).collect(),
+    };
+    let beside = [cargo::binary(&products, "overlay")?];
+    let archive = room.path().join("bench.cpio");
+    let base = (&*emulator.busybox, &*kernel.modules);
+    userland::write(&archive, base, &[step], &beside, (&TO_COMPARE, &IPVS))?;
+    let boot = Boot {
+        emulator: &emulator,
+        kernel: &kernel,
+        archive: &archive,
+        acceleration,
+        console: cache.join(format!("console-{}.log", kernel.name)),
+    };
+    let report = qemu::run(&boot, &[NAME.to_owned()], LIMIT)?;
+    if report.totals.failed != 0 {
+        bail!("{}", report.totals.failures.join("; "));
+    }
+    let found = between_braces(&report.table).context("the comparison printed no result")?;
+    if let Some(path) = json {
+        fs::write(path, found).with_context(|| path.display().to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The lines from one brace to the other.
+fn between_braces(lines: &[String]) -> Option<String> {
+    let first = lines.iter().position(|line| line == "{")?;
+    let last = lines.iter().rposition(|line| line == "}")?;
+    Some(lines.get(first..=last)?.iter().map(|line| format!("{line}\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_is_told_from_what_is_printed_around_it() {
+        let said = ["round 1 of 1", "| case |", "{", "  \"cases\": []", "}", "bye"];
+        let said = said.map(str::to_owned);
+        assert_eq!(between_braces(&said).as_deref(), Some("{\n  \"cases\": []\n}\n"));
+        assert_eq!(between_braces(&said[..2]), None);
+    }
+}
