@@ -54,7 +54,8 @@ fn run_in(
         place: "overlay-bench".to_owned(),
         arguments: told.iter().map(|word| (*word).to_owned()).chain(arguments.to_vec()).collect(),
     };
-    let beside = [cargo::binary(&products, "overlay")?];
+    let beside =
+        [cargo::binary(&products, "overlay")?, cargo::binary(&products, "overlay-testkit")?];
     let archive = room.path().join("bench.cpio");
     let base = (&*emulator.busybox, &*kernel.modules);
     userland::write(&archive, base, &[step], &beside, (&TO_COMPARE, &IPVS))?;
