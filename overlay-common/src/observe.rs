@@ -138,12 +138,13 @@ mod tests {
 
     #[test]
     fn every_reason_for_which_a_packet_goes_on_has_a_way() {
-        // These count what happens to flows, and packets that are no endpoint's of this node, or not
+        // These count what happens to flows and sockets, and packets that are no endpoint's of this node, or not
         // yet.
         let of_no_endpoint = [
             Reason::HandedUp,
             Reason::FlowCreated,
             Reason::FlowRepicked,
+            Reason::SocketBalanced,
             Reason::XdpEncapsulated,
             Reason::XdpSentToClient,
         ];

@@ -186,7 +186,19 @@ mod tests {
         packed!(SockOrigin { addr, port, pad });
         packed!(SpaceNetwork { vni, subnet, mask, ip });
         packed!(Space { networks });
-        packed!(SockFlow { asked, ip, port, pad, vni, service, backend, reserved, netns, since });
+        packed!(SockFlow {
+            asked,
+            ip,
+            port,
+            pad,
+            vni,
+            service,
+            backend,
+            proto,
+            reserved,
+            netns,
+            since,
+        });
         packed!(Counter { packets, bytes });
     }
 
