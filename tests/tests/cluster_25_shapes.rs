@@ -11,6 +11,10 @@ use overlay_tests::{
 /// Networks are not removed between tests, so each test has its own.
 static CLUSTER: Shared = Shared::new(|| Cluster::formed(2, Options::default()));
 
+/// The same, where VIPs are balanced by packets and not by sockets.
+static PACKETS: Shared =
+    Shared::new(|| Cluster::formed(2, Options::default().every(&["--no-socket-lb"])));
+
 /// Size of the transfers.
 const BULK: u64 = 32 << 20;
 
@@ -62,11 +66,21 @@ impl<'a> SmallPath<'a> {
     /// Transfers from `place` to `target` until it has learned of the path: the programs may remember
     /// the one before for a moment. Every transfer must arrive.
     fn is_learned_by(&self, place: &impl Place, (target, port): (&str, u16)) -> anyhow::Result<()> {
+        self.is_learned_on_the_way_to(place, (target, port), target)
+    }
+
+    /// As above, where what is asked is not where the packets go.
+    fn is_learned_on_the_way_to(
+        &self,
+        place: &impl Place,
+        (target, port): (&str, u16),
+        way: &str,
+    ) -> anyhow::Result<()> {
         eventually("the sender learns of the path", Duration::from_secs(15), || {
             if let Err(broken) = place.bulk_send(&format!("{target}:{port}"), BULK) {
                 return Ok(Err(broken));
             }
-            let route = place.exec("ip", &["route", "get", target])?.success()?.stdout;
+            let route = place.exec("ip", &["route", "get", way])?.success()?.stdout;
             ensure!(route.contains(&format!("mtu {}", self.mtu - 50)), "{route}");
             Ok(Ok(()))
         })?
@@ -105,7 +119,7 @@ fn a_container_learns_of_what_a_router_of_the_underlay_tells_the_host() -> anyho
 
 #[test]
 fn a_client_of_a_vip_learns_of_a_small_path_to_the_backend() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
+    let cluster = PACKETS.turn()?;
     let h1 = cluster.host(1);
     h1.network_create("small-vip", &[])?;
     h1.service_create("receiver", &["--network", "small-vip"])?;
@@ -115,6 +129,23 @@ fn a_client_of_a_vip_learns_of_a_small_path_to_the_backend() -> anyhow::Result<(
     let vip = vip.split_whitespace().next().unwrap_or_default().to_owned();
     let path = SmallPath::new(&cluster, 1300)?;
     path.is_learned_by(&a, (&vip, 9000))
+}
+
+#[test]
+fn a_client_whose_socket_has_a_backend_learns_of_a_small_path_to_it() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    let h1 = cluster.host(1);
+    if h1.status()?.socket_programs.is_err() {
+        println!("skipped: the socket programs cannot be attached here");
+        return Ok(());
+    }
+    h1.network_create("small-socket", &[])?;
+    h1.service_create("direct", &["--network", "small-socket"])?;
+    let b = cluster.host(2).container("b").service("direct").bulk_recv(9000)?;
+    let a = h1.container("a").network("small-socket").idle()?;
+    let path = SmallPath::new(&cluster, 1300)?;
+    // It asks the VIP, and what it learns is of the way to the backend.
+    path.is_learned_on_the_way_to(&a, ("direct", 9000), &b.ip()?.to_string())
 }
 
 #[test]
