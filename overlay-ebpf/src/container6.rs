@@ -14,7 +14,7 @@ use overlay_common::{
 
 use crate::{
     Outcome, conntrack, direct, flow6,
-    forward::{back_out, deliver_as},
+    forward::{back_out, deliver_as, deliver_backend_as},
     forward6, icmp6,
     ipv6::{self, NOBODY, find},
     maps::{NETWORKS, SERVICES, Work, lookup, work},
@@ -210,25 +210,9 @@ fn to_backend(ctx: &TcContext) -> Outcome {
     nat6::translate(ctx, transport(work))?;
     let Backend { vni, node, mac, .. } = work.backend;
     if node == Be32::ZERO {
-        return deliver_backend(ctx, &work.backend, work.ipv6.ethernet.src);
+        return deliver_backend_as(ETHERTYPE_IPV6, ctx, &work.backend, work.ipv6.ethernet.src);
     }
     tunnel(ctx, (vni, node), mac, true)
-}
-
-/// Puts the packet into a backend on this node.
-///
-/// # Errors
-/// Those of [`deliver_as`].
-#[inline(always)]
-pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outcome {
-    let endpoint = Endpoint {
-        kind: ENDPOINT_LOCAL,
-        mac: backend.mac,
-        ifindex: backend.ifindex,
-        slot: backend.slot,
-        ..Endpoint::default()
-    };
-    deliver_as(ETHERTYPE_IPV6, ctx, &endpoint, source, Reason::DeliveredLocal)
 }
 
 /// Into the tunnel on a network to a node.

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
-    Be16, Be32, Ip6, Reason, UNDERLAY_VNI,
+    Be16, Ip6, Reason, UNDERLAY_VNI,
     maps::{FRAGMENT_TIME, Fragment, FragmentKey, IPV6_SIDE},
     wire::{
         FragmentHeader6, ICMP6_PARAMETER_PROBLEM, ICMP6_UNREACHABLE, PROTO_ICMPV6, PROTO_SCTP,
@@ -19,15 +19,17 @@ use crate::{
     fallible,
     ipv6::{IPV6_LEN, extension_length, extension_unit},
     maps::{FRAGMENTS, Ipv6Work, Scratch, Work, scratch, work},
-    number6,
+    nat6, number6,
     packet::{
         ETH_LEN, PART_LATER, PART_QUOTED, PART_WHOLE, SCTP_CHUNK, TCP_FLAGS, has_ports, is_gso,
         load_at, load_into, possible, sctp_flags, tcp_flags,
     },
 };
 
-/// More extension headers than any sender needs.
+/// More extension headers than any sender needs, ..
 const MOST_EXTENSIONS: usize = 8;
+/// .. and more bytes of them: what is behind so many would not be found where it is translated.
+const LONGEST_EXTENSIONS: usize = 512;
 /// Length of the header of an ICMPv6 error.
 const ICMP6_LEN: usize = 8;
 
@@ -48,7 +50,7 @@ pub const LATER_FRAGMENT: u32 = 2;
 ///
 /// # Errors
 /// [`Reason::ServiceProtocol`] when it has no ports, [`Reason::UnrelatedError`] for an ICMPv6 error that does
-/// not say its flow, [`Reason::Malformed`] for TCP flags that exclude each other or too many extension headers,
+/// not say its flow, [`Reason::Malformed`] for TCP flags that exclude each other, and too many or too long extension headers,
 /// [`Reason::Truncated`].
 #[inline(always)]
 pub fn read(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
@@ -90,6 +92,9 @@ fn read_flow(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
         } else {
             break;
         }
+    }
+    if at > offset + IPV6_LEN + LONGEST_EXTENSIONS {
+        return Err(Reason::Malformed);
     }
     flow.transport = at as u16;
     flow.key.proto = next;
@@ -251,4 +256,6 @@ pub fn find(ctx: &TcContext, offset: usize, vni: u32) -> Result<bool, Reason> {
 pub const HOST: u32 = UNDERLAY_VNI;
 
 const _: () = assert!(ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN < 0xff);
-const _: () = assert!(size_of::<Be32>() == 4);
+// What `nat6` is given of an offset, the longest outer headers and an ICMPv6 error's quote included.
+const _: () =
+    assert!(70 + ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN + LONGEST_EXTENSIONS <= nat6::TRANSPORT_MASK);

@@ -225,6 +225,20 @@ pub fn deliver_as(
 /// Those of [`deliver`].
 #[inline(always)]
 pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outcome {
+    deliver_backend_as(ETHERTYPE_IPV4, ctx, backend, source)
+}
+
+/// As [`deliver_backend`], for a packet of any EtherType.
+///
+/// # Errors
+/// Those of [`deliver`].
+#[inline(always)]
+pub fn deliver_backend_as(
+    ethertype: u16,
+    ctx: &TcContext,
+    backend: &Backend,
+    source: Mac,
+) -> Outcome {
     let endpoint = Endpoint {
         kind: ENDPOINT_LOCAL,
         mac: backend.mac,
@@ -232,7 +246,7 @@ pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outco
         slot: backend.slot,
         ..Endpoint::default()
     };
-    deliver(ctx, &endpoint, source, Reason::DeliveredLocal)
+    deliver_as(ethertype, ctx, &endpoint, source, Reason::DeliveredLocal)
 }
 
 /// Sends a packet back out of the interface it came in by.

@@ -9,10 +9,8 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack,
-    container6::deliver_backend,
-    flow6,
-    forward::back_out,
+    Outcome, Verdict, conntrack, flow6,
+    forward::{back_out, deliver_backend_as},
     icmp6,
     ipv6::check_ipv6,
     maps::{LINKS6, NETWORKS, lookup, work},
@@ -45,7 +43,7 @@ pub fn receive(ctx: &TcContext) -> Outcome {
         return Ok(Verdict::Pass);
     };
     read?;
-    check_ipv6(&work.ipv6.ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;
+    check(ctx)?;
     if !flow6::name(ctx, flow6::HOST, flow6::MAY_BE_NEW)? {
         return Err(Reason::ConntrackFull);
     }
@@ -63,6 +61,7 @@ fn of_known_flow(ctx: &TcContext) -> Outcome {
     if work.flow.part == PART_QUOTED {
         return if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
             // Its flow has a backend, or had one: nothing is looked up of what is published.
+            check(ctx)?;
             to_published(ctx, &Published::default())
         } else {
             Ok(Verdict::Pass)
@@ -70,9 +69,21 @@ fn of_known_flow(ctx: &TcContext) -> Outcome {
     }
     let (proto, port) = (work.flow.key.proto, work.flow.key.dport);
     match published::find_on_host6(&work.ipv6.ip.dst, proto, port) {
-        Some(published) => to_published(ctx, &published),
+        Some(published) => {
+            check(ctx)?;
+            to_published(ctx, &published)
+        }
         None => Ok(Verdict::Pass),
     }
+}
+
+/// Whether the header is possible and the frame as long as it says.
+///
+/// # Errors
+/// Those of [`check_ipv6`].
+#[inline(always)]
+fn check(ctx: &TcContext) -> Result<(), Reason> {
+    check_ipv6(&work()?.ipv6.ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))
 }
 
 /// A client outside asked a port of the host.
@@ -91,7 +102,7 @@ fn to_published(ctx: &TcContext, published: &Published) -> Outcome {
     let asked = work.ipv6.ip.dst;
     nat6::translate(ctx, transport)?;
     if node == Be32::ZERO {
-        return deliver_backend(ctx, &work.backend, gateway);
+        return deliver_backend_as(ETHERTYPE_IPV6, ctx, &work.backend, gateway);
     }
     let inner = Ethernet { dst: mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV6) };
     match vxlan::encapsulate(ctx, vni, node, &inner) {

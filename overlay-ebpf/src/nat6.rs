@@ -32,6 +32,9 @@ const QUOTED: usize = ICMPV6 + 8;
 /// Offset of what follows that.
 const QUOTED_TRANSPORT: usize = QUOTED + IPV6_LEN;
 
+/// Which bits an offset of a transport header has.
+pub const TRANSPORT_MASK: usize = 0x3ff;
+
 /// Rewrites the packet, whose IPv6 header is right behind the Ethernet header and in `work.ipv6.ip`, and whose
 /// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`; of an ICMPv6
 /// error also the packet that it quotes. The new addresses are in `work.ipv6.ip` then.
@@ -66,7 +69,7 @@ pub fn undo(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
 pub extern "C" fn translate6_packed(skb: *mut __sk_buff, transport: u32) -> i64 {
     let ctx = TcContext::new(skb);
     // Headers are near the packet's start; the verifier must see so of a function of its own.
-    let transport = (transport & 0x3ff) as usize;
+    let transport = transport as usize & TRANSPORT_MASK;
     let done = resolve().and_then(|()| {
         if work()?.flow.part == PART_QUOTED {
             rewrite_error(&ctx)

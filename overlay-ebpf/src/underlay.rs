@@ -141,8 +141,11 @@ pub fn receive_outside(ctx: &TcContext) -> Outcome {
 /// What is not IPv4, or has options: the host's, but for IPv6 to published ports.
 #[inline(always)]
 fn not_ipv4(ctx: &TcContext) -> Outcome {
-    let is_ipv6 = load::<Ethernet>(ctx, 0).is_ok_and(|e| e.ethertype.get() == ETHERTYPE_IPV6);
-    if is_ipv6 { Err(ipv6::go_on(ctx, CALL_HOST)) } else { Ok(Verdict::Pass) }
+    if load::<Ethernet>(ctx, 0).is_ok_and(|e| e.ethertype.get() == ETHERTYPE_IPV6) {
+        // Where there is none to go on with, the host is not cut off.
+        let _ = ipv6::go_on(ctx, CALL_HOST);
+    }
+    Ok(Verdict::Pass)
 }
 
 /// Whether the packet is, or begins, what the kernel's vxlan device would take for a tunnel packet:

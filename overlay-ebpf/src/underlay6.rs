@@ -41,7 +41,9 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         load_into(ctx, ETH_LEN, outer)?;
         let udp = load::<Udp>(ctx, UDP);
         if !is_tunnel(config, outer, udp) {
-            return Err(go_on(ctx, CALL_HOST));
+            // Where there is none to go on with, the host is not cut off.
+            let _ = go_on(ctx, CALL_HOST);
+            return Ok(Verdict::Pass);
         }
         // No other node has this node's own address under its number.
         let sender = family::node_of(&outer.src).ok_or(Reason::NotPeer)?;

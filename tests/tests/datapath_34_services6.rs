@@ -223,11 +223,43 @@ fn what_no_service_carries_is_dropped_by_name() {
         ("ESP", raw6(way(ME, VIP), 50, 64, &[0; 40]), Reason::ServiceProtocol),
         ("an error of no flow", raw6(way(ME, VIP), 58, 64, &[1; 60]), Reason::UnrelatedError),
         ("SYN and FIN", segment6(way(ME, VIP), (40_000, 80), 0x03), Reason::Malformed),
+        ("extension headers that never end", extended(way(ME, VIP), 3), Reason::Malformed),
         ("half a header", raw6(way(ME, VIP), 6, 64, &[0; 12]), Reason::Truncated),
         ("a later fragment", fragment(way(ME, VIP), 9, 185, b"rest"), Reason::Fragment),
     ] {
         let ran = rig.run("from_container", &packet);
         assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[reason][..]), "{what}");
+    }
+}
+
+/// A datagram behind so many extension headers of 256 bytes.
+fn extended(way: Way, headers: usize) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for n in 1..=headers {
+        let mut header = [0; 256];
+        header[0] = if n == headers { PROTO_UDP } else { 60 };
+        header[1] = 31;
+        payload.extend(header);
+    }
+    payload.extend(&udp6(way, (40_000, 53), b"?")[54..]);
+    raw6(way, 60, 64, &payload)
+}
+
+#[test]
+fn ports_behind_extension_headers_are_found_and_translated() {
+    let mut rig = rig(NEAR, NEAR);
+    let through = Way { from: (PEER, CLIENT6), to: (PEER, NODE6) };
+    for headers in [1, 2] {
+        let mut packet = extended(through, headers);
+        let at = packet.len() - 9;
+        // To the published port, with a checksum that fits.
+        packet.splice(at.., udp6(through, (40_000, 8080), b"?")[54..].to_vec());
+        let ran = rig.run("from_underlay", &between(packet, PEER_MAC, NODE_MAC));
+        assert_eq!(ran.verdict, REDIRECT, "{:?}", ran.counted);
+        // Without them it is a datagram to the backend, checksum included.
+        let bare = raw6(inward(NEAR), PROTO_UDP, 64, &ran.packet[at..]);
+        let seen = see6(&bare);
+        assert_eq!((seen.to, ports(&seen)), (six(NEAR), (40_000, 80)), "{headers}");
     }
 }
 

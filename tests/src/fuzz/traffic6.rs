@@ -209,8 +209,10 @@ impl Tuple6 {
         let mut next = self.proto;
         if rng.random_bool(0.15) {
             let header = any(rng, &[44, 44, 44, 60, 0, 51]);
-            let size = if header == 51 { 24 } else { 8 };
-            let mut extension = vec![next, if header == 51 { 4 } else { 0 }];
+            // The longest is more than is looked behind.
+            let units = if header == 60 { any(rng, &[1, 1, 32, 64, 65]) } else { 1 };
+            let size = if header == 51 { 24 } else { 8 * usize::from(units) };
+            let mut extension = vec![next, if header == 51 { 4 } else { units - 1 }];
             extension.resize(size, 0);
             if header == 44 {
                 // A few, of few packets, so that later ones meet their first.

@@ -257,24 +257,7 @@ fn reset(walk: &mut Walk<'_>, ip: &Ip, ethernet: Ethernet) -> Outcome {
     }
     // An aggregate may say that there is more than there is.
     let segment: [u8; 20] = bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
-    let flag = |bit: u8| segment[13] >> bit & 1 == 1;
-    let (fin, syn, rst, ack) = (flag(0), flag(1), flag(2), flag(4));
-    if rst {
-        return Err(Reason::NoBackend);
-    }
-    let word = |at| u32::from_be_bytes(bytes(&segment, at).expect("a whole header"));
-    let (sequence, acknowledges, flags) = if ack {
-        (word(8), 0, 0b0000_0100_u8)
-    } else {
-        let header = usize::from(segment[12] >> 4) * 4;
-        let data = ip.total.checked_sub(ip.header + header).filter(|_| header >= 20);
-        let length = data.ok_or(Reason::NoBackend)? as u32 + u32::from(syn) + u32::from(fin);
-        (0, word(4).wrapping_add(length), 0b0001_0100)
-    };
-    let mut tcp = [&segment[2..4], &segment[..2]].concat();
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend(acknowledges.to_be_bytes());
-    tcp.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+    let mut tcp = reset_of(&segment, ip.total.saturating_sub(ip.header))?;
     let addresses = [ip.dst.octets(), ip.src.octets()].concat();
     let pseudo = [&addresses[..], &[0, TCP, 0, 20], &tcp].concat();
     put(&mut tcp, 16, &ones_complement(&pseudo).to_be_bytes());
@@ -286,4 +269,27 @@ fn reset(walk: &mut Walk<'_>, ip: &Ip, ethernet: Ethernet) -> Outcome {
     let back = Ethernet::ipv4(ethernet.dst, ethernet.src);
     walk.frame = [&back.bytes()[..], &header, &tcp].concat();
     Ok(End::Sent(Reason::NoBackendAnswered))
+}
+
+/// The header that answers a segment of so many bytes, without its checksum.
+pub fn reset_of(segment: &[u8; 20], length: usize) -> Result<Vec<u8>, Reason> {
+    let flag = |bit: u8| segment[13] >> bit & 1 == 1;
+    let (fin, syn, rst, ack) = (flag(0), flag(1), flag(2), flag(4));
+    if rst {
+        return Err(Reason::NoBackend);
+    }
+    let word = |at| u32::from_be_bytes(bytes(segment, at).expect("a whole header"));
+    let (sequence, acknowledges, flags) = if ack {
+        (word(8), 0, 0b0000_0100_u8)
+    } else {
+        let header = usize::from(segment[12] >> 4) * 4;
+        let data = length.checked_sub(header).filter(|_| header >= 20);
+        let length = data.ok_or(Reason::NoBackend)? as u32 + u32::from(syn) + u32::from(fin);
+        (0, word(4).wrapping_add(length), 0b0001_0100)
+    };
+    let mut tcp = [&segment[2..4], &segment[..2]].concat();
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend(acknowledges.to_be_bytes());
+    tcp.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+    Ok(tcp)
 }

@@ -143,6 +143,10 @@ impl Walk<'_> {
                 break;
             }
         }
+        // "Too long" is more than 512 bytes of them.
+        if at > ip.body() + 512 {
+            return Err((Reason::Malformed, None));
+        }
         let ends = [ip.src, ip.dst];
         let proto = next;
         let has_ports = [TCP, UDP, SCTP].contains(&next);

@@ -12,7 +12,7 @@ use overlay_common::{
 };
 
 use super::{
-    balance::Balanced,
+    balance::{Balanced, reset_of},
     conntrack::{Flow, Part},
     flow6::{Naming, Said},
     frame::{ETHERNET, Ethernet, IPV6, SCTP, TCP, bytes, ones_complement, put},
@@ -263,12 +263,18 @@ pub fn to_host(walk: &mut Walk<'_>) -> Outcome {
             };
             if said.part == Part::Quoted {
                 return match walk.find_action(&flow, CONNTRACK_FORWARD) {
-                    Some(_) => to_published(walk, &ip, &flow, &Published::default()),
+                    Some(_) => {
+                        ip.check(walk)?;
+                        to_published(walk, &ip, &flow, &Published::default())
+                    }
                     None => Ok(End::Pass),
                 };
             }
             match published_here(walk, ip.dst, flow.key.proto, flow.key.dport) {
-                Some(published) => to_published(walk, &ip, &flow, &published),
+                Some(published) => {
+                    ip.check(walk)?;
+                    to_published(walk, &ip, &flow, &published)
+                }
                 None => Ok(End::Pass),
             }
         }
@@ -479,24 +485,7 @@ fn reset(walk: &mut Walk<'_>, ip: &Header, flow: &Flow, ethernet: Ethernet) -> O
         return Err(Reason::NoBackend);
     }
     let segment: [u8; 20] = bytes(&walk.frame, flow.transport).ok_or(Reason::Truncated)?;
-    let flag = |bit: u8| segment[13] >> bit & 1 == 1;
-    let (fin, syn, rst, ack) = (flag(0), flag(1), flag(2), flag(4));
-    if rst {
-        return Err(Reason::NoBackend);
-    }
-    let word = |at| u32::from_be_bytes(bytes(&segment, at).expect("a whole header"));
-    let (sequence, acknowledges, flags) = if ack {
-        (word(8), 0, 0b0000_0100_u8)
-    } else {
-        let header = usize::from(segment[12] >> 4) * 4;
-        let data = ip.payload.checked_sub(header).filter(|_| header >= 20);
-        let length = data.ok_or(Reason::NoBackend)? as u32 + u32::from(syn) + u32::from(fin);
-        (0, word(4).wrapping_add(length), 0b0001_0100)
-    };
-    let mut tcp = [&segment[2..4], &segment[..2]].concat();
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend(acknowledges.to_be_bytes());
-    tcp.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+    let mut tcp = reset_of(&segment, ip.payload)?;
     let addresses = [ip.dst.octets(), ip.src.octets()].concat();
     let pseudo = [&addresses[..], &[0, 0, 0, 20, 0, 0, 0, TCP], &tcp].concat();
     put(&mut tcp, 16, &ones_complement(&pseudo).to_be_bytes());

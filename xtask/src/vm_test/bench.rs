@@ -17,7 +17,7 @@ use crate::{cargo, root, setup};
 /// What the step is called.
 pub const NAME: &str = "overlay-bench";
 
-/// Emulated, a round took two minutes.
+/// The machine is off by then, whatever it does: emulated, a round of everything takes many minutes.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to `json`.
