@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod addr;
+mod asked;
 pub mod checksum;
 pub mod event;
 pub mod flow;
@@ -16,6 +17,7 @@ mod reason;
 pub mod wire;
 
 pub use addr::{Be16, Be32, Ip6, Mac};
+pub use asked::Asked;
 pub use pod::Plain;
 pub use reason::{COUNTERS, Direction, Reason};
 

@@ -87,6 +87,7 @@ ways! {
     17 = Sent Replicated;
     18 = Sent NoBackendAnswered;
     19 = Sent BackendGoneAnswered;
+    20 = Sent SentDirect;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by

@@ -180,6 +180,8 @@ reasons! {
     UnrelatedError = 54, Drop, "unrelated_error";
     /// A packet of a TCP connection whose backend has gone, answered with a reset.
     BackendGoneAnswered = 55, Forward, "backend_gone_answered";
+    /// A reply of a published port that another node was asked, sent straight to the client.
+    SentDirect = 56, Forward, "sent_direct";
     /// VXLAN of a network that this node has no endpoints of.
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP

@@ -140,7 +140,8 @@ pub struct Target {
     pub port: Be16,
     /// [`Conntrack::idle`] of the flow.
     pub idle: u16,
-    /// [`VIA_VIP`], or 0.
+    /// Bits of [`Conntrack::state`] that the client's direction begins with: [`VIA_VIP`],
+    /// [`overlay_common::maps::DIRECT`].
     pub via: u8,
 }
 

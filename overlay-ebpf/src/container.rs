@@ -13,7 +13,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, arp, conntrack, direct, echo, fallible,
+    Outcome, arp, conntrack, direct, direct_return, echo, fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     gone,
     icmp::{self, Router},
@@ -257,6 +257,13 @@ fn to_outside(packet: &Packet<'_>) -> Outcome {
     match action {
         CONNTRACK_REPLY => reply(packet, work),
         CONNTRACK_RETURN => {
+            if direct_return::is_straight(work) {
+                match direct_return::send(ctx, ip, work) {
+                    // The client may be where only the node that was asked has a way to.
+                    Err(Reason::NoRoute) => {}
+                    sent => return or_told(packet, work, sent, false),
+                }
+            }
             let translated = work.entry.dport != work.flow.key.dport;
             if translated {
                 nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
@@ -320,6 +327,19 @@ fn leave(packet: &Packet<'_>, network: &Network, work: &mut Work, action: u8) ->
     }
 }
 
+/// What became of a reply to a client outside, which its backend is told when it is too big. `translated` as for
+/// [`too_big`].
+#[inline(always)]
+fn or_told(packet: &Packet<'_>, work: &Work, sent: Outcome, translated: bool) -> Outcome {
+    match sent {
+        Err(Reason::TooBig) => {
+            let mtu = outside_mtu(packet.ctx, work.entry.saddr, work.entry.daddr)?;
+            too_big(packet.ctx, packet.link.vni, mtu, translated)
+        }
+        sent => sent,
+    }
+}
+
 /// Translates a backend's reply back and sends it to the client: outside, or an endpoint of this
 /// node.
 #[inline(always)]
@@ -329,13 +349,8 @@ fn reply(packet: &Packet<'_>, work: &Work) -> Outcome {
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     let entry = &work.entry;
     if entry.vni == UNDERLAY_VNI {
-        return match route_out(ctx, entry.saddr, entry.daddr) {
-            Err(Reason::TooBig) => {
-                let mtu = outside_mtu(ctx, entry.saddr, entry.daddr)?;
-                too_big(ctx, packet.link.vni, mtu, true)
-            }
-            sent => sent,
-        };
+        let sent = route_out(ctx, entry.saddr, entry.daddr);
+        return or_told(packet, work, sent, true);
     }
     let key = EndpointKey { vni: entry.vni, ip: entry.daddr };
     let client = lookup(&ENDPOINTS, &key).ok_or(Reason::NoEndpoint)?;

@@ -19,6 +19,7 @@ mod conntrack;
 mod container;
 mod container6;
 mod direct;
+mod direct_return;
 mod echo;
 mod ecn;
 mod event;

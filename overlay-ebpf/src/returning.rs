@@ -10,12 +10,13 @@ use overlay_common::{
 
 use crate::{
     conntrack::{PORT_TRIES, RESOLUTION, now, open, other_port, reply_key},
-    fallible,
+    direct_return, fallible,
     maps::{CONNTRACK, OPENING},
     packet::{Flow, PART_QUOTED},
 };
 
-/// Notes that replies to `flow` go through `node`, which translated it.
+/// Notes that replies to `flow` go through `node`, which translated it, or straight to the client, where
+/// `asked` ([`overlay_common::Asked::bits`]) says so and the tuple is no other flow's.
 /// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
 /// address and port that came through two nodes are one tuple here, even when the first has ended
 /// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
@@ -26,9 +27,14 @@ use crate::{
 /// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
 /// no flow of `node`.
 #[inline(always)]
-pub fn note_return(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
+pub fn note_return(
+    flow: &Flow,
+    node: Be32,
+    asked: u64,
+    forward: &mut Conntrack,
+) -> Result<bool, Reason> {
     // One after the other and not one in the other: they share the stack with the entry point.
-    if fallible::unpack(note_packed(flow, node, forward))? == NOTED {
+    if fallible::unpack(note_packed(flow, node, asked, forward))? == NOTED {
         return Ok(false);
     }
     fallible::unpack(other_way_packed(flow, node, forward)).map(|translate| translate != 0)
@@ -40,8 +46,8 @@ const NOTED: u32 = 0;
 const TAKEN: u32 = 1;
 
 #[inline(never)]
-fn note_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(note(flow, node, forward))
+fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
+    fallible::pack(note(flow, node, asked, forward))
 }
 
 #[inline(never)]
@@ -50,7 +56,7 @@ fn other_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
 }
 
 #[inline(always)]
-fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<u32, Reason> {
+fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> Result<u32, Reason> {
     let now = now();
     *forward = return_forward(flow, node, now);
     let key = reply_key(&flow.key, forward);
@@ -60,13 +66,15 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<u32, Reason>
         if is_error {
             return Err(Reason::UnrelatedError);
         }
-        let entry = return_entry(&key, flow, node, now);
+        let mut entry = return_entry(&key, flow, node, now);
+        direct_return::settle(&mut entry, &key, flow, asked);
         return open(&key, &entry, BPF_ANY).map(|()| NOTED);
     };
     // SAFETY: as in `conntrack::look`.
     let entry = unsafe { &mut *entry };
     if entry.action == CONNTRACK_RETURN && entry.node == node && entry.dport == flow.key.sport {
         refresh(entry, flow, now);
+        direct_return::settle(entry, &key, flow, asked);
         if is_opening {
             confirm(&key, entry, flow);
         }
@@ -74,6 +82,7 @@ fn note(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<u32, Reason>
     }
     if is_expired(&key, entry, now) && !is_error {
         *entry = return_entry(&key, flow, node, now);
+        direct_return::settle(entry, &key, flow, asked);
         return Ok(NOTED);
     }
     Ok(TAKEN)

@@ -1,10 +1,10 @@
 //! From a service to a backend: by the flow's entry, or by a new pick.
 
 use overlay_common::{
-    Be16, Reason,
+    Be16, Be32, Reason, UNDERLAY_VNI,
     maps::{
-        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, IPV6_SIDE, Service,
-        TCP_SEEN_FIN, TCP_SEEN_RST,
+        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, DIRECT, IPV6_SIDE,
+        SERVICE_DIRECT, Service, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::PROTO_UDP,
 };
@@ -95,8 +95,9 @@ fn open(
 ) -> Result<(), Reason> {
     let backend: Backend = lookup(&BACKENDS, &number).ok_or(Reason::NoBackend)?;
     // The service is there since a backend was picked.
-    let Service { tcp_idle, udp_idle, .. } = work.pick.service;
+    let Service { tcp_idle, udp_idle, flags, .. } = work.pick.service;
     let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
+    let direct = if is_direct(work, flags, &backend) { DIRECT } else { 0 };
     let target = Target {
         service,
         backend: number,
@@ -104,7 +105,7 @@ fn open(
         ip: backend.ip,
         port,
         idle,
-        via: work.pick.via as u8,
+        via: work.pick.via as u8 | direct,
     };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
@@ -115,6 +116,12 @@ fn open(
     count(reason, length);
     event::tell_flow(&work.flow.key, &work.entry, reason);
     Ok(())
+}
+
+/// Whether replies go straight to the client: from a backend elsewhere to one outside.
+#[inline(always)]
+fn is_direct(work: &Work, service: u16, backend: &Backend) -> bool {
+    service & SERVICE_DIRECT != 0 && work.flow.key.vni == UNDERLAY_VNI && backend.node != Be32::ZERO
 }
 
 /// Whether the client ends its connection with this packet, whose backend's flows are counted.

@@ -109,7 +109,7 @@ fn from_outside(ctx: &TcContext, endpoint: &Endpoint) -> Outcome {
     if !flow6::name(ctx, vni, flow6::MAY_BE_NEW)? {
         return Err(Reason::ConntrackFull);
     }
-    let translate = returning::note_return(&work.flow, sender, &mut work.entry)?;
+    let translate = returning::note_return(&work.flow, sender, 0, &mut work.entry)?;
     // The client of a flow that is in use is kept with it.
     if CONNTRACK.get_ptr(&conntrack::reply_key(&work.flow.key, &work.entry)).is_some() {
         number6::keep(work.flow.key.saddr);

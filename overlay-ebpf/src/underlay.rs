@@ -6,7 +6,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    Asked, BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{
         CALL_HOST, CONNTRACK_FORWARD, CONNTRACK_REPLY, Config, Conntrack, ENDPOINT_FLAG_BACKEND,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, PeerKey,
@@ -19,7 +19,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, ecn, fallible, family,
+    Outcome, Verdict, conntrack, direct_return, ecn, fallible, family,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     fragment, handover,
     icmp::{self, Router},
@@ -80,6 +80,13 @@ impl<const OUTER: usize> Inner<'_, OUTER> {
             return vxlan6::remove(self.ctx, ETHERTYPE_IPV4, config.decap_flags);
         }
         vxlan::remove(self.ctx, config.decap_flags)
+    }
+
+    /// What the frame says of the address and port that were asked: [`Asked::bits`].
+    #[inline(always)]
+    fn asked(&self) -> Result<u64, Reason> {
+        let ethernet: Ethernet = load(self.ctx, OUTER)?;
+        Ok(Asked::bits(&ethernet))
     }
 
     /// Whether the frame has a VLAN tag. Under outer headers none is seen: those that say so are left
@@ -260,7 +267,9 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     if backend.node == Be32::ZERO {
         return deliver_backend(ctx, backend, gateway);
     }
-    let inner = Ethernet { dst: backend.mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV4) };
+    let ethertype = Be16::new(ETHERTYPE_IPV4);
+    let inner = Ethernet { dst: backend.mac, src: gateway, ethertype };
+    let inner = direct_return::header(work, inner);
     match vxlan::encapsulate(ctx, backend.vni, backend.node, &inner) {
         Err(Reason::TooBig) => {
             let mtu = vxlan::inner_mtu(ctx, backend.node)?;
@@ -442,7 +451,8 @@ fn from_outside<const OUTER: usize>(inner: &Inner<'_, OUTER>, endpoint: &Endpoin
     }
     let work = work()?;
     inner.flow(work)?;
-    let translate = returning::note_return(&work.flow, inner.sender, &mut work.entry)?;
+    let asked = inner.asked()?;
+    let translate = returning::note_return(&work.flow, inner.sender, asked, &mut work.entry)?;
     inner.pop(false)?;
     if translate {
         nat::translate(inner.ctx, &inner.ip, usize::from(work.flow.transport) - OUTER, work)?;

@@ -19,7 +19,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, ecn, family,
+    Outcome, Verdict, conntrack, direct_return, ecn, family,
     forward::next_hop,
     hop, known,
     maps::{Work, config, work},
@@ -162,6 +162,7 @@ fn to_published(ctx: &XdpContext, config: &Config, ip: &Ipv4, published: &Publis
     }
     let outer = hop.ethernet;
     let inner = Ethernet { dst: backend.mac, src: Mac::default(), ..outer };
+    let inner = direct_return::header(work, inner);
     let key = &work.flow.key;
     let flow_hash = hash::of_flow(key.saddr, key.daddr, [key.sport, key.dport]);
     let tunnel = (backend.vni, flow_hash, ecn::outer(ip.tos));

@@ -91,7 +91,7 @@ pub struct Conntrack {
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`] and [`VIA_VIP`].
+    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`], [`VIA_VIP`] and [`DIRECT`].
     pub state: u8,
     /// For how many seconds an established TCP or SCTP flow, or one of UDP, may be idle; 0 for as long as
     /// flows may by default ([`crate::flow`]).
@@ -163,6 +163,10 @@ pub const ANSWERED: u8 = 1 << 4;
 
 /// The client asked a VIP. In every entry of such a flow on the node that translates it.
 pub const VIA_VIP: u8 = 1 << 5;
+
+/// Replies go straight to the client. `FORWARD`, on the node that was asked: the backend's node is told what the
+/// client asked ([`crate::wire::Asked`]). `RETURN`, there: the source is what the client asked.
+pub const DIRECT: u8 = 1 << 6;
 
 #[cfg(test)]
 mod tests {

@@ -33,6 +33,9 @@ pub struct Service {
 /// In [`Service::flags`]: TCP connections whose backend has gone are reset when their client speaks.
 pub const SERVICE_RESETS: u16 = 1 << 0;
 
+/// In [`Service::flags`]: replies to clients outside leave from the backends' nodes.
+pub const SERVICE_DIRECT: u16 = 1 << 1;
+
 /// Round robin.
 pub const LB_ROUND_ROBIN: u8 = 0;
 /// Weighted round robin: round robin over a table in which a backend is as often as its weight says.

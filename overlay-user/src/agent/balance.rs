@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{
         self, BACKEND_COUNTED, CONNTRACK_FORWARD, Conntrack, ConntrackKey, LB_HASH_ADDRESS,
         LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED,
-        SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        SERVICE_DIRECT, SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 
@@ -15,7 +15,7 @@ use super::{Agent, AgentError, lock, sockets::by_backend, tables::monotonic_ns};
 use crate::{
     datapath::{Datapath, DatapathState, Filling, LbTable},
     link::Links,
-    model::{Balance, HashBy, OnLoss, Scheduler},
+    model::{Balance, HashBy, OnLoss, ReturnPath, Scheduler},
 };
 
 const COUNTING: &str = "counting flows of services that balance by them";
@@ -43,10 +43,7 @@ pub(super) fn add_service(
             Some(HashBy::Address) | None => LB_HASH_ADDRESS,
         },
         affinity: balance.affinity_secs,
-        flags: match balance.on_loss {
-            OnLoss::Reset => SERVICE_RESETS,
-            OnLoss::Drop => 0,
-        },
+        flags: flags(balance),
         tcp_idle: balance.tcp_idle_secs,
         udp_idle: balance.udp_idle_secs,
         ..service
@@ -80,6 +77,18 @@ fn filling(scheduler: Scheduler, backends: &[(u32, u16)]) -> Option<Filling> {
         Scheduler::Sh => Some(Filling::Turns),
         Scheduler::Maglev => Some(Filling::Maglev),
     }
+}
+
+fn flags(balance: &Balance) -> u16 {
+    let resets = match balance.on_loss {
+        OnLoss::Reset => SERVICE_RESETS,
+        OnLoss::Drop => 0,
+    };
+    let direct = match balance.return_path {
+        ReturnPath::Asked => 0,
+        ReturnPath::Direct => SERVICE_DIRECT,
+    };
+    resets | direct
 }
 
 fn scheduler(scheduler: Scheduler) -> u8 {
@@ -176,6 +185,19 @@ mod tests {
         let balance = Balance { scheduler, ..Balance::default() };
         add_service(7, maps::Service::default(), &balance, backends, &mut out);
         (out.services[&7], out)
+    }
+
+    #[test]
+    fn the_programs_are_told_what_becomes_of_lost_connections_and_which_way_replies_take() {
+        for (on_loss, return_path, expected) in [
+            (OnLoss::Reset, ReturnPath::Asked, SERVICE_RESETS),
+            (OnLoss::Reset, ReturnPath::Direct, SERVICE_RESETS | SERVICE_DIRECT),
+            (OnLoss::Drop, ReturnPath::Direct, SERVICE_DIRECT),
+            (OnLoss::Drop, ReturnPath::Asked, 0),
+        ] {
+            let balance = Balance { on_loss, return_path, ..Balance::default() };
+            assert_eq!(flags(&balance), expected, "{balance:?}");
+        }
     }
 
     #[test]

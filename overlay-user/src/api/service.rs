@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EndpointMode, HashBy, OnLoss, Port, Probe, Scheduler};
+use crate::model::{EndpointMode, HashBy, OnLoss, Port, Probe, ReturnPath, Scheduler};
 
 /// Parameters of `service_create`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -74,6 +74,9 @@ pub struct BalanceChange {
     /// What becomes of TCP connections whose backend has gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_loss: Option<OnLoss>,
+    /// Which way replies to clients outside take.
+    #[serde(rename = "return", skip_serializing_if = "Option::is_none")]
+    pub return_path: Option<ReturnPath>,
 }
 
 /// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     api::{BalanceChange, HealthChange, Reference, Request, ServiceCreate, ServiceUpdate},
     model::{
-        ClusterState, EndpointMode, EndpointState, HashBy, Health, Id, OnLoss, Port, Scheduler,
-        Service, Standing,
+        ClusterState, EndpointMode, EndpointState, HashBy, Health, Id, OnLoss, Port, ReturnPath,
+        Scheduler, Service, Standing,
     },
 };
 
@@ -46,7 +46,8 @@ Examples:
   overlay service create hello --network mynet -p 8080:8080
   overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s
   overlay service create web --network mynet -p 80:80 --lb maglev --affinity 10m
-  overlay service create api --network mynet -p 8000:80 --health-http :80/healthz";
+  overlay service create api --network mynet -p 8000:80 --health-http :80/healthz
+  overlay service create films --network mynet -p 80:80 --return direct";
 
 /// Make a service; containers become its backends with `overlay run --service`
 #[derive(Debug, Args)]
@@ -99,11 +100,14 @@ struct BalanceArgs {
     /// What becomes of TCP connections whose backend has gone [default: reset]
     #[arg(long, value_enum, value_name = "WHAT")]
     on_loss: Option<OnLoss>,
+    /// Which way replies of published ports take to IPv4 clients outside [default: asked]
+    #[arg(long = "return", value_enum, value_name = "WAY")]
+    return_path: Option<ReturnPath>,
 }
 
 impl BalanceArgs {
     fn change(self) -> BalanceChange {
-        let Self { lb, lb_hash, affinity, tcp_timeout, udp_timeout, on_loss } = self;
+        let Self { lb, lb_hash, affinity, tcp_timeout, udp_timeout, on_loss, return_path } = self;
         BalanceChange {
             lb,
             lb_hash,
@@ -111,6 +115,7 @@ impl BalanceArgs {
             tcp_timeout_ms: tcp_timeout.map(args::millis),
             udp_timeout_ms: udp_timeout.map(args::millis),
             on_loss,
+            return_path,
         }
     }
 }
@@ -283,7 +288,7 @@ fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
         return Err(usage_error(
             format!("nothing to change in service {:?}", request.reference),
             "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --tcp-timeout, \
-             --udp-timeout, --on-loss, --health-..., --no-healthcheck, --label-add, --label-rm or --drain",
+             --udp-timeout, --on-loss, --return, --health-..., --no-healthcheck, --label-add, --label-rm or --drain",
         ));
     }
     Ok(request)
@@ -482,6 +487,8 @@ mod tests {
             "30s",
             "--on-loss",
             "drop",
+            "--return",
+            "direct",
             "--label",
             "x=y",
             "--drain",
@@ -510,6 +517,7 @@ mod tests {
                     "tcp_timeout_ms": 10_800_000,
                     "udp_timeout_ms": 30_000,
                     "on_loss": "drop",
+                    "return": "direct",
                 },
                 "health": {
                     "probe": {"http": {"port": 80, "path": "/healthz"}},

@@ -77,6 +77,28 @@ pub struct Balance {
     pub udp_idle_secs: u16,
     /// What becomes of TCP connections whose backend has gone.
     pub on_loss: OnLoss,
+    /// Which way replies to clients outside take.
+    #[serde(rename = "return", skip_serializing_if = "ReturnPath::is_default")]
+    pub return_path: ReturnPath,
+}
+
+/// Which way the replies of published ports take to clients outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ReturnPath {
+    /// Back through the host that was asked
+    #[default]
+    Asked,
+    /// From the backend's host straight to the client
+    Direct,
+}
+
+impl ReturnPath {
+    /// Whether it need not be written down.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What becomes of a TCP connection whose backend has gone.

@@ -16,7 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, OnLoss, Scheduler};
+pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, OnLoss, ReturnPath, Scheduler};
 pub use change::{Change, Kind, Object, WatchEvent};
 pub use health::{Health, HealthCheck, Probe};
 use ipnet::{Ipv4Net, Ipv6Net};

@@ -251,6 +251,7 @@ pub fn checksums(step: &Step, ran: &Ran, ipv6: bool) -> Result<bool, String> {
         Reason::XdpDecapsulated,
         Reason::DeliveredHost,
         Reason::SentToClient,
+        Reason::SentDirect,
     ]
     .iter()
     .any(|reason| ran.counted.contains(reason));

@@ -201,11 +201,31 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     } else {
         ethernet((mac(tuple.src).bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple))
     };
+    if CLIENTS.contains(&tuple.src) && rng.random_bool(0.5) {
+        asked(rng, tables, tuple, &mut inner);
+    }
     if rng.random_bool(0.02) {
         // A VLAN tag.
         inner.splice(12..12, [0x81, 0, 0, 5]);
     }
     tunnel(rng, tables, (vni, sender), &inner)
+}
+
+/// Has a frame say what its client asked: mostly a port that is published to the one it has by now.
+fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple, frame: &mut [u8]) {
+    let published = tables.agent.published.iter();
+    let fits =
+        published.filter(|(key, p)| key.proto == tuple.proto && p.target.get() == tuple.dport);
+    let ports: Vec<_> = fits.map(|(key, _)| key.port.get()).collect();
+    let port = match ports.choose(rng) {
+        Some(port) if rng.random_bool(0.8) => *port,
+        _ => any(rng, &PORTS),
+    };
+    let address = any(rng, &[PEER, PEER, PEER, UNRESOLVED, Ipv4Addr::UNSPECIFIED]);
+    frame[..2].copy_from_slice(&[0x02, 0x42]);
+    frame[2..6].copy_from_slice(&address.octets());
+    frame[6..10].copy_from_slice(b"\x06ask");
+    frame[10..12].copy_from_slice(&port.to_be_bytes());
 }
 
 /// A frame in VXLAN on network `vni` from a node.

@@ -7,10 +7,11 @@ use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, Mac, UNDERLAY_VNI,
     maps::{
-        Affinity, AffinityKey, Backend, Config, Conntrack, ConntrackKey, Endpoint, Endpoint6Key,
-        EndpointKey, GONE_RESETS, Link, Link6, NETWORK_INTERNAL, NETWORK_REPLICATE, Network,
-        PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey, Replicas, Service, SlotKey,
-        SubnetKey, TableKey, Usage,
+        ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_RETURN, Config, Conntrack,
+        ConntrackKey, DIRECT, Endpoint, Endpoint6Key, EndpointKey, GONE_RESETS, Link, Link6,
+        NETWORK_INTERNAL, NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published,
+        PublishedKey, Replicas, Service, SlotKey, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -455,7 +456,7 @@ fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
             // Schedulers 5 and 9 and hash 2 do not exist.
             scheduler: any(rng, &[0, 1, 2, 2, 3, 4, 5, 9]),
             hash: any(rng, &[0, 1, 2]),
-            flags: any(rng, &[0, 1, u16::MAX]),
+            flags: any(rng, &[0, 1, 2, 3, u16::MAX]),
             tcp_idle: any(rng, &[0, 0, 7, 600]),
             udp_idle: any(rng, &[0, 0, 7, 600]),
         };
@@ -529,7 +530,20 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let mut port = || Be16::new(any(rng, &PORTS));
     let [e, f, g, h] = [port(), port(), port(), port()];
     let proto = any(rng, &[6, 17, 17, 1, 132]);
-    let key = ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
+    let mut key =
+        ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
+    let mut action = rng.random_range(0..7);
+    let mut state = rng.random_range(0..128);
+    if let Some(link) = tables.agent.links.get(&IFINDEX)
+        && rng.random_bool(0.4)
+    {
+        // Of what the container answers to a client outside.
+        let daddr = any(rng, &CLIENTS).into();
+        key = ConntrackKey { saddr: link.ip, daddr, vni: link.vni, ..key };
+        action = CONNTRACK_RETURN;
+        state |= any(rng, &[0, DIRECT | ANSWERED]);
+        state &= any(rng, &[u8::MAX, !(TCP_SEEN_FIN | TCP_SEEN_RST)]);
+    }
     let entry = Conntrack {
         saddr: c,
         daddr: d,
@@ -539,8 +553,8 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         service: rng.random_range(0..8),
         backend: rng.random_range(0..8),
         node: any(rng, &NODES).into(),
-        action: rng.random_range(0..7),
-        state: rng.random_range(0..32),
+        action,
+        state,
         idle: any(rng, &[0, 0, 0, 30, 600]),
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };

@@ -12,6 +12,7 @@ use overlay_common::{
 use super::{
     Tables,
     conntrack::{Flow, Part, reversed},
+    direct_return,
     frame::{Ethernet, Ip, TCP, UDP, bytes, ones_complement, put},
     icmp,
     walk::{End, Outcome, Target, Walk},
@@ -71,6 +72,7 @@ impl Walk<'_> {
         // The backend is on the flow's side of its network.
         let side = backend.vni | flow.key.vni & IPV6_SIDE;
         let on_side = Backend { vni: side, ..backend };
+        let via = via | direct_return::bit(self.tables, flow, service, &backend);
         let target = Target { service, port, number, backend: on_side, idle, via };
         let entry = self.create(flow, &target)?;
         self.count_active(number, &backend, |flows| flows.wrapping_add(1));

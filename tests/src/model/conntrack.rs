@@ -6,12 +6,12 @@ use overlay_common::{
     Be16, Be32, Reason, hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, VIA_VIP,
     },
 };
 
 use super::{
-    Tables,
+    Tables, direct_return,
     frame::{SCTP, TCP, UDP},
     walk::{Target, Walk},
 };
@@ -148,7 +148,7 @@ impl Walk<'_> {
             dport: key.sport,
             vni: key.vni,
             action: CONNTRACK_REPLY,
-            state: target.via,
+            state: target.via & VIA_VIP,
             ..forward
         };
         // "When two flows would look the same to a backend, the second one's source port is
@@ -188,17 +188,28 @@ impl Walk<'_> {
     /// "Node B notes: replies of this flow go through A." Returns the source port the backend sees:
     /// "when a client's flows come through two nodes with one source port, B gives the second one
     /// another port".
-    pub fn note_return(&mut self, flow: &Flow, node: Ipv4Addr) -> Result<Be16, Reason> {
+    ///
+    /// "Or straight to the client": `said` is what the frame says of what was asked.
+    pub fn note_return(
+        &mut self,
+        flow: &Flow,
+        node: Ipv4Addr,
+        said: Option<(Be32, Be16)>,
+    ) -> Result<Be16, Reason> {
         let node = Be32::from(node);
         let key = reversed(flow.key);
         let own = flow.key.sport;
         let now = self.now;
-        let entry = self.return_entry(&key, flow, node);
+        let asked = direct_return::believed(self.tables, flow, said);
+        let entry = settled(self.return_entry(&key, flow, node), &key, asked);
         let is_error = flow.part == Part::Quoted;
         let is_opening = !self.tables.conntrack.contains_key(&key);
         match self.tables.held(&key) {
             Some(old) if old.action == CONNTRACK_RETURN && old.node == node && old.dport == own => {
                 renew(old, flow, now);
+                if !says(old, said) {
+                    *old = settled(*old, &key, asked);
+                }
                 if is_opening {
                     self.confirm_return(&key, flow);
                 }
@@ -304,6 +315,19 @@ impl Tables {
             entry => entry,
         }
     }
+}
+
+/// Whether an entry of the way back has what a frame says already, or both have nothing.
+fn says(entry: &Conntrack, said: Option<(Be32, Be16)>) -> bool {
+    let has = (entry.state & DIRECT != 0).then_some((entry.saddr, entry.sport));
+    has == said
+}
+
+/// An entry of the way back whose replies leave under what was asked, or as the backend's.
+fn settled(entry: Conntrack, key: &ConntrackKey, asked: Option<(Be32, Be16)>) -> Conntrack {
+    let (saddr, sport) = asked.unwrap_or((key.saddr, key.sport));
+    let direct = if asked.is_some() { DIRECT } else { 0 };
+    Conntrack { saddr, sport, state: entry.state & !DIRECT | direct, ..entry }
 }
 
 /// Whom the flow of a reply entry is with.

@@ -14,6 +14,7 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::{Flow, Part},
+    direct_return,
     frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, bytes, half, put, updated},
     host::MTU,
     icmp, ipv6,
@@ -222,6 +223,13 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     match found {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
         Some(entry) if entry.action == CONNTRACK_RETURN => {
+            if direct_return::is_straight(&flow, &entry) {
+                match direct_return::send(walk, &flow, &entry) {
+                    // "Through the node that was asked where there is no way from here."
+                    Err(Reason::NoRoute) => {}
+                    sent => return or_told(walk, packet, sent, (MTU, None)),
+                }
+            }
             if entry.dport != flow.key.dport {
                 walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
             }

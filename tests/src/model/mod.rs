@@ -8,6 +8,7 @@
 mod balance;
 mod conntrack;
 mod container;
+mod direct_return;
 mod flow6;
 mod fragment;
 mod frame;

@@ -367,7 +367,7 @@ pub fn from_outside(
     let said = walk.said(ip)?;
     let how = Naming { may_be_new: true, ..Naming::default() };
     let flow = walk.named(&said, vni, how)?.ok_or(Reason::ConntrackFull)?;
-    let sport = walk.note_return(&flow, sender)?;
+    let sport = walk.note_return(&flow, sender, None)?;
     if walk.is_returning_kept(&flow, sport) {
         walk.keep6(flow.key.saddr);
     }

@@ -14,7 +14,7 @@ use overlay_common::{
 use super::{
     balance::{self, Balanced},
     conntrack::Flow,
-    fragment,
+    direct_return, fragment,
     frame::{ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, UDP, VLAN, bytes, half, put},
     host::MTU,
     icmp, ipv6, membership,
@@ -166,7 +166,8 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
         return walk.deliver(&endpoint, source, Reason::DeliveredLocal);
     }
     let asked = Ethernet::at(&walk.frame, 0)?.dst;
-    match walk.tunnel(backend.vni, backend.node.into(), Ethernet::ipv4(source, backend.mac)) {
+    let inner = direct_return::header(&flow, &entry, Ethernet::ipv4(source, backend.mac));
+    match walk.tunnel(backend.vni, backend.node.into(), inner) {
         // The client is told by the address that it asked.
         Err(Reason::TooBig) => {
             icmp::undo(walk, &flow)?;
@@ -280,8 +281,9 @@ fn from_outside(
         return Err(Reason::NotPublished);
     }
     let flow = walk.flow(ip, vni)?;
-    let sport = walk.note_return(&flow, sender)?;
     let tunnel = walk.tunnel_length();
+    let said = direct_return::asked(&Ethernet::at(&walk.frame, tunnel)?);
+    let sport = walk.note_return(&flow, sender, said)?;
     walk.pop()?;
     if sport != flow.key.sport {
         let ConntrackKey { saddr, daddr, dport, .. } = flow.key;

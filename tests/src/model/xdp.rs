@@ -14,6 +14,7 @@ use overlay_common::{
 use super::{
     balance::Balanced,
     conntrack::Flow,
+    direct_return,
     frame::{ETHERNET, Ethernet, IPV4, Ip, SCTP, TCP, TUNNEL, UDP},
     membership,
     observe::Party,
@@ -80,6 +81,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     walk.count_asked(&flow, &entry);
     walk.translate(ETHERNET, flow.transport, &entry, Reason::Truncated)?;
     let inner = Ethernet::ipv4(Mac::default(), backend.mac);
+    let inner = direct_return::header(&flow, &entry, inner);
     walk.push(backend.vni, backend.node.into(), inner, &hop);
     Ok(End::Sent(Reason::XdpEncapsulated))
 }

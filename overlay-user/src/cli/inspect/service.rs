@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::model::{
     ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Health, HealthCheck, OnLoss, Port,
-    Probe, Protocol, PublishMode, Scheduler, Service,
+    Probe, Protocol, PublishMode, ReturnPath, Scheduler, Service,
 };
 
 /// A service as `docker service inspect` shows it, with its backends.
@@ -72,6 +72,9 @@ struct BalanceInspect {
     /// The same.
     udp_timeout_seconds: u16,
     on_loss: OnLoss,
+    /// `asked` or `direct`.
+    #[serde(rename = "Return")]
+    return_path: ReturnPath,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -165,6 +168,7 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
                 tcp_timeout_seconds: service.balance.tcp_idle_secs,
                 udp_timeout_seconds: service.balance.udp_idle_secs,
                 on_loss: service.balance.on_loss,
+                return_path: service.balance.return_path,
             },
             health_check: service.health.as_deref().map(HealthInspect::from),
         },

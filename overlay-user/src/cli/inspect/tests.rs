@@ -249,7 +249,8 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
           "AffinitySeconds": 0,
           "TcpTimeoutSeconds": 0,
           "UdpTimeoutSeconds": 0,
-          "OnLoss": "reset"
+          "OnLoss": "reset",
+          "Return": "asked"
         }
       },
       "Endpoint": {

@@ -17,8 +17,15 @@ const MAX_AFFINITY_MS: u64 = 24 * 3600 * 1000;
 /// # Errors
 /// Combinations that mean nothing, and times out of range.
 pub(super) fn changed(before: Balance, change: &BalanceChange) -> Result<Balance, ApiError> {
-    let BalanceChange { lb, lb_hash, affinity_ms, tcp_timeout_ms, udp_timeout_ms, on_loss } =
-        *change;
+    let BalanceChange {
+        lb,
+        lb_hash,
+        affinity_ms,
+        tcp_timeout_ms,
+        udp_timeout_ms,
+        on_loss,
+        return_path,
+    } = *change;
     let scheduler = lb.unwrap_or(before.scheduler);
     // What one scheduler was told to hash means nothing to another.
     let kept = before.hash.filter(|_| scheduler == before.scheduler);
@@ -46,6 +53,7 @@ pub(super) fn changed(before: Balance, change: &BalanceChange) -> Result<Balance
         tcp_idle_secs: idle("TCP", tcp_timeout_ms, before.tcp_idle_secs)?,
         udp_idle_secs: idle("UDP", udp_timeout_ms, before.udp_idle_secs)?,
         on_loss: on_loss.unwrap_or(before.on_loss),
+        return_path: return_path.unwrap_or(before.return_path),
     })
 }
 
@@ -66,7 +74,7 @@ fn idle(protocol: &str, asked: Option<u64>, before: u16) -> Result<u16, ApiError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HashBy, OnLoss};
+    use crate::model::{HashBy, OnLoss, ReturnPath};
 
     fn lb(lb: Scheduler) -> BalanceChange {
         BalanceChange { lb: Some(lb), ..BalanceChange::default() }
@@ -105,11 +113,12 @@ mod tests {
             tcp_timeout_ms: Some(65_535_000),
             udp_timeout_ms: Some(1),
             on_loss: Some(OnLoss::Drop),
+            return_path: Some(ReturnPath::Direct),
             ..BalanceChange::default()
         };
         let after = changed(Balance::default(), &change).expect("times in range");
         assert_eq!((after.tcp_idle_secs, after.udp_idle_secs), (65_535, 1));
-        assert_eq!(after.on_loss, OnLoss::Drop);
+        assert_eq!((after.on_loss, after.return_path), (OnLoss::Drop, ReturnPath::Direct));
         assert_eq!(changed(after, &BalanceChange::default()).expect("nothing"), after);
         for (tcp, udp) in [(Some(65_535_001), None), (None, Some(u64::MAX))] {
             let change = BalanceChange {

@@ -1,0 +1,89 @@
+//! Replies of published ports that leave from the backend's node: who asked what travels with the client's
+//! packets, and what the backend answers goes straight to the client in the name of the node that was asked.
+//!
+//! The first answer, openings and resets still go back through that node, so that it knows a flow that has an
+//! answer from a flood, and one that has been reset from one that goes on.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Asked, Be32, Reason,
+    maps::{ANSWERED, Conntrack, ConntrackKey, DIRECT, SERVICE_DIRECT, TCP_SEEN_RST, TCP_SEEN_SYN},
+    wire::{Ethernet, Ipv4},
+};
+
+use crate::{
+    Outcome, Verdict,
+    forward::route_out,
+    maps::{LOCAL_ADDRS, SERVICES, Work, lookup},
+    nat,
+    packet::{Flow, PART_QUOTED},
+    published,
+};
+
+/// On the node that was asked: the header that a client's packet to a backend elsewhere has inside the tunnel,
+/// `otherwise` for one whose replies come back. They also do where the client has another port here, which
+/// only this node knows.
+#[inline(always)]
+pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
+    let Work { flow, entry, .. } = work;
+    if entry.state & DIRECT == 0 || entry.sport != flow.key.sport {
+        return otherwise;
+    }
+    Asked { address: flow.key.daddr, port: flow.key.dport }.header()
+}
+
+/// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
+/// `asked` is [`Asked::bits`] of it.
+#[inline(always)]
+pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64) {
+    let is_direct = entry.state & DIRECT != 0;
+    match Asked::from_bits(asked) {
+        None if !is_direct => {}
+        Some(asked) if is_direct && entry.saddr == asked.address && entry.sport == asked.port => {}
+        Some(asked) if may_answer(flow, asked) => {
+            entry.saddr = asked.address;
+            entry.sport = asked.port;
+            entry.state |= DIRECT;
+        }
+        _ => {
+            entry.state &= !DIRECT;
+            entry.saddr = key.saddr;
+            entry.sport = key.sport;
+        }
+    }
+}
+
+/// Whether this node answers for the port: a node that says so is believed for services that are like that,
+/// and for no other port. Clients that are this host itself have no way from here.
+#[inline(always)]
+fn may_answer(flow: &Flow, asked: Asked) -> bool {
+    let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
+    published.target == flow.key.dport
+        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0)
+        && asked.address != Be32::ZERO
+        && lookup(&LOCAL_ADDRS, &flow.key.saddr).is_none()
+}
+
+/// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
+#[inline(always)]
+pub fn is_straight(work: &Work) -> bool {
+    const KNOWN: u8 = DIRECT | ANSWERED;
+    let Work { flow, entry, .. } = work;
+    entry.state & KNOWN == KNOWN
+        && flow.part != PART_QUOTED
+        && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_RST) == 0
+}
+
+/// Sends a reply straight to its client.
+///
+/// # Errors
+/// Those of [`route_out`], with which the packet is as it was sent, and of [`nat::translate`].
+#[inline(always)]
+pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
+    // Routed first, because what does not get there from here must not have been changed.
+    let Verdict::Done(action, _) = route_out(ctx, work.entry.saddr, work.entry.daddr)? else {
+        return Err(Reason::NoRoute);
+    };
+    nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
+    Ok(Verdict::Done(action, Reason::SentDirect))
+}

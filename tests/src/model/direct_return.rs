@@ -1,0 +1,76 @@
+//! "Replies that go straight to the client": who asked what, and when an answer takes the short way.
+
+use overlay_common::{
+    Be16, Be32, Mac, Reason, UNDERLAY_VNI,
+    maps::{
+        ANSWERED, Backend, Conntrack, DIRECT, PublishedKey, SERVICE_DIRECT, TCP_SEEN_RST,
+        TCP_SEEN_SYN,
+    },
+};
+
+use super::{
+    Tables,
+    conntrack::{Flow, Part},
+    frame::{ETHERNET, Ethernet},
+    walk::{End, Outcome, Walk},
+};
+
+/// How the source MAC begins that says so.
+const MARK: [u8; 4] = *b"\x06ask";
+
+/// The bit that a new flow's entry begins with: "of a service that says so, from a client outside to a backend
+/// elsewhere".
+pub fn bit(tables: &Tables, flow: &Flow, service: u32, backend: &Backend) -> u8 {
+    let service = tables.agent.services.get(&service);
+    let says_so = service.is_some_and(|service| service.flags & SERVICE_DIRECT != 0);
+    let is_elsewhere = flow.key.vni == UNDERLAY_VNI && backend.node != Be32::ZERO;
+    if says_so && is_elsewhere { DIRECT } else { 0 }
+}
+
+/// The header inside the tunnel: "the destination is 02:42 and the address that was asked, the source 06:61:73:6b
+/// and the port". Not for a flow whose source port was changed here.
+pub fn header(flow: &Flow, entry: &Conntrack, otherwise: Ethernet) -> Ethernet {
+    if entry.state & DIRECT == 0 || entry.sport != flow.key.sport {
+        return otherwise;
+    }
+    let [e, f] = flow.key.dport.get().to_be_bytes();
+    let [a, b, c, d] = MARK;
+    Ethernet::ipv4(Mac::new([a, b, c, d, e, f]), Mac::of_ip(flow.key.daddr))
+}
+
+/// What a frame says: the address and port that its client asked.
+pub fn asked(ethernet: &Ethernet) -> Option<(Be32, Be16)> {
+    let [mark @ .., e, f] = ethernet.src.bytes();
+    let [_, _, a, b, c, d] = ethernet.dst.bytes();
+    let said = (Be32::from_octets([a, b, c, d]), Be16::new(u16::from_be_bytes([e, f])));
+    (mark == MARK).then_some(said)
+}
+
+/// What is believed of what a frame of `flow` says: "only of a port that is published here too, to the port that the
+/// backend is asked on, of a service that says so", and nothing about this host itself as the client.
+pub fn believed(tables: &Tables, flow: &Flow, said: Option<(Be32, Be16)>) -> Option<(Be32, Be16)> {
+    let (address, port) = said?;
+    let key = PublishedKey { port, proto: flow.key.proto, pad: 0 };
+    let published = tables.agent.published.get(&key)?;
+    let service = tables.agent.services.get(&published.service)?;
+    let is_right = published.target == flow.key.dport
+        && service.flags & SERVICE_DIRECT != 0
+        && address != Be32::ZERO
+        && !tables.agent.local_addrs.contains_key(&flow.key.saddr);
+    is_right.then_some((address, port))
+}
+
+/// Whether a reply goes straight: not the first one, no SYN, no reset and no ICMP error.
+pub fn is_straight(flow: &Flow, entry: &Conntrack) -> bool {
+    entry.state & DIRECT != 0
+        && entry.state & ANSWERED != 0
+        && flow.part != Part::Quoted
+        && flow.seen & (TCP_SEEN_SYN | TCP_SEEN_RST) == 0
+}
+
+/// Sends a reply straight to its client, if there is a way.
+pub fn send(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
+    walk.route(entry)?;
+    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
+    Ok(End::Sent(Reason::SentDirect))
+}
