@@ -223,6 +223,15 @@ pub trait Place {
     fn chat(&self, target: &str) -> anyhow::Result<Running> {
         self.serve(&["tcp-chat", target]).map(Running)
     }
+
+    /// As [`Self::chat`], with a pause after each line.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    fn slow_chat(&self, target: &str, pause: Duration) -> anyhow::Result<Running> {
+        let pause = pause.as_millis().to_string();
+        self.serve(&["tcp-chat", target, "--pause-ms", &pause]).map(Running)
+    }
 }
 
 /// A client in the background.

@@ -85,12 +85,15 @@ const TWO_HOSTS: &str = "cluster_21_two_hosts";
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
 /// The cluster suites of services: every path, what becomes of flows when backends change, and nodes that die.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 11] = [
     "cluster_30_services",
     "cluster_31_balance",
     "cluster_32_parts",
     "cluster_32_rolling",
     "cluster_34_services6",
+    "cluster_34_sockets",
+    "cluster_35_direct_return",
+    "cluster_36_idle",
     "cluster_40_published",
     "cluster_45_xdp",
     "cluster_61_node_death",
@@ -99,7 +102,10 @@ const SERVICES: [&str; 8] = [
 impl VmTest {
     /// Runs the command.
     pub fn run(&self) -> Result<ExitCode> {
-        setup::ensure(setup::Scope::Boot)?;
+        setup::ensure(match self.suite {
+            Some(VmSuite::Services) => setup::Scope::CompareBooted,
+            _ => setup::Scope::Boot,
+        })?;
         let cache = cache();
         fs::create_dir_all(&cache)?;
         let result = self.run_in(&cache);
@@ -135,7 +141,11 @@ impl VmTest {
             acceleration = Some(by);
             let archive = room.path().join(format!("{}.cpio", kernel.name));
             let base = (&*emulator.busybox, &*kernel.modules);
-            userland::write(&archive, base, &steps, &beside, (&[], &[]))?;
+            let also: (&[&str], &[&str]) = match self.suite {
+                Some(VmSuite::Services) => (&userland::TO_COMPARE, &modules::IPVS),
+                _ => (&[], &[]),
+            };
+            userland::write(&archive, base, &steps, &beside, also)?;
             let machine = Boot {
                 emulator: &emulator,
                 kernel,

@@ -4,8 +4,8 @@ use overlay_common::{
     Be32,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN,
-        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
-        TCP_SEEN_SYN,
+        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        TCP_SEEN_RST, TCP_SEEN_SYN,
     },
 };
 
@@ -46,12 +46,13 @@ fn row(
         CONNTRACK_UNMASQUERADE => "unmasquerade",
         _ => "unknown",
     };
-    // A UDP flow that was answered is shown as TCP's are.
+    // A UDP flow that was answered is shown as TCP's are. D: replies go straight to the client.
     let seen = [
         (TCP_SEEN_SYN, 'S'),
         (TCP_SEEN_ACK | ANSWERED, 'A'),
         (TCP_SEEN_FIN, 'F'),
         (TCP_SEEN_RST, 'R'),
+        (DIRECT, 'D'),
     ];
     ConntrackRow {
         protocol: protocol(key.proto),
@@ -90,10 +91,12 @@ mod tests {
         let entries = vec![
             (key, entry(1_000_000, TCP_SEEN_SYN)),
             (key, entry(5_000_000, TCP_SEEN_SYN | TCP_SEEN_ACK)),
+            (key, entry(3_000_000, ANSWERED | DIRECT)),
         ];
         let rows = conntrack(entries, &Names::default(), &Known::default(), 7_000_000);
         assert_eq!(rows[0].state, "SA");
-        assert_eq!((rows[0].idle_ms, rows[1].idle_ms), (2, 6));
+        assert_eq!(rows[1].state, "AD");
+        assert_eq!((rows[0].idle_ms, rows[2].idle_ms), (2, 6));
         assert_eq!((rows[0].protocol.as_str(), rows[0].action.as_str()), ("tcp", "forward"));
     }
 

@@ -11,7 +11,7 @@ use overlay_common::{
         BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
         ENDPOINT_SERVICE, Endpoint, EndpointKey, MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL,
-        NETWORK_REPLICATE, PUBLISHED_IPV6,
+        NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DIRECT, Service,
     },
     wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -408,7 +408,7 @@ fn services(state: &DatapathState, names: &Names) -> TableDump {
     // Not the number of backends where they are in a table.
     let columns = [
         "number", "service", "vni", "network", "vip", "vip6", "slots", "lb", "hash", "affinity",
-        "table",
+        "return", "table",
     ];
     table("services", &columns, &state.services, |number, service| {
         vec![
@@ -422,9 +422,15 @@ fn services(state: &DatapathState, names: &Names) -> TableDump {
             scheduler_word(service.scheduler).to_owned(),
             hash_word(service).to_owned(),
             if service.affinity == 0 { "-".to_owned() } else { format!("{}s", service.affinity) },
+            return_word(service).to_owned(),
             if service.table == 0 { "-".to_owned() } else { format!("{:08x}", service.table) },
         ]
     })
+}
+
+/// Which way replies to clients outside take.
+fn return_word(service: &Service) -> &'static str {
+    if service.flags & SERVICE_DIRECT == 0 { "asked" } else { "direct" }
 }
 
 fn slots(state: &DatapathState, names: &Names) -> TableDump {
