@@ -4,7 +4,7 @@
 //! The first answer, openings and resets still go back through that node, so that it knows a flow that has an
 //! answer from a flood, and one that has been reset from one that goes on.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
     Asked, Be32, Reason,
     maps::{ANSWERED, Conntrack, ConntrackKey, DIRECT, SERVICE_DIRECT, TCP_SEEN_RST, TCP_SEEN_SYN},
@@ -14,7 +14,7 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict,
     forward::route_out,
-    maps::{LOCAL_ADDRS, SERVICES, Work, lookup},
+    maps::{LOCAL_ADDRS, SERVICES, SUBNETS, Work, lookup},
     nat,
     packet::{Flow, PART_QUOTED},
     published,
@@ -54,7 +54,8 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64
 }
 
 /// Whether this node answers for the port: a node that says so is believed for services that are like that,
-/// and for no other port. Clients that are this host itself have no way from here.
+/// and for no other port. Clients that are this host itself, or in a network of the cluster, have no way from
+/// here.
 #[inline(always)]
 fn may_answer(flow: &Flow, asked: Asked) -> bool {
     let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
@@ -62,6 +63,7 @@ fn may_answer(flow: &Flow, asked: Asked) -> bool {
         && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0)
         && asked.address != Be32::ZERO
         && lookup(&LOCAL_ADDRS, &flow.key.saddr).is_none()
+        && SUBNETS.get(&Key::new(32, flow.key.saddr)).is_none()
 }
 
 /// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.

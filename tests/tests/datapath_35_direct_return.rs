@@ -6,6 +6,7 @@ use overlay_common::{
     Asked, Be16, Reason,
     maps::{
         DIRECT, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_DIRECT, SERVICE_RESETS,
+        SubnetKey,
     },
     wire::{PROTO_TCP, PROTO_UDP},
 };
@@ -160,11 +161,16 @@ fn replies_go_straight_to_the_client_once_the_node_that_was_asked_knows_of_an_an
 fn a_node_is_not_believed_about_ports_that_are_not_like_that() {
     type Case = (&'static str, (Ipv4Addr, u16), fn(&mut Rig));
     let client = (CLIENT, 40_000);
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         ("a port that is not published", (PEER, 22), |_| {}),
         ("another target", (PEER, 8080), |rig| rig.publish(PROTO_TCP, 8080, SERVICE, 81)),
         ("a service whose replies come back", (PEER, 8080), |rig| flags(rig, SERVICE_RESETS)),
         ("no service", (PEER, 8080), |rig| rig.set(|state| state.services.clear())),
+        ("a container as the client", (PEER, 8080), |rig| {
+            rig.set(|state| {
+                state.subnets.insert(SubnetKey { prefix: 32, ip: CLIENT.into() }, 9);
+            });
+        }),
         ("no address", (Ipv4Addr::UNSPECIFIED, 8080), |_| {}),
     ];
     for (what, asked, change) in cases {

@@ -129,6 +129,14 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Whether an address is of a network of the cluster.
+    fn is_inside(&self, address: Be32) -> bool {
+        self.agent.subnets.keys().any(|subnet| {
+            let mask = u32::MAX.checked_shl(32 - subnet.prefix).unwrap_or(0);
+            address.get() & mask == subnet.ip.get()
+        })
+    }
+
     /// All flows, those in use and those that begin.
     pub fn flows(&self) -> impl Iterator<Item = (&ConntrackKey, &Conntrack)> {
         self.conntrack.iter().chain(&self.opening)

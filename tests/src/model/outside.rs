@@ -92,17 +92,13 @@ pub fn leave(
 fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
     let to = flow.key.daddr;
     let agent = &walk.tables.agent;
-    let inside = agent.subnets.keys().any(|subnet| {
-        let mask = u32::MAX.checked_shl(32 - subnet.prefix).unwrap_or(0);
-        to.get() & mask == subnet.ip.get()
-    });
     let accepts = flow.seen & TCP_SEEN_SYN != 0 && flow.seen & TCP_SEEN_ACK != 0;
     let is_late = flow.key.proto == TCP && (accepts || flow.seen & TCP_SEEN_RST != 0);
     network.flags & NETWORK_INTERNAL == 0
         && flow.part != Part::Quoted
         && ![0, 127].contains(&to.octets()[0])
         && !agent.local_addrs.contains_key(&to)
-        && !inside
+        && !walk.tables.is_inside(to)
         && !is_late
 }
 
