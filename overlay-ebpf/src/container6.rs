@@ -15,8 +15,8 @@ use overlay_common::{
 use crate::{
     Outcome, conntrack, direct, flow6,
     forward::{back_out, deliver_as, deliver_backend_as},
-    forward6, icmp6,
-    ipv6::{self, NOBODY, find},
+    forward6, gone, icmp6,
+    ipv6::{self, GONE, NOBODY, find},
     maps::{NETWORKS, SERVICES, Work, lookup, work},
     nat6, number6,
     packet::{ETH_LEN, PART_QUOTED, pull},
@@ -44,6 +44,8 @@ pub fn receive(ctx: &TcContext) -> Outcome {
         to_service(ctx)
     } else if kind == u32::from(NOBODY) {
         to_outside(ctx)
+    } else if kind == u32::from(GONE) {
+        gone::answer6(ctx)
     } else {
         to_endpoint(ctx)
     }

@@ -20,7 +20,7 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, echo, ecn, fallible, family,
     forward::{back_out, deliver_as},
-    icmp6,
+    gone, icmp6,
     maps::{CALLED, ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
     nd,
     observe::Party,
@@ -48,6 +48,9 @@ const FLOW: u32 = 3;
 
 /// What [`find`] says of an address that is no endpoint's and not the gateway's: no kind of endpoint.
 pub const NOBODY: u8 = u8::MAX;
+
+/// Beside [`NOBODY`], the address of a backend that is gone.
+pub const GONE: u8 = NOBODY - 1;
 
 /// What an endpoint sends. `kept` is what [`crate::event::keep`] returned.
 #[inline(always)]
@@ -134,10 +137,22 @@ fn examine(ctx: &TcContext) -> Result<u32, Reason> {
         ENDPOINT_SERVICE => Ok(FLOW),
         NOBODY => match nowhere(&own, work.ip.dst) {
             Reason::NoWayOut if source == own.ip => Ok(FLOW),
+            Reason::NoEndpoint if source == own.ip && was_backend(work) => {
+                work.kind = GONE.into();
+                Ok(FLOW)
+            }
             reason => Err(reason),
         },
         _ => Err(Reason::NoEndpoint),
     }
+}
+
+/// Whether a packet to nobody is of a connection to a backend that is gone.
+#[inline(always)]
+fn was_backend(work: &Ipv6Work) -> bool {
+    work.ip.next_header == PROTO_TCP
+        && !work.ip.dst.is_link_local()
+        && gone::is_known6(work.link.vni, work.ethernet.dst)
 }
 
 #[inline(always)]

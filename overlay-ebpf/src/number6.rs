@@ -37,7 +37,7 @@ pub fn inside(vni: u32, address: &Ip6, key: &mut Endpoint6Key) -> Be32 {
 
 /// The IPv4 address of the endpoint, VIP or gateway with a MAC ([`Mac::of_ip`]).
 #[inline(always)]
-fn ipv4_of(mac: Mac) -> Be32 {
+pub fn ipv4_of(mac: Mac) -> Be32 {
     let [_, _, a, b, c, d] = mac.bytes();
     Be32::from_octets([a, b, c, d])
 }

@@ -31,18 +31,31 @@ const HOP_LIMIT: u8 = 64;
 /// The reason, where nobody is told: as there, and TCP behind extension headers.
 #[inline(always)]
 pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
-    let is_gone = reason == Reason::BackendGone && says_so()?;
-    if !is_gone && reason != Reason::NoBackend {
+    if reason == Reason::BackendGone && says_so()? {
+        reset_gone(ctx)?;
+        return Ok(back_out(ctx, Reason::BackendGoneAnswered));
+    }
+    if reason != Reason::NoBackend {
         return Err(reason);
     }
     match fallible::unpack(reset6_packed(ctx.skb.skb)) {
-        Ok(ANSWERED) if is_gone => return Ok(back_out(ctx, Reason::BackendGoneAnswered)),
         Ok(ANSWERED) => return Ok(back_out(ctx, Reason::NoBackendAnswered)),
-        _ if is_gone => return Err(reason),
         answered => answered?,
     };
     icmp6::port_unreachable(ctx)?;
     Ok(back_out(ctx, Reason::NoBackendAnswered))
+}
+
+/// Makes the reset that answers TCP to a backend that is gone of its packet, when `flow6::read` has read that.
+///
+/// # Errors
+/// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
+#[inline(always)]
+pub fn reset_gone(ctx: &TcContext) -> Result<(), Reason> {
+    match fallible::unpack(reset6_packed(ctx.skb.skb)) {
+        Ok(ANSWERED) => Ok(()),
+        _ => Err(Reason::BackendGone),
+    }
 }
 
 /// Whether clients of the flow's service are told that their backend has gone.

@@ -99,20 +99,27 @@ pub fn connect(ctx: &SockAddrContext, asked: Be32) -> Option<Be32> {
     remember(&call, Ip6::mapped(asked), config)
 }
 
-/// As [`connect`], for an IPv6 address of the host.
+/// As [`connect`], for an IPv6 address: of a VIP, or of the host where the socket takes a mapped address for it.
 #[inline(always)]
-pub fn connect_ipv6(ctx: &SockAddrContext, asked: Ip6) -> Option<Be32> {
+pub fn connect_ipv6(
+    ctx: &SockAddrContext,
+    asked: Ip6,
+    takes_ipv4: impl FnOnce() -> bool,
+) -> Option<Ip6> {
     let config = CONFIG.get(0)?;
     let call = Call::of(ctx, Be32::ZERO)?;
     if call.netns != config.netns_cookie {
-        return None;
+        return spaces::connect6(ctx, &call, asked);
     }
     forget(call.socket);
+    if !takes_ipv4() {
+        return None;
+    }
     let is_here = || asked == Ip6::LOOPBACK || lookup(&LOCAL_ADDRS6, &asked).is_some();
     if published::find(call.proto, call.port).is_none() || !is_here() {
         return None;
     }
-    remember(&call, asked, config)
+    remember(&call, asked, config).map(Ip6::mapped)
 }
 
 /// Whether the call asks for a port that is published on this host, at one of its addresses.
@@ -163,6 +170,14 @@ pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
     let port = Be16::from_raw(unsafe { (*ctx.sock_addr).user_port } as u16);
     let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
     (flow.ip == addr && flow.port == port).then_some(flow.asked)
+}
+
+/// What a socket asked for that is connected to a backend's IPv6 address.
+#[inline(always)]
+pub fn asked_ipv6(ctx: &SockAddrContext) -> Option<Ip6> {
+    // The socket's only connection is the one that is noted, whatever has become of the backend since.
+    let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
+    (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)
 }
 
 /// `getpeername4`: shows what the application asked.

@@ -1,4 +1,5 @@
-//! IPv6 sockets. To a published port on `::1`, or on another IPv6 address of the host, they are connected as to
+//! IPv6 sockets. In containers those that ask for a VIP are connected to a backend, as IPv4 ones are. Of the host, to a
+//! published port on `::1`, or on another IPv6 address of the host, they are connected as to
 //! the same port over IPv4: the kernel takes a mapped address (RFC 4291, section 2.5.5.2) from `connect6` as if the
 //! application had asked for it. From a program of sendmsg it does not (udpv6_sendmsg returns ENOTSUPP), so
 //! datagrams of unconnected IPv6 sockets are left alone. Applications that ask for a mapped address get what
@@ -8,7 +9,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock},
     programs::SockAddrContext,
 };
-use overlay_common::{Be32, Ip6};
+use overlay_common::Ip6;
 
 use crate::socket;
 
@@ -42,12 +43,11 @@ fn set_address(ctx: &SockAddrContext, ip: Ip6) {
 pub fn connect6(ctx: &SockAddrContext) {
     let asked = address(ctx);
     let instead = match asked.unmapped() {
-        Some(ip) => socket::connect(ctx, ip),
-        None if takes_ipv4(ctx) => socket::connect_ipv6(ctx, asked),
-        None => None,
+        Some(ip) => socket::connect(ctx, ip).map(Ip6::mapped),
+        None => socket::connect_ipv6(ctx, asked, || takes_ipv4(ctx)),
     };
     if let Some(ip) = instead {
-        set_address(ctx, Ip6::mapped(ip));
+        set_address(ctx, ip);
     }
 }
 
@@ -74,7 +74,10 @@ fn takes_ipv4(ctx: &SockAddrContext) -> bool {
 /// `getpeername6` and `recvmsg6`: shows what the application asked.
 #[inline(always)]
 pub fn show_asked(ctx: &SockAddrContext) {
-    let asked = address(ctx).unmapped().and_then(|ip: Be32| socket::asked(ctx, ip));
+    let asked = match address(ctx).unmapped() {
+        Some(ip) => socket::asked(ctx, ip),
+        None => socket::asked_ipv6(ctx),
+    };
     if let Some(asked) = asked {
         set_address(ctx, asked);
     }

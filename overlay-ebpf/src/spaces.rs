@@ -10,15 +10,16 @@ use overlay_common::{
     Be16, Be32, Ip6, Reason,
     maps::{
         Affinity, AffinityKey, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, Conntrack,
-        ConntrackKey, ENDPOINT_SERVICE, EndpointKey, Served, ServedKey, Service, SockFlow, Space,
-        SpaceNetwork, VIA_VIP,
+        ConntrackKey, ENDPOINT_SERVICE, Endpoint, Endpoint6Key, EndpointKey, IPV6_SIDE, Served,
+        ServedKey, Service, SockFlow, Space, SpaceNetwork, VIA_VIP,
     },
     wire::PROTO_TCP,
 };
 
 use crate::{
     balance, event,
-    maps::{BACKENDS, COUNTER, ENDPOINTS, Pick, SERVED, SOCK_FLOWS, SPACES, lookup},
+    maps::{BACKENDS, COUNTER, ENDPOINTS, ENDPOINTS6, Pick, SERVED, SOCK_FLOWS, SPACES, lookup},
+    number6,
     socket::{self, Call},
 };
 
@@ -39,15 +40,61 @@ pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
     let network = *network(unsafe { &*space }, call.addr)?;
     let key = EndpointKey { vni: network.vni, ip: call.addr };
     let endpoint = lookup(&ENDPOINTS, &key).filter(|e| e.kind == ENDPOINT_SERVICE)?;
-    let flow = ConntrackKey {
-        saddr: network.ip,
-        daddr: call.addr,
+    let flow = flow(ctx, call, (network.vni, network.ip, call.addr));
+    let (number, backend) = pick(&flow, endpoint.service)?;
+    begin(call, Ip6::mapped(call.addr), (endpoint.service, number), &backend)?;
+    tell(ctx, &flow, (endpoint.service, number), &backend);
+    Some(backend.ip)
+}
+
+/// As [`connect`], for an IPv6 address.
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext, call: &Call, asked: Ip6) -> Option<Ip6> {
+    if call.proto != PROTO_TCP {
+        return None;
+    }
+    let space = SPACES.get_ptr(&call.netns)?;
+    socket::forget(call.socket);
+    // SAFETY: as above.
+    let (network, vip) = vip6(unsafe { &*space }, asked)?;
+    // Flows of IPv6 have their ends' IPv4 addresses as names.
+    let side = network.vni | IPV6_SIDE;
+    let flow = flow(ctx, call, (side, network.ip, number6::ipv4_of(vip.mac)));
+    let (number, backend) = pick(&flow, vip.service)?;
+    let to = *number6::address(side, backend.ip)?;
+    begin(call, asked, (vip.service, number), &backend)?;
+    tell(ctx, &flow, (vip.service, number), &backend);
+    Some(to)
+}
+
+/// The VIP with an IPv6 address on a network of the namespace, with the network.
+#[inline(always)]
+fn vip6(space: &Space, ip: Ip6) -> Option<(&SpaceNetwork, Endpoint)> {
+    let vip = |network: &SpaceNetwork| {
+        let endpoint = lookup(&ENDPOINTS6, &Endpoint6Key { vni: network.vni, ip })?;
+        (endpoint.kind == ENDPOINT_SERVICE).then_some(endpoint)
+    };
+    let networks = space.networks.iter().take_while(|network| network.vni != 0);
+    networks.filter_map(|network| Some((network, vip(network)?))).next()
+}
+
+/// The flow of a connection from the second to the third on a network, or its IPv6 side.
+#[inline(always)]
+fn flow(ctx: &SockAddrContext, call: &Call, (vni, from, to): (u32, Be32, Be32)) -> ConntrackKey {
+    ConntrackKey {
+        saddr: from,
+        daddr: to,
         sport: source_port(ctx, call),
         dport: call.port,
-        vni: network.vni,
+        vni,
         proto: PROTO_TCP,
         scope: [0; 3],
-    };
+    }
+}
+
+/// The backend that a new flow to a service gets.
+#[inline(always)]
+fn pick(flow: &ConntrackKey, service: u32) -> Option<(u32, Backend)> {
     let mut pick = Pick {
         service: Service::default(),
         client: AffinityKey::default(),
@@ -55,11 +102,9 @@ pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
         repicked: 0,
         via: 0,
     };
-    let number = balance::pick(&mut pick, &flow, endpoint.service)?;
-    let backend = lookup(&BACKENDS, &number).filter(|backend| backend.vni == network.vni)?;
-    begin(call, (endpoint.service, number), &backend)?;
-    tell(ctx, &flow, (endpoint.service, number), &backend);
-    Some(backend.ip)
+    let number = balance::pick(&mut pick, flow, service)?;
+    let backend = lookup(&BACKENDS, &number);
+    Some((number, backend.filter(|backend| backend.vni == flow.vni & !IPV6_SIDE)?))
 }
 
 /// Tells of a connection. Its port is 0 where it has none yet.
@@ -72,7 +117,7 @@ fn tell(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32
         daddr: to.ip,
         sport,
         dport: key.dport,
-        vni: to.vni,
+        vni: key.vni,
         service,
         backend: number,
         action: CONNTRACK_FORWARD,
@@ -108,18 +153,14 @@ fn bound_port(ctx: &SockAddrContext) -> u16 {
 
 /// Counts the connection, and notes it for as long as the socket lives. `None` when it cannot be noted.
 #[inline(always)]
-fn begin(call: &Call, (service, number): (u32, u32), backend: &Backend) -> Option<()> {
-    let flow = SockFlow {
-        vni: backend.vni,
-        service,
-        backend: number,
-        ..call.flow(Ip6::mapped(call.addr), backend.ip)
-    };
+fn begin(call: &Call, asked: Ip6, (service, number): (u32, u32), backend: &Backend) -> Option<()> {
+    let flow =
+        SockFlow { vni: backend.vni, service, backend: number, ..call.flow(asked, backend.ip) };
     SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok()?;
     if backend.flags & BACKEND_COUNTED != 0 {
         balance::began(number);
     }
-    served(service, number);
+    served(service, number, asked.unmapped().is_none());
     count();
     Some(())
 }
@@ -135,8 +176,9 @@ pub fn ended(number: u32) {
 
 /// Counts a flow of the backend, through the VIP.
 #[inline(always)]
-fn served(service: u32, backend: u32) {
-    let key = ServedKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6: 0 };
+fn served(service: u32, backend: u32, is_ipv6: bool) {
+    let ipv6 = u8::from(is_ipv6);
+    let key = ServedKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6 };
     if SERVED.get_ptr(&key).is_none() {
         // Never over what a program that interrupts this one has counted.
         let _ = SERVED.insert(&key, &NOTHING, u64::from(BPF_NOEXIST));

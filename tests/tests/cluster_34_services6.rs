@@ -8,8 +8,9 @@ use overlay_tests::{
     Cluster, Container, Host, Options, Place, Shared, eventually, testkit::Answer,
 };
 
-/// Each test has its own services on `dual`, where `h3` has no container.
-static CLUSTER: Shared = Shared::new(|| formed(Options::default()));
+/// Each test has its own services on `dual`, where `h3` has no container. VIPs are balanced by packets; what sockets do
+/// instead, `cluster_34_sockets` tests.
+static CLUSTER: Shared = Shared::new(|| formed(Options::default().every(&["--no-socket-lb"])));
 
 fn formed(options: Options) -> anyhow::Result<Cluster> {
     let cluster = Cluster::new(3, options)?;

@@ -154,6 +154,60 @@ fn an_ipv6_socket_that_asks_for_a_mapped_vip_is_balanced_too() -> anyhow::Result
 }
 
 #[test]
+fn over_ipv6_a_connection_is_given_its_backend_at_once_too() -> anyhow::Result<()> {
+    let cluster = CLUSTER.turn()?;
+    if !has_sockets(&cluster)? {
+        return Ok(());
+    }
+    let h1 = cluster.host(1);
+    h1.network_create("dual", &["--ipv6"])?;
+    let args = ["--network", "dual", "--lb", "lc", "--drain", "500ms"];
+    h1.service_create("six", &args)?;
+    let replica = |host: usize| {
+        let name = format!("six.{host}");
+        let args = ["tcp-id", "--name", &name, "--port", "3306", "--address", "::"];
+        let host = cluster.host(host);
+        host.container(&name)
+            .service("six")
+            .testkit(&[&args[..], &["--host", host.name()]].concat())
+    };
+    let replicas = [replica(1)?, replica(2)?];
+    let asker = h1.container("asker6").network("dual").idle()?;
+    let state = h1.state()?;
+    let on = state.service("six").context("the service")?.networks.first();
+    let vip = SocketAddr::from((on.and_then(|on| on.vip6).context("an IPv6 VIP")?, 3306));
+    let before = balanced(h1)?;
+    let chats = [asker.chat(&vip.to_string())?, asker.chat(&vip.to_string())?];
+    a_while();
+    assert_eq!(balanced(h1)? - before, 2);
+    assert_eq!(entries(h1, vip)?, 0, "no packet is translated");
+    let sockets = rows(h1, &["bpf", "sockets"])?;
+    let mine = || sockets.iter().filter(|row| row["service"] == "six");
+    assert!(mine().all(|row| row["asked"] == vip.ip().to_string()), "{sockets:?}");
+    let connected: BTreeSet<_> = mine().filter_map(|row| row["connected_to"].as_str()).collect();
+    let addresses = [replicas[0].ip6()?.to_string(), replicas[1].ip6()?.to_string()];
+    assert_eq!(connected, addresses.iter().map(String::as_str).collect(), "one for each");
+    let servers = rows(h1, &["ipvs", "--stats"])?;
+    let six = |s: &&Value| s["service"] == "six" && s["address"] == vip.ip().to_string();
+    let server = servers.iter().find(six).context("its IPv6 VIP")?;
+    let active = |b: &Value| (b["active"].as_u64(), b["stats"]["connections"].as_u64());
+    let backends: Vec<_> = server["backends"].as_array().context("them")?.iter().collect();
+    assert!(backends.iter().all(|b| active(b) == (Some(1), Some(1))), "{backends:?}");
+    let [first, second] = chats;
+    let report = first.chat_report()?;
+    went_well(&report)?;
+    assert_eq!(report.named, Some(vip), "what it asked");
+    assert_eq!(report.peer.map(|peer| peer.client), Some(asker.ip6()?.into()));
+    // Its backend goes, and its server lives on and says nothing.
+    for host in [1, 2] {
+        cluster.host(host).overlay(&["endpoint", "detach", &format!("six.{host}")])?;
+    }
+    let failure = second.chat_ended()?.failure.context("it went on")?;
+    assert_eq!(failure.kind, FailureKind::Reset, "{failure}");
+    Ok(())
+}
+
+#[test]
 fn a_backend_reaches_itself_through_its_vip() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     create(&cluster, "hairpin", &[])?;

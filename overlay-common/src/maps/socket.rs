@@ -74,7 +74,7 @@ impl SpaceNetwork {
 pub struct SockFlow {
     /// The address that the application asked for, an IPv4 one mapped (RFC 4291, section 2.5.5.2).
     pub asked: Ip6,
-    /// Address that it is connected to, on the port that it asked for.
+    /// Address that it is connected to, on the port that it asked for; of a backend over IPv6 its IPv4 address.
     pub ip: Be32,
     /// The port.
     pub port: Be16,
@@ -101,7 +101,7 @@ pub const SOCK_FLOWS: usize = 1 << 18;
 
 /// Map `gone`, hash by [`super::EndpointKey`] of `u32`, bits of `GONE_*`: addresses of backends that are gone
 /// while sockets are connected to them. Written by the agent, read by `from_container` when nobody has an
-/// address.
+/// address; for IPv6 the one in the MAC that the packet is sent to ([`crate::Mac::of_ip`]).
 pub type Gone = u32;
 
 /// TCP to the address is answered with a reset.

@@ -44,7 +44,9 @@ pub(super) fn virtual_servers(
     let mut flows = flows(held, entries, now);
     // Of sockets that were given a backend in place of the VIP, connections are all that there is.
     for socket in sockets.values().filter(|socket| socket.backend != 0) {
-        flows.entry((PROTO_TCP, false, socket.service, 0, socket.backend)).or_default().active += 1;
+        let is_ipv6 = socket.asked.unmapped().is_none();
+        let of = (PROTO_TCP, is_ipv6, socket.service, 0, socket.backend);
+        flows.entry(of).or_default().active += 1;
     }
     let flows = (flows, served);
     let mut servers = Vec::new();

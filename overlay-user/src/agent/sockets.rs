@@ -15,7 +15,7 @@ use overlay_common::wire::PROTO_TCP;
 use super::{
     Agent, AgentError, lock,
     records::Record,
-    tables::{Names, ip, monotonic_ns, protocol},
+    tables::{Names, beside, ip, monotonic_ns, protocol},
 };
 use crate::{
     datapath::{Datapath, DatapathState, TableDump},
@@ -213,9 +213,16 @@ pub(super) fn dump_gone(state: &DatapathState, names: &Names) -> TableDump {
     }
 }
 
+/// Where a socket is connected to. IPv6 addresses are those that backends have now.
+fn connected_to(flow: &SockFlow, state: &DatapathState) -> String {
+    let is_ipv6 = flow.backend != 0 && flow.asked.unmapped().is_none();
+    if is_ipv6 { beside(state, flow.vni, flow.ip) } else { ip(flow.ip) }
+}
+
 /// `sock_flows` in words.
 pub(super) fn dump_sockets(
     sockets: &BTreeMap<u64, SockFlow>,
+    state: &DatapathState,
     names: &Names,
     now: u64,
 ) -> TableDump {
@@ -229,7 +236,7 @@ pub(super) fn dump_sockets(
             protocol(flow.proto),
             asked.to_string(),
             flow.port.get().to_string(),
-            ip(flow.ip),
+            connected_to(flow, state),
             or_none(names.service(flow.service)),
             or_none(names.backend(flow.backend)),
             (now.saturating_sub(flow.since) / 1_000_000_000).to_string(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
 use overlay_common::maps::{SPACE_NETWORKS, Space, SpaceNetwork};
 
 use super::compile::LocalFacts;
@@ -28,7 +27,7 @@ fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Space {
     ends.dedup_by_key(|(_, network)| network.vni);
     let is_alone = |network: &Network| {
         let others = ends.iter().filter(|(_, other)| other.vni != network.vni);
-        others.into_iter().all(|(_, other)| !overlap(&other.subnet, &network.subnet))
+        others.into_iter().all(|(_, other)| !overlap(other, network))
     };
     let alone = ends.iter().filter(|(_, network)| is_alone(network));
     let mut space = Space::default();
@@ -43,8 +42,12 @@ fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Space {
     space
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(b) || b.contains(a)
+/// Whether subnets of two networks have addresses in common, of either family.
+fn overlap(a: &Network, b: &Network) -> bool {
+    let ipv6 = a.ipv6.as_ref().zip(b.ipv6.as_ref());
+    a.subnet.contains(&b.subnet)
+        || b.subnet.contains(&a.subnet)
+        || ipv6.is_some_and(|(a, b)| a.subnet.contains(&b.subnet) || b.subnet.contains(&a.subnet))
 }
 
 #[cfg(test)]
@@ -53,6 +56,7 @@ mod tests {
 
     use super::*;
     use crate::agent::testing::{TestCluster, id};
+    use crate::model::NetworkIpv6;
 
     /// `h1` with endpoints of namespace 5: `a` on 10.0.1.0/24, `b` on 10.0.2.0/24, and one of 6 on
     /// the first.
@@ -105,6 +109,20 @@ mod tests {
         let spaces = compile(&cluster.state, &facts);
         assert!(!spaces.contains_key(&6), "both are left out");
         assert_eq!(shown(&spaces[&5]).len(), 2, "elsewhere they are apart");
+    }
+
+    #[test]
+    fn networks_that_overlap_in_ipv6_alone_are_left_to_packets_too() {
+        let (mut cluster, facts) = cluster();
+        for (name, subnet) in [("one", "fd00:1::/64"), ("two", "fd00::/16")] {
+            let network = cluster.state.networks.values_mut().find(|n| n.name == name);
+            let subnet: ipnet::Ipv6Net = subnet.parse().expect("a subnet");
+            let gateway = subnet.addr();
+            network.expect("it").ipv6 =
+                Some(NetworkIpv6 { subnet, gateway, next_address: gateway });
+        }
+        let spaces = compile(&cluster.state, &facts);
+        assert_eq!(spaces.keys().copied().collect::<Vec<_>>(), [6], "which is on one of them");
     }
 
     #[test]

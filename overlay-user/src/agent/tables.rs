@@ -50,7 +50,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let mut state = dump(&held, &names);
         state.push(self.lb_tables(&held, &names)?);
         state.push(clients6(&self.datapath.clients6(CLIENT_ROWS)?));
-        state.push(sockets::dump_sockets(&sockets, &names, now));
+        state.push(sockets::dump_sockets(&sockets, &held, &names, now));
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
             state,
@@ -202,7 +202,7 @@ fn ip6(address: Ip6) -> String {
 }
 
 /// The IPv6 address beside an IPv4 one; `-` for none.
-fn beside(state: &DatapathState, vni: u32, ip: Be32) -> String {
+pub(super) fn beside(state: &DatapathState, vni: u32, ip: Be32) -> String {
     state.addresses6.get(&EndpointKey { vni, ip }).map_or("-".to_owned(), |address| ip6(*address))
 }
 

@@ -39,6 +39,15 @@ pub struct Said {
     fragment: Option<Be32>,
 }
 
+impl Said {
+    /// The flow without its addresses.
+    pub fn nameless(&self) -> Flow {
+        let [sport, dport] = self.ports;
+        let key = ConntrackKey { sport, dport, proto: self.proto, ..ConntrackKey::default() };
+        Flow { key, transport: self.transport, seen: self.seen, part: self.part }
+    }
+}
+
 /// How addresses are named.
 #[derive(Clone, Copy, Default)]
 pub struct Naming {

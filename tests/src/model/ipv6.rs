@@ -134,6 +134,9 @@ pub fn from_container(walk: &mut Walk<'_>, ifindex: u32, link: Link, sent: Ether
     let Some(endpoint) = walk.endpoint6(link.vni, ip.dst) else {
         return match nowhere(&own, ip.dst) {
             Reason::NoWayOut if is_own => service6::to_outside(walk, &packet),
+            Reason::NoEndpoint if is_own && !ip.dst.is_unicast_link_local() => {
+                service6::to_nobody_here(walk, &packet)
+            }
             reason => Err(reason),
         };
     };

@@ -6,8 +6,8 @@ use overlay_common::{
     Be32, Ip6, Mac, Reason, UNDERLAY_VNI,
     maps::{
         Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, Endpoint, IPV6_SIDE, Link,
-        Link6, NETWORK_INTERNAL, PUBLISHED_IPV6, Published, VIA_VIP,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, Endpoint, EndpointKey,
+        GONE_RESETS, IPV6_SIDE, Link, Link6, NETWORK_INTERNAL, PUBLISHED_IPV6, Published, VIA_VIP,
     },
 };
 
@@ -38,6 +38,20 @@ pub struct Sent {
 struct Router {
     ip: Ipv6Addr,
     mac: Mac,
+}
+
+/// "A connection that was given its backend at once, and has outlived it, is told as its service says": its packets
+/// have the backend's MAC.
+pub fn to_nobody_here(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
+    let [_, _, a, b, c, d] = sent.ethernet.dst.bytes();
+    let key = EndpointKey { vni: sent.link.vni, ip: Be32::from_octets([a, b, c, d]) };
+    let flags = walk.tables.agent.gone.get(&key).copied().filter(|_| sent.ip.next == TCP);
+    let flags = flags.ok_or(Reason::NoEndpoint)?;
+    if flags & GONE_RESETS == 0 {
+        return Err(Reason::BackendGone);
+    }
+    let flow = walk.said(&sent.ip).map_err(|_| Reason::BackendGone)?.nameless();
+    refuse(walk, &sent.ip, &flow, &Balanced::Lost)
 }
 
 /// To a VIP.
