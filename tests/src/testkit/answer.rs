@@ -95,7 +95,10 @@ impl Failure {
     pub fn talking(target: &impl fmt::Display, error: &io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::Timeout,
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => FailureKind::Reset,
+            // What a socket says of its peer after a reset that came between two calls.
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => FailureKind::Reset,
             io::ErrorKind::UnexpectedEof => FailureKind::ShortRead,
             io::ErrorKind::InvalidData => FailureKind::BadAnswer,
             _ => FailureKind::Other,
