@@ -258,7 +258,8 @@ mod tests {
             (served(0, PROTO_TCP, near), counted(8)),
             (served(0, PROTO_TCP, 999), counted(9)),
         ]);
-        let socket = SockFlow { service, backend: near, ..SockFlow::default() };
+        let asked = overlay_common::Ip6::mapped(overlay_common::Be32::ZERO);
+        let socket = SockFlow { asked, service, backend: near, ..SockFlow::default() };
         let sockets = BTreeMap::from([(1, socket), (2, socket), (3, SockFlow::default())]);
         let servers = virtual_servers(&cluster.state, &held, (&entries, &sockets, NOW), &served);
         let shown: Vec<_> = servers
