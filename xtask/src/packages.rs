@@ -67,6 +67,12 @@ const TO_COMPARE: Need =
 const TO_COMPARE_BOOTED: Need =
     program("ipvsadm", &["ipvsadm"], "load balancing by IPVS, which services are compared with");
 
+/// What asks and what answers where services are compared, in a booted machine too.
+const TO_ASK: [Need; 2] = [
+    program("nginx", &["nginx"], "the web server that services are compared with"),
+    program("wrk", &["wrk"], "requests to that web server"),
+];
+
 /// Tools in a booted machine, which are copies of this machine's. What boots it is not installed.
 const TO_BOOT: [Need; 2] = [
     program("ip", &["iproute2"], "network namespaces and links of the tests"),
@@ -95,10 +101,14 @@ fn needs(scope: Scope) -> Vec<Need> {
     let further: &[Need] = match scope {
         Scope::Build => &[],
         Scope::Run => &TO_RUN,
-        Scope::Compare => return TO_BUILD.into_iter().chain(TO_RUN).chain([TO_COMPARE]).collect(),
+        Scope::Compare => {
+            let compare = TO_RUN.into_iter().chain([TO_COMPARE]).chain(TO_ASK);
+            return TO_BUILD.into_iter().chain(compare).collect();
+        }
         Scope::Boot => &TO_BOOT,
         Scope::CompareBooted => {
-            return TO_BUILD.into_iter().chain(TO_BOOT).chain([TO_COMPARE_BOOTED]).collect();
+            let compare = TO_BOOT.into_iter().chain([TO_COMPARE_BOOTED]).chain(TO_ASK);
+            return TO_BUILD.into_iter().chain(compare).collect();
         }
     };
     TO_BUILD.into_iter().chain(further.iter().copied()).collect()
@@ -144,10 +154,14 @@ pub fn update_lists() -> Result<()> {
     Ok(())
 }
 
+/// Packages that come with a service of the host's, and its name.
+const SERVICES: [(&str, &str); 2] = [("etcd-server", "etcd"), ("nginx", "nginx")];
+
 /// Services that come with the packages must not run: the demo starts its own etcd where it wants
-/// one. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything, and 101 means
+/// one, and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything, and 101 means
 /// "no" to them. It says nothing about enabling, so that is undone for what was installed just now.
-/// The shell's trap takes the file away also when the installation is interrupted.
+/// The shell's trap takes the file away also when the installation is interrupted. In front of `--` are
+/// words `PACKAGE:SERVICE`, behind it the packages.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
@@ -155,30 +169,35 @@ if [ ! -e "$policy" ]; then
     trap 'exit 130' HUP INT TERM
     printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit 1
 fi
+services=
+while [ "$1" != -- ]; do services="$services $1"; shift; done
+shift
 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends --no-remove \
     -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" || exit 1
-for package in "$@"; do
-    if [ "$package" = etcd-server ]; then
-        if [ -d /run/systemd/system ]; then
-            systemctl disable --now --quiet etcd.service
-        else
-            # The helper works for nobody but a package's own scripts.
-            DPKG_MAINTSCRIPT_PACKAGE=etcd-server deb-systemd-helper disable etcd.service &&
-                update-rc.d etcd disable
-        fi >/dev/null 2>&1 || echo 'setup: etcd.service could not be disabled' >&2
-    fi
+for pair in $services; do
+    package=${pair%:*} service=${pair#*:}
+    if [ -d /run/systemd/system ]; then
+        systemctl disable --now --quiet "$service.service"
+    else
+        # The helper works for nobody but a package's own scripts.
+        DPKG_MAINTSCRIPT_PACKAGE=$package deb-systemd-helper disable "$service.service" &&
+            update-rc.d "$service" disable
+    fi >/dev/null 2>&1 || echo "setup: $service.service could not be disabled" >&2
 done
 "#;
 
 fn install_packages(packages: &[&str]) -> Result<()> {
-    if packages.contains(&"etcd-server") {
+    let services = services_of(packages);
+    for (package, service) in &services {
         println!(
-            "setup: the etcd service of Debian's package is neither started nor enabled; a \
-             temporary /usr/sbin/policy-rc.d keeps services from starting meanwhile"
+            "setup: the {service} service of Debian's package {package} is neither started nor \
+             enabled; a temporary /usr/sbin/policy-rc.d keeps services from starting meanwhile"
         );
     }
     let status = machine::command(Path::new("sh"))
         .args(["-c", INSTALL, "setup"])
+        .args(services.iter().map(|(package, service)| format!("{package}:{service}")))
+        .arg("--")
         .args(packages)
         .stdin(Stdio::null())
         .status()
@@ -192,6 +211,11 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The services that come with packages.
+fn services_of(packages: &[&str]) -> Vec<(&'static str, &'static str)> {
+    SERVICES.into_iter().filter(|(package, _)| packages.contains(package)).collect()
 }
 
 /// Newer distributions have other packages; there rustup's nightly is the way.
@@ -238,6 +262,14 @@ mod tests {
             packages,
             ["gcc", "libc6-dev", "rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"]
         );
+    }
+
+    #[test]
+    fn services_of_the_packages_and_no_others_are_disabled() {
+        assert_eq!(services_of(&["curl", "nginx", "wrk"]), [("nginx", "nginx")]);
+        let all = services_of(&["etcd-server", "nginx"]);
+        assert_eq!(all, [("etcd-server", "etcd"), ("nginx", "nginx")]);
+        assert_eq!(services_of(&["etcd-client"]), []);
     }
 
     #[test]
