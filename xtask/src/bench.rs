@@ -38,10 +38,12 @@ Example:
   cargo xtask bench services --kernel 6.12 --json ipvs.json
 
 Prints a table of medians with the smallest and the largest round. Everything measured is built with
---release. Installs nftables where it is missing. With --kernel the same is measured beside IPVS, in a
-machine that boots one of Debian's kernels in QEMU; emulated, only ratios mean something. Needs two CPUs and root (sudo when you are not), for
-network namespaces and eBPF. What else the machine does is in the numbers: compare the ratios, and look
-at the spread.")]
+--release. Installs nftables, nginx and wrk where they are missing, and starts no service of the host's.
+With --kernel the same is measured beside IPVS, in a machine that boots one of Debian's kernels in QEMU;
+emulated, only ratios mean something. Needs two CPUs and root (sudo when you are not), for network
+namespaces and eBPF. What else the machine does is in the numbers: compare the ratios, and look at the
+spread. A round in which wrk counts an error is no part of the medians: it is listed below the table and
+in the file, and the command fails.")]
 struct Services {
     /// Write the medians, spreads and ratios to this file.
     #[arg(long, value_name = "FILE")]

@@ -57,6 +57,9 @@ enum Command {
     /// The sending side.
     #[command(hide = true)]
     Drive(drive::DriveArgs),
+    /// Another program, where the traffic programs run.
+    #[command(hide = true)]
+    Pinned(pin::PinnedArgs),
     /// Sends live frames.
     #[command(hide = true)]
     Flood(flood::FloodArgs),
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::ServiceRuns => services::runs::main(),
         Command::Serve { cpu } => serve::main(cpu),
         Command::Drive(args) => drive::main(&args),
+        Command::Pinned(args) => pin::become_other(&args),
         Command::Flood(args) => flood::send(&args),
         Command::Count { device, by_xdp } => flood::receive(&device, by_xdp),
         Command::Flat => flat::main(),

@@ -1,12 +1,18 @@
 //! Where and how urgently the traffic programs run: alike for every subject.
 
+use std::{
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
 use anyhow::Context as _;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use nix::{
     errno::Errno,
     libc,
     sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid, setgid, setgroups, setuid},
 };
 
 /// CPU of the sending side.
@@ -40,7 +46,7 @@ impl Placement {
 }
 
 /// Which side this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Side {
     /// It sends.
     Client = 1,
@@ -54,13 +60,59 @@ pub enum Side {
 /// # Errors
 /// If there is no such CPU, or without root.
 pub fn to_cpu(cpu: usize, side: Side) -> anyhow::Result<()> {
+    run_at(cpu, side, libc::SCHED_FIFO)
+}
+
+fn run_at(cpu: usize, side: Side, policy: libc::c_int) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("run on CPU {cpu}"))?;
     let parameters = libc::sched_param { sched_priority: side as libc::c_int };
     // SAFETY: the parameters live through the call, which only reads them.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     Errno::result(result).context("run ahead of others").map(drop)
+}
+
+/// `nobody` and `nogroup` of Debian, and the kernel's overflow user and group.
+pub const NOBODY: u32 = 65_534;
+
+/// A program that knows nothing of this, and where it runs.
+#[derive(Clone, Debug, Args)]
+pub struct PinnedArgs {
+    /// CPU to run on.
+    #[arg(long)]
+    cpu: usize,
+    /// Which side it is.
+    #[arg(long, value_enum)]
+    side: Side,
+    /// Without root's rights.
+    #[arg(long)]
+    nobody: bool,
+    /// Where it starts.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Becomes another program, as [`to_cpu`] but for its threads, which take turns (`SCHED_RR`): one that waits
+/// for a time to end is not kept waiting by one that works.
+///
+/// # Errors
+/// If there is no such CPU or program, or without root.
+pub fn become_other(args: &PinnedArgs) -> anyhow::Result<ExitCode> {
+    run_at(args.cpu, args.side, libc::SCHED_RR)?;
+    let (name, words) = args.command.split_first().context("no program")?;
+    if let Some(folder) = &args.folder {
+        std::env::set_current_dir(folder).with_context(|| folder.display().to_string())?;
+    }
+    if args.nobody {
+        let nobody = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setgroups(&[]).and_then(|()| setgid(nobody.1)).and_then(|()| setuid(nobody.0))?;
+    }
+    // It returns only if there is nothing to become.
+    Err(Command::new(name).args(words).exec()).with_context(|| name.clone())
 }
 
 /// Seconds that all CPUs have worked since the machine started, of user programs that are not

@@ -9,6 +9,7 @@ use super::{
     report::Subject,
     rig::{Backend, Rig, Way},
     runs::Took,
+    web::Connections,
 };
 use crate::process;
 
@@ -25,6 +26,8 @@ pub struct Measurement {
 enum Kind {
     /// Traffic of programs.
     Traffic(Way, Backend),
+    /// Requests to a web server.
+    Web(Way, Backend, Connections),
     /// Packets of a generator.
     Flood(fn(&Rig, Subject) -> anyhow::Result<Vec<Value>>),
     /// Single runs of the programs.
@@ -32,24 +35,44 @@ enum Kind {
 }
 
 /// All of them.
-pub const ALL: [Measurement; 7] = [
+pub const ALL: [Measurement; 15] = [
     Measurement { name: "vip_remote", kind: Kind::Traffic(Way::Vip, Backend::Remote) },
     Measurement { name: "vip_local", kind: Kind::Traffic(Way::Vip, Backend::Local) },
     Measurement { name: "published_remote", kind: Kind::Traffic(Way::Published, Backend::Remote) },
     Measurement { name: "published_local", kind: Kind::Traffic(Way::Published, Backend::Local) },
+    web("wrk_vip_remote_kept", Way::Vip, Backend::Remote, Connections::Kept),
+    web("wrk_vip_remote_each", Way::Vip, Backend::Remote, Connections::Each),
+    web("wrk_vip_local_kept", Way::Vip, Backend::Local, Connections::Kept),
+    web("wrk_vip_local_each", Way::Vip, Backend::Local, Connections::Each),
+    web("wrk_published_remote_kept", Way::Published, Backend::Remote, Connections::Kept),
+    web("wrk_published_remote_each", Way::Published, Backend::Remote, Connections::Each),
+    web("wrk_published_local_kept", Way::Published, Backend::Local, Connections::Kept),
+    web("wrk_published_local_each", Way::Published, Backend::Local, Connections::Each),
     Measurement { name: "published_flood", kind: Kind::Flood(floods::by_tc) },
     Measurement { name: "published_flood_xdp", kind: Kind::Flood(floods::by_xdp) },
     Measurement { name: "runs", kind: Kind::Runs },
 ];
 
+const fn web(name: &'static str, way: Way, backend: Backend, of: Connections) -> Measurement {
+    Measurement { name, kind: Kind::Web(way, backend, of) }
+}
+
 impl Measurement {
+    /// Whether it asks web servers.
+    pub fn is_web(&self) -> bool {
+        matches!(self.kind, Kind::Web(..))
+    }
+
     /// One round on one subject.
     ///
     /// # Errors
-    /// If the traffic does not get through.
+    /// If the traffic does not get through; [`Failed`](super::web::Failed) if only this round is spoiled.
     pub fn run(&self, rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
         match self.kind {
             Kind::Traffic(way, backend) => traffic(rig, self.name, (way, backend), subject),
+            Kind::Web(way, backend, connections) => {
+                rig.ask((way, backend), subject, connections, self.name)
+            }
             Kind::Flood(run) => run(rig, subject),
             Kind::Runs if subject == Subject::Overlay => runs(),
             Kind::Runs => Ok(vec![]),

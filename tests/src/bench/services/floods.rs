@@ -11,10 +11,11 @@ use super::{
         floods::{mac_of, set},
         frames::{self, Ends},
         rig::Spot,
+        serve,
     },
     cases::Value,
     report::Subject,
-    rig::{self, Rig},
+    rig::Rig,
     routed,
 };
 use crate::{Place as _, place::wait_listening};
@@ -106,11 +107,8 @@ fn flood(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)>
 
 fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> {
     let macs = (mac_of(&link.from, link.device)?, mac_of(&link.asked, link.device)?);
-    let frame = frames::udp(
-        &Ends { macs, addresses: link.addresses },
-        (40_000, *rig::PORTS.end()),
-        &[0; 18],
-    )?;
+    let frame =
+        frames::udp(&Ends { macs, addresses: link.addresses }, (40_000, serve::COUNT), &[0; 18])?;
     let file = rig.cluster().instance().dir.join("flood");
     std::fs::write(&file, frame).context("write the frame")?;
     let program = std::env::current_exe().context("the path of this program")?;

@@ -7,6 +7,7 @@ mod report;
 mod rig;
 mod routed;
 pub mod runs;
+mod web;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -14,7 +15,7 @@ use anyhow::Context as _;
 
 use self::{
     cases::Measurement,
-    report::{Report, Sample, Subject},
+    report::{Failure, Report, Sample, Subject},
     rig::Rig,
     routed::Against,
 };
@@ -62,18 +63,31 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
     ] {
         binaries::system(program, package)?;
     }
-    require_cpus()?;
     let wanted: Vec<&Measurement> = cases::ALL
         .iter()
         .filter(|m| args.cases.is_empty() || args.cases.iter().any(|name| name == m.name))
         .collect();
-    let rig = Rig::new(args.placement, args.against)?;
-    let mut samples = Vec::new();
+    let with_web = wanted.iter().any(|measurement| measurement.is_web());
+    for (program, package) in web::PROGRAMS.into_iter().filter(|_| with_web) {
+        binaries::system(program, package)?;
+    }
+    require_cpus()?;
+    let rig = Rig::new(args.placement, args.against, with_web)?;
+    let (mut samples, mut failed) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
         for measurement in &wanted {
             for subject in order(round, args.against) {
-                let values = measurement.run(&rig, subject)?;
+                let values = match measurement.run(&rig, subject) {
+                    // The other rounds count; that this one does not is part of the result.
+                    Err(error) if error.is::<web::Failed>() => {
+                        let failure = Failure::new(round, measurement.name, subject, &error);
+                        eprintln!("{failure}");
+                        failed.push(failure);
+                        continue;
+                    }
+                    ran => ran?,
+                };
                 samples.extend(values.into_iter().map(|(case, unit, value)| Sample {
                     case,
                     unit,
@@ -84,13 +98,16 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
         }
     }
     drop(rig);
-    let report = Report::new(machine(args.rounds, args.placement)?, &samples);
+    let report = Report::new(machine(args.rounds, args.placement)?, &samples, failed);
     println!("{}", report.table());
+    for failure in &report.failed {
+        println!("{failure}");
+    }
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
         std::fs::write(path, json).with_context(|| path.display().to_string())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Begins with another subject each time.

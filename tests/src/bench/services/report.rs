@@ -1,5 +1,7 @@
 //! What a run has found: as JSON and as a table.
 
+use std::fmt;
+
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 
@@ -9,7 +11,8 @@ use super::super::{
 };
 
 /// How a backend is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Subject {
     /// By its own address.
     Direct,
@@ -70,11 +73,44 @@ pub struct Report {
     pub machine: Machine,
     /// The cases, in the order of the run.
     pub cases: Vec<Case>,
+    /// Rounds that are in no case.
+    pub failed: Vec<Failure>,
+}
+
+/// A round of a measurement that does not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// Which, the first being 1.
+    pub round: u32,
+    /// The measurement.
+    pub measurement: &'static str,
+    /// How the backend was reached.
+    pub subject: Subject,
+    /// What went wrong.
+    pub why: String,
+}
+
+impl Failure {
+    /// In round `round`, the first being 0.
+    pub fn new(
+        round: u32,
+        measurement: &'static str,
+        subject: Subject,
+        error: &anyhow::Error,
+    ) -> Self {
+        Self { round: round + 1, measurement, subject, why: format!("{error:#}") }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: round {}: {}", self.round, self.why)
+    }
 }
 
 impl Report {
-    /// Sums up the samples.
-    pub fn new(machine: Machine, samples: &[Sample]) -> Self {
+    /// Sums up the samples; `failed` are the rounds that gave none.
+    pub fn new(machine: Machine, samples: &[Sample], failed: Vec<Failure>) -> Self {
         let mut names: Vec<(&str, &'static str)> = Vec::new();
         for sample in samples {
             if !names.contains(&(&sample.case, sample.unit)) {
@@ -82,7 +118,7 @@ impl Report {
             }
         }
         let cases = names.into_iter().map(|(name, unit)| Case::new(name, unit, samples)).collect();
-        Self { machine, cases }
+        Self { machine, cases, failed }
     }
 
     /// A table in Markdown: medians with the smallest and the largest round.
@@ -161,7 +197,13 @@ mod tests {
         ];
         let kernel = "6.18".to_owned();
         let machine = Machine { kernel, cpus: 2, rounds: 1, placement: "together" };
-        let report = Report::new(machine, &samples);
+        let error = anyhow::anyhow!("2 answers broke off").context("wrk_vip_local_each of Ipvs");
+        let failure = Failure::new(0, "wrk_vip_local_each", Subject::Ipvs, &error);
+        assert_eq!(
+            failure.to_string(),
+            "failed: round 1: wrk_vip_local_each of Ipvs: 2 answers broke off"
+        );
+        let report = Report::new(machine, &samples, vec![failure]);
         let json = serde_json::to_value(&report).expect("JSON");
         let expected = serde_json::json!({
             "name": "vip_remote_connect",
@@ -176,6 +218,13 @@ mod tests {
         });
         assert_eq!(json["cases"][0], expected);
         assert!(json["cases"][1]["direct"].is_null(), "{json}");
+        let expected = serde_json::json!([{
+            "round": 1,
+            "measurement": "wrk_vip_local_each",
+            "subject": "ipvs",
+            "why": "wrk_vip_local_each of Ipvs: 2 answers broke off",
+        }]);
+        assert_eq!(json["failed"], expected);
         assert_eq!(report.table().lines().count(), 4);
     }
 }

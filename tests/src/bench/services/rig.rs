@@ -11,17 +11,20 @@ use super::{
         pin::Placement,
         rig::{Spot, ip, wire},
     },
+    cases::Value,
     report::Subject,
     routed::{self, Against, Routed},
+    web,
 };
 use crate::{
     Cluster, Container, Options, Place as _, eventually, process::Process, wait_listening,
 };
 
 const NETWORK: &str = "bench";
-/// Ports of the far service's backends, on the asked host too; those of the near one are 1000 higher there.
-pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=7004;
-const SHIFT: u16 = 1000;
+/// Ports of the far service's backends, on the asked host too; those of the near one are higher there.
+pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=web::PORT;
+/// By so much.
+pub const SHIFT: u16 = 1000;
 /// The asked host's address on the client's side.
 const ASKED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
@@ -53,6 +56,8 @@ pub struct Rig {
     against: Against,
     vips: [Ipv4Addr; 2],
     backends: [Ipv4Addr; 2],
+    /// What wrk is to say, where it is measured.
+    script: Option<PathBuf>,
     routed: Routed,
     _servers: Vec<Process>,
     _containers: Vec<Container>,
@@ -64,11 +69,11 @@ fn program() -> anyhow::Result<PathBuf> {
 }
 
 impl Rig {
-    /// Builds it and starts the servers.
+    /// Builds it and starts the servers, web servers only if they are wanted.
     ///
     /// # Errors
     /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
-    pub fn new(placement: Placement, against: Against) -> anyhow::Result<Self> {
+    pub fn new(placement: Placement, against: Against, with_web: bool) -> anyhow::Result<Self> {
         let cluster = Cluster::new(2, Options::default())?;
         let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
         // The harness joins hosts by a switch; a wire between them adds nothing of its own.
@@ -114,6 +119,16 @@ impl Rig {
             wait_listening(&mut server)?;
             servers.push(server);
         }
+        let mut script = None;
+        if with_web {
+            let folder = &cluster.instance().dir;
+            let ours: Vec<Spot> = containers.iter().map(Spot::of).collect();
+            let all = ours.iter().chain(&routed.backends).chain(&routed.nodes);
+            for (number, spot) in all.enumerate() {
+                servers.push(web::serve(spot, &folder.join(format!("web{number}")), placement)?);
+            }
+            script = Some(web::script(folder)?);
+        }
         let spots = [Spot::of(&client), Spot::of(&other), Spot::of(&outside)];
         containers.extend([client, other]);
         let [client, other, outside] = spots;
@@ -124,6 +139,7 @@ impl Rig {
             against,
             vips,
             backends,
+            script,
             routed,
             _servers: servers,
             _containers: containers,
@@ -168,10 +184,34 @@ impl Rig {
         subject: Subject,
         traffic: &[&str],
     ) -> anyhow::Result<Driven> {
+        let (from, to, shift) = self.reach((way, backend), subject);
+        let (to, shift) = (to.to_string(), shift.to_string());
+        let args = [&["drive", traffic[0], &to, "--shift", &shift], &traffic[1..]].concat();
+        from.exec(&program()?.to_string_lossy(), &args)?.json()
+    }
+
+    /// Runs wrk where the client is, under the name of a case.
+    ///
+    /// # Errors
+    /// [`web::Failed`] if a request is not answered as it should be.
+    pub fn ask(
+        &self,
+        (way, backend): (Way, Backend),
+        subject: Subject,
+        connections: web::Connections,
+        name: &str,
+    ) -> anyhow::Result<Vec<Value>> {
+        let script = self.script.as_deref().context("no web server was started")?;
+        let (from, to, shift) = self.reach((way, backend), subject);
+        web::ask(from, script, (to, web::PORT + shift), connections, name)
+    }
+
+    /// Who asks, which address, and how much higher the ports are there.
+    fn reach(&self, (way, backend): (Way, Backend), subject: Subject) -> (&Spot, Ipv4Addr, u16) {
         let number = backend as usize;
         let shift = if backend == Backend::Local { SHIFT } else { 0 };
         let routed = &self.routed;
-        let (from, to, shift) = match (way, subject) {
+        match (way, subject) {
             (Way::Vip, Subject::Direct) => (&self.other, self.backends[number], 0),
             (Way::Vip, Subject::Nftables | Subject::Ipvs) => {
                 (&routed.client, routed::VIPS[number], 0)
@@ -183,9 +223,6 @@ impl Rig {
                 (&routed.outside, routed::NODE, shift)
             }
             (Way::Published, Subject::Overlay) => (&self.outside, ASKED, shift),
-        };
-        let (to, shift) = (to.to_string(), shift.to_string());
-        let args = [&["drive", traffic[0], &to, "--shift", &shift], &traffic[1..]].concat();
-        from.exec(&program()?.to_string_lossy(), &args)?.json()
+        }
     }
 }

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use super::{
     super::rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip},
     report::Subject,
+    rig::{PORTS, SHIFT},
 };
 use crate::{Cluster, netns, process};
 
@@ -135,9 +136,9 @@ fn feed(node: &str, (program, package): (&[&str], &str), lines: &str) -> anyhow:
 /// connection tracking. A virtual address is one of the node's own, where IPVS listens.
 fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
     let mut rules = String::new();
-    for (vip, backend, shift) in [(VIPS[0], FAR, 0), (VIPS[1], NEAR, 1000)] {
+    for (vip, backend, shift) in [(VIPS[0], FAR, 0), (VIPS[1], NEAR, SHIFT)] {
         ip(&format!("-n {node} address add {vip}/32 dev lo"))?;
-        for port in 7001..=7004 {
+        for port in PORTS {
             let asked = [("-t", vip, port), ("-t", NODE, port + shift), ("-u", NODE, port + shift)];
             for (protocol, address, at) in asked {
                 rules.push_str(&format!("-A {protocol} {address}:{at} -s rr\n"));
@@ -160,8 +161,8 @@ fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
 fn rules() -> String {
     let mut vips = Vec::new();
     let mut ports = Vec::new();
-    for (name, vip, shift) in [("far", VIPS[0], 0), ("near", VIPS[1], 1000)] {
-        for port in 7001..=7004 {
+    for (name, vip, shift) in [("far", VIPS[0], 0), ("near", VIPS[1], SHIFT)] {
+        for port in PORTS {
             vips.push(format!("{vip} . tcp . {port} : goto {name}_{port}"));
             let publish = if name == "far" { "far_outside" } else { "near" };
             for protocol in ["tcp", "udp"] {
@@ -173,7 +174,7 @@ fn rules() -> String {
     for (name, backend, mark) in
         [("far", FAR, ""), ("far_outside", FAR, "meta mark set 0x4000; "), ("near", NEAR, "")]
     {
-        for port in 7001..=7004 {
+        for port in PORTS {
             chains.push_str(&format!(
                 "chain {name}_{port} {{ {mark}meta l4proto {{ tcp, udp }} dnat ip to numgen random mod 1 \
                  map {{ 0 : {backend} . {port} }}; }}\n"
