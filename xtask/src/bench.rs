@@ -33,7 +33,7 @@ enum What {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
-  cargo xtask bench services --json results.json
+  cargo xtask bench services --json results.json --svg results.svg
   cargo xtask bench services --rounds 1 --case vip_remote runs
   cargo xtask bench services --kernel 6.12 --json ipvs.json
 
@@ -48,6 +48,9 @@ struct Services {
     /// Write the medians, spreads and ratios to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a plot of the medians to this file; not with --kernel.
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    svg: Option<PathBuf>,
     /// How many rounds [default: 5].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -138,6 +141,7 @@ impl Services {
     fn pass(&self, bench: &mut Command) -> Result<()> {
         bench.arg("services");
         pass_file(bench, "--json", self.json.as_deref())?;
+        pass_file(bench, "--svg", self.svg.as_deref())?;
         pass_rounds(bench, self.rounds, self.placement.as_deref());
         pass_cases(bench, &self.cases);
         Ok(())

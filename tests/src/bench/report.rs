@@ -145,7 +145,7 @@ impl Case {
 }
 
 /// Three digits that matter.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,

@@ -3,6 +3,7 @@
 
 mod cases;
 mod floods;
+mod plot;
 mod report;
 mod rig;
 mod routed;
@@ -28,6 +29,9 @@ pub struct ServicesArgs {
     /// Write the medians, spreads and ratios to a file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a plot of the medians to a file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// How many rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -106,6 +110,9 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";
         std::fs::write(path, json).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, plot::svg(&report)).with_context(|| path.display().to_string())?;
     }
     Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
