@@ -1,14 +1,18 @@
 //! Packets as fast as they can be received: an XDP program that sends every frame out of the
 //! sending host's link, driven with live frames, and a counter that drops them where they arrive.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
-use super::{kernel, pin};
+use super::{kernel, paced, pin};
 
 /// What to send, and where.
 #[derive(Clone, Debug, Args)]
@@ -23,6 +27,12 @@ pub struct FloodArgs {
     /// How many.
     #[arg(long, default_value_t = 1_000_000)]
     frames: u32,
+    /// How many a second, instead of as many as go.
+    #[arg(long, requires = "milliseconds")]
+    rate: Option<f64>,
+    /// For how long at that rate.
+    #[arg(long, conflicts_with = "frames")]
+    milliseconds: Option<u64>,
 }
 
 /// What was sent.
@@ -56,18 +66,32 @@ pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
     pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let frame = std::fs::read(&args.frame).context("the frame")?;
     let beginning = frame.get(..args.anew).context("the frame is shorter than that")?;
-    let program = kernel::sender(index_of(&args.device)?, beginning)?;
-    // A call takes some 20 ms to set itself up and to end: a small one tells how long.
-    let start = Instant::now();
-    kernel::run_live(&program, &frame, FEW)?;
-    let overhead = start.elapsed();
-    let start = Instant::now();
-    kernel::run_live(&program, &frame, args.frames)?;
-    let took = start.elapsed().saturating_sub(overhead);
-    let sent = u64::from(FEW) + u64::from(args.frames);
-    let flooded = Flooded { sent, seconds: took.as_secs_f64() };
+    let to = (index_of(&args.device)?, beginning);
+    let flooded = match (args.rate, args.milliseconds) {
+        (Some(rate), Some(milliseconds)) => {
+            paced::send(&frame, to, rate, Duration::from_millis(milliseconds))?
+        }
+        _ => as_fast_as_they_go(&frame, to, args.frames)?,
+    };
     println!("{}", serde_json::to_string(&flooded)?);
     Ok(ExitCode::SUCCESS)
+}
+
+fn as_fast_as_they_go(
+    frame: &[u8],
+    (index, beginning): (u32, &[u8]),
+    frames: u32,
+) -> anyhow::Result<Flooded> {
+    let program = kernel::sender(index, beginning)?;
+    // A call takes some 20 ms to set itself up and to end: a small one tells how long.
+    let start = Instant::now();
+    kernel::run_live(&program, frame, FEW)?;
+    let overhead = start.elapsed();
+    let start = Instant::now();
+    kernel::run_live(&program, frame, frames)?;
+    let took = start.elapsed().saturating_sub(overhead);
+    let sent = u64::from(FEW) + u64::from(frames);
+    Ok(Flooded { sent, seconds: took.as_secs_f64() })
 }
 
 /// Counts until SIGTERM and prints a [`Received`]; `by_xdp` takes what the other end of a veth sends back by

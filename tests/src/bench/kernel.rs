@@ -45,7 +45,7 @@ pub enum ProgramType {
 }
 
 /// One instruction: opcode, destination and source register, offset, immediate value.
-fn instruction(code: u8, (dst, src): (u8, u8), offset: i16, value: u32) -> u64 {
+pub fn instruction(code: u8, (dst, src): (u8, u8), offset: i16, value: u32) -> u64 {
     let mut bytes = [code, src << 4 | dst, 0, 0, 0, 0, 0, 0];
     bytes[2..4].copy_from_slice(&offset.to_ne_bytes());
     bytes[4..].copy_from_slice(&value.to_ne_bytes());
@@ -53,14 +53,18 @@ fn instruction(code: u8, (dst, src): (u8, u8), offset: i16, value: u32) -> u64 {
 }
 
 /// `MOV64 dst, value`.
-fn set(dst: u8, value: u32) -> u64 {
+pub fn set(dst: u8, value: u32) -> u64 {
     instruction(0xb7, (dst, 0), 0, value)
 }
 
 const CALL: u8 = 0x85;
 const EXIT: u64 = 0x95;
 
-fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> {
+/// Has the verifier look at a program.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> {
     Attr::new()
         .u32(0, kind as u32)
         .u32(4, u32::try_from(instructions.len())?)
@@ -84,6 +88,14 @@ pub fn empty(kind: ProgramType) -> anyhow::Result<OwnedFd> {
 /// # Errors
 /// If the kernel refuses it, as where the beginning is larger than a frame's first page.
 pub fn sender(ifindex: u32, beginning: &[u8]) -> anyhow::Result<OwnedFd> {
+    load(ProgramType::Xdp, &sending(ifindex, beginning)?)
+}
+
+/// The instructions of [`sender`], at whose beginning r1 is the context.
+///
+/// # Errors
+/// If the beginning is too long to be counted.
+pub fn sending(ifindex: u32, beginning: &[u8]) -> anyhow::Result<Vec<u64>> {
     const REDIRECT: u32 = 23;
     let length = u32::try_from(beginning.len())?;
     let mut program = Vec::new();
@@ -105,7 +117,16 @@ pub fn sender(ifindex: u32, beginning: &[u8]) -> anyhow::Result<OwnedFd> {
         }
     }
     program.extend([set(1, ifindex), set(2, 0), instruction(CALL, (0, 0), 0, REDIRECT), EXIT]);
-    load(ProgramType::Xdp, &program)
+    Ok(program)
+}
+
+/// An array of values of this size, all zero, whose keys are numbers from 0 on.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn array(value: u32, count: u32) -> anyhow::Result<OwnedFd> {
+    let attr = Attr::new().u32(0, MAP_TYPE_ARRAY).u32(4, 4).u32(8, value).u32(12, count);
+    attr.open(MAP_CREATE).context("make an array")
 }
 
 /// A pinned program or map.
@@ -155,13 +176,7 @@ impl Sink {
     pub fn attach(ifindex: u32) -> anyhow::Result<Self> {
         const LOOKUP: u32 = 1;
         const DROP: u32 = 2;
-        let map = Attr::new()
-            .u32(0, MAP_TYPE_ARRAY)
-            .u32(4, 4)
-            .u32(8, 8)
-            .u32(12, 1)
-            .open(MAP_CREATE)
-            .context("make the counter")?;
+        let map = array(8, 1).context("make the counter")?;
         let program = load(
             ProgramType::Tc,
             &[

@@ -11,6 +11,8 @@ mod flood;
 mod floods;
 mod frames;
 mod kernel;
+mod lossless;
+mod paced;
 mod pin;
 mod plot;
 mod report;

@@ -35,7 +35,7 @@ enum Kind {
 }
 
 /// All of them.
-pub const ALL: [Measurement; 15] = [
+pub const ALL: [Measurement; 17] = [
     Measurement { name: "vip_remote", kind: Kind::Traffic(Way::Vip, Backend::Remote) },
     Measurement { name: "vip_local", kind: Kind::Traffic(Way::Vip, Backend::Local) },
     Measurement { name: "published_remote", kind: Kind::Traffic(Way::Published, Backend::Remote) },
@@ -50,6 +50,8 @@ pub const ALL: [Measurement; 15] = [
     web("wrk_published_local_each", Way::Published, Backend::Local, Connections::Each),
     Measurement { name: "published_flood", kind: Kind::Flood(floods::by_tc) },
     Measurement { name: "published_flood_xdp", kind: Kind::Flood(floods::by_xdp) },
+    Measurement { name: "published_lossless", kind: Kind::Flood(floods::lossless_by_tc) },
+    Measurement { name: "published_lossless_xdp", kind: Kind::Flood(floods::lossless_by_xdp) },
     Measurement { name: "runs", kind: Kind::Runs },
 ];
 

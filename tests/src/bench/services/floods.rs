@@ -1,5 +1,6 @@
-//! Packets as fast as they go through a published port to a backend elsewhere: they come in by the
-//! asked host's link and go out by it, through the tunnel, and are counted and dropped where they arrive.
+//! Packets through a published port to a backend elsewhere, as fast as they go and as fast as none is lost:
+//! they come in by the asked host's link and go out by it, through the tunnel, and are counted and dropped
+//! where they arrive.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -10,6 +11,7 @@ use super::{
         flood::{Flooded, Received},
         floods::{mac_of, set},
         frames::{self, Ends},
+        lossless::{self, Trial},
         rig::Spot,
         serve,
     },
@@ -51,18 +53,15 @@ fn link(rig: &Rig, subject: Subject) -> Option<Link<'static>> {
     }
 }
 
-/// Millions a second and the percentage that arrived, under the name of the case.
-fn values(name: &str, (rate, arrived): (f64, f64)) -> Vec<Value> {
-    vec![(name.to_owned(), "million/s", rate), (format!("{name}_arrived"), "%", arrived)]
-}
+/// What is done with the packets. Returns values under names that begin with that of the case.
+type Run = fn(&Rig, &Link<'_>, bool, &str) -> anyhow::Result<Vec<Value>>;
 
-/// Through TC, or nftables.
+/// A million packets, as fast as they go.
 ///
 /// # Errors
 /// If nothing arrives.
 pub fn by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
-    let Some(link) = link(rig, subject) else { return Ok(vec![]) };
-    Ok(values("published_flood", flood(rig, &link, false)?))
+    through_tc(rig, subject, as_fast_as_they_go, "published_flood")
 }
 
 /// As [`by_tc`], with native XDP on the asked host's interface.
@@ -70,9 +69,34 @@ pub fn by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
 /// # Errors
 /// If nothing arrives, or not by XDP.
 pub fn by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
+    through_xdp(rig, subject, as_fast_as_they_go, "published_flood_xdp")
+}
+
+/// The highest rate at which none is lost.
+///
+/// # Errors
+/// If there is none.
+pub fn lossless_by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
+    through_tc(rig, subject, without_loss, "published_lossless")
+}
+
+/// As [`lossless_by_tc`], with native XDP on the asked host's interface.
+///
+/// # Errors
+/// If there is none, or nothing goes by XDP.
+pub fn lossless_by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
+    through_xdp(rig, subject, without_loss, "published_lossless_xdp")
+}
+
+/// Through TC, nftables or IPVS.
+fn through_tc(rig: &Rig, subject: Subject, run: Run, name: &str) -> anyhow::Result<Vec<Value>> {
+    link(rig, subject).map_or(Ok(vec![]), |link| run(rig, &link, false, name))
+}
+
+fn through_xdp(rig: &Rig, subject: Subject, run: Run, name: &str) -> anyhow::Result<Vec<Value>> {
     let Some(link) = link(rig, subject) else { return Ok(vec![]) };
     if subject != Subject::Overlay {
-        return Ok(values("published_flood_xdp", flood(rig, &link, false)?));
+        return run(rig, &link, false, name);
     }
     let host = rig.cluster().host(2);
     let version = format!("v{}", overlay_common::LAYOUT_VERSION);
@@ -88,24 +112,57 @@ pub fn by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     };
     let before = encapsulated()?;
     xdp(&["pinned", &program.to_string_lossy()])?;
-    let flooded = flood(rig, &link, true);
+    let values = run(rig, &link, true, name);
     xdp(&["off"])?;
-    let flooded = flooded?;
+    let values = values?;
     ensure!(encapsulated()? > before, "XDP passed everything to TC");
-    Ok(values("published_flood_xdp", flooded))
+    Ok(values)
 }
 
-/// Sends a million copies of a datagram, which the asked host sends back by XDP or not. Returns millions a
-/// second and the percentage that arrived.
-fn flood(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> {
+/// Millions a second and the percentage that arrived.
+fn as_fast_as_they_go(
+    rig: &Rig,
+    link: &Link<'_>,
+    by_xdp: bool,
+    name: &str,
+) -> anyhow::Result<Vec<Value>> {
+    let trial = flood(rig, link, by_xdp, &[])?;
+    ensure!(trial.arrived > 0.0, "none arrived");
+    Ok(vec![
+        (name.to_owned(), "million/s", trial.offered * trial.arrived / 1e6),
+        (format!("{name}_arrived"), "%", trial.arrived * 100.0),
+    ])
+}
+
+/// Millions a second.
+fn without_loss(
+    rig: &Rig,
+    link: &Link<'_>,
+    by_xdp: bool,
+    name: &str,
+) -> anyhow::Result<Vec<Value>> {
+    let unpaced = flood(rig, link, by_xdp, &[])?;
+    let found = lossless::search(unpaced, |rate| {
+        let pace = ["--rate", &rate.to_string(), "--milliseconds", TRIAL];
+        flood(rig, link, by_xdp, &pace)
+    })?;
+    Ok(vec![(name.to_owned(), "million/s", found / 1e6)])
+}
+
+/// How long a trial is, in milliseconds.
+const TRIAL: &str = "500";
+
+/// Sends copies of a datagram, which the asked host sends back by XDP or not. `pace` are further arguments
+/// for the generator, which sends a million as fast as they go without.
+fn flood(rig: &Rig, link: &Link<'_>, by_xdp: bool, pace: &[&str]) -> anyhow::Result<Trial> {
     // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
     set(&link.asked, link.device, "gro", "on")?;
-    let outcome = send(rig, link, by_xdp);
+    let outcome = send(rig, link, by_xdp, pace);
     set(&link.asked, link.device, "gro", "off")?;
     outcome
 }
 
-fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> {
+fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool, pace: &[&str]) -> anyhow::Result<Trial> {
     let macs = (mac_of(&link.from, link.device)?, mac_of(&link.asked, link.device)?);
     let frame =
         frames::udp(&Ends { macs, addresses: link.addresses }, (40_000, serve::COUNT), &[0; 18])?;
@@ -117,13 +174,13 @@ fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool) -> anyhow::Result<(f64, f64)> 
     wait_listening(&mut sink)?;
     // The headers, in which the destination is changed.
     let args = ["flood", &file.to_string_lossy(), link.device, "--anew", "42"];
+    let args = [&args, pace].concat();
     let flooded: Flooded = link.from.exec(&program.to_string_lossy(), &args)?.json()?;
     // What is still in a queue arrives.
     std::thread::sleep(Duration::from_millis(50));
     let printed = sink.stop()?.success()?.stdout;
     let line = printed.lines().last().context("the counter printed nothing")?;
     let received: Received = serde_json::from_str(line).context("the counter's report")?;
-    let packets = received.packets as f64;
-    ensure!(packets > 0.0, "none of {} packets arrived", flooded.sent);
-    Ok((packets / flooded.seconds / 1e6, packets / flooded.sent as f64 * 100.0))
+    let sent = flooded.sent as f64;
+    Ok(Trial { offered: sent / flooded.seconds, arrived: received.packets as f64 / sent })
 }

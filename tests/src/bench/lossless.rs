@@ -1,0 +1,122 @@
+//! The highest rate at which nothing is lost (RFC 2544, section 26.1): a search over trials.
+
+use anyhow::ensure;
+
+/// What came of a trial.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trial {
+    /// Frames a second that were sent.
+    pub offered: f64,
+    /// The part of them that arrived.
+    pub arrived: f64,
+}
+
+/// Less than one of a thousand lost is lost by chance, as where a timer of the machine's came between.
+const LOSSLESS: f64 = 0.999;
+
+/// The search ends when no more than this part of the rate is open.
+const PRECISION: f64 = 0.02;
+
+/// Where hardly anything arrives, the search ends here: a rate a thousand times smaller than the first.
+const HALVINGS: u32 = 10;
+
+impl Trial {
+    fn is_lossless(self) -> bool {
+        self.arrived >= LOSSLESS
+    }
+}
+
+/// Frames a second that arrived in the best of the trials without loss. `unpaced` is what was sent as fast as
+/// frames could be; `run` tries a rate, in frames a second, and may offer less.
+///
+/// # Errors
+/// If a trial fails, or even few frames are lost.
+pub fn search(
+    unpaced: Trial,
+    mut run: impl FnMut(f64) -> anyhow::Result<Trial>,
+) -> anyhow::Result<f64> {
+    if unpaced.is_lossless() {
+        return Ok(unpaced.offered * unpaced.arrived);
+    }
+    let (mut low, mut high) = (0.0, unpaced.offered);
+    let mut best = 0.0f64;
+    for _ in 0.. {
+        let rate = f64::midpoint(low, high);
+        let trial = run(rate)?;
+        if trial.is_lossless() {
+            low = rate;
+            best = best.max(trial.offered * trial.arrived);
+        } else {
+            high = rate;
+        }
+        ensure!(
+            high > unpaced.offered / f64::from(1 << HALVINGS),
+            "of {:.0} frames a second {:.1} % arrived, of {:.0} not all did",
+            unpaced.offered,
+            unpaced.arrived * 100.0,
+            high
+        );
+        if low > 0.0 && high - low <= low * PRECISION {
+            break;
+        }
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A way that carries so much, and of more only `beyond` of it.
+    fn way(carries: f64, beyond: f64) -> impl Fn(f64) -> Trial {
+        move |rate| Trial {
+            offered: rate,
+            arrived: if rate <= carries { 1.0 } else { carries * beyond / rate },
+        }
+    }
+
+    #[test]
+    fn the_rate_is_found_whatever_becomes_of_more() {
+        // Livelock loses nearly all of what is too much, a queue what is beyond the limit.
+        for beyond in [0.01, 0.5, 1.0] {
+            for carries in [1_000.0, 80_000.0, 249_000.0, 333_333.0] {
+                let way = way(carries, beyond);
+                let mut trials = 0;
+                let found = search(way(400_000.0), |rate| {
+                    trials += 1;
+                    Ok(way(rate))
+                })
+                .expect("found");
+                assert!(
+                    found <= carries * 1.001 && found >= carries * 0.979,
+                    "{found} of {carries}"
+                );
+                assert!(trials <= 15, "{trials} trials");
+            }
+        }
+    }
+
+    #[test]
+    fn what_loses_nothing_unpaced_is_as_fast_as_that() {
+        let unpaced = Trial { offered: 700_000.0, arrived: 0.9995 };
+        let found = search(unpaced, |_| anyhow::bail!("a trial")).expect("found");
+        assert!((found - 699_650.0).abs() < 1.0, "{found}");
+    }
+
+    #[test]
+    fn what_could_not_be_offered_is_not_claimed() {
+        // The sender reaches no more than 50,000 in paced trials.
+        let unpaced = Trial { offered: 400_000.0, arrived: 0.1 };
+        let run = |rate: f64| Ok(Trial { offered: rate.min(50_000.0), arrived: 1.0 });
+        assert_eq!(search(unpaced, run).expect("found"), 50_000.0);
+    }
+
+    #[test]
+    fn a_way_that_always_loses_has_no_such_rate() {
+        let run = |rate| Ok(Trial { offered: rate, arrived: 0.99 });
+        let error = search(Trial { offered: 4e5, arrived: 0.5 }, run).expect_err("none");
+        assert!(error.to_string().contains("of 391 not all did"), "{error}");
+        let failing = |_| anyhow::bail!("no interface");
+        assert!(search(Trial { offered: 4e5, arrived: 0.5 }, failing).is_err());
+    }
+}
