@@ -155,7 +155,8 @@ pub fn update_lists() -> Result<()> {
 }
 
 /// Packages that come with a service of the host's, and its name.
-const SERVICES: [(&str, &str); 2] = [("etcd-server", "etcd"), ("nginx", "nginx")];
+const SERVICES: [(&str, &str); 3] =
+    [("etcd-server", "etcd"), ("nginx", "nginx"), ("ipvsadm", "ipvsadm")];
 
 /// Services that come with the packages must not run: the demo starts its own etcd where it wants
 /// one, and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything, and 101 means
@@ -269,6 +270,7 @@ mod tests {
         assert_eq!(services_of(&["curl", "nginx", "wrk"]), [("nginx", "nginx")]);
         let all = services_of(&["etcd-server", "nginx"]);
         assert_eq!(all, [("etcd-server", "etcd"), ("nginx", "nginx")]);
+        assert_eq!(services_of(&["ipvsadm"]), [("ipvsadm", "ipvsadm")]);
         assert_eq!(services_of(&["etcd-client"]), []);
     }
 
