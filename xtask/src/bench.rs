@@ -48,8 +48,8 @@ struct Services {
     /// Write the medians, spreads and ratios to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a plot of the medians to this file; not with --kernel.
-    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    /// Write a plot of the medians to this file.
+    #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// How many rounds [default: 5].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -100,7 +100,8 @@ impl Bench {
         if let What::Services(services) = &self.what
             && let Some(kernel) = &services.kernel
         {
-            return vm_test::bench::run(kernel, &services.words(), services.json.as_deref());
+            let files = (services.json.as_deref(), services.svg.as_deref());
+            return vm_test::bench::run(kernel, &services.words(), files);
         }
         setup::ensure(match self.what {
             What::Overlay(_) => setup::Scope::Run,

@@ -80,6 +80,14 @@ enum Command {
     /// Times the programs on packets to services.
     #[command(hide = true)]
     ServiceRuns,
+    /// Draws what a comparison of services has found.
+    #[command(hide = true)]
+    Draw {
+        /// Its JSON.
+        results: PathBuf,
+        /// The picture to write.
+        picture: PathBuf,
+    },
     /// Times single runs of a program.
     #[command(hide = true)]
     Single(single::SingleArgs),
@@ -114,6 +122,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Overlay(args) => compare(&args),
         Command::Services(args) => services::compare(&args),
+        Command::Draw { results, picture } => services::draw(&results, &picture),
         Command::ServiceRuns => services::runs::main(),
         Command::Serve { cpu } => serve::main(cpu),
         Command::Drive(args) => drive::main(&args),
@@ -175,7 +184,7 @@ fn require_cpus() -> anyhow::Result<usize> {
 /// Where and how it was measured.
 fn machine(rounds: u32, placement: Placement) -> anyhow::Result<Machine> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel")?;
-    let (kernel, placement) = (kernel.trim().to_owned(), placement.name());
+    let (kernel, placement) = (kernel.trim().to_owned(), placement.name().to_owned());
     Ok(Machine { kernel, cpus: require_cpus()?, rounds, placement })
 }
 

@@ -24,7 +24,7 @@ pub struct Group {
     /// Its name.
     pub name: String,
     /// Its unit.
-    pub unit: &'static str,
+    pub unit: String,
     /// The medians, in the order of the subjects.
     pub medians: Vec<Option<f64>>,
 }
@@ -34,7 +34,7 @@ pub fn svg(report: &Report) -> String {
     let of = |case: &Case| {
         let medians = [case.underlay?.median, case.kernel_vxlan?.median, case.overlay?.median];
         let medians = medians.map(Some).to_vec();
-        Some(Group { name: case.name.to_owned(), unit: case.unit, medians })
+        Some(Group { name: case.name.to_owned(), unit: case.unit.to_owned(), medians })
     };
     let names = ["underlay", "kernel vxlan", "overlay"];
     let subjects: Vec<Subject> = names.into_iter().zip(COLOURS).collect();
@@ -121,7 +121,7 @@ mod tests {
 
     fn machine() -> Machine {
         let kernel = "6.18 <&>".to_owned();
-        Machine { kernel, cpus: 2, rounds: 5, placement: "apart" }
+        Machine { kernel, cpus: 2, rounds: 5, placement: "apart".to_owned() }
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         let subjects = [("direct", "red"), ("nftables", "green"), ("overlay", "blue")];
         let group = |medians: [Option<f64>; 3]| Group {
             name: "flood".to_owned(),
-            unit: "million/s",
+            unit: "million/s".to_owned(),
             medians: medians.to_vec(),
         };
         let all = draw("x", &machine(), &subjects, &[group([Some(2.0), Some(1.0), Some(3.0)])]);

@@ -1,7 +1,7 @@
 //! What a run has found: as JSON and as a table.
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::stats::{Summary, ratio};
 
@@ -54,7 +54,7 @@ pub struct Case {
 }
 
 /// Where and how it was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Machine {
     /// Release of the kernel.
     pub kernel: String,
@@ -63,7 +63,7 @@ pub struct Machine {
     /// How many rounds.
     pub rounds: u32,
     /// Whether sender and receiver shared a CPU: `together` or `apart`.
-    pub placement: &'static str,
+    pub placement: String,
 }
 
 /// The result of a run.
@@ -149,7 +149,8 @@ pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,
-        _ => 2,
+        v if v >= 0.1 || v == 0.0 => 2,
+        _ => 4,
     };
     format!("{value:.decimals$}")
 }
@@ -182,7 +183,13 @@ mod tests {
             sample("from_container", Subject::Overlay, 200.0),
         ];
         let kernel = "6.18".to_owned();
-        Report::new(Machine { kernel, cpus: 2, rounds: 3, placement: "apart" }, &samples)
+        Report::new(Machine { kernel, cpus: 2, rounds: 3, placement: "apart".to_owned() }, &samples)
+    }
+
+    #[test]
+    fn numbers_have_the_digits_that_matter() {
+        let shown = [123.4, 12.34, 1.234, 0.1234, 0.01234, 0.0].map(number);
+        assert_eq!(shown, ["123", "12.3", "1.23", "0.12", "0.0123", "0.00"]);
     }
 
     #[test]

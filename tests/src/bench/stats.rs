@@ -1,9 +1,9 @@
 //! Medians, spreads and percentiles.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The rounds of one case on one subject.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Summary {
     /// Half of the rounds are below, half above.
     pub median: f64,

@@ -12,10 +12,13 @@ use super::{
     qemu,
     userland::{self, TO_COMPARE},
 };
-use crate::{cargo, root, setup};
+use crate::{cargo, machine, root, setup};
 
 /// What the step is called.
 pub const NAME: &str = "overlay-bench";
+
+/// Where results go.
+pub type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
 
 /// What asks and what answers there.
 const TO_ASK: [&str; 2] = ["nginx", "wrk"];
@@ -23,15 +26,16 @@ const TO_ASK: [&str; 2] = ["nginx", "wrk"];
 /// The machine is off by then, whatever it does: emulated, a round of everything takes many minutes.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to `json`.
+/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to the first of
+/// the files and a picture of that to the second.
 ///
 /// # Errors
 /// The machine does not boot, or the comparison fails.
-pub fn run(asked: &str, arguments: &[String], json: Option<&Path>) -> Result<ExitCode> {
+pub fn run(asked: &str, arguments: &[String], files: Files<'_>) -> Result<ExitCode> {
     setup::ensure(setup::Scope::CompareBooted)?;
     let cache = super::cache();
     fs::create_dir_all(&cache)?;
-    let result = run_in(&cache, asked, arguments, json);
+    let result = run_in(&cache, asked, arguments, files);
     root::give_back(&cache)?;
     result
 }
@@ -40,7 +44,7 @@ fn run_in(
     cache: &Path,
     asked: &str,
     arguments: &[String],
-    json: Option<&Path>,
+    (json, svg): Files<'_>,
 ) -> Result<ExitCode> {
     let emulator = emulator::find(cache)?;
     let kernel: Kernel = kernel::find(asked, cache)?;
@@ -51,9 +55,10 @@ fn run_in(
     let acceleration = qemu::probe(&emulator, &kernel, &probe, cache.join("console-probe.log"))?;
     // Where the machine's own words go, which are read from there.
     let told = ["services", "--against", "ipvs", "--json", "/proc/self/fd/1"];
+    let program = cargo::binary(&products, "overlay-bench")?;
     let step = Step {
         name: NAME.to_owned(),
-        program: cargo::binary(&products, "overlay-bench")?,
+        program: program.clone(),
         place: "overlay-bench".to_owned(),
         arguments: told.iter().map(|word| (*word).to_owned()).chain(arguments.to_vec()).collect(),
     };
@@ -73,14 +78,30 @@ fn run_in(
     let report = qemu::run(&boot, &[NAME.to_owned()], LIMIT)?;
     let found = between_braces(&report.table);
     // A comparison of which some rounds failed has a result too, which says so.
-    if let (Some(path), Some(found)) = (json, &found) {
+    if let Some(found) = &found {
+        let results = room.path().join("results.json");
+        let path = json.unwrap_or(&results);
         fs::write(path, found).with_context(|| path.display().to_string())?;
+        if let Some(picture) = svg {
+            draw(&program, path, picture)?;
+        }
     }
     if report.totals.failed != 0 {
         bail!("{}", report.totals.failures.join("; "));
     }
     found.context("the comparison printed no result")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has the program of this machine draw what the other one has found.
+fn draw(program: &Path, results: &Path, picture: &Path) -> Result<()> {
+    let mut bench = machine::command(program);
+    let status = bench.arg("draw").args([results, picture]).status();
+    let status = status.context("cannot run overlay-bench")?;
+    if !status.success() {
+        bail!("overlay-bench draw ended with {status}");
+    }
+    Ok(())
 }
 
 /// The lines from one brace to the other.

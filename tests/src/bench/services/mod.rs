@@ -10,7 +10,10 @@ mod routed;
 pub mod runs;
 mod web;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 
@@ -115,6 +118,19 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
         std::fs::write(path, plot::svg(&report)).with_context(|| path.display().to_string())?;
     }
     Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Draws a picture of the results in a file.
+///
+/// # Errors
+/// If they are no comparison of services.
+pub fn draw(results: &Path, picture: &Path) -> anyhow::Result<ExitCode> {
+    let json = std::fs::read_to_string(results).with_context(|| results.display().to_string())?;
+    let report: Report =
+        serde_json::from_str(&json).with_context(|| results.display().to_string())?;
+    let svg = plot::svg(&report);
+    std::fs::write(picture, svg).with_context(|| picture.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Begins with another subject each time.

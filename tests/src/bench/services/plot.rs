@@ -21,7 +21,7 @@ pub fn svg(report: &Report) -> String {
         let against = if by_ipvs { case.ipvs } else { case.nftables };
         let medians = [case.direct, against, case.overlay];
         let medians = medians.map(|summary| summary.map(|summary| summary.median)).to_vec();
-        Group { name: case.name.clone(), unit: case.unit, medians }
+        Group { name: case.name.clone(), unit: case.unit.clone(), medians }
     };
     let groups: Vec<Group> = cases.iter().map(of).collect();
     draw(&format!("direct, or else {against}"), &report.machine, &subjects, &groups)
@@ -53,7 +53,7 @@ mod tests {
             sample("new_flow", "ns", Subject::Overlay, 900.0),
         ];
         let kernel = "6.12".to_owned();
-        let machine = Machine { kernel, cpus: 2, rounds: 5, placement: "together" };
+        let machine = Machine { kernel, cpus: 2, rounds: 5, placement: "together".to_owned() };
         svg(&Report::new(machine, &samples, vec![]))
     }
 

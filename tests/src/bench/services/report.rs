@@ -3,7 +3,7 @@
 use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::{
     report::{Machine, shown, times},
@@ -11,7 +11,7 @@ use super::super::{
 };
 
 /// How a backend is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
     /// By its own address.
@@ -43,12 +43,12 @@ pub struct Sample {
 }
 
 /// All rounds of one case.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Case {
     /// Its name.
     pub name: String,
     /// Its unit.
-    pub unit: &'static str,
+    pub unit: String,
     /// Without a service.
     pub direct: Option<Summary>,
     /// By nftables.
@@ -66,7 +66,7 @@ pub struct Case {
 }
 
 /// The result of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Report {
     /// Where and how.
     #[serde(flatten)]
@@ -74,16 +74,17 @@ pub struct Report {
     /// The cases, in the order of the run.
     pub cases: Vec<Case>,
     /// Rounds that are in no case.
+    #[serde(default)]
     pub failed: Vec<Failure>,
 }
 
 /// A round of a measurement that does not count.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Failure {
     /// Which, the first being 1.
     pub round: u32,
     /// The measurement.
-    pub measurement: &'static str,
+    pub measurement: String,
     /// How the backend was reached.
     pub subject: Subject,
     /// What went wrong.
@@ -92,13 +93,9 @@ pub struct Failure {
 
 impl Failure {
     /// In round `round`, the first being 0.
-    pub fn new(
-        round: u32,
-        measurement: &'static str,
-        subject: Subject,
-        error: &anyhow::Error,
-    ) -> Self {
-        Self { round: round + 1, measurement, subject, why: format!("{error:#}") }
+    pub fn new(round: u32, measurement: &str, subject: Subject, error: &anyhow::Error) -> Self {
+        let (measurement, why) = (measurement.to_owned(), format!("{error:#}"));
+        Self { round: round + 1, measurement, subject, why }
     }
 }
 
@@ -139,7 +136,7 @@ impl Report {
         for case in &self.cases {
             table.add_row([
                 case.name.clone(),
-                case.unit.to_owned(),
+                case.unit.clone(),
                 shown(case.direct),
                 shown(case.nftables),
                 shown(case.ipvs),
@@ -157,7 +154,7 @@ impl Report {
 }
 
 impl Case {
-    fn new(name: &str, unit: &'static str, samples: &[Sample]) -> Self {
+    fn new(name: &str, unit: &str, samples: &[Sample]) -> Self {
         let of = |subject| {
             let samples = samples.iter().filter(|s| s.case == name && s.subject == subject);
             Summary::of(&samples.map(|sample| sample.value).collect::<Vec<_>>())
@@ -165,7 +162,7 @@ impl Case {
         let [direct, nftables, ipvs, overlay] = Subject::ALL.map(of);
         Self {
             name: name.to_owned(),
-            unit,
+            unit: unit.to_owned(),
             direct,
             nftables,
             ipvs,
@@ -196,7 +193,7 @@ mod tests {
             sample("new_flow", Subject::Overlay, 400.0),
         ];
         let kernel = "6.18".to_owned();
-        let machine = Machine { kernel, cpus: 2, rounds: 1, placement: "together" };
+        let machine = Machine { kernel, cpus: 2, rounds: 1, placement: "together".to_owned() };
         let error = anyhow::anyhow!("2 answers broke off").context("wrk_vip_local_each of Ipvs");
         let failure = Failure::new(0, "wrk_vip_local_each", Subject::Ipvs, &error);
         assert_eq!(
@@ -226,5 +223,6 @@ mod tests {
         }]);
         assert_eq!(json["failed"], expected);
         assert_eq!(report.table().lines().count(), 4);
+        assert_eq!(serde_json::from_value::<Report>(json).expect("a report"), report);
     }
 }
