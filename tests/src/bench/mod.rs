@@ -15,6 +15,7 @@ mod lossless;
 mod paced;
 mod pin;
 mod plot;
+mod receive;
 mod report;
 mod rig;
 mod serve;

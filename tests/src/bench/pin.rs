@@ -60,16 +60,25 @@ pub enum Side {
 /// # Errors
 /// If there is no such CPU, or without root.
 pub fn to_cpu(cpu: usize, side: Side) -> anyhow::Result<()> {
-    run_at(cpu, side, libc::SCHED_FIFO)
+    other_to_cpu(Pid::from_raw(0), cpu, side)
 }
 
-fn run_at(cpu: usize, side: Side, policy: libc::c_int) -> anyhow::Result<()> {
+/// As [`to_cpu`], for another thread.
+///
+/// # Errors
+/// As there, and if there is no such thread.
+pub fn other_to_cpu(thread: Pid, cpu: usize, side: Side) -> anyhow::Result<()> {
+    run_at(thread, cpu, side, libc::SCHED_FIFO)
+}
+
+fn run_at(thread: Pid, cpu: usize, side: Side, policy: libc::c_int) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("run on CPU {cpu}"))?;
+    sched_setaffinity(thread, &set).with_context(|| format!("run on CPU {cpu}"))?;
     let parameters = libc::sched_param { sched_priority: side as libc::c_int };
     // SAFETY: the parameters live through the call, which only reads them.
-    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    let result =
+        unsafe { libc::sched_setscheduler(thread.as_raw(), policy, &raw const parameters) };
     Errno::result(result).context("run ahead of others").map(drop)
 }
 
@@ -102,7 +111,7 @@ pub struct PinnedArgs {
 /// # Errors
 /// If there is no such CPU or program, or without root.
 pub fn become_other(args: &PinnedArgs) -> anyhow::Result<ExitCode> {
-    run_at(args.cpu, args.side, libc::SCHED_RR)?;
+    run_at(Pid::from_raw(0), args.cpu, args.side, libc::SCHED_RR)?;
     let (name, words) = args.command.split_first().context("no program")?;
     if let Some(folder) = &args.folder {
         std::env::set_current_dir(folder).with_context(|| folder.display().to_string())?;

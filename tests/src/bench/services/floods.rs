@@ -12,6 +12,7 @@ use super::{
         floods::{mac_of, set},
         frames::{self, Ends},
         lossless::{self, Trial},
+        receive::Threads,
         rig::Spot,
         serve,
     },
@@ -126,7 +127,7 @@ fn as_fast_as_they_go(
     by_xdp: bool,
     name: &str,
 ) -> anyhow::Result<Vec<Value>> {
-    let trial = flood(rig, link, by_xdp, &[])?;
+    let trial = flood(rig, link, (by_xdp, false), &[])?;
     ensure!(trial.arrived > 0.0, "none arrived");
     Ok(vec![
         (name.to_owned(), "million/s", trial.offered * trial.arrived / 1e6),
@@ -145,9 +146,9 @@ fn without_loss(
         let trial = match rate {
             Some(rate) => {
                 let pace = ["--rate", &rate.to_string(), "--milliseconds", TRIAL];
-                flood(rig, link, by_xdp, &pace)?
+                flood(rig, link, (by_xdp, true), &pace)?
             }
-            None => flood(rig, link, by_xdp, &[])?,
+            None => flood(rig, link, (by_xdp, true), &[])?,
         };
         // Where the steps are seen, a result that chance has made is seen too.
         eprintln!("{name}: {:.0}/s, {:.2} % arrived", trial.offered, trial.arrived * 100.0);
@@ -159,17 +160,18 @@ fn without_loss(
 /// How long a trial is, in milliseconds.
 const TRIAL: &str = "500";
 
-/// Sends copies of a datagram, which the asked host sends back by XDP or not. `pace` are further arguments
-/// for the generator, which sends a million as fast as they go without.
-fn flood(rig: &Rig, link: &Link<'_>, by_xdp: bool, pace: &[&str]) -> anyhow::Result<Trial> {
+/// Sends copies of a datagram, which the asked host sends back by XDP or not and receives by threads or as it
+/// does by itself. `pace` are further arguments for the generator, which sends a million as fast as they go without.
+fn flood(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow::Result<Trial> {
     // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
     set(&link.asked, link.device, "gro", "on")?;
-    let outcome = send(rig, link, by_xdp, pace);
+    let outcome = send(rig, link, how, pace);
     set(&link.asked, link.device, "gro", "off")?;
     outcome
 }
 
-fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool, pace: &[&str]) -> anyhow::Result<Trial> {
+fn send(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow::Result<Trial> {
+    let (by_xdp, by_threads) = how;
     let macs = (mac_of(&link.from, link.device)?, mac_of(&link.asked, link.device)?);
     let frame =
         frames::udp(&Ends { macs, addresses: link.addresses }, (40_000, serve::COUNT), &[0; 18])?;
@@ -179,12 +181,17 @@ fn send(rig: &Rig, link: &Link<'_>, by_xdp: bool, pace: &[&str]) -> anyhow::Resu
     let count = ["count", link.device, "--by-xdp"];
     let mut sink = link.from.spawn(&program, if by_xdp { &count } else { &count[..2] })?;
     wait_listening(&mut sink)?;
+    // What is sent back by XDP is received by NAPI too.
+    let places = if by_xdp { vec![&link.asked, &link.from] } else { vec![&link.asked] };
+    let threads = by_threads.then(|| Threads::new(link.device, places)).transpose()?;
     // The headers, in which the destination is changed.
     let args = ["flood", &file.to_string_lossy(), link.device, "--anew", "42"];
     let args = [&args, pace].concat();
     let flooded: Flooded = link.from.exec(&program.to_string_lossy(), &args)?.json()?;
     // What is still in a queue arrives.
     std::thread::sleep(Duration::from_millis(50));
+    // The kernel takes no word about threads for an interface that has no NAPI any more.
+    drop(threads);
     let printed = sink.stop()?.success()?.stdout;
     let line = printed.lines().last().context("the counter printed nothing")?;
     let received: Received = serde_json::from_str(line).context("the counter's report")?;
