@@ -11,41 +11,59 @@ use nix::unistd::Pid;
 use super::{pin, rig::Spot};
 use crate::{Place as _, process};
 
-/// Such threads, until this is dropped, on the generator's CPU and in front of it: it goes on when everything
-/// that it has sent is received.
+/// The threads that receive on interfaces of a name, but for those that were there before and are nobody's
+/// business.
 #[derive(Debug)]
 pub struct Threads<'a> {
+    device: &'a str,
+    before: BTreeSet<i32>,
+}
+
+/// Such threads at some places, until this is dropped.
+#[derive(Debug)]
+pub struct Started<'a> {
     device: &'a str,
     places: Vec<&'a Spot>,
 }
 
 impl<'a> Threads<'a> {
-    /// For the interfaces of one name at some places, which have NAPI: of a veth these are those with GRO on or
+    /// Those that begin from now on.
+    ///
+    /// # Errors
+    /// If the kernel does not show its threads.
+    pub fn of(device: &'a str) -> anyhow::Result<Self> {
+        Ok(Self { device, before: running(device)? })
+    }
+
+    /// Has interfaces received from by threads, on the generator's CPU and in front of it: it goes on when
+    /// everything that it has sent is received. They must have NAPI: of a veth these are those with GRO on or
     /// an XDP program.
     ///
     /// # Errors
-    /// If the kernel makes none.
-    pub fn new(device: &'a str, places: Vec<&'a Spot>) -> anyhow::Result<Self> {
-        let before = running(device)?;
-        let threads = Self { device, places };
-        for place in &threads.places {
-            set(place, device, true)?;
+    /// If the kernel has no threads for them.
+    pub fn start(&self, places: Vec<&'a Spot>) -> anyhow::Result<Started<'a>> {
+        let started = Started { device: self.device, places };
+        for place in &started.places {
+            set(place, self.device, true)?;
         }
-        let ours: Vec<i32> = running(device)?.difference(&before).copied().collect();
+        // Linux 6.12 keeps one that has nothing to do, and takes it again.
+        let now = running(self.device)?;
+        let ours: Vec<i32> = now.difference(&self.before).copied().collect();
         ensure!(
-            ours.len() >= threads.places.len(),
-            "the kernel has {} threads that receive on {} interfaces named {device}",
+            ours.len() >= started.places.len(),
+            "the kernel has {} threads that receive on {} interfaces named {}",
             ours.len(),
-            threads.places.len()
+            started.places.len(),
+            self.device
         );
         for thread in ours {
             pin::other_to_cpu(Pid::from_raw(thread), pin::CLIENT_CPU, pin::Side::Server)?;
         }
-        Ok(threads)
+        Ok(started)
     }
 }
 
-impl Drop for Threads<'_> {
+impl Drop for Started<'_> {
     fn drop(&mut self) {
         for place in &self.places {
             // The interface goes with its namespace.

@@ -127,7 +127,7 @@ fn as_fast_as_they_go(
     by_xdp: bool,
     name: &str,
 ) -> anyhow::Result<Vec<Value>> {
-    let trial = flood(rig, link, (by_xdp, false), &[])?;
+    let trial = flood(rig, link, by_xdp, None, &[])?;
     ensure!(trial.arrived > 0.0, "none arrived");
     Ok(vec![
         (name.to_owned(), "million/s", trial.offered * trial.arrived / 1e6),
@@ -142,13 +142,14 @@ fn without_loss(
     by_xdp: bool,
     name: &str,
 ) -> anyhow::Result<Vec<Value>> {
+    let threads = Threads::of(link.device)?;
     let found = lossless::search(|rate| {
         let trial = match rate {
             Some(rate) => {
                 let pace = ["--rate", &rate.to_string(), "--milliseconds", TRIAL];
-                flood(rig, link, (by_xdp, true), &pace)?
+                flood(rig, link, by_xdp, Some(&threads), &pace)?
             }
-            None => flood(rig, link, (by_xdp, true), &[])?,
+            None => flood(rig, link, by_xdp, Some(&threads), &[])?,
         };
         // Where the steps are seen, a result that chance has made is seen too.
         eprintln!("{name}: {:.0}/s, {:.2} % arrived", trial.offered, trial.arrived * 100.0);
@@ -162,16 +163,27 @@ const TRIAL: &str = "500";
 
 /// Sends copies of a datagram, which the asked host sends back by XDP or not and receives by threads or as it
 /// does by itself. `pace` are further arguments for the generator, which sends a million as fast as they go without.
-fn flood(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow::Result<Trial> {
+fn flood<'a>(
+    rig: &Rig,
+    link: &'a Link<'_>,
+    by_xdp: bool,
+    threads: Option<&Threads<'a>>,
+    pace: &[&str],
+) -> anyhow::Result<Trial> {
     // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
     set(&link.asked, link.device, "gro", "on")?;
-    let outcome = send(rig, link, how, pace);
+    let outcome = send(rig, link, by_xdp, threads, pace);
     set(&link.asked, link.device, "gro", "off")?;
     outcome
 }
 
-fn send(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow::Result<Trial> {
-    let (by_xdp, by_threads) = how;
+fn send<'a>(
+    rig: &Rig,
+    link: &'a Link<'_>,
+    by_xdp: bool,
+    threads: Option<&Threads<'a>>,
+    pace: &[&str],
+) -> anyhow::Result<Trial> {
     let macs = (mac_of(&link.from, link.device)?, mac_of(&link.asked, link.device)?);
     let frame =
         frames::udp(&Ends { macs, addresses: link.addresses }, (40_000, serve::COUNT), &[0; 18])?;
@@ -183,7 +195,7 @@ fn send(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow:
     wait_listening(&mut sink)?;
     // What is sent back by XDP is received by NAPI too.
     let places = if by_xdp { vec![&link.asked, &link.from] } else { vec![&link.asked] };
-    let threads = by_threads.then(|| Threads::new(link.device, places)).transpose()?;
+    let started = threads.map(|threads| threads.start(places)).transpose()?;
     // The headers, in which the destination is changed.
     let args = ["flood", &file.to_string_lossy(), link.device, "--anew", "42"];
     let args = [&args, pace].concat();
@@ -191,7 +203,7 @@ fn send(rig: &Rig, link: &Link<'_>, how: (bool, bool), pace: &[&str]) -> anyhow:
     // What is still in a queue arrives.
     std::thread::sleep(Duration::from_millis(50));
     // The kernel takes no word about threads for an interface that has no NAPI any more.
-    drop(threads);
+    drop(started);
     let printed = sink.stop()?.success()?.stdout;
     let line = printed.lines().last().context("the counter printed nothing")?;
     let received: Received = serde_json::from_str(line).context("the counter's report")?;
