@@ -80,8 +80,10 @@ impl Rig {
         ip(&format!("-n {host1} link del eth0"))?;
         ip(&format!("-n {host2} link del eth0"))?;
         wire(&host1, &host2, "eth0", "172.16.1")?;
-        cluster.form()?;
         let [h1, h2] = [cluster.host(1), cluster.host(2)];
+        let ends = [h1, h2].map(Spot::of);
+        routed::neighbours((&ends[0], h1.address()), (&ends[1], h2.address()), "eth0")?;
+        cluster.form()?;
         h1.network_create(NETWORK, &[])?;
         let cpu = placement.server_cpu().to_string();
         let serve = ["serve", "--cpu", &cpu];

@@ -7,11 +7,14 @@ use std::{io::Write as _, net::Ipv4Addr};
 use anyhow::Context as _;
 
 use super::{
-    super::rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip},
+    super::{
+        floods::mac_of,
+        rig::{KERNEL_PORT, KERNEL_VNI, Spot, ip},
+    },
     report::Subject,
     rig::{PORTS, SHIFT},
 };
-use crate::{Cluster, netns, process};
+use crate::{Cluster, Place as _, netns, process};
 
 /// The client pod, and the backends on the other node and on its own.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 20);
@@ -103,6 +106,8 @@ impl Routed {
             client: spot(pc),
             outside: spot(out),
         };
+        let [a, b] = &routed.nodes;
+        neighbours((a, WIRE[0]), (b, WIRE[1]), "wire")?;
         match against {
             Against::Nftables => routed.balance(n2)?,
             Against::Ipvs => balance_by_ipvs(n2)?,
@@ -114,6 +119,24 @@ impl Routed {
     fn balance(&self, node: &str) -> anyhow::Result<()> {
         feed(node, (&["nft", "-f", "-"], "nftables"), &rules())
     }
+}
+
+/// Has two ends of a link know each other for good: the floods' counter drops what asks for an address too, and
+/// a neighbour that does not answer is given up after some seconds.
+///
+/// # Errors
+/// If ip(8) refuses.
+pub fn neighbours(
+    (one, address): (&Spot, Ipv4Addr),
+    (other, its): (&Spot, Ipv4Addr),
+    device: &str,
+) -> anyhow::Result<()> {
+    for (at, neighbour, known) in [(one, other, its), (other, one, address)] {
+        let mac = mac_of(neighbour, device)?.map(|byte| format!("{byte:02x}")).join(":");
+        let line = format!("neigh replace {known} lladdr {mac} dev {device} nud permanent");
+        ip(&format!("-n {} {line}", at.tag()))?;
+    }
+    Ok(())
 }
 
 /// Has a program in a node's namespace read lines.
