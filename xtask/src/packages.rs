@@ -106,6 +106,9 @@ fn needs(scope: Scope) -> Vec<Need> {
             return TO_BUILD.into_iter().chain(compare).collect();
         }
         Scope::Boot => &TO_BOOT,
+        Scope::BootIpvs => {
+            return TO_BUILD.into_iter().chain(TO_BOOT).chain([TO_COMPARE_BOOTED]).collect();
+        }
         Scope::CompareBooted => {
             let compare = TO_BOOT.into_iter().chain([TO_COMPARE_BOOTED]).chain(TO_ASK);
             return TO_BUILD.into_iter().chain(compare).collect();
@@ -276,7 +279,8 @@ mod tests {
 
     #[test]
     fn every_package_has_its_reason_and_is_named_once() {
-        for scope in [Scope::Run, Scope::Compare, Scope::Boot, Scope::CompareBooted] {
+        let booted = [Scope::Boot, Scope::BootIpvs, Scope::CompareBooted];
+        for scope in [Scope::Run, Scope::Compare].into_iter().chain(booted) {
             let all = needs(scope);
             let mut packages: Vec<&str> =
                 all.iter().flat_map(|need| need.packages).copied().collect();

@@ -32,7 +32,9 @@ pub enum Scope {
     Compare,
     /// Booting other kernels.
     Boot,
-    /// As `Boot`, with what services are compared with there.
+    /// As `Boot`, with IPVS's tool.
+    BootIpvs,
+    /// As `BootIpvs`, with what else services are compared with there.
     CompareBooted,
 }
 

@@ -103,7 +103,7 @@ impl VmTest {
     /// Runs the command.
     pub fn run(&self) -> Result<ExitCode> {
         setup::ensure(match self.suite {
-            Some(VmSuite::Services) => setup::Scope::CompareBooted,
+            Some(VmSuite::Services) => setup::Scope::BootIpvs,
             _ => setup::Scope::Boot,
         })?;
         let cache = cache();
