@@ -37,6 +37,7 @@ mod icmp;
 mod icmp6;
 mod ipv6;
 mod known;
+mod lru;
 mod maps;
 mod membership;
 mod nat;

@@ -17,10 +17,11 @@ use overlay_common::{
         CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config, Conntrack, ConntrackKey, Counter,
         Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, FRAGMENT_ENTRIES, Fragment,
         FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
-        KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, MEDIUM_TABLE, Network, OPENING_ENTRIES,
-        OPENING6 as STRANGERS, Peer, PeerKey, Published, PublishedKey, Replicas, SERVED_ENTRIES,
-        SMALL_TABLE, SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey, Service, Slot,
-        SlotKey, SockFlow, SockOrigin, SockOriginKey, Space, Subnet, TableKey, Usage, Vtep6,
+        KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, Lru, MEDIUM_TABLE, Network,
+        OPENING_ENTRIES, OPENING6 as STRANGERS, Peer, PeerKey, Published, PublishedKey, Replicas,
+        SERVED_ENTRIES, SMALL_TABLE, SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey,
+        Service, Slot, SlotKey, SockFlow, SockOrigin, SockOriginKey, Space, Subnet, TURNOVERS,
+        TableKey, Turnover, Usage, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{
@@ -29,7 +30,7 @@ use overlay_common::{
     },
 };
 
-use crate::{event::Buffer, packet::Flow};
+use crate::{event::Buffer, lru::Counted, packet::Flow};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
@@ -98,7 +99,9 @@ pub static LB_TABLES: HashOfMaps<TableKey, LbTable, MEDIUM_TABLE, NO_PREALLOC> =
 pub static ACTIVE: Table<u32, Active, LARGE_TABLE> = Table::new();
 
 #[btf_map(name = "affinity")]
-pub static AFFINITY: LruHashMap<AffinityKey, Affinity, AFFINITY_ENTRIES> = LruHashMap::new();
+static AFFINITY_MAP: LruHashMap<AffinityKey, Affinity, AFFINITY_ENTRIES> = LruHashMap::new();
+pub const AFFINITY: Counted<AffinityKey, Affinity, AFFINITY_ENTRIES> =
+    Counted::new(&AFFINITY_MAP, Lru::Affinity);
 
 #[btf_map(name = "backends")]
 pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
@@ -126,25 +129,38 @@ pub static SUBNETS: LpmTrie<Be32, Subnet, MEDIUM_TABLE> = LpmTrie::new();
 pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
-pub static CONNTRACK: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+static CONNTRACK_MAP: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+pub const CONNTRACK: Counted<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> =
+    Counted::new(&CONNTRACK_MAP, Lru::Conntrack);
 
 #[btf_map(name = "opening")]
-pub static OPENING: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
+static OPENING_MAP: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
+pub const OPENING: Counted<ConntrackKey, Conntrack, OPENING_ENTRIES> =
+    Counted::new(&OPENING_MAP, Lru::Opening);
 
 #[btf_map(name = "clients6")]
-pub static CLIENTS6: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
+static CLIENTS6_MAP: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
+pub const CLIENTS6: Counted<Be32, Client6, CLIENTS> = Counted::new(&CLIENTS6_MAP, Lru::Clients6);
 
 #[btf_map(name = "opening6")]
-pub static OPENING6: LruHashMap<Be32, Client6, STRANGERS> = LruHashMap::new();
+static OPENING6_MAP: LruHashMap<Be32, Client6, STRANGERS> = LruHashMap::new();
+pub const OPENING6: Counted<Be32, Client6, STRANGERS> = Counted::new(&OPENING6_MAP, Lru::Opening6);
 
 #[btf_map(name = "seed6")]
 pub static SEED6: Array<Seed6, 1> = Array::new();
 
 #[btf_map(name = "fragments")]
-pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
+static FRAGMENTS_MAP: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
+pub const FRAGMENTS: Counted<FragmentKey, Fragment, FRAGMENT_ENTRIES> =
+    Counted::new(&FRAGMENTS_MAP, Lru::Fragments);
 
 #[btf_map(name = "sock_origin")]
-pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
+static SOCK_ORIGIN_MAP: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
+pub const SOCK_ORIGIN: Counted<SockOriginKey, SockOrigin, SOCK_ORIGINS> =
+    Counted::new(&SOCK_ORIGIN_MAP, Lru::SockOrigin);
+
+#[btf_map(name = "turnover")]
+pub static TURNOVER: PerCpuArray<Turnover, TURNOVERS> = PerCpuArray::new();
 
 #[btf_map(name = "calls")]
 pub static CALLED: ProgramArray<CALLS> = ProgramArray::new();

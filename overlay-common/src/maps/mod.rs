@@ -8,13 +8,16 @@
 
 mod conntrack;
 mod known;
+mod lru;
 mod network;
 mod node;
 mod outside;
 mod service;
 mod socket;
 
-pub use self::{conntrack::*, known::*, network::*, node::*, outside::*, service::*, socket::*};
+pub use self::{
+    conntrack::*, known::*, lru::*, network::*, node::*, outside::*, service::*, socket::*,
+};
 use crate::pod::plain;
 
 /// Most entries of `endpoints`, `endpoints6`, `addresses6`, `backends`, `active`, `slots` and `peers`: room for 100,000 endpoints of
@@ -94,6 +97,7 @@ plain!(
     Space,
     SockFlow,
     Counter,
+    Turnover,
 );
 
 #[cfg(test)]
@@ -200,6 +204,7 @@ mod tests {
             since,
         });
         packed!(Counter { packets, bytes });
+        packed!(Turnover { made, removed });
     }
 
     #[test]
@@ -230,7 +235,7 @@ mod tests {
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
-        assert_eq!(size_of::<SockOriginKey>(), 16);
+        assert_eq!((size_of::<Turnover>(), size_of::<SockOriginKey>()), (16, 16));
         assert_eq!(size_of::<Space>(), 16 * SPACE_NETWORKS);
         assert_eq!((size_of::<SockFlow>(), offset_of!(SockFlow, netns)), (56, 40));
     }

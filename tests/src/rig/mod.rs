@@ -11,6 +11,7 @@ mod observe;
 pub mod packets;
 pub mod packets6;
 mod pool;
+mod turnover;
 pub mod underlay6;
 
 use std::{

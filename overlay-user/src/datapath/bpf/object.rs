@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 43] = [
+pub(super) const MAPS: [&str; 44] = [
     "config",
     "epoch",
     "networks",
@@ -53,6 +53,7 @@ pub(super) const MAPS: [&str; 43] = [
     "opening6",
     "seed6",
     "fragments",
+    "turnover",
     "sock_origin",
     "spaces",
     "sock_flows",

@@ -1,0 +1,129 @@
+//! Maps that forget the least recent entry when they are full.
+
+/// Map `turnover`, per-CPU array indexed by [`Lru`]: what the programs have made in an LRU map, and removed. The kernel
+/// tells nobody what it throws out of a full one, but whatever was made, was not removed and is not there was
+/// evicted. Written by the programs with each entry; read by the agent, which writes it once, when it finds maps
+/// that are older than this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Turnover {
+    /// Entries made; one that replaces another of the same key is none.
+    pub made: u64,
+    /// Entries removed by programs.
+    pub removed: u64,
+}
+
+/// Entries of `turnover`, with room for further maps: a pinned array keeps its size.
+pub const TURNOVERS: usize = 16;
+
+impl Turnover {
+    /// The sum of two CPUs' numbers.
+    #[must_use]
+    pub const fn with(self, other: &Self) -> Self {
+        Self {
+            made: self.made.wrapping_add(other.made),
+            removed: self.removed.wrapping_add(other.removed),
+        }
+    }
+
+    /// How many entries were evicted of a map that holds so many, while which `later` has become of this. Never
+    /// more than were, because what comes and goes meanwhile is left out.
+    pub const fn evicted(&self, held: u64, later: &Self) -> u64 {
+        self.made.saturating_sub(held).saturating_sub(later.removed)
+    }
+}
+
+/// The LRU maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Lru {
+    /// Flows in use.
+    Conntrack = 0,
+    /// Flows that begin.
+    Opening = 1,
+    /// Clients and the backends that they keep.
+    Affinity = 2,
+    /// Packets in fragments.
+    Fragments = 3,
+    /// IPv6 addresses outside, of flows in use.
+    Clients6 = 4,
+    /// IPv6 addresses outside, of flows that begin.
+    Opening6 = 5,
+    /// What unconnected sockets of the host have asked for.
+    SockOrigin = 6,
+}
+
+impl Lru {
+    /// All of them, in the order of the array.
+    pub const ALL: [Self; 7] = [
+        Self::Conntrack,
+        Self::Opening,
+        Self::Affinity,
+        Self::Fragments,
+        Self::Clients6,
+        Self::Opening6,
+        Self::SockOrigin,
+    ];
+
+    /// The map's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Conntrack => "conntrack",
+            Self::Opening => "opening",
+            Self::Affinity => "affinity",
+            Self::Fragments => "fragments",
+            Self::Clients6 => "clients6",
+            Self::Opening6 => "opening6",
+            Self::SockOrigin => "sock_origin",
+        }
+    }
+
+    /// What its entries are, for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Conntrack => "flows in use, and flows to the outside",
+            Self::Opening => "flows whose client has not gone on after an answer",
+            Self::Affinity => "clients that keep a backend",
+            Self::Fragments => "packets whose first fragment was seen",
+            Self::Clients6 => "IPv6 addresses outside, of flows in use",
+            Self::Opening6 => "IPv6 addresses outside, of flows that begin",
+            Self::SockOrigin => "datagrams of the host's sockets to published ports",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_map_has_a_counter_and_a_name_of_its_own() {
+        for (index, lru) in Lru::ALL.into_iter().enumerate() {
+            assert_eq!(lru as usize, index, "{lru:?}");
+        }
+        assert!(Lru::ALL.len() <= TURNOVERS);
+        let names: std::collections::HashSet<_> = Lru::ALL.map(Lru::name).into();
+        assert_eq!(names.len(), Lru::ALL.len());
+    }
+
+    #[test]
+    fn what_was_made_and_is_not_there_was_evicted() {
+        let evicted = |made, removed, held| {
+            let turnover = Turnover { made, removed };
+            turnover.evicted(held, &turnover)
+        };
+        assert_eq!(evicted(0, 0, 0), 0);
+        assert_eq!(evicted(100, 40, 60), 0);
+        assert_eq!(evicted(70_000, 1_000, 65_536), 3_464);
+    }
+
+    #[test]
+    fn what_comes_and_goes_meanwhile_is_not_taken_for_evicted() {
+        let before = Turnover { made: 100, removed: 40 };
+        let after = Turnover { made: 103, removed: 42 };
+        // Of the 60 that were there two have gone, and three more have come.
+        for held in 58..=63 {
+            assert_eq!(before.evicted(held, &after), 0, "{held}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! LRU maps whose entries are counted. The kernel throws out the least recent ones of a full map and tells nobody,
+//! and not every kernel lets its functions be followed; so the programs count what they make and remove, and
+//! the agent, which can count what is there, knows the rest ([`Turnover`]).
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::LruHashMap,
+};
+use overlay_common::maps::{Lru, Turnover};
+
+use crate::maps::TURNOVER;
+
+/// An LRU map, of which every entry made or removed is counted.
+pub struct Counted<K: 'static, V: 'static, const ENTRIES: usize> {
+    map: &'static LruHashMap<K, V, ENTRIES>,
+    lru: Lru,
+}
+
+impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
+    /// A map, and where its entries are counted.
+    pub const fn new(map: &'static LruHashMap<K, V, ENTRIES>, lru: Lru) -> Self {
+        Self { map, lru }
+    }
+
+    /// The value under `key`. The kernel may reuse its slot for another entry's.
+    #[inline(always)]
+    pub fn get_ptr(self, key: &K) -> Option<*const V> {
+        self.map.get_ptr(key)
+    }
+
+    /// As [`Counted::get_ptr`].
+    #[inline(always)]
+    pub fn get_ptr_mut(self, key: &K) -> Option<*mut V> {
+        self.map.get_ptr_mut(key)
+    }
+
+    /// Writes an entry: with [`BPF_NOEXIST`] where there is none, with [`BPF_ANY`] also over one, which is not
+    /// counted. So the kernel is asked for a new one first: it does not say which it was.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[inline(always)]
+    pub fn insert(self, key: &K, value: &V, flags: u64) -> Result<(), i32> {
+        let made = self.map.insert(key, value, u64::from(BPF_NOEXIST));
+        if made.is_ok() {
+            self.count(|turnover| turnover.made += 1);
+            return made;
+        }
+        if flags == u64::from(BPF_ANY) { self.map.insert(key, value, flags) } else { made }
+    }
+
+    /// Removes an entry.
+    ///
+    /// # Errors
+    /// What the kernel says; there is none mostly.
+    #[inline(always)]
+    pub fn remove(self, key: &K) -> Result<(), i32> {
+        let removed = self.map.remove(key);
+        if removed.is_ok() {
+            self.count(|turnover| turnover.removed += 1);
+        }
+        removed
+    }
+
+    #[inline(always)]
+    fn count(self, add: impl FnOnce(&mut Turnover)) {
+        if let Some(turnover) = TURNOVER.get_ptr_mut(self.lru as u32) {
+            // SAFETY: this CPU's own value, of a look-up that has succeeded.
+            add(unsafe { &mut *turnover });
+        }
+    }
+}
+
+impl<K, V, const ENTRIES: usize> Clone for Counted<K, V, ENTRIES> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, V, const ENTRIES: usize> Copy for Counted<K, V, ENTRIES> {}
