@@ -220,7 +220,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     /// The call's own.
     pub async fn local(self: &Arc<Self>, request: LocalRequest) -> Result<Value, ApiError> {
         match request {
-            LocalRequest::Status {} => value(self.status()?),
+            LocalRequest::Status {} => value(self.blocking(Self::status).await?),
             LocalRequest::Attach(attach) => value(self.attach(attach).await?),
             LocalRequest::Detach(detach) => value(self.detach(detach).await?),
             LocalRequest::Drain(which) => {
@@ -228,13 +228,19 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 value(self.drain(&container).await?)
             }
             LocalRequest::Containers {} => value(self.local_containers()),
-            LocalRequest::Tables {} => {
-                let agent = self.clone();
-                let read = tokio::task::spawn_blocking(move || agent.tables()).await;
-                value(read.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))?)
-            }
+            LocalRequest::Tables {} => value(self.blocking(Self::tables).await?),
             LocalRequest::Leave(leave) => value(self.leave(leave).await?),
         }
+    }
+
+    /// Has a thread of its own read the maps: full ones take a while.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T, AgentError> + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let agent = self.clone();
+        let read = tokio::task::spawn_blocking(move || read(&agent)).await;
+        read.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))
     }
 
     /// Answers a call to the managers. Where a manager runs on this host it is an administrator's

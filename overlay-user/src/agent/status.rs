@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use overlay_common::Direction;
+use overlay_common::{Direction, maps::Lru};
 
 use super::{Agent, AgentError, containers::Container, lock, records::Wire};
 use crate::{
-    api::{CounterRow, LocalContainer, Status},
-    datapath::{Datapath, DatapathState, XdpMode},
+    api::{CounterRow, FillRow, LocalContainer, Status},
+    datapath::{Datapath, DatapathState, Fill, XdpMode},
     link::Links,
     model::EndpointState,
 };
@@ -47,6 +47,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             last_error: (!troubles.is_empty()).then(|| troubles.join("; ")),
             pin_dir: self.paths.pin_dir.display().to_string(),
             entries,
+            fills: self.fills()?,
             counters: self.counters()?.into_iter().filter(|c| c.packets > 0).collect(),
         })
     }
@@ -68,6 +69,18 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             }
         };
         Ok(counters.into_iter().map(row).collect())
+    }
+
+    /// How full the maps are that forget, in the order of their counters.
+    fn fills(&self) -> Result<Vec<FillRow>, AgentError> {
+        let row = |(lru, fill): (Lru, Fill)| FillRow {
+            map: lru.name().to_owned(),
+            entries: fill.entries,
+            room: fill.room,
+            evicted: fill.evicted,
+            description: lru.description().to_owned(),
+        };
+        Ok(self.datapath.fills()?.into_iter().map(row).collect())
     }
 
     /// The containers attached on this host.

@@ -202,8 +202,26 @@ pub struct Status {
     pub pin_dir: String,
     /// Entries per map.
     pub entries: BTreeMap<String, u64>,
+    /// How full the maps are that forget the least recent entry to make room.
+    #[serde(default)]
+    pub fills: Vec<FillRow>,
     /// Counters by reason, those that are not zero.
     pub counters: Vec<CounterRow>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FillRow {
+    /// Name of the map.
+    pub map: String,
+    /// Entries that it holds, expired ones too.
+    pub entries: u64,
+    /// Entries that it has room for.
+    pub room: u64,
+    /// Entries that were thrown out to make room since the datapath was loaded, expired ones too.
+    pub evicted: u64,
+    /// What its entries are.
+    pub description: String,
 }
 
 /// One counter.

@@ -21,8 +21,8 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 pub use local::{
-    Attach, Attached, AttachedInterface, ContainerByName, CounterRow, Detach, Drained, Leave, Left,
-    LocalContainer, LocalRequest, Status,
+    Attach, Attached, AttachedInterface, ContainerByName, CounterRow, Detach, Drained, FillRow,
+    Leave, Left, LocalContainer, LocalRequest, Status,
 };
 pub use observe::{
     DEFAULT_SNAPLEN, Event, EventKind, EventMessage, EventRequest, NewFlow, TrafficRow,

@@ -40,6 +40,16 @@ fn words(status: &Status) -> String {
         let rows = status.entries.iter().map(|(map, n)| vec![map.clone(), n.to_string()]);
         text.push_str(&table(&["map", "entries"], rows));
     }
+    let full: Vec<_> = status.fills.iter().filter(|row| row.entries + row.evicted > 0).collect();
+    if !full.is_empty() {
+        text.push('\n');
+        let rows = full.into_iter().map(|row| {
+            let numbers = [row.entries, row.room, row.evicted].map(|number| number.to_string());
+            let words = [row.map.clone()].into_iter().chain(numbers);
+            words.chain([row.description.clone()]).collect()
+        });
+        text.push_str(&table(&["map", "entries", "room for", "evicted", "of"], rows));
+    }
     let drops: Vec<_> = status.counters.iter().filter(|row| row.direction == "drop").collect();
     if !drops.is_empty() {
         text.push('\n');
@@ -99,7 +109,10 @@ fn facts(status: &Status) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::CounterRow, model::Id};
+    use crate::{
+        api::{CounterRow, FillRow},
+        model::Id,
+    };
 
     fn status() -> Status {
         let row = |reason: &str, direction: &str| CounterRow {
@@ -108,6 +121,13 @@ mod tests {
             packets: 3,
             bytes: 180,
             description: "What it means.".to_owned(),
+        };
+        let fill = |map: &str, entries, evicted| FillRow {
+            map: map.to_owned(),
+            entries,
+            room: 65_536,
+            evicted,
+            description: "what is in it".to_owned(),
         };
         Status {
             version: "0.1.0".to_owned(),
@@ -130,6 +150,7 @@ mod tests {
             last_error: None,
             pin_dir: "/sys/fs/bpf/overlay/v1".to_owned(),
             entries: [("endpoints".to_owned(), 5)].into(),
+            fills: vec![fill("conntrack", 12, 0), fill("opening", 0, 0), fill("affinity", 0, 7)],
             counters: vec![row("delivered_local", "forward"), row("not_peer", "drop")],
         }
     }
@@ -149,6 +170,10 @@ mod tests {
 
     MAP         ENTRIES
     endpoints   5
+
+    MAP         ENTRIES   ROOM FOR   EVICTED   OF
+    conntrack   12        65536      0         what is in it
+    affinity    0         65536      7         what is in it
 
     DROPPED FOR   PACKETS   MEANING
     not_peer      3         What it means.

@@ -11,13 +11,13 @@ use overlay_common::{
     Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, BACKEND_COUNTED, Client6, Config, Conntrack, ConntrackKey, Counter, Cursor, Served,
-        ServedKey, Slot, SockFlow, TableKey, Usage,
+        Active, BACKEND_COUNTED, Client6, Config, Conntrack, ConntrackKey, Counter, Cursor, Lru,
+        Served, ServedKey, Slot, SockFlow, TableKey, Usage,
     },
     observe::{DropKey, Tally},
 };
 
-use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode};
+use super::{Breakdown, Datapath, DatapathError, DatapathState, Fill, MapOp, XdpMode};
 
 /// The calls of [`Datapath`], to say which one shall fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,8 @@ pub enum DatapathCall {
     Attachments,
     /// [`Datapath::counters`]
     Counters,
+    /// [`Datapath::fills`]
+    Fills,
     /// [`Datapath::breakdown`]
     Breakdown,
     /// [`Datapath::forget`]
@@ -78,6 +80,7 @@ struct Kernel {
     usage: BTreeMap<u32, Usage>,
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
+    fills: BTreeMap<Lru, Fill>,
     breakdown: Breakdown,
     watch: (Watch, BTreeSet<u32>),
     events: VecDeque<Vec<u8>>,
@@ -240,6 +243,11 @@ impl MemoryDatapath {
         self.kernel().counters.insert(reason, counter);
     }
 
+    /// Sets how full a map is.
+    pub fn set_fill(&self, lru: Lru, fill: Fill) {
+        self.kernel().fills.insert(lru, fill);
+    }
+
     /// Sets the counters of an endpoint's slot.
     pub fn set_tally(&self, slot: u32, tally: Tally) {
         self.kernel().breakdown.forwarded.insert(slot, tally);
@@ -378,6 +386,12 @@ impl Datapath for MemoryDatapath {
         let kernel = self.enter(DatapathCall::Counters)?;
         let value = |reason: &Reason| kernel.counters.get(reason).copied().unwrap_or_default();
         Ok(Reason::ALL.iter().map(|reason| (*reason, value(reason))).collect())
+    }
+
+    fn fills(&self) -> Result<BTreeMap<Lru, Fill>, DatapathError> {
+        let kernel = self.enter(DatapathCall::Fills)?;
+        let fill = |lru: Lru| (lru, kernel.fills.get(&lru).copied().unwrap_or_default());
+        Ok(Lru::ALL.map(fill).into())
     }
 
     fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {

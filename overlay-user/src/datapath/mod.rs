@@ -20,7 +20,7 @@ pub use bpf::{
 };
 pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};
-pub use observe::Breakdown;
+pub use observe::{Breakdown, Fill};
 use overlay_common::{
     Be32,
     event::{EVENT_KINDS, Watch},
@@ -293,6 +293,13 @@ pub trait Datapath: Send + Sync + 'static {
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be read.
     fn counters(&self) -> Result<Vec<(overlay_common::Reason, maps::Counter)>, DatapathError>;
+
+    /// How full the maps are that forget the least recent entries, and how many they have forgotten. A full
+    /// conntrack of the usual size takes some tenths of a second to be counted.
+    ///
+    /// # Errors
+    /// [`DatapathError::Kernel`] when a map cannot be read.
+    fn fills(&self) -> Result<BTreeMap<maps::Lru, Fill>, DatapathError>;
 
     /// What was counted for the endpoints with these slots, and all drops.
     ///

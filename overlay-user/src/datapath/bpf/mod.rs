@@ -8,6 +8,7 @@ mod attach;
 mod clsact;
 mod events;
 mod lb_table;
+mod lru;
 pub use lb_table::set as set_table;
 #[cfg(feature = "log")]
 mod log;
@@ -31,12 +32,13 @@ use std::{
 use attach::Attacher;
 use aya::maps::{Array, Map, MapData};
 use events::{EventRing, WatchTables};
+use lru::LruTables;
 use observe::TrafficTables;
 use overlay_common::{
     Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, Client6, Config, Conntrack, ConntrackKey, Counter, Served, ServedKey, Slot,
+        Active, Client6, Config, Conntrack, ConntrackKey, Counter, Lru, Served, ServedKey, Slot,
         SockFlow, TableKey, Usage,
     },
 };
@@ -44,7 +46,7 @@ use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
 use tables::{AgentTables, ProgramTables, SocketTable, UsageTable};
 
-use super::{Breakdown, Datapath, DatapathError, DatapathState, MapOp, XdpMode, host};
+use super::{Breakdown, Datapath, DatapathError, DatapathState, Fill, MapOp, XdpMode, host};
 
 /// How to load.
 #[derive(Clone, Debug)]
@@ -81,6 +83,7 @@ pub struct BpfDatapath {
     traffic: Mutex<TrafficTables>,
     usage: Mutex<UsageTable>,
     sockets: Mutex<SocketTable>,
+    lru: Mutex<LruTables>,
     watch: Mutex<WatchTables>,
     events: Mutex<EventRing>,
     attacher: Mutex<Attacher>,
@@ -124,6 +127,7 @@ impl BpfDatapath {
     }
 
     fn adopt(options: &LoadOptions, pins: Pins, flavour: TcFlavour) -> Result<Self, DatapathError> {
+        let is_new = !pins.map(lru::TURNOVER).exists();
         let mut ebpf = object::load(options, &pins)?;
         #[cfg(feature = "log")]
         log::start(&mut ebpf)?;
@@ -134,6 +138,7 @@ impl BpfDatapath {
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
         let usage = Mutex::new(UsageTable::take(&mut ebpf)?);
         let sockets = Mutex::new(SocketTable::take(&mut ebpf)?);
+        let lru = Mutex::new(LruTables::take(&mut ebpf, &pins, is_new)?);
         let mut watch = WatchTables::take(&mut ebpf)?;
         // Whoever watched an earlier process is gone.
         watch.set(&Watch::default(), &BTreeSet::new())?;
@@ -148,6 +153,7 @@ impl BpfDatapath {
             traffic,
             usage,
             sockets,
+            lru,
             watch: Mutex::new(watch),
             events,
             attacher,
@@ -239,6 +245,10 @@ impl Datapath for BpfDatapath {
 
     fn counters(&self) -> Result<Vec<(Reason, Counter)>, DatapathError> {
         self.programs.counters()
+    }
+
+    fn fills(&self) -> Result<BTreeMap<Lru, Fill>, DatapathError> {
+        lock(&self.lru).read()
     }
 
     fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {

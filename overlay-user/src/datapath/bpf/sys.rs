@@ -121,6 +121,39 @@ pub(super) fn read_array(map: BorrowedFd<'_>, size: u32) -> io::Result<Vec<u32>>
     Ok(values)
 }
 
+/// How many entries are counted in one call.
+const BATCH: usize = 4096;
+
+/// Counts the entries of a hash map with keys and values of these sizes, in bytes, by `BPF_MAP_LOOKUP_BATCH`
+/// (Linux 5.6). That copies bucket by bucket, and makes no entry more recent than it is.
+pub(super) fn count_entries(map: BorrowedFd<'_>, (key, value): (u32, u32)) -> io::Result<u64> {
+    let mut keys = vec![0_u8; BATCH * key as usize];
+    let mut values = vec![0_u8; BATCH * value as usize];
+    // The bucket to go on with; nothing the first time.
+    let (mut from, mut next) = (None, 0_u32);
+    let mut entries = 0;
+    loop {
+        let mut attr = zeroed();
+        // SAFETY: the batch commands read and write this member of the union, all of which is zero.
+        let batch = unsafe { &mut attr.batch };
+        batch.map_fd = map.as_raw_fd().cast_unsigned();
+        batch.in_batch = from.as_ref().map_or(0, |from: &u32| std::ptr::from_ref(from) as u64);
+        batch.out_batch = (&raw mut next) as u64;
+        batch.keys = keys.as_mut_ptr() as u64;
+        batch.values = values.as_mut_ptr() as u64;
+        batch.count = BATCH as u32;
+        let outcome = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        // SAFETY: as above; with the end of the map, too, the kernel says what there was before it.
+        let counted = u64::from(unsafe { attr.batch.count });
+        match outcome {
+            Ok(_) => entries += counted,
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => return Ok(entries + counted),
+            Err(e) => return Err(e),
+        }
+        from = Some(next);
+    }
+}
+
 /// `BPF_MAP_FREEZE` (Linux 5.2): user space can write no more to the map.
 pub(super) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();

@@ -1,5 +1,7 @@
 //! The datapath on the real kernel: each test has a bpffs and network namespaces of its own.
 
+mod lru;
+
 use std::path::PathBuf;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
