@@ -1,7 +1,6 @@
 //! Which backend a new flow gets. Every scheduler looks at a number of entries that does not depend
 //! on how many services and backends there are.
 
-use aya_ebpf::bindings::BPF_ANY;
 use overlay_common::{
     hash,
     maps::{
@@ -40,7 +39,7 @@ pub fn pick(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
     };
     pick.affinity = Affinity { backend, pad: 0, last_used: now };
     // A map that takes no entry costs this client its affinity, not its flow.
-    let _ = AFFINITY.insert(&pick.client, &pick.affinity, u64::from(BPF_ANY));
+    let _ = AFFINITY.replace(&pick.client, &pick.affinity);
     Some(backend)
 }
 

@@ -3,7 +3,7 @@
 //! the agent, which can count what is there, knows the rest ([`Turnover`]).
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST},
     btf_maps::LruHashMap,
 };
 use overlay_common::maps::{Lru, Turnover};
@@ -47,6 +47,16 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
             return made;
         }
         if flags == u64::from(BPF_ANY) { self.map.insert(key, value, flags) } else { made }
+    }
+
+    /// As [`Counted::insert`] with [`BPF_ANY`], for an entry that is there mostly.
+    ///
+    /// # Errors
+    /// As [`Counted::insert`].
+    #[inline(always)]
+    pub fn replace(self, key: &K, value: &V) -> Result<(), i32> {
+        let replaced = self.map.insert(key, value, u64::from(BPF_EXIST));
+        if replaced.is_ok() { replaced } else { self.insert(key, value, u64::from(BPF_ANY)) }
     }
 
     /// Removes an entry.

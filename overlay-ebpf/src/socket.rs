@@ -157,7 +157,7 @@ pub fn sendmsg4(ctx: &SockAddrContext) {
     let gateway = config.ingress_gateway;
     let key = SockOriginKey { cookie: call.socket, addr: gateway, port: call.port, pad: 0 };
     let asked = SockOrigin { addr: call.addr, port: call.port, pad: 0 };
-    if SOCK_ORIGIN.insert(&key, &asked, u64::from(BPF_ANY)).is_ok() {
+    if SOCK_ORIGIN.replace(&key, &asked).is_ok() {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*ctx.sock_addr).user_ip4 = gateway.raw() };
     }
