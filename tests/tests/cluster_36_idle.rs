@@ -24,7 +24,6 @@ fn director(cluster: &Cluster) -> anyhow::Result<(Client, Client)> {
     let director = cluster.outsider("director", 50)?;
     let real = cluster.behind(&director, "inside", "real", INSIDE)?;
     run(&director, "sysctl -q -w net.ipv4.ip_forward=1")?;
-    run(&real, &format!("ip route add default via {}", INSIDE.0))?;
     run(&director, &format!("ipvsadm --set {FORGOTTEN_AFTER} {FORGOTTEN_AFTER} 0"))?;
     let address = director.address();
     run(&director, &format!("ipvsadm -A -t {address}:3306 -s rr"))?;
