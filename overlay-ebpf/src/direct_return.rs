@@ -54,16 +54,30 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64
 }
 
 /// Whether this node answers for the port: a node that says so is believed for services that are like that,
-/// and for no other port. Clients that are this host itself, or in a network of the cluster, have no way from
-/// here.
+/// and for no other port, and under no address that cannot be its own. Clients that are this host itself, or in
+/// a network of the cluster, have no way from here.
 #[inline(always)]
 fn may_answer(flow: &Flow, asked: Asked) -> bool {
     let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
     published.target == flow.key.dport
         && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0)
-        && asked.address != Be32::ZERO
-        && lookup(&LOCAL_ADDRS, &flow.key.saddr).is_none()
-        && SUBNETS.get(&Key::new(32, flow.key.saddr)).is_none()
+        && is_a_hosts(asked.address)
+        && is_elsewhere(asked.address)
+        && is_elsewhere(flow.key.saddr)
+}
+
+/// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122, section
+/// 3.2.1.3).
+#[inline(always)]
+fn is_a_hosts(address: Be32) -> bool {
+    let [first, ..] = address.octets();
+    first != 0 && first != 127 && first < 224
+}
+
+/// Whether an address is neither this host's nor of a network of the cluster.
+#[inline(always)]
+fn is_elsewhere(address: Be32) -> bool {
+    lookup(&LOCAL_ADDRS, &address).is_none() && SUBNETS.get(&Key::new(32, address)).is_none()
 }
 
 /// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.

@@ -161,7 +161,7 @@ fn replies_go_straight_to_the_client_once_the_node_that_was_asked_knows_of_an_an
 fn a_node_is_not_believed_about_ports_that_are_not_like_that() {
     type Case = (&'static str, (Ipv4Addr, u16), fn(&mut Rig));
     let client = (CLIENT, 40_000);
-    let cases: [Case; 6] = [
+    let cases: [Case; 10] = [
         ("a port that is not published", (PEER, 22), |_| {}),
         ("another target", (PEER, 8080), |rig| rig.publish(PROTO_TCP, 8080, SERVICE, 81)),
         ("a service whose replies come back", (PEER, 8080), |rig| flags(rig, SERVICE_RESETS)),
@@ -172,6 +172,14 @@ fn a_node_is_not_believed_about_ports_that_are_not_like_that() {
             });
         }),
         ("no address", (Ipv4Addr::UNSPECIFIED, 8080), |_| {}),
+        ("a group", (Ipv4Addr::new(224, 0, 0, 1), 8080), |_| {}),
+        ("loopback", (Ipv4Addr::LOCALHOST, 8080), |_| {}),
+        ("an address of this host's", (NODE, 8080), |_| {}),
+        ("an address of a container's", (NEAR, 8080), |rig| {
+            rig.set(|state| {
+                state.subnets.insert(SubnetKey { prefix: 32, ip: NEAR.into() }, VNI);
+            });
+        }),
     ];
     for (what, asked, change) in cases {
         let mut rig = rig(NEAR);

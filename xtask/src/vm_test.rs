@@ -54,10 +54,10 @@ pub struct VmTest {
     /// Run one suite only [default: datapath and two-hosts].
     #[arg(long, value_enum, value_name = "NAME")]
     suite: Option<VmSuite>,
-    /// Power each machine off after this time and count what has not run as failed.
-    #[arg(long, value_name = "N", default_value_t = 30,
-          value_parser = clap::value_parser!(u64).range(1..=240))]
-    minutes: u64,
+    /// Power each machine off after this time and count what has not run as failed [default: 30, for services
+    /// 120].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=240))]
+    minutes: Option<u64>,
     /// Run only tests whose name contains this, or all of the files of tests whose names begin with it.
     filter: Option<String>,
 }
@@ -215,7 +215,9 @@ impl VmTest {
         println!("\n== Linux {} ==", machine.kernel.name);
         let names: Vec<String> = steps.iter().map(|step| step.name.clone()).collect();
         let start = Instant::now();
-        let report = qemu::run(machine, &names, Duration::from_secs(self.minutes * 60));
+        let services = matches!(self.suite, Some(VmSuite::Services));
+        let minutes = self.minutes.unwrap_or(if services { 120 } else { 30 });
+        let report = qemu::run(machine, &names, Duration::from_secs(minutes * 60));
         println!("vm-test: {} took {} s", machine.kernel.name, start.elapsed().as_secs());
         report
     }

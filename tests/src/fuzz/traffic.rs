@@ -221,7 +221,8 @@ fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple, frame: &mut [u8]) {
         Some(port) if rng.random_bool(0.8) => *port,
         _ => any(rng, &PORTS),
     };
-    let address = any(rng, &[PEER, PEER, PEER, UNRESOLVED, Ipv4Addr::UNSPECIFIED]);
+    let odd = [NODE, Ipv4Addr::UNSPECIFIED, GROUPS[0], Ipv4Addr::LOCALHOST, OUTSIDE[11]];
+    let address = if rng.random_bool(0.8) { PEER } else { any(rng, &odd) };
     frame[..2].copy_from_slice(&[0x02, 0x42]);
     frame[2..6].copy_from_slice(&address.octets());
     frame[6..10].copy_from_slice(b"\x06ask");

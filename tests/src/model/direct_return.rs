@@ -47,7 +47,7 @@ pub fn asked(ethernet: &Ethernet) -> Option<(Be32, Be16)> {
 }
 
 /// What is believed of what a frame of `flow` says: "only of a port that is published here too, to the port that the
-/// backend is asked on, of a service that says so", and nothing about this host itself or a container as the client.
+/// backend is asked on, of a service that says so", and nothing about this host itself or a container as the client, or as who was asked.
 pub fn believed(tables: &Tables, flow: &Flow, said: Option<(Be32, Be16)>) -> Option<(Be32, Be16)> {
     let (address, port) = said?;
     let key = PublishedKey { port, proto: flow.key.proto, pad: 0 };
@@ -55,9 +55,10 @@ pub fn believed(tables: &Tables, flow: &Flow, said: Option<(Be32, Be16)>) -> Opt
     let service = tables.agent.services.get(&published.service)?;
     let is_right = published.target == flow.key.dport
         && service.flags & SERVICE_DIRECT != 0
-        && address != Be32::ZERO
-        && !tables.agent.local_addrs.contains_key(&flow.key.saddr)
-        && !tables.is_inside(flow.key.saddr);
+        && !matches!(address.octets()[0], 0 | 127 | 224..)
+        && [address, flow.key.saddr]
+            .iter()
+            .all(|ip| !tables.agent.local_addrs.contains_key(ip) && !tables.is_inside(*ip));
     is_right.then_some((address, port))
 }
 
