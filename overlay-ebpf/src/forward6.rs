@@ -36,8 +36,11 @@ pub fn next_hop(
 }
 
 /// As [`next_hop`], from an address of the host.
+///
+/// # Errors
+/// Those of [`next_hop`].
 #[inline(always)]
-fn next_hop_from(
+pub fn next_hop_from(
     ctx: *mut c_void,
     config: &Config,
     ends: (&Ip6, &Ip6),

@@ -126,7 +126,7 @@ fn to_published(ctx: &TcContext, published: &Published) -> Outcome {
 /// # Errors
 /// [`Reason::SpoofedInnerSource`] when a packet from outside says it is from inside.
 #[inline(always)]
-fn gateway_mac(vni: u32, ifindex: u32) -> Result<Mac, Reason> {
+pub fn gateway_mac(vni: u32, ifindex: u32) -> Result<Mac, Reason> {
     let work = &mut work()?.ipv6;
     let source = work.ip.src;
     let link: Option<Link6> = lookup(&LINKS6, &ifindex);

@@ -66,6 +66,7 @@ mod underlay6;
 mod vxlan;
 mod vxlan6;
 mod xdp;
+mod xdp6;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Be32, COUNTERS, Ip6, Mac, Plain, Reason,
+    Be16, Be32, COUNTERS, Ip6, Mac, Plain, Reason,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
         AFFINITY_ENTRIES, Active, Address6, Affinity, AffinityKey, Backend, CALLS,
@@ -277,8 +277,8 @@ pub struct Ipv6Work {
     pub router: Ip6,
     /// Its MAC.
     pub router_mac: Mac,
-    /// Padding, zero.
-    pub pad: u16,
+    /// The backends' port of a published one that is asked.
+    pub target: Be16,
     /// A neighbour solicitation, and the advertisement made of it.
     pub advertisement: Advertisement,
     /// The headers of an answer to what does not fit.

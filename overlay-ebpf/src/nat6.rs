@@ -81,8 +81,11 @@ pub extern "C" fn translate6_packed(skb: *mut __sk_buff, transport: u32) -> i64 
 }
 
 /// Leaves what the flow's ends are to be called in `work.ipv6.new`.
+///
+/// # Errors
+/// [`Reason::NoEndpoint`] when one of the entry's numbers is nobody's any more.
 #[inline(always)]
-fn resolve() -> Result<(), Reason> {
+pub fn resolve() -> Result<(), Reason> {
     let Work { flow, entry, ipv6, .. } = work()?;
     let Ipv6Work { ip, quoted, new, .. } = ipv6;
     // What an error quotes goes the other way.
@@ -101,7 +104,7 @@ fn resolve() -> Result<(), Reason> {
 
 /// What replacing an address adds to a sum.
 #[inline(always)]
-fn difference(old: &Ip6, new: &Ip6) -> u64 {
+pub fn difference(old: &Ip6, new: &Ip6) -> u64 {
     checksum::diff16(checksum::fold(old.sum()), checksum::fold(new.sum()))
 }
 

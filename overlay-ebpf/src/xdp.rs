@@ -1,6 +1,6 @@
 //! `xdp_underlay`: tunnel packets to endpoints of this node, and the way of published-port traffic
 //! through a node that has no backend itself, before the kernel makes an skb of them. What it does
-//! not handle passes to `from_underlay`; both share one conntrack table.
+//! not handle passes to `from_underlay`; both share one conntrack table. IPv6 is in `xdp6`.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -14,7 +14,8 @@ use overlay_common::{
         ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, EndpointKey, Published,
     },
     wire::{
-        ETHERTYPE_IPV4, Encapsulation, Ethernet, Ipv4, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Udp, Vxlan,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encapsulation, Ethernet, Ipv4, PROTO_SCTP, PROTO_TCP,
+        PROTO_UDP, Udp, Vxlan,
     },
 };
 
@@ -32,6 +33,7 @@ use crate::{
     published, served, service,
     underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
     vxlan::{self, INNER},
+    xdp6,
 };
 
 /// A pointer to a header in the packet, valid until the packet is changed in size.
@@ -41,13 +43,18 @@ fn at<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     if start + size_of::<T>() > ctx.data_end() { None } else { Some(start as *mut T) }
 }
 
+/// A header in the packet; `None` when it ends before.
 #[inline(always)]
-fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
+pub fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
     at::<T>(ctx, offset).map(|header| packet::read(header.cast_const()))
 }
 
+/// Writes a header into the packet.
+///
+/// # Errors
+/// [`Reason::RewriteRefused`] when it ends before.
 #[inline(always)]
-fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
+pub fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
     let header = at::<T>(ctx, offset).ok_or(Reason::RewriteRefused)?;
     const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
     // SAFETY: `at` checked the bounds; on the address see `packet::read`.
@@ -58,6 +65,9 @@ fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reas
 /// What the NIC receives.
 #[inline(always)]
 pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
+    if is_ipv6(ctx, 0) {
+        return xdp6::receive(ctx);
+    }
     let Some((ip, udp)) = outer_headers(ctx) else {
         return Ok(Verdict::Pass);
     };
@@ -78,6 +88,12 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
         Some(published) => to_published(ctx, config, &ip, &published),
         None => Ok(Verdict::Pass),
     }
+}
+
+/// Whether the Ethernet header at `offset` says that IPv6 is behind it.
+#[inline(always)]
+fn is_ipv6(ctx: &XdpContext, offset: usize) -> bool {
+    read::<Ethernet>(ctx, offset).is_some_and(|ethernet| ethernet.ethertype.get() == ETHERTYPE_IPV6)
 }
 
 /// IPv4 without options and the first eight bytes behind it; fragments and headers with options are
@@ -202,6 +218,9 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     let vxlan: Vxlan = read(ctx, ETH_LEN + IPV4_LEN + size_of::<Udp>()).ok_or(Reason::Truncated)?;
     let vni = vni_of(&vxlan)?;
     receiver.vni = vni;
+    if is_ipv6(ctx, INNER) {
+        return xdp6::from_tunnel(ctx, vni, sender);
+    }
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
     let ethernet: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
     let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;
@@ -310,8 +329,9 @@ fn to_client(ctx: &XdpContext, config: &Config, ip: &Ipv4, work: &Work) -> Outco
     Ok(Verdict::Done(send(ctx, hop.ifindex), Reason::XdpSentToClient))
 }
 
+/// Sends the packet out of an interface: back where it came from, or by another one.
 #[inline(always)]
-fn send(ctx: &XdpContext, ifindex: u32) -> i32 {
+pub fn send(ctx: &XdpContext, ifindex: u32) -> i32 {
     if ifindex as usize == ctx.ingress_ifindex() {
         return xdp_action::XDP_TX as i32;
     }

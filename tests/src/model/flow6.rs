@@ -91,7 +91,7 @@ impl Walk<'_> {
     }
 
     /// Whose number it is, on a side of a network.
-    fn address6(&self, side: u32, number: Be32) -> Option<Ipv6Addr> {
+    pub fn address6(&self, side: u32, number: Be32) -> Option<Ipv6Addr> {
         if number.octets()[0] >= 240 {
             return self.outsider(number);
         }

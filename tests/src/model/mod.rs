@@ -25,6 +25,7 @@ mod underlay;
 mod underlay6;
 mod walk;
 mod xdp;
+mod xdp6;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -255,7 +255,7 @@ fn is_here(walk: &Walk<'_>, ip: Ipv6Addr) -> bool {
 }
 
 /// "A port answers on the host's IPv6 addresses too where its backends have IPv6."
-fn published_here(
+pub fn published_here(
     walk: &Walk<'_>,
     ip: Ipv6Addr,
     proto: u8,
@@ -315,11 +315,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Header, flow: &Flow, published: &Publi
     let Balanced::To(entry, backend) = balanced else {
         return refuse(walk, ip, flow, &balanced);
     };
-    // A client cannot pose as a container of the backend's network.
-    let link = walk.tables.agent.links6.get(&backend.ifindex);
-    let is_inside = link.is_some_and(|link| is_in_subnet(link, ip.src))
-        || walk.inside6(backend.vni, ip.src).is_some();
-    if is_inside {
+    if poses_as_inside(walk, &backend, ip.src) {
         return Err(Reason::SpoofedInnerSource);
     }
     let source = walk.network(backend.vni).map_or(Mac::default(), |n| Mac::of_ip(n.gateway));
@@ -339,6 +335,13 @@ fn to_published(walk: &mut Walk<'_>, ip: &Header, flow: &Flow, published: &Publi
         }
         sent => sent,
     }
+}
+
+/// "A client cannot pose as a container of the backend's network."
+pub fn poses_as_inside(walk: &Walk<'_>, backend: &Backend, client: Ipv6Addr) -> bool {
+    let link = walk.tables.agent.links6.get(&backend.ifindex);
+    link.is_some_and(|link| is_in_subnet(link, client))
+        || walk.inside6(backend.vni, client).is_some()
 }
 
 fn is_in_subnet(link: &Link6, ip: Ipv6Addr) -> bool {

@@ -15,15 +15,19 @@ use super::{
     balance::Balanced,
     conntrack::Flow,
     direct_return,
-    frame::{ETHERNET, Ethernet, IPV4, Ip, SCTP, TCP, TUNNEL, UDP},
+    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, SCTP, TCP, TUNNEL, UDP},
     membership,
     observe::Party,
     underlay::{check_backend, check_other, check_peer, is_tunnel, outer, published_here, vni},
     walk::{End, Outcome, Walk},
+    xdp6,
 };
 
 /// A packet that came in by the NIC.
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
+    if Ethernet::at(&walk.frame, 0).is_ok_and(|ethernet| ethernet.kind == IPV6) {
+        return xdp6::receive(walk);
+    }
     let Some((ip, head)) = outer(walk).filter(|(ip, _)| !ip.is_fragment()) else {
         return Ok(End::Pass);
     };
@@ -44,7 +48,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
 }
 
 /// Whether a tunnel packet of `length` bytes fits the underlay.
-fn fits(walk: &Walk<'_>, length: usize) -> bool {
+pub fn fits(walk: &Walk<'_>, length: usize) -> bool {
     length <= walk.tables.config.underlay_mtu as usize + ETHERNET
 }
 
@@ -102,6 +106,9 @@ fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     let vni = vni(walk)?;
     walk.party.vni = vni;
     let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
+    if ethernet.kind == IPV6 {
+        return xdp6::from_tunnel(walk, vni, sender);
+    }
     let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
     if ethernet.kind != IPV4 || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len())
     {
