@@ -60,7 +60,7 @@ struct Services {
     /// Only these measurements; an unknown name lists those there are.
     #[arg(long = "case", value_name = "NAME", num_args = 1..)]
     cases: Vec<String>,
-    /// Measure beside IPVS, in a machine with this kernel. The floods need 6.12 (tcx).
+    /// Measure beside IPVS, in a machine with this kernel.
     #[arg(long, value_name = "6.1|6.12|PATH")]
     kernel: Option<String>,
 }

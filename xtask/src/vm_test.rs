@@ -152,6 +152,7 @@ impl VmTest {
                 archive: &archive,
                 acceleration: by,
                 console: cache.join(format!("console-{}.log", kernel.name)),
+                one_by_one: matches!(self.suite, Some(VmSuite::Cluster | VmSuite::Services)),
             };
             let report = self.boot(&machine, &steps)?;
             fs::remove_file(&archive)?;

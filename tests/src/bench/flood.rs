@@ -12,7 +12,10 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
-use super::{kernel, paced, pin};
+use super::{
+    kernel::{self, Sink},
+    paced, pin,
+};
 
 /// What to send, and where.
 #[derive(Clone, Debug, Args)]
@@ -54,10 +57,6 @@ pub struct Received {
 /// Frames of the small call.
 const FEW: u32 = 64;
 
-fn index_of(device: &str) -> anyhow::Result<u32> {
-    nix::net::if_::if_nametoindex(device).with_context(|| format!("interface {device}"))
-}
-
 /// Sends and prints a [`Flooded`].
 ///
 /// # Errors
@@ -66,7 +65,7 @@ pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
     pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let frame = std::fs::read(&args.frame).context("the frame")?;
     let beginning = frame.get(..args.anew).context("the frame is shorter than that")?;
-    let to = (index_of(&args.device)?, beginning);
+    let to = (kernel::index_of(&args.device)?, beginning);
     let flooded = match (args.rate, args.milliseconds) {
         (Some(rate), Some(milliseconds)) => {
             paced::send(&frame, to, rate, Duration::from_millis(milliseconds))?
@@ -94,8 +93,8 @@ fn as_fast_as_they_go(
     Ok(Flooded { sent, seconds: took.as_secs_f64() })
 }
 
-/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` takes what the other end of a veth sends back by
-/// XDP.
+/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` also takes what the other end of a veth sends by XDP,
+/// as it comes: the kernel makes no packet of it.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -104,11 +103,11 @@ pub fn receive(device: &str, by_xdp: bool) -> anyhow::Result<ExitCode> {
     end.add(Signal::SIGTERM);
     // Blocked, and taken when it comes: no handler is needed.
     end.thread_block().context("block SIGTERM")?;
-    let index = index_of(device)?;
-    let _passing = by_xdp.then(|| kernel::pass_xdp(index)).transpose()?;
-    let sink = kernel::Sink::attach(index)?;
+    let sink = Sink::attach(device)?;
+    let of_frames = by_xdp.then(|| Sink::attach_xdp(device)).transpose()?;
     println!("listening: on {device}");
     end.wait().context("wait for SIGTERM")?;
-    println!("{}", serde_json::to_string(&Received { packets: sink.packets()? })?);
+    let frames = of_frames.map_or(Ok(0), |sink| sink.packets())?;
+    println!("{}", serde_json::to_string(&Received { packets: sink.packets()? + frames })?);
     Ok(ExitCode::SUCCESS)
 }

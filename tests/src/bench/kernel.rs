@@ -11,6 +11,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    tc::{self, NlOptions, TcAttachOptions},
+};
 use nix::libc;
 
 use crate::bpf::Attr;
@@ -19,6 +23,7 @@ use crate::bpf::Attr;
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
@@ -138,73 +143,63 @@ pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
     Attr::new().pointer(0, name.as_ptr()).open(OBJ_GET).with_context(|| path.display().to_string())
 }
 
-/// Has a program that passes everything to the stack as native XDP on an interface of this namespace, until
-/// the link is dropped: a veth sends frames back by XDP only to an end that has a program itself
-/// (`veth_xdp_flush`).
-///
-/// # Errors
-/// If the kernel refuses.
-pub fn pass_xdp(ifindex: u32) -> anyhow::Result<OwnedFd> {
-    const PASS: u32 = 2;
-    /// `BPF_XDP` of `enum bpf_attach_type`.
-    const XDP: u32 = 37;
-    /// `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
-    const NATIVE: u32 = 1 << 2;
-    let program = load(ProgramType::Xdp, &[set(0, PASS), EXIT])?;
-    Attr::new()
-        .fd(0, &program)
-        .u32(4, ifindex)
-        .u32(8, XDP)
-        .u32(12, NATIVE)
-        .open(LINK_CREATE)
-        .context("attach a program that passes everything")
-}
-
 /// Counts what an interface receives, and drops it there, before any other program sees it; until
 /// this is dropped.
 #[derive(Debug)]
 pub struct Sink {
     map: OwnedFd,
-    _link: OwnedFd,
+    _attached: Attached,
+}
+
+/// What a program leaves its interface with.
+#[derive(Debug)]
+enum Attached {
+    Link(#[expect(dead_code, reason = "it lives as long as this")] OwnedFd),
+    Filter(#[expect(dead_code, reason = "it lives as long as this")] Box<SchedClassifier>),
 }
 
 impl Sink {
-    /// On an interface of this namespace.
+    /// Of the kernel's packets, on an interface of this namespace.
     ///
     /// # Errors
-    /// If the kernel has no tcx (6.6).
-    pub fn attach(ifindex: u32) -> anyhow::Result<Self> {
-        const LOOKUP: u32 = 1;
+    /// If the kernel refuses.
+    pub fn attach(device: &str) -> anyhow::Result<Self> {
         const DROP: u32 = 2;
-        let map = array(8, 1).context("make the counter")?;
-        let program = load(
-            ProgramType::Tc,
-            &[
-                // The map, in two halves.
-                instruction(0x18, (1, 1), 0, map.as_raw_fd().unsigned_abs()),
-                0,
-                // *(u32 *)(r10 - 4) = 0; r2 = r10 - 4
-                instruction(0x62, (10, 0), -4, 0),
-                instruction(0xbf, (2, 10), 0, 0),
-                instruction(0x07, (2, 0), 0, 4u32.wrapping_neg()),
-                instruction(CALL, (0, 0), 0, LOOKUP),
-                // if r0 == 0 skip two
-                instruction(0x15, (0, 0), 2, 0),
-                set(1, 1),
-                // lock *(u64 *)r0 += r1
-                instruction(0xdb, (0, 1), 0, 0),
-                set(0, DROP),
-                EXIT,
-            ],
-        )?;
+        let (map, program) = counting(ProgramType::Tc, DROP)?;
         let link = Attr::new()
             .fd(0, &program)
-            .u32(4, ifindex)
+            .u32(4, index_of(device)?)
             .u32(8, TCX_INGRESS)
             .u32(12, BEFORE)
+            .open(LINK_CREATE);
+        let attached = match link {
+            Ok(link) => Attached::Link(link),
+            Err(_) => filter(device, &program).map(Box::new).map(Attached::Filter)?,
+        };
+        Ok(Self { map, _attached: attached })
+    }
+
+    /// Of frames, as native XDP on a veth of this namespace. They come from the other end's XDP, which finds
+    /// nobody to send to where there is no program (`veth_xdp_xmit`); what the stack sends would be copied to get
+    /// here.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn attach_xdp(device: &str) -> anyhow::Result<Self> {
+        const DROP: u32 = 1;
+        /// `BPF_XDP` of `enum bpf_attach_type`.
+        const XDP: u32 = 37;
+        /// `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
+        const NATIVE: u32 = 1 << 2;
+        let (map, program) = counting(ProgramType::Xdp, DROP)?;
+        let link = Attr::new()
+            .fd(0, &program)
+            .u32(4, index_of(device)?)
+            .u32(8, XDP)
+            .u32(12, NATIVE)
             .open(LINK_CREATE)
-            .context("attach the counter with tcx (Linux 6.6)")?;
-        Ok(Self { map, _link: link })
+            .context("attach the counter as XDP")?;
+        Ok(Self { map, _attached: Attached::Link(link) })
     }
 
     /// Packets so far.
@@ -216,6 +211,60 @@ impl Sink {
         look_up(&self.map, 0, &mut packets).context("read the counter")?;
         Ok(u64::from_ne_bytes(packets))
     }
+}
+
+/// The number of an interface of this namespace.
+///
+/// # Errors
+/// If there is none of that name.
+pub fn index_of(device: &str) -> anyhow::Result<u32> {
+    nix::net::if_::if_nametoindex(device).with_context(|| format!("interface {device}"))
+}
+
+/// A counter, and a program that counts in it and has everything dropped.
+fn counting(kind: ProgramType, drop: u32) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    const LOOKUP: u32 = 1;
+    let map = array(8, 1).context("make the counter")?;
+    let program = load(
+        kind,
+        &[
+            // The map, in two halves.
+            instruction(0x18, (1, 1), 0, map.as_raw_fd().unsigned_abs()),
+            0,
+            // *(u32 *)(r10 - 4) = 0; r2 = r10 - 4
+            instruction(0x62, (10, 0), -4, 0),
+            instruction(0xbf, (2, 10), 0, 0),
+            instruction(0x07, (2, 0), 0, 4u32.wrapping_neg()),
+            instruction(CALL, (0, 0), 0, LOOKUP),
+            // if r0 == 0 skip two
+            instruction(0x15, (0, 0), 2, 0),
+            set(1, 1),
+            // lock *(u64 *)r0 += r1
+            instruction(0xdb, (0, 1), 0, 0),
+            set(0, drop),
+            EXIT,
+        ],
+    )?;
+    Ok((map, program))
+}
+
+/// Attaches a TC program where the kernel has no tcx (before Linux 6.6): as the first filter of the interface.
+/// aya takes programs that are not its own from a bpffs only.
+fn filter(device: &str, program: &OwnedFd) -> anyhow::Result<SchedClassifier> {
+    let path = format!("/sys/fs/bpf/overlay-bench-{}", std::process::id());
+    let name = CString::new(path.as_str())?;
+    let mut attr = Attr::new().pointer(0, name.as_ptr()).fd(8, program);
+    attr.call(OBJ_PIN).with_context(|| format!("pin the counter as {path}"))?;
+    let taken = SchedClassifier::from_pin(&path);
+    std::fs::remove_file(&path).with_context(|| format!("remove {path}"))?;
+    let mut program = taken.context("take the counter from its pin")?;
+    // overlay's own end has this queueing discipline already.
+    let _ = tc::qdisc_add_clsact(device);
+    let first = TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() });
+    program
+        .attach_with_options(device, TcAttachType::Ingress, first)
+        .with_context(|| format!("attach the counter to {device}"))?;
+    Ok(program)
 }
 
 /// Reads an element of an array map whose values are as large as `value`.

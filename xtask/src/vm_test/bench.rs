@@ -74,6 +74,7 @@ fn run_in(
         archive: &archive,
         acceleration,
         console: cache.join(format!("console-{}.log", kernel.name)),
+        one_by_one: false,
     };
     let report = qemu::run(&boot, &[NAME.to_owned()], LIMIT)?;
     let found = between_braces(&report.table);

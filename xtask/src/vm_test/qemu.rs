@@ -50,6 +50,9 @@ pub struct Boot<'a> {
     pub acceleration: Acceleration,
     /// Where the kernel's own words go.
     pub console: PathBuf,
+    /// Whether tests run one after the other where everything takes long: daemons that start at one time on two
+    /// emulated CPUs, each with a verifier at work, are not ready when anybody would expect it.
+    pub one_by_one: bool,
 }
 
 /// KVM when a machine boots with it: /dev/kvm may be there and not work, as in some clouds.
@@ -67,7 +70,8 @@ pub fn probe(
         println!("vm-test: no usable /dev/kvm here: emulating");
         return Ok(Acceleration::Emulation);
     }
-    let boot = Boot { emulator, kernel, archive, acceleration: Acceleration::Kvm, console };
+    let acceleration = Acceleration::Kvm;
+    let boot = Boot { emulator, kernel, archive, acceleration, console, one_by_one: false };
     // What QEMU says when KVM gives up is a page of registers.
     let mut machine = Machine::start(&boot, "overlay.probe", Stdio::null())?;
     let deadline = Instant::now() + PROBE;
@@ -86,12 +90,14 @@ pub fn probe(
 /// # Errors
 /// QEMU cannot be run.
 pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report> {
-    let patience = match boot.acceleration {
-        Acceleration::Kvm => 1,
-        Acceleration::Emulation => EMULATED_PATIENCE,
-    };
     // The kernel hands what it does not know to the first process as its environment.
-    let parameters = format!("OVERLAY_BOX_PATIENCE={patience}");
+    let parameters = match boot.acceleration {
+        Acceleration::Kvm => String::new(),
+        Acceleration::Emulation if boot.one_by_one => {
+            format!("OVERLAY_BOX_PATIENCE={EMULATED_PATIENCE} RUST_TEST_THREADS=1")
+        }
+        Acceleration::Emulation => format!("OVERLAY_BOX_PATIENCE={EMULATED_PATIENCE}"),
+    };
     let start = Instant::now();
     let mut report = Report::new(&boot.kernel.name, steps);
     for attempt in 1..=BOOTS {
