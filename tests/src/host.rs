@@ -28,8 +28,10 @@ use crate::{
     wait::{eventually, patience},
 };
 
-/// How long nodes may take to apply a change, and daemons to start.
+/// How long nodes may take to apply a change.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long daemons may take to start: the verifier needs a CPU of its own, and emulated beside load it has none.
+const START: Duration = Duration::from_secs(60);
 
 /// One host.
 #[derive(Debug)]
@@ -287,7 +289,7 @@ impl Host {
         process.keep();
         let mut own = self.agent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let process = own.insert(process);
-        eventually("the daemon is ready", PATIENCE, || {
+        eventually("the daemon is ready", START, || {
             process.check_running()?;
             let status = self.status()?;
             ensure!(status.applied >= status.revision, "{status:?}");
