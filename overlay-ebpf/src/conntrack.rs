@@ -10,7 +10,7 @@ use overlay_common::{
     hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, VIA_VIP,
+        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, VIA_VIP,
     },
     wire::PROTO_SCTP,
 };
@@ -49,6 +49,9 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     let now = now();
     if let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) {
         let action = look(entry, flow, now, out);
+        if action == CONNTRACK_FORWARD && is_unanswered_for_long(out, now) {
+            remind(flow, out, now);
+        }
         if action != 0 {
             return action;
         }
@@ -61,6 +64,31 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
         confirm(flow, out);
     }
     action
+}
+
+/// Whether nobody but the client says that its flow is in use, and has not for a while: replies that go straight to
+/// the client do not pass here.
+#[inline(always)]
+fn is_unanswered_for_long(forward: &Conntrack, now: u64) -> bool {
+    forward.state & DIRECT != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
+}
+
+/// Keeps the tuple that replies to the flow of `forward` have: it would be given to another one when its time is over.
+#[inline(always)]
+fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
+    let Some(reply) = CONNTRACK.get_ptr_mut(&reply_key(&flow.key, forward)) else {
+        return;
+    };
+    let key = &flow.key;
+    // SAFETY: as in `look`.
+    let reply = unsafe { &mut *reply };
+    let is_its = reply.action == CONNTRACK_REPLY
+        && (reply.saddr, reply.sport) == (key.daddr, key.dport)
+        && (reply.daddr, reply.dport) == (key.saddr, key.sport)
+        && reply.vni == key.vni;
+    if is_its {
+        reply.last_seen = now;
+    }
 }
 
 /// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`

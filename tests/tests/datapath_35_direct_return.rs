@@ -273,3 +273,25 @@ fn a_reply_that_does_not_fit_the_way_to_its_client_is_told_so_here() {
     assert_eq!((answer[9], answer[20], answer[21]), (1, 3, 4), "fragmentation needed");
     assert_eq!(answer[28..48], large[14..34], "quotes what the backend sent");
 }
+
+#[test]
+fn a_client_that_goes_on_keeps_its_tuple_although_no_reply_comes_by() {
+    let mut rig = rig(FAR);
+    let client = (CLIENT, 40_000);
+    let ack = tcp_from_client(client, (NODE, 8080), Tcp::Data);
+    rig.run("from_underlay", &tcp_from_client(client, (NODE, 8080), Tcp::Syn));
+    rig.run("from_underlay", &vxlan(VNI, &tcp((FAR, 80), client, Tcp::SynAck)));
+    rig.run("from_underlay", &ack);
+    let before = rig.flows("conntrack");
+    assert_eq!(before.len(), 2, "{before:?}");
+    // Ten minutes later.
+    for (key, mut entry) in before.clone() {
+        entry.last_seen = entry.last_seen.saturating_sub(600_000_000_000);
+        rig.set_conntrack(key, Some(entry));
+    }
+    rig.run("from_underlay", &ack);
+    for (key, entry) in rig.flows("conntrack") {
+        let was = before.iter().find(|(k, _)| *k == key).expect("the same flow").1.last_seen;
+        assert!(entry.last_seen >= was, "{key:?} {entry:?}");
+    }
+}

@@ -86,7 +86,8 @@ impl Walk<'_> {
         let now = self.now;
         let Tables { conntrack, opening, .. } = &mut *self.tables;
         let known = conntrack.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now));
-        if known.is_some() {
+        if let Some(entry) = known {
+            self.remind(flow, &entry);
             return known;
         }
         let begun = opening.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now))?;
@@ -94,6 +95,23 @@ impl Walk<'_> {
             self.confirm(flow, &begun);
         }
         Some(begun)
+    }
+
+    /// "Replies that go straight to the client do not pass here, so the client keeps their tuple."
+    fn remind(&mut self, flow: &Flow, forward: &Conntrack) {
+        let now = self.now;
+        let is_due = forward.action == CONNTRACK_FORWARD
+            && forward.state & DIRECT != 0
+            && now.wrapping_sub(forward.last_seen) > SECOND;
+        let answer = reply_key(&flow.key, forward);
+        let Some(reply) = self.tables.conntrack.get_mut(&answer).filter(|_| is_due) else { return };
+        let leads_to = (reply.saddr, reply.sport, reply.daddr, reply.dport, reply.vni);
+        let key = &flow.key;
+        if reply.action == CONNTRACK_REPLY
+            && leads_to == (key.daddr, key.dport, key.saddr, key.sport, key.vni)
+        {
+            reply.last_seen = now;
+        }
     }
 
     /// "A flow goes over when its client speaks again after an answer."
