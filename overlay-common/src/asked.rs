@@ -2,13 +2,16 @@
 
 use crate::{
     Be16, Be32, Mac,
-    wire::{ETHERTYPE_IPV4, Ethernet},
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet},
 };
 
 /// The address and the port that a client outside asked. The node that was asked writes them into the MACs
 /// of the frame inside the tunnel, which mean nothing between nodes: the destination is
 /// [`Mac::of_ip`] of the address, the source begins with [`Asked::MARK`] and ends with the port. Both are
 /// unicast addresses (IEEE 802, I/G), which the kernel's vxlan device takes as any.
+///
+/// An IPv6 address does not fit: it is told by [`crate::hash::of_node`] of it, and map `asked6` says whose that
+/// is of the node that tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The address.
@@ -35,6 +38,13 @@ impl Asked {
         }
     }
 
+    /// The same of an IPv6 packet, whose [`Asked::address`] is [`crate::hash::of_node`] of the one that was asked.
+    #[inline(always)]
+    pub const fn header6(self) -> Ethernet {
+        let Ethernet { dst, src, .. } = self.header();
+        Ethernet { dst, src, ethertype: Be16::new(ETHERTYPE_IPV6) }
+    }
+
     /// What a frame's header says, in a register as functions of BPF take it; 0 for nothing.
     #[inline(always)]
     pub fn bits(ethernet: &Ethernet) -> u64 {
@@ -43,8 +53,14 @@ impl Asked {
             return 0;
         }
         let [_, _, g, h, i, j] = ethernet.dst.bytes();
-        let address = u64::from(u32::from_ne_bytes([g, h, i, j]));
-        Self::SOME | u64::from(u16::from_ne_bytes([e, f])) << 32 | address
+        let address = Be32::from_raw(u32::from_ne_bytes([g, h, i, j]));
+        Self { address, port: Be16::from_raw(u16::from_ne_bytes([e, f])) }.to_bits()
+    }
+
+    /// The same of what is at hand.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        Self::SOME | (self.port.raw() as u64) << 32 | self.address.raw() as u64
     }
 
     /// From [`Asked::bits`].
@@ -68,9 +84,14 @@ mod tests {
             [([172, 16, 1, 10], 8080), ([255, 255, 255, 255], 65_535), ([0; 4], 0)]
         {
             let asked = Asked { address: Be32::from_octets(address), port: Be16::new(port) };
-            let header = asked.header();
-            assert_eq!(Asked::from_bits(Asked::bits(&header)), Some(asked));
-            assert!(!header.src.is_group() && !header.dst.is_group());
+            for (header, ethertype) in
+                [(asked.header(), ETHERTYPE_IPV4), (asked.header6(), ETHERTYPE_IPV6)]
+            {
+                assert_eq!(Asked::from_bits(Asked::bits(&header)), Some(asked));
+                assert_eq!(Asked::bits(&header), asked.to_bits());
+                assert_eq!(header.ethertype.get(), ethertype);
+                assert!(!header.src.is_group() && !header.dst.is_group());
+            }
         }
     }
 

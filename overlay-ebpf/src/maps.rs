@@ -13,15 +13,16 @@ use overlay_common::{
     Be16, Be32, COUNTERS, Ip6, Mac, Plain, Reason,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
-        AFFINITY_ENTRIES, Active, Address6, Affinity, AffinityKey, Backend, CALLS,
-        CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config, Conntrack, ConntrackKey, Counter,
-        Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, FRAGMENT_ENTRIES, Fragment,
-        FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS, KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint,
-        KnownLink, LARGE_TABLE, Link, Link6, LocalAddr, Lru, MEDIUM_TABLE, Network,
-        OPENING_ENTRIES, OPENING6 as STRANGERS, Peer, PeerKey, Published, PublishedKey, Replicas,
-        SERVED_ENTRIES, SMALL_TABLE, SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey,
-        Service, Slot, SlotKey, SockFlow, SockOrigin, SockOriginKey, Space, Subnet, TURNOVERS,
-        TableKey, Turnover, Usage, Vtep6,
+        AFFINITY_ENTRIES, ASKED6_ENTRIES, Active, Address6, Affinity, AffinityKey, Asked6,
+        Asked6Key, Backend, CALLS, CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config,
+        Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
+        Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS,
+        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
+        Lru, MEDIUM_TABLE, Network, OPENING_ENTRIES, OPENING6 as STRANGERS, Peer, PeerKey,
+        Published, PublishedKey, Replicas, SERVED_ENTRIES, SMALL_TABLE,
+        SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey, Service, Slot, SlotKey, SockFlow,
+        SockOrigin, SockOriginKey, Space, Subnet, Subnet6, TURNOVERS, TableKey, Turnover, Usage,
+        Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
     wire::{
@@ -119,11 +120,17 @@ pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
 #[btf_map(name = "local_addrs6")]
 pub static LOCAL_ADDRS6: Table<Ip6, LocalAddr, SMALL_TABLE> = Table::new();
 
+#[btf_map(name = "asked6")]
+pub static ASKED6: Table<Asked6Key, Asked6, ASKED6_ENTRIES> = Table::new();
+
 #[btf_map(name = "egress")]
 pub static EGRESS: Table<u32, Egress, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "subnets")]
 pub static SUBNETS: LpmTrie<Be32, Subnet, MEDIUM_TABLE> = LpmTrie::new();
+
+#[btf_map(name = "subnets6")]
+pub static SUBNETS6: LpmTrie<Ip6, Subnet6, MEDIUM_TABLE> = LpmTrie::new();
 
 #[btf_map(name = "usage")]
 pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();

@@ -133,7 +133,7 @@ pub fn link(
 }
 
 /// The datapath's maps that are sized for a real node.
-const TABLES: [&str; 31] = [
+const TABLES: [&str; 33] = [
     "networks",
     "replicas",
     "endpoints",
@@ -153,8 +153,10 @@ const TABLES: [&str; 31] = [
     "published",
     "local_addrs",
     "local_addrs6",
+    "asked6",
     "egress",
     "subnets",
+    "subnets6",
     "usage",
     "conntrack",
     "opening",

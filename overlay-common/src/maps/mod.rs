@@ -84,7 +84,9 @@ plain!(
     Served,
     PublishedKey,
     Published,
+    Asked6Key,
     SubnetKey,
+    Subnet6Key,
     Usage,
     ConntrackKey,
     Conntrack,
@@ -167,7 +169,9 @@ mod tests {
         packed!(Served { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, flags });
+        packed!(Asked6Key { node, number });
         packed!(SubnetKey { prefix, ip });
+        packed!(Subnet6Key { prefix, ip });
         packed!(Usage { flows, pad, counted });
         packed!(FragmentKey { saddr, daddr, vni, id, proto, pad });
         packed!(Fragment { head, seen });
@@ -229,7 +233,8 @@ mod tests {
         );
         assert_eq!(size_of::<Affinity>(), 16);
         assert_eq!(size_of::<Backend>(), 32);
-        assert_eq!(size_of::<SubnetKey>(), 8);
+        assert_eq!((size_of::<Asked6Key>(), size_of::<Asked6>()), (8, 16));
+        assert_eq!((size_of::<SubnetKey>(), size_of::<Subnet6Key>()), (8, 20));
         assert_eq!(size_of::<Usage>(), 16);
         assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (20, 16));
         assert_eq!(size_of::<ConntrackKey>(), 20);

@@ -235,3 +235,21 @@ pub const PUBLISHED_IPV6: u16 = 1 << 0;
 /// Map `local_addrs6`, hash by address ([`crate::Ip6`]): the same of IPv6, for ports with
 /// [`PUBLISHED_IPV6`].
 pub type LocalAddr = u32;
+
+/// Key of map `asked6`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Asked6Key {
+    /// The node, as the maps call it: its VTEP, or the number of an IPv6 one.
+    pub node: Be32,
+    /// [`crate::hash::of_node`] of the address.
+    pub number: Be32,
+}
+
+/// Map `asked6`, hash of IPv6 addresses ([`crate::Ip6`]): those on which published ports answer on the other
+/// nodes, by the numbers that these tell them by ([`crate::Asked`]). Two of one node with the same number are
+/// left out. Written by the agent; read by `tunnel_flow6`.
+pub type Asked6 = crate::Ip6;
+
+/// Most entries of `asked6`: sixteen addresses of each of 1,000 nodes.
+pub const ASKED6_ENTRIES: usize = 1 << 14;

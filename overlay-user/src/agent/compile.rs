@@ -18,7 +18,7 @@ use overlay_common::{
     },
 };
 
-use super::{balance, spaces};
+use super::{addresses6, balance, spaces};
 use crate::{
     datapath::DatapathState,
     model::{
@@ -82,10 +82,6 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     }
     let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
     out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
-    // Without an interface a link-local address is nobody's, and a packet's is not told apart.
-    let addresses6 = facts.addresses6.iter();
-    let addresses6 = addresses6.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local());
-    out.local_addrs6.extend(addresses6.map(|address| (Ip6::from(*address), 1)));
     out.egress.extend(facts.ways_out.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
     // Of all networks, not of those that are held only: what is inside does not depend on where
     // a container runs.
@@ -93,6 +89,7 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
         let prefix = u32::from(network.subnet.prefix_len());
         (SubnetKey { prefix, ip: network.subnet.network().into() }, network.vni)
     }));
+    addresses6::compile(state, me, facts, &mut out);
     out
 }
 

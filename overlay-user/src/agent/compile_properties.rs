@@ -236,6 +236,8 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::LocalAddr6(k, v) => set(&mut state.local_addrs6, k, v),
         MapOp::Egress(k, v) => set(&mut state.egress, k, v),
         MapOp::Subnet(k, v) => set(&mut state.subnets, k, v),
+        MapOp::Subnet6(k, v) => set(&mut state.subnets6, k, v),
+        MapOp::Asked6(k, v) => set(&mut state.asked6, k, v),
         MapOp::Space(k, v) => set(&mut state.spaces, k, v),
         MapOp::Gone(k, v) => set(&mut state.gone, k, v),
     }

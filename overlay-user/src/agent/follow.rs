@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Agent, control::call, doubts::Doubts, lock, records};
 use crate::{
-    api::{ApiError, ErrorCode, Heartbeat, HeartbeatAnswer, Request},
+    api::{ApiError, ErrorCode, Heartbeat, HeartbeatAnswer, NodeAddresses, Request},
     datapath::Datapath,
     link::Links,
-    model::{ClusterState, WatchEvent},
+    model::{ClusterState, Node, WatchEvent, reachable6},
 };
 
 /// Between two heartbeats; one more goes out whenever something was applied.
@@ -29,6 +29,7 @@ const BURST: usize = 1024;
 
 const FOLLOWING: &str = "following the managers";
 const REPORTING: &str = "reporting to the managers";
+const TELLING: &str = "telling the managers of the host's IPv6 addresses";
 const CACHING: &str = "writing the last known state";
 
 impl<D: Datapath, L: Links> Agent<D, L> {
@@ -173,7 +174,23 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 Ok(_) => self.overcome(REPORTING),
                 Err(error) => self.trouble(REPORTING, error),
             }
+            self.tell_addresses().await;
             let _ = timeout(HEARTBEAT, progress.changed()).await;
+        }
+    }
+
+    /// Tells the managers the host's IPv6 addresses unless they know them; what fails is told again with the
+    /// next heartbeat.
+    async fn tell_addresses(&self) {
+        let addresses6 = reachable6(&lock(&self.facts).addresses6);
+        let state = self.state();
+        if state.nodes.get(self.node()).is_none_or(|known| known.addresses6 == addresses6) {
+            return;
+        }
+        let told = NodeAddresses { node: self.node().clone(), addresses6 };
+        match call::<Node>(&*self.control, Request::NodeAddresses(told)).await {
+            Ok(_) => self.overcome(TELLING),
+            Err(error) => self.trouble(TELLING, error),
         }
     }
 

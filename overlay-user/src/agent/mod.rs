@@ -8,6 +8,7 @@
 //! Everything is level-triggered: whoever changes the state or the facts wakes the reconciler,
 //! which looks at both as they are then.
 
+mod addresses6;
 mod adopt;
 mod attach;
 mod balance;

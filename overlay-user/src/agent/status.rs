@@ -122,8 +122,10 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("published", state.published.len()),
         ("local_addrs", state.local_addrs.len()),
         ("local_addrs6", state.local_addrs6.len()),
+        ("asked6", state.asked6.len()),
         ("egress", state.egress.len()),
         ("subnets", state.subnets.len()),
+        ("subnets6", state.subnets6.len()),
         ("spaces", state.spaces.len()),
         ("gone", state.gone.len()),
     ]

@@ -8,10 +8,10 @@ use std::{
 use overlay_common::{
     Be32, Ip6, UNDERLAY_VNI,
     maps::{
-        BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
-        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, Endpoint, EndpointKey, MAX_REPLICAS, NETWORK_INTERNAL, NETWORK_LOCAL,
-        NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DIRECT, Service,
+        Asked6Key, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, MAX_REPLICAS, NETWORK_INTERNAL,
+        NETWORK_LOCAL, NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DIRECT, Service,
     },
     wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -259,12 +259,21 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         published(state, names),
         table("local_addrs", &["address"], &state.local_addrs, |address, _| vec![ip(*address)]),
         table("local_addrs6", &["address"], &state.local_addrs6, |address, _| vec![ip6(*address)]),
+        asked6(state, names),
         table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
             vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
         }),
         sockets::dump_spaces(state, names),
         sockets::dump_gone(state, names),
     ]
+}
+
+fn asked6(state: &DatapathState, names: &Names) -> TableDump {
+    let columns = ["node", "name", "number", "address"];
+    table("asked6", &columns, &state.asked6, |key, address| {
+        let Asked6Key { node, number } = key;
+        vec![ip(*node), named(&names.nodes, node), ip(*number), ip6(*address)]
+    })
 }
 
 fn networks(state: &DatapathState, names: &Names) -> TableDump {
@@ -536,6 +545,8 @@ mod tests {
         let addresses6 = vec!["2001:db8::1".parse().expect("an address")];
         let spaces = [(id("a"), 77)].into();
         let facts = LocalFacts { addresses6, spaces, ..cluster.facts("h1") };
+        let theirs = vec!["2001:db8::2".parse().expect("an address")];
+        cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = theirs;
         let mut state = compile(&cluster.state, &id("h1"), &facts);
         let gone = EndpointKey { vni: 4098, ip: Be32::from_octets([10, 0, 1, 22]) };
         state.gone.insert(gone, GONE_RESETS);
@@ -566,6 +577,8 @@ mod tests {
             ]
         );
         assert_eq!(cell(rows(&tables, "local_addrs6"), 0, "address"), "2001:db8::1");
+        let asked = rows(&tables, "asked6");
+        assert_eq!((cell(asked, 0, "name"), cell(asked, 0, "address")), ("h2", "2001:db8::2"));
         let client = (Be32::from_octets([240, 0, 0, 9]), Ip6::from_octets([0x20; 16]));
         let clients = clients6(&BTreeMap::from([client]));
         assert_eq!(clients.rows, [["240.0.0.9", "2020:2020:2020:2020:2020:2020:2020:2020"]]);

@@ -70,6 +70,7 @@ impl TestCluster {
             ingress_ip: Ipv4Addr::new(10, 255, 0, 2 + i),
             state: NodeState::Ready,
             availability: Availability::Active,
+            addresses6: Vec::new(),
         };
         self.state.nodes.insert(node.id.clone(), node);
     }

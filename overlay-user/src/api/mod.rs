@@ -52,6 +52,9 @@ pub enum Request {
     ServiceRemove(Reference),
     /// Answer: the [`crate::model::Node`] as it is now. Administrators only.
     NodeUpdate(NodeUpdate),
+    /// "These are my host's IPv6 addresses." Answer: the [`crate::model::Node`] as it is now. Only for the node
+    /// itself.
+    NodeAddresses(NodeAddresses),
     /// Answer: the [`crate::model::Node`] removed with its endpoints. Refused for a ready node
     /// unless `force`. Administrators; a node for itself.
     NodeRemove(NodeRemove),
@@ -239,6 +242,17 @@ pub struct EndpointCreate {
     pub weight: Option<u16>,
     /// Ports published for this container alone (not together with a service).
     pub ports: Vec<Port>,
+}
+
+/// Parameters of `node_addresses`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAddresses {
+    /// The caller.
+    pub node: Id,
+    /// All IPv6 addresses on which it answers published ports, no more than
+    /// [`crate::model::MAX_ADDRESSES6`], in any order.
+    pub addresses6: Vec<Ipv6Addr>,
 }
 
 /// Parameters of `endpoint_update`.

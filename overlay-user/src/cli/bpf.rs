@@ -69,6 +69,8 @@ enum TableName {
     LocalAddrs,
     /// IPv6 addresses of the host on which published ports answer
     LocalAddrs6,
+    /// IPv6 addresses of the other hosts on which published ports answer
+    Asked6,
     /// Interfaces that lead outside and the host's address on each
     Egress,
     /// Networks of the namespaces whose connections to VIPs are given a backend when they are made
@@ -116,6 +118,7 @@ impl TableName {
             Self::Links6 => "links6",
             Self::LocalAddrs => "local_addrs",
             Self::LocalAddrs6 => "local_addrs6",
+            Self::Asked6 => "asked6",
             Self::Egress => "egress",
             Self::Spaces => "spaces",
             Self::SockFlows => "sock_flows",

@@ -138,6 +138,8 @@ impl Kernel {
             MapOp::LocalAddr6(key, value) => set(&mut state.local_addrs6, *key, *value),
             MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
             MapOp::Subnet(key, value) => set(&mut state.subnets, *key, *value),
+            MapOp::Subnet6(key, value) => set(&mut state.subnets6, *key, *value),
+            MapOp::Asked6(key, value) => set(&mut state.asked6, *key, *value),
             MapOp::Space(key, value) => set(&mut state.spaces, *key, *value),
             MapOp::Gone(key, value) => set(&mut state.gone, *key, *value),
         }

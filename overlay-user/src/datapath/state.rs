@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use overlay_common::{
     Be32, Ip6,
     maps::{
-        Address6, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Gone, Link, Link6,
-        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service, Slot,
-        SlotKey, Space, Subnet, SubnetKey, TableKey, Vtep6,
+        Address6, Asked6, Asked6Key, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Gone,
+        Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service,
+        Slot, SlotKey, Space, Subnet, Subnet6, Subnet6Key, SubnetKey, TableKey, Vtep6,
     },
 };
 
@@ -49,10 +49,14 @@ pub struct DatapathState {
     pub local_addrs: BTreeMap<Be32, LocalAddr>,
     /// Map `local_addrs6`.
     pub local_addrs6: BTreeMap<Ip6, LocalAddr>,
+    /// Map `asked6`.
+    pub asked6: BTreeMap<Asked6Key, Asked6>,
     /// Map `egress`, by interface index.
     pub egress: BTreeMap<u32, Egress>,
     /// Map `subnets`.
     pub subnets: BTreeMap<SubnetKey, Subnet>,
+    /// Map `subnets6`.
+    pub subnets6: BTreeMap<Subnet6Key, Subnet6>,
     /// Map `spaces`, by network namespace cookie.
     pub spaces: BTreeMap<u64, Space>,
     /// Map `gone`.
@@ -96,10 +100,14 @@ pub enum MapOp {
     LocalAddr(Be32, Option<LocalAddr>),
     /// `local_addrs6`
     LocalAddr6(Ip6, Option<LocalAddr>),
+    /// `asked6`
+    Asked6(Asked6Key, Option<Asked6>),
     /// `egress`
     Egress(u32, Option<Egress>),
     /// `subnets`
     Subnet(SubnetKey, Option<Subnet>),
+    /// `subnets6`
+    Subnet6(Subnet6Key, Option<Subnet6>),
     /// `spaces`
     Space(u64, Option<Space>),
     /// `gone`
@@ -140,6 +148,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     // What is inside is known before anything may go outside.
     puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
+    puts(&old.subnets6, &new.subnets6, &mut ops, MapOp::Subnet6);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);
     puts(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     puts(&old.peers, &new.peers, &mut ops, MapOp::Peer);
@@ -157,6 +166,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     puts(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
+    puts(&old.asked6, &new.asked6, &mut ops, MapOp::Asked6);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
     puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     puts(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
@@ -164,6 +174,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
     removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
+    removes(&old.asked6, &new.asked6, &mut ops, MapOp::Asked6);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     removes(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
     removes(&old.links6, &new.links6, &mut ops, MapOp::Link6);
@@ -180,6 +191,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
     removes(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
+    removes(&old.subnets6, &new.subnets6, &mut ops, MapOp::Subnet6);
     removes(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
     ops
 }

@@ -53,6 +53,7 @@ impl Cluster {
             ingress_ip: Ipv4Addr::from(0x0aff_0000 + number),
             state,
             availability,
+            addresses6: Vec::new(),
         };
         self.state.nodes.insert(node.id.clone(), node);
         self

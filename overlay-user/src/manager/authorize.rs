@@ -47,6 +47,7 @@ fn administrator(request: &Request) -> Result<(), ApiError> {
         | Request::EndpointUpdate(_)
         | Request::EndpointHealth(_)
         | Request::EndpointRemove(_)
+        | Request::NodeAddresses(_)
         | Request::Heartbeat(_) => Err(forbidden(
             "this call is for the node itself: it says what the node's own kernel holds",
         )
@@ -74,6 +75,7 @@ fn node_may(state: &ClusterState, id: &Id, request: &Request) -> Result<(), ApiE
         | Request::EndpointHealth(_)
         | Request::EndpointRemove(_) => Ok(()),
         Request::Heartbeat(heartbeat) => same(id, &heartbeat.node),
+        Request::NodeAddresses(addresses) => same(id, &addresses.node),
         Request::EndpointCreate(create) => same(id, &create.node),
         Request::NodeRemove(remove) => match state.node(&remove.reference) {
             Some(node) => same(id, &node.id),

@@ -298,6 +298,7 @@ mod tests {
                 ingress_ip: [10, 255, 0, 2].into(),
                 state: *state,
                 availability: Availability::Active,
+                addresses6: Vec::new(),
             };
             cluster.nodes.insert(id, node);
         }

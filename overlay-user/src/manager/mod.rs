@@ -107,6 +107,9 @@ impl Manager {
                 self.write(move |s, now| service::remove(s, &r, now)).await
             }
             Request::NodeUpdate(r) => self.write(move |s, now| node::update(s, &r, now)).await,
+            Request::NodeAddresses(r) => {
+                self.write(move |s, now| node::addresses(s, &r, now)).await
+            }
             Request::NodeRemove(r) => self.remove_node(who, r).await,
             Request::EndpointCreate(r) => {
                 self.write(move |s, now| endpoint::create(s, &r, now)).await

@@ -3,6 +3,7 @@
 //! Every object has a readable JSON form and a key `KIND/ID` under the store's prefix. Secrets
 //! (the CA's key, join tokens) are not part of this state: agents never see them.
 
+mod addresses;
 mod balance;
 mod change;
 mod health;
@@ -16,6 +17,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+pub use addresses::{MAX_ADDRESSES6, is_reachable6, reachable6};
 pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, OnLoss, ReturnPath, Scheduler};
 pub use change::{Change, Kind, Object, WatchEvent};
 pub use health::{Health, HealthCheck, Probe};
@@ -234,6 +236,10 @@ pub struct Node {
     pub state: NodeState,
     /// Whether its backends take new flows.
     pub availability: Availability,
+    /// IPv6 addresses on which it answers published ports, as its agent says: sorted, at most
+    /// [`MAX_ADDRESSES6`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses6: Vec<Ipv6Addr>,
 }
 
 impl Node {

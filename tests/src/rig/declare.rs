@@ -7,7 +7,7 @@ use overlay_common::{
     Be16, Be32, Ip6,
     maps::{
         self, Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Link6, Network, Peer, PeerKey,
-        Published, PublishedKey, Service, SlotKey, SubnetKey, TableKey,
+        Published, PublishedKey, Service, SlotKey, Subnet6Key, SubnetKey, TableKey,
     },
 };
 
@@ -41,6 +41,8 @@ impl Rig {
     /// fd00:N::X. The subnet is fd00:N::/64.
     pub fn dual_stack(&mut self, vni: u32, n: u8) {
         self.set(|state| {
+            let subnet = Subnet6Key { prefix: 64, ip: ip6(n, 0).into() };
+            state.subnets6.insert(subnet, vni);
             for (key, endpoint) in &state.endpoints {
                 if key.vni == vni {
                     let ip = ip6(n, key.ip.octets()[3]).into();

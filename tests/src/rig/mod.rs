@@ -32,7 +32,7 @@ pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
 use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason, hash,
-    maps::{self, Config, Counter, Subnet, SubnetKey, TableKey},
+    maps::{self, Config, Counter, Subnet, TableKey},
 };
 
 use self::pool::{Kind, Lent};
@@ -307,10 +307,10 @@ impl Rig {
         map.set(0, epoch + 1, 0).expect("the next epoch");
     }
 
-    fn write_subnet(&mut self, key: SubnetKey, value: Option<Subnet>) {
-        let map = self.ebpf.map_mut("subnets").expect("map subnets");
-        let mut map: LpmTrie<&mut MapData, Be32, Subnet> = LpmTrie::try_from(map).expect("subnets");
-        let key = Key::new(key.prefix, key.ip);
+    fn write_prefix<A: Pod>(&mut self, map: &str, key: (u32, A), value: Option<Subnet>) {
+        let map = self.ebpf.map_mut(map).expect("a map of subnets");
+        let mut map: LpmTrie<&mut MapData, A, Subnet> = LpmTrie::try_from(map).expect("a trie");
+        let key = Key::new(key.0, key.1);
         match value {
             Some(value) => map.insert(&key, value, 0).expect("a subnet"),
             None => map.remove(&key).expect("a subnet that was there"),
@@ -349,7 +349,9 @@ impl Rig {
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
                 MapOp::LocalAddr6(k, v) => self.write("local_addrs6", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
-                MapOp::Subnet(k, v) => self.write_subnet(k, v),
+                MapOp::Asked6(k, v) => self.write("asked6", k, v),
+                MapOp::Subnet(k, v) => self.write_prefix("subnets", (k.prefix, k.ip), v),
+                MapOp::Subnet6(k, v) => self.write_prefix("subnets6", (k.prefix, k.ip), v),
                 MapOp::Space(k, v) => self.write("spaces", k, v),
                 MapOp::Gone(k, v) => self.write("gone", k, v),
             }

@@ -77,9 +77,40 @@ async fn new_addresses_of_the_host_answer_published_ports() {
     agent.look_around().await.expect("looked");
     let held = || test.datapath.state().local_addrs6;
     eventually("so is an IPv6 one", || held().contains_key(&third.into())).await;
+    let told = || world.manager.state().nodes[&test.node.id].addresses6.clone();
+    eventually("the manager is told of it", || told() == [third]).await;
     test.links.set_addresses6("eth0", &[]);
     agent.look_around().await.expect("looked");
-    eventually("until it goes", || held().is_empty()).await;
+    eventually("until it goes", || held().is_empty() && told().is_empty()).await;
+    // What fails is told again.
+    test.wire.fail("node_addresses");
+    test.links.set_addresses6("eth0", &[third, "fe80::1".parse().expect("an address")]);
+    agent.look_around().await.expect("looked");
+    eventually("it is here", || held().contains_key(&third.into())).await;
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    assert!(told().is_empty());
+    test.wire.heal();
+    eventually("the manager hears of it at last", || told() == [third]).await;
+}
+
+#[tokio::test]
+async fn other_nodes_learn_a_hosts_ipv6_addresses_and_a_restarted_manager_knows_them() {
+    let world = World::new();
+    let test = TestHost::first(&world);
+    let other = TestHost::new(&world, &world.add_node(11));
+    let (_agent, _tasks) = test.start().await;
+    let (agent, _other_tasks) = other.start().await;
+    let address: std::net::Ipv6Addr = "2001:db8::7".parse().expect("an address");
+    other.links.set_addresses6("eth0", &[address]);
+    agent.look_around().await.expect("looked");
+    let node = other.node.vtep();
+    let number = overlay_common::hash::of_node(&address.into());
+    let held = || test.datapath.state().asked6;
+    let key = overlay_common::maps::Asked6Key { node, number };
+    eventually("the first node knows it", || held().get(&key) == Some(&address.into())).await;
+    assert!(other.datapath.state().asked6.is_empty(), "it is its own");
+    let manager = Manager::open(world.store.clone()).expect("the next manager");
+    assert_eq!(manager.state().nodes[&other.node.id].addresses6, [address]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A node as `docker node inspect` shows it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -20,6 +20,9 @@ pub struct NodeInspect {
     #[serde(skip_serializing_if = "Option::is_none")]
     manager_status: Option<ManagerStatus>,
     ingress_address: Ipv4Addr,
+    /// On which it answers published ports.
+    #[serde(rename = "IPv6Addresses")]
+    ipv6_addresses: Vec<Ipv6Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,5 +61,6 @@ pub fn node(node: &Node) -> NodeInspect {
         status: Status { state: node.state, addr: node.data_path_addr },
         manager_status: node.api_addr.map(|addr| ManagerStatus { addr }),
         ingress_address: node.ingress_ip,
+        ipv6_addresses: node.addresses6.clone(),
     }
 }

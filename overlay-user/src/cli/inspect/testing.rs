@@ -64,6 +64,7 @@ fn node(number: u8) -> Node {
         ingress_ip: Ipv4Addr::new(10, 255, 0, 1 + number),
         state: NodeState::Ready,
         availability: Availability::Active,
+        addresses6: Vec::new(),
     }
 }
 

@@ -287,7 +287,9 @@ fn a_service_is_shown_with_its_addresses_ports_and_backends() {
 
 #[test]
 fn a_node_is_shown_with_its_role_and_addresses() {
-    let state = three_nodes();
+    let mut state = three_nodes();
+    let address = "2001:db8::1".parse().expect("an address");
+    state.nodes.get_mut(&Id::from_text("node1")).expect("h1").addresses6 = vec![address];
     let shown = [node(state.node("h1").expect("h1")), node(state.node("h2").expect("h2"))];
     insta::assert_snapshot!(serde_json::to_string_pretty(&shown).expect("JSON"), @r#"
     [
@@ -308,7 +310,10 @@ fn a_node_is_shown_with_its_role_and_addresses() {
         "ManagerStatus": {
           "Addr": "172.16.1.10:2377"
         },
-        "IngressAddress": "10.255.0.2"
+        "IngressAddress": "10.255.0.2",
+        "IPv6Addresses": [
+          "2001:db8::1"
+        ]
       },
       {
         "ID": "node2",
@@ -324,7 +329,8 @@ fn a_node_is_shown_with_its_role_and_addresses() {
           "State": "ready",
           "Addr": "172.16.1.11"
         },
-        "IngressAddress": "10.255.0.3"
+        "IngressAddress": "10.255.0.3",
+        "IPv6Addresses": []
       }
     ]
     "#);

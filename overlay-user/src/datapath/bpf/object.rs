@@ -21,7 +21,7 @@ pub static OBJECT: &[u8] =
 pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 
 /// The maps, by their names in the object, which are those of their pins.
-pub(super) const MAPS: [&str; 44] = [
+pub(super) const MAPS: [&str; 46] = [
     "config",
     "epoch",
     "networks",
@@ -44,8 +44,10 @@ pub(super) const MAPS: [&str; 44] = [
     "published",
     "local_addrs",
     "local_addrs6",
+    "asked6",
     "egress",
     "subnets",
+    "subnets6",
     "usage",
     "conntrack",
     "opening",

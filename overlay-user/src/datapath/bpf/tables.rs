@@ -10,10 +10,11 @@ use nix::libc;
 use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
-        Active, Address6, BACKEND_COUNTED, Backend, Client6, Config, Conntrack, ConntrackKey,
-        Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Gone, Link, Link6,
-        LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, SOCK_FLOWS, Service,
-        Slot, SlotKey, SockFlow, Space, Subnet, SubnetKey, TableKey, Usage, Vtep6,
+        Active, Address6, Asked6, Asked6Key, BACKEND_COUNTED, Backend, Client6, Config, Conntrack,
+        ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Gone,
+        Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas,
+        SOCK_FLOWS, Service, Slot, SlotKey, SockFlow, Space, Subnet, Subnet6, Subnet6Key,
+        SubnetKey, TableKey, Usage, Vtep6,
     },
 };
 
@@ -52,8 +53,10 @@ pub(super) struct AgentTables {
     published: Table<PublishedKey, Published>,
     local_addrs: Table<Be32, LocalAddr>,
     local_addrs6: Table<Ip6, LocalAddr>,
+    asked6: Table<Asked6Key, Asked6>,
     egress: Table<u32, Egress>,
     subnets: LpmTrie<MapData, Be32, Subnet>,
+    subnets6: LpmTrie<MapData, Ip6, Subnet6>,
     spaces: Table<u64, Space>,
     gone: Table<EndpointKey, Gone>,
     epoch: Array<MapData, Epoch>,
@@ -82,6 +85,8 @@ impl AgentTables {
             local_addrs6: take(ebpf, "local_addrs6")?,
             egress: take(ebpf, "egress")?,
             subnets: take(ebpf, "subnets")?,
+            subnets6: take(ebpf, "subnets6")?,
+            asked6: take(ebpf, "asked6")?,
             spaces: take(ebpf, "spaces")?,
             gone: take(ebpf, "gone")?,
             epoch: take(ebpf, "epoch")?,
@@ -110,7 +115,9 @@ impl AgentTables {
             local_addrs: collect("local_addrs", &self.local_addrs)?,
             local_addrs6: collect("local_addrs6", &self.local_addrs6)?,
             egress: collect("egress", &self.egress)?,
+            asked6: collect("asked6", &self.asked6)?,
             subnets: self.read_subnets()?,
+            subnets6: self.read_subnets6()?,
             spaces: collect("spaces", &self.spaces)?,
             gone: collect("gone", &self.gone)?,
         })
@@ -139,7 +146,13 @@ impl AgentTables {
                 ("local_addrs6", set(&mut self.local_addrs6, key, value))
             }
             MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
-            MapOp::Subnet(key, value) => ("subnets", self.set_subnet(*key, value)),
+            MapOp::Asked6(key, value) => ("asked6", set(&mut self.asked6, key, value)),
+            MapOp::Subnet(key, value) => {
+                ("subnets", set_prefix(&mut self.subnets, (key.prefix, key.ip), value))
+            }
+            MapOp::Subnet6(key, value) => {
+                ("subnets6", set_prefix(&mut self.subnets6, (key.prefix, key.ip), value))
+            }
             MapOp::Space(key, value) => ("spaces", set(&mut self.spaces, key, value)),
             MapOp::Gone(key, value) => ("gone", set(&mut self.gone, key, value)),
         };
@@ -164,23 +177,13 @@ impl AgentTables {
     }
 
     fn read_subnets(&self) -> Result<BTreeMap<SubnetKey, Subnet>, DatapathError> {
-        let entries = self.subnets.iter().map(|entry| {
-            let (key, subnet) = entry?;
-            Ok((SubnetKey { prefix: key.prefix_len(), ip: key.data() }, subnet))
-        });
-        let entries: Result<_, MapError> = entries.collect();
-        entries.map_err(|e| kernel("read the map subnets", words(&e)))
+        let entries = prefixes("subnets", &self.subnets)?.into_iter();
+        Ok(entries.map(|((prefix, ip), subnet)| (SubnetKey { prefix, ip }, subnet)).collect())
     }
 
-    fn set_subnet(&mut self, key: SubnetKey, value: &Option<Subnet>) -> Result<(), MapError> {
-        let key = Key::new(key.prefix, key.ip);
-        match value {
-            Some(value) => self.subnets.insert(&key, value, 0),
-            None => match self.subnets.remove(&key) {
-                Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
-                outcome => outcome,
-            },
-        }
+    fn read_subnets6(&self) -> Result<BTreeMap<Subnet6Key, Subnet6>, DatapathError> {
+        let entries = prefixes("subnets6", &self.subnets6)?.into_iter();
+        Ok(entries.map(|((prefix, ip), subnet)| (Subnet6Key { prefix, ip }, subnet)).collect())
     }
 
     /// The number of its flows is there before the backend, as far as it is counted.
@@ -377,6 +380,34 @@ fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Res
     match value {
         Some(value) => map.insert(key, value, 0),
         None => match map.remove(key) {
+            Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
+            outcome => outcome,
+        },
+    }
+}
+
+/// What a trie holds, by length and address of the prefixes.
+fn prefixes<A: Pod + Ord, V: Pod>(
+    name: &str,
+    map: &LpmTrie<MapData, A, V>,
+) -> Result<Vec<((u32, A), V)>, DatapathError> {
+    let entries = map.iter().map(|entry| {
+        let (key, value) = entry?;
+        Ok(((key.prefix_len(), key.data()), value))
+    });
+    let entries: Result<_, MapError> = entries.collect();
+    entries.map_err(|e| kernel(format!("read the map {name}"), words(&e)))
+}
+
+fn set_prefix<A: Pod, V: Pod>(
+    map: &mut LpmTrie<MapData, A, V>,
+    (prefix, ip): (u32, A),
+    value: &Option<V>,
+) -> Result<(), MapError> {
+    let key = Key::new(prefix, ip);
+    match value {
+        Some(value) => map.insert(&key, value, 0),
+        None => match map.remove(&key) {
             Err(e) if errno(&e) == Some(libc::ENOENT) => Ok(()),
             outcome => outcome,
         },

@@ -8,8 +8,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use overlay_common::{
     Be16, Be32, Ip6,
     maps::{
-        Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Network, PeerKey, Published,
-        PublishedKey, Service, SlotKey, SubnetKey, TableKey,
+        Asked6Key, Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Network, PeerKey, Published,
+        PublishedKey, Service, SlotKey, Subnet6Key, SubnetKey, TableKey,
     },
 };
 
@@ -120,6 +120,8 @@ fn state() -> DatapathState {
     state.local_addrs6.insert(ip6, 1);
     state.egress.insert(2, ip(1));
     state.subnets.insert(SubnetKey { prefix: 24, ip: ip(0) }, 4097);
+    state.subnets6.insert(Subnet6Key { prefix: 64, ip: ip6 }, 4097);
+    state.asked6.insert(Asked6Key { node: ip(9), number: ip(8) }, ip6);
     state.subnets.insert(SubnetKey { prefix: 16, ip: Be32::from_octets([10, 9, 0, 0]) }, 4098);
     state
 }

@@ -200,6 +200,7 @@ fn is_repeatable(request: &Request) -> bool {
             | Request::EndpointCreate(_)
             | Request::EndpointUpdate(_)
             | Request::EndpointHealth(_)
+            | Request::NodeAddresses(_)
             | Request::EndpointRemove(_)
             | Request::TokenList {}
     )

@@ -96,6 +96,7 @@ pub(in crate::manager) fn init(
         ingress_ip: Ipv4Addr::UNSPECIFIED,
         state: NodeState::Down,
         availability: Availability::Active,
+        addresses6: Vec::new(),
     };
     // Built up in the state that the rules for networks look at.
     let mut building = ClusterState { cluster: Some(cluster.clone()), ..Default::default() };

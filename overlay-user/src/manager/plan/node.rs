@@ -7,11 +7,11 @@ use jiff::Timestamp;
 
 use super::{Planned, draft::Draft, endpoint};
 use crate::{
-    api::{ApiError, Join, Joined, NodeRemove, NodeUpdate},
+    api::{ApiError, Join, Joined, NodeAddresses, NodeRemove, NodeUpdate},
     manager::error::{conflict, invalid, not_found},
     model::{
-        Availability, ClusterState, Id, Kind, Network, Node, NodeState, Object, Role, check_name,
-        vtep,
+        Availability, ClusterState, Id, Kind, MAX_ADDRESSES6, Network, Node, NodeState, Object,
+        Role, check_name, is_reachable6, reachable6, vtep,
     },
     pki::{Authority, CertificateFor},
 };
@@ -66,6 +66,7 @@ pub(in crate::manager) fn join(
         ingress_ip,
         state: NodeState::Down,
         availability: Availability::Active,
+        addresses6: Vec::new(),
     };
     draft.put(Object::Node(node.clone()));
     let joined = Joined {
@@ -174,6 +175,35 @@ pub(in crate::manager) fn update(
 ) -> Planned<Node> {
     let before = find(state, &request.reference)?;
     let node = Node { availability: request.availability, ..before.clone() };
+    let mut draft = Draft::new(state, now)?;
+    if node != *before {
+        draft.put(Object::Node(node.clone()));
+    }
+    Ok((draft.finish(), node))
+}
+
+/// Notes the IPv6 addresses that a node says it has. Who says so has been checked.
+pub(in crate::manager) fn addresses(
+    state: &ClusterState,
+    request: &NodeAddresses,
+    now: Timestamp,
+) -> Planned<Node> {
+    let NodeAddresses { node, addresses6 } = request;
+    let before = find(state, node.as_str())?;
+    if addresses6.len() > MAX_ADDRESSES6 {
+        return Err(invalid(format!(
+            "node {} says {} IPv6 addresses, of which {MAX_ADDRESSES6} are kept",
+            before.name,
+            addresses6.len()
+        )));
+    }
+    if let Some(address) = addresses6.iter().find(|address| !is_reachable6(address)) {
+        return Err(invalid(format!(
+            "{address} of node {} is not an address that other hosts can reach",
+            before.name
+        )));
+    }
+    let node = Node { addresses6: reachable6(addresses6), ..before.clone() };
     let mut draft = Draft::new(state, now)?;
     if node != *before {
         draft.put(Object::Node(node.clone()));

@@ -9,8 +9,8 @@ use super::{Cluster, endpoint, heartbeat, init, network, refused};
 use crate::{
     api::{
         ContainerRef, EndpointCreate, EndpointUpdate, ErrorCode, HeartbeatAnswer, Identity, Join,
-        Joined, NodeRemove, NodeUpdate, Reference, Request, ServiceCreate, ServiceUpdate, Sync,
-        SyncAnswer, TokenCreate, TokenInfo,
+        Joined, NodeAddresses, NodeRemove, NodeUpdate, Reference, Request, ServiceCreate,
+        ServiceUpdate, Sync, SyncAnswer, TokenCreate, TokenInfo,
     },
     manager::Manager,
     model::{
@@ -55,6 +55,7 @@ fn every_call(node: &Id) -> Vec<Request> {
         }),
         Request::EndpointRemove(ContainerRef { container }),
         heartbeat(node, 0),
+        Request::NodeAddresses(NodeAddresses { node: node.clone(), addresses6: Vec::new() }),
         Request::Sync(Sync { revision: None, timeout_ms: 0 }),
         // The last, because a removed node may call nothing more.
         Request::NodeRemove(NodeRemove { reference: node.to_string(), force: false }),
@@ -109,7 +110,13 @@ async fn each_caller_may_do_what_it_needs_and_no_more() {
     let node = Identity::Node(h2.clone());
 
     let administrator = refused_calls(&cluster, &Identity::Administrator, &cluster.node).await;
-    let for_nodes = set(&["endpoint_create", "endpoint_update", "endpoint_remove", "heartbeat"]);
+    let for_nodes = set(&[
+        "endpoint_create",
+        "endpoint_update",
+        "endpoint_remove",
+        "heartbeat",
+        "node_addresses",
+    ]);
     assert_eq!(administrator, for_nodes);
 
     let all: HashSet<String> = every_call(&h2).iter().map(method).collect();
@@ -120,6 +127,7 @@ async fn each_caller_may_do_what_it_needs_and_no_more() {
         "state",
         "sync",
         "heartbeat",
+        "node_addresses",
         "endpoint_create",
         "endpoint_update",
         "endpoint_remove",

@@ -12,7 +12,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Cluster, beat, endpoint, heartbeat, loopback, network, node, refused};
 use crate::{
-    api::{ErrorCode, NodeRemove, Request, SyncAnswer},
+    api::{ErrorCode, NodeAddresses, NodeRemove, Request, SyncAnswer},
     manager::{Controller, RemoteManager, ServerHandle, join},
     model::{ClusterState, Endpoint, Id, Node, NodeState, WatchEvent},
     pki::{JoinToken, MANAGER_NAME, NodePki, pinned_client_config},
@@ -79,6 +79,10 @@ async fn a_node_may_not_act_for_another_one_or_administer() {
         let result = remote.call::<Vec<Endpoint>>(endpoint(other, "c1", "mynet")).await;
         refused(result, ErrorCode::Forbidden, &["may not act for node"]);
         let result = remote.call::<serde_json::Value>(heartbeat(other, 1)).await;
+        refused(result, ErrorCode::Forbidden, &["may not act for node"]);
+        let addresses6 = vec!["2001:db8::1".parse().expect("an address")];
+        let addresses = NodeAddresses { node: other.clone(), addresses6 };
+        let result = remote.call::<Node>(Request::NodeAddresses(addresses)).await;
         refused(result, ErrorCode::Forbidden, &["may not act for node"]);
         let remove = NodeRemove { reference: other.to_string(), force: true };
         let result = remote.call::<Node>(Request::NodeRemove(remove)).await;

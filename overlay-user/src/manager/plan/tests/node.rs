@@ -7,8 +7,8 @@ use super::super::{
     testing::{World, ports, refused},
 };
 use crate::{
-    api::{EndpointCreate, ErrorCode, NodeRemove, NodeUpdate},
-    model::{Availability, NodeState, Role},
+    api::{EndpointCreate, ErrorCode, NodeAddresses, NodeRemove, NodeUpdate},
+    model::{Availability, Node, NodeState, Role},
 };
 
 fn world() -> World {
@@ -119,6 +119,45 @@ fn draining_a_node_is_noted_once() {
     let nobody = NodeUpdate { reference: "h9".to_owned(), ..request };
     let result = node::update(&world.state, &nobody, Timestamp::now());
     refused(result, ErrorCode::NotFound, &["h9", "node ls"]);
+}
+
+#[test]
+fn a_nodes_ipv6_addresses_are_kept_in_order_and_written_when_they_change() {
+    let mut world = world();
+    let ip = |text: &str| text.parse().expect("an address");
+    let says = |world: &World, texts: &[&str]| {
+        let addresses6 = texts.iter().copied().map(ip).collect();
+        let request = NodeAddresses { node: world.node("h2"), addresses6 };
+        node::addresses(&world.state, &request, Timestamp::now())
+    };
+    let planned = says(&world, &["fd00::2", "2001:db8::2", "fd00::2"]);
+    let h2 = world.plan(planned).expect("noted");
+    assert_eq!(h2.addresses6, [ip("2001:db8::2"), ip("fd00::2")]);
+    assert_eq!(world.state.nodes[&h2.id], h2);
+    let (plan, _) = says(&world, &["2001:db8::2", "fd00::2"]).expect("answered");
+    assert!(plan.is_empty(), "they are the same");
+    let planned = says(&world, &[]);
+    assert!(world.plan(planned).expect("noted").addresses6.is_empty());
+
+    for address in ["::", "::1", "ff02::1", "fe80::1", "::ffff:192.0.2.1"] {
+        refused(says(&world, &["fd00::2", address]), ErrorCode::Invalid, &[address, "h2"]);
+    }
+    let many: Vec<String> = (0..65).map(|n| format!("fd00::{n:x}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    refused(says(&world, &many), ErrorCode::Invalid, &["65", "64", "h2"]);
+    let planned = says(&world, &many[1..]);
+    assert_eq!(world.plan(planned).expect("noted").addresses6.len(), 64);
+}
+
+#[test]
+fn nodes_of_before_there_were_addresses_are_read() {
+    let node = world().state.node("h2").expect("there").clone();
+    let mut json = serde_json::to_value(&node).expect("JSON");
+    assert_eq!(json.get("addresses6"), None, "none are not written");
+    assert_eq!(serde_json::from_value::<Node>(json.clone()).expect("a node"), node);
+    json["addresses6"] = serde_json::json!(["fd00::2"]);
+    let node: Node = serde_json::from_value(json).expect("a node");
+    assert_eq!(node.addresses6.len(), 1);
 }
 
 #[test]
