@@ -13,7 +13,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, conntrack, direct, flow6,
+    Outcome, conntrack, direct, direct_return, direct_return6, flow6,
     forward::{back_out, deliver_as, deliver_backend_as},
     forward6, gone, icmp6,
     ipv6::{self, GONE, NOBODY, find},
@@ -125,6 +125,17 @@ fn to_outside(ctx: &TcContext) -> Outcome {
     match conntrack::find(&work.flow, &mut work.entry) {
         CONNTRACK_REPLY => reply(ctx),
         CONNTRACK_RETURN => {
+            if direct_return::is_straight(work) {
+                match direct_return6::send(ctx) {
+                    // The client may be where only the node that was asked has a way to.
+                    Err(Reason::NoRoute) => {}
+                    Err(Reason::TooBig) => {
+                        let mtu = forward6::outside_mtu(ctx)?;
+                        return too_big(ctx, mtu, false);
+                    }
+                    sent => return sent,
+                }
+            }
             let translated = work.entry.dport != work.flow.key.dport;
             if translated {
                 nat6::translate(ctx, transport(work))?;

@@ -6,13 +6,16 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
-    Asked, Be32, Reason,
-    maps::{ANSWERED, Conntrack, ConntrackKey, DIRECT, SERVICE_DIRECT, TCP_SEEN_RST, TCP_SEEN_SYN},
+    Asked, Be32, Ip6, Reason, hash,
+    maps::{
+        ANSWERED, Conntrack, ConntrackKey, DIRECT, IPV6_SIDE, SERVICE_DIRECT, TCP_SEEN_RST,
+        TCP_SEEN_SYN,
+    },
     wire::{Ethernet, Ipv4},
 };
 
 use crate::{
-    Outcome, Verdict,
+    Outcome, Verdict, direct_return6,
     forward::route_out,
     maps::{LOCAL_ADDRS, SERVICES, SUBNETS, Work, lookup},
     nat,
@@ -25,15 +28,31 @@ use crate::{
 /// only this node knows.
 #[inline(always)]
 pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
-    let Work { flow, entry, .. } = work;
-    if entry.state & DIRECT == 0 || entry.sport != flow.key.sport {
+    if !tells(work) {
         return otherwise;
     }
-    Asked { address: flow.key.daddr, port: flow.key.dport }.header()
+    let key = &work.flow.key;
+    Asked { address: key.daddr, port: key.dport }.header()
+}
+
+/// As [`header`], of an IPv6 packet to the address `asked`, whose number is this node's own.
+#[inline(always)]
+pub fn header6(work: &Work, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
+    if !tells(work) {
+        return otherwise;
+    }
+    Asked { address: hash::of_node(asked), port: work.flow.key.dport }.header6()
+}
+
+/// Whether the backend's node is told what the client of the flow in `work` asked.
+#[inline(always)]
+fn tells(work: &Work) -> bool {
+    let Work { flow, entry, .. } = work;
+    entry.state & DIRECT != 0 && entry.sport == flow.key.sport
 }
 
 /// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
-/// `asked` is [`Asked::bits`] of it.
+/// `asked` is [`Asked::bits`] of it, for IPv6 what [`direct_return6::asked`] made of that.
 #[inline(always)]
 pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64) {
     let is_direct = entry.state & DIRECT != 0;
@@ -59,11 +78,15 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64
 #[inline(always)]
 fn may_answer(flow: &Flow, asked: Asked) -> bool {
     let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
-    published.target == flow.key.dport
-        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0)
-        && is_a_hosts(asked.address)
-        && is_elsewhere(asked.address)
-        && is_elsewhere(flow.key.saddr)
+    let is_direct = published.target == flow.key.dport
+        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0);
+    if !is_direct {
+        return false;
+    }
+    if flow.key.vni & IPV6_SIDE != 0 {
+        return direct_return6::may_answer(&published);
+    }
+    is_a_hosts(asked.address) && is_elsewhere(asked.address) && is_elsewhere(flow.key.saddr)
 }
 
 /// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122, section

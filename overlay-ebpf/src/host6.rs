@@ -9,7 +9,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, flow6,
+    Outcome, Verdict, conntrack, direct_return, flow6,
     forward::{back_out, deliver_backend_as},
     icmp6,
     ipv6::check_ipv6,
@@ -105,6 +105,7 @@ fn to_published(ctx: &TcContext, published: &Published) -> Outcome {
         return deliver_backend_as(ETHERTYPE_IPV6, ctx, &work.backend, gateway);
     }
     let inner = Ethernet { dst: mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV6) };
+    let inner = direct_return::header6(work, &asked, inner);
     match vxlan::encapsulate(ctx, vni, node, &inner) {
         Err(Reason::TooBig) => {
             let mtu = vxlan::inner_mtu(ctx, node)?;

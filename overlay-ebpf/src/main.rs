@@ -20,6 +20,7 @@ mod container;
 mod container6;
 mod direct;
 mod direct_return;
+mod direct_return6;
 mod echo;
 mod ecn;
 mod event;

@@ -121,7 +121,9 @@ fn open(
 /// Whether replies go straight to the client: from a backend elsewhere to one outside.
 #[inline(always)]
 fn is_direct(work: &Work, service: u16, backend: &Backend) -> bool {
-    service & SERVICE_DIRECT != 0 && work.flow.key.vni == UNDERLAY_VNI && backend.node != Be32::ZERO
+    service & SERVICE_DIRECT != 0
+        && work.flow.key.vni & !IPV6_SIDE == UNDERLAY_VNI
+        && backend.node != Be32::ZERO
 }
 
 /// Whether the client ends its connection with this packet, whose backend's flows are counted.

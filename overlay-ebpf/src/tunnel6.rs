@@ -15,7 +15,7 @@ use overlay_common::{
 use crate::{
     Outcome, Verdict, conntrack,
     container6::to_client,
-    family, flow6,
+    direct_return6, family, flow6,
     forward::deliver_as,
     forward6, handover, icmp6,
     ipv6::{find, pop},
@@ -109,10 +109,15 @@ fn from_outside(ctx: &TcContext, endpoint: &Endpoint) -> Outcome {
     if !flow6::name(ctx, vni, flow6::MAY_BE_NEW)? {
         return Err(Reason::ConntrackFull);
     }
-    let translate = returning::note_return(&work.flow, sender, 0, &mut work.entry)?;
-    // The client of a flow that is in use is kept with it.
-    if CONNTRACK.get_ptr(&conntrack::reply_key(&work.flow.key, &work.entry)).is_some() {
+    let asked = direct_return6::asked(ctx);
+    let translate = returning::note_return(&work.flow, sender, asked, &mut work.entry)?;
+    let reply = conntrack::reply_key(&work.flow.key, &work.entry);
+    if let Some(reply) = CONNTRACK.get_ptr(&reply) {
+        // SAFETY: as in `conntrack::look`.
+        let asked = unsafe { (*reply).saddr };
+        // The client of a flow that is in use is kept with it, and what it asked, if replies go straight to it.
         number6::keep(work.flow.key.saddr);
+        number6::keep(asked);
     }
     pop(ctx, outer, false)?;
     if translate {

@@ -11,7 +11,7 @@ use overlay_common::{
 };
 
 use super::{
-    Tables, direct_return,
+    Tables,
     frame::{SCTP, TCP, UDP},
     walk::{Target, Walk},
 };
@@ -207,18 +207,17 @@ impl Walk<'_> {
     /// "when a client's flows come through two nodes with one source port, B gives the second one
     /// another port".
     ///
-    /// "Or straight to the client": `said` is what the frame says of what was asked.
+    /// "Or straight to the client": `said` is what the frame says of what was asked, and what of that is believed.
     pub fn note_return(
         &mut self,
         flow: &Flow,
         node: Ipv4Addr,
-        said: Option<(Be32, Be16)>,
+        (said, asked): (Option<(Be32, Be16)>, Option<(Be32, Be16)>),
     ) -> Result<Be16, Reason> {
         let node = Be32::from(node);
         let key = reversed(flow.key);
         let own = flow.key.sport;
         let now = self.now;
-        let asked = direct_return::believed(self.tables, flow, said);
         let entry = settled(self.return_entry(&key, flow, node), &key, asked);
         let is_error = flow.part == Part::Quoted;
         let is_opening = !self.tables.conntrack.contains_key(&key);

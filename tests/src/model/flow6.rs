@@ -33,7 +33,8 @@ pub struct Said {
     pub ports: [Be16; 2],
     /// What of the flow it is.
     pub part: Part,
-    ends: [Ipv6Addr; 2],
+    /// Source and destination address of the flow.
+    pub ends: [Ipv6Addr; 2],
     seen: u8,
     transport: usize,
     fragment: Option<Be32>,
@@ -71,7 +72,7 @@ impl Walk<'_> {
     }
 
     /// "One outside has one of four numbers by a hash": the one that it has, or the first that is nobody's.
-    fn outside6(&mut self, ip: Ipv6Addr, may_be_new: bool) -> Option<Be32> {
+    pub fn outside6(&mut self, ip: Ipv6Addr, may_be_new: bool) -> Option<Be32> {
         let numbers = (0..4).map(|i| hash::of_client6(&ip.into(), self.tables.seed6, i));
         let numbers: Vec<Be32> = numbers.collect();
         let holder = |number: &Be32| self.outsider(*number);
@@ -391,9 +392,9 @@ impl Walk<'_> {
         self.translate6(&Flow { key, ..*flow }, transport, &own).map(|_| ())
     }
 
-    /// Whether the tuple of replies to a flow that another node translates is one in use.
-    pub fn is_returning_kept(&self, flow: &Flow, sport: Be16) -> bool {
+    /// The entry of replies to a flow that another node translates, if it is one in use.
+    pub fn returning_kept(&self, flow: &Flow, sport: Be16) -> Option<Conntrack> {
         let key = ConntrackKey { sport, ..flow.key };
-        self.tables.conntrack.contains_key(&reversed(key))
+        self.tables.conntrack.get(&reversed(key)).copied()
     }
 }

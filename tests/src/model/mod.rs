@@ -27,7 +27,10 @@ mod walk;
 mod xdp;
 mod xdp6;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv6Addr,
+};
 
 use overlay::datapath::DatapathState;
 use overlay_common::{
@@ -135,6 +138,14 @@ impl Tables {
         self.agent.subnets.keys().any(|subnet| {
             let mask = u32::MAX.checked_shl(32 - subnet.prefix).unwrap_or(0);
             address.get() & mask == subnet.ip.get()
+        })
+    }
+
+    /// The same of an IPv6 address.
+    fn is_inside6(&self, address: Ipv6Addr) -> bool {
+        self.agent.subnets6.keys().any(|subnet| {
+            let mask = u128::MAX.checked_shl(128 - subnet.prefix).unwrap_or(0);
+            address.to_bits() & mask == Ipv6Addr::from(subnet.ip).to_bits()
         })
     }
 

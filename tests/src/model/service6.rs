@@ -14,6 +14,7 @@ use overlay_common::{
 use super::{
     balance::{Balanced, reset_of},
     conntrack::{Flow, Part},
+    direct_return,
     flow6::{Naming, Said},
     frame::{ETHERNET, Ethernet, IPV6, SCTP, TCP, bytes, ones_complement, put},
     host::MTU,
@@ -107,6 +108,13 @@ pub fn to_outside(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     match walk.find(&flow) {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, sent, &flow, &entry),
         Some(entry) if entry.action == CONNTRACK_RETURN => {
+            if direct_return::is_straight(&flow, &entry) {
+                match straight(walk, sent, &flow, &entry) {
+                    // "Through the node that was asked where there is no way from here."
+                    Err(Reason::NoRoute) => {}
+                    sent => return sent,
+                }
+            }
             let translated = entry.dport != flow.key.dport;
             if translated {
                 walk.translate6(&flow, flow.transport, &entry)?;
@@ -116,6 +124,17 @@ pub fn to_outside(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
         }
         _ => Err(Reason::NoWayOut),
     }
+}
+
+/// Sends a reply straight to its client, if there is a way.
+fn straight(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, entry: &Conntrack) -> Outcome {
+    walk.address6(entry.vni, entry.saddr).ok_or(Reason::NoRoute)?;
+    match walk.route_out6(sent.ip.dst) {
+        Err(Reason::TooBig) => return tell(walk, sent, MTU, None),
+        sent => sent?,
+    };
+    walk.translate6(flow, flow.transport, entry)?;
+    Ok(End::Sent(Reason::SentDirect))
 }
 
 /// What this host publishes under the port that a container asks of it, and the flow: under the container's
@@ -327,6 +346,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Header, flow: &Flow, published: &Publi
     }
     let asked = Ethernet::at(&walk.frame, 0)?.dst;
     let inner = Ethernet { dst: backend.mac, src: source, kind: IPV6 };
+    let inner = direct_return::header6(flow, &entry, ip.dst, inner);
     match walk.tunnel(backend.vni, backend.node.into(), inner) {
         Err(Reason::TooBig) => {
             walk.undo6(flow, flow.transport, &entry)?;
@@ -384,11 +404,17 @@ pub fn from_outside(
     let said = walk.said(ip)?;
     let how = Naming { may_be_new: true, ..Naming::default() };
     let flow = walk.named(&said, vni, how)?.ok_or(Reason::ConntrackFull)?;
-    let sport = walk.note_return(&flow, sender, None)?;
-    if walk.is_returning_kept(&flow, sport) {
-        walk.keep6(flow.key.saddr);
-    }
     let tunnel = walk.tunnel_length();
+    let asked = direct_return::asked6(walk, &Ethernet::at(&walk.frame, tunnel)?, sender);
+    let believed = direct_return::believed6(walk.tables, &flow, said.ends[0], asked);
+    let sport = walk.note_return(&flow, sender, (asked, believed))?;
+    if let Some(entry) = walk.returning_kept(&flow, sport) {
+        walk.keep6(flow.key.saddr);
+        // "And the address that was asked", where it is one outside.
+        if entry.saddr.octets()[0] >= 240 {
+            walk.keep6(entry.saddr);
+        }
+    }
     pop(walk, ip, false)?;
     if sport != flow.key.sport {
         let ConntrackKey { saddr, daddr, dport, vni, .. } = flow.key;

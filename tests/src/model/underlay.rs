@@ -283,7 +283,8 @@ fn from_outside(
     let flow = walk.flow(ip, vni)?;
     let tunnel = walk.tunnel_length();
     let said = direct_return::asked(&Ethernet::at(&walk.frame, tunnel)?);
-    let sport = walk.note_return(&flow, sender, said)?;
+    let believed = direct_return::believed(walk.tables, &flow, said);
+    let sport = walk.note_return(&flow, sender, (said, believed))?;
     walk.pop()?;
     if sport != flow.key.sport {
         let ConntrackKey { saddr, daddr, dport, .. } = flow.key;
