@@ -8,6 +8,7 @@ mod run;
 mod traffic;
 mod traffic6;
 mod world;
+mod world6;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -142,7 +143,7 @@ impl Fuzz {
     pub fn sequence(&mut self, seed: u64) -> Result<(), Box<Failure>> {
         let mut rng = SmallRng::seed_from_u64(seed);
         self.clear();
-        let world = Tables { seed6: SEED6, ..world::random(&mut rng, &self.rig) };
+        let world = world::random(&mut rng, &self.rig);
         self.watched = rng.random_bool(0.3);
         self.rig.watch(if self.watched { check::WATCH } else { Watch::default() }, &[]);
         self.install(world);
@@ -310,6 +311,11 @@ impl Fuzz {
         for (key, entry) in &tables.opening {
             if self.tables.opening.get(key) != Some(entry) {
                 self.rig.set_flow("opening", *key, Some(*entry));
+            }
+        }
+        for (number, address) in &tables.clients6 {
+            if !self.tables.clients6.contains_key(number) {
+                self.rig.set_outsider("clients6", *number, Some(*address));
             }
         }
         for (key, entry) in &tables.affinity {

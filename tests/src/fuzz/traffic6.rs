@@ -3,12 +3,15 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
-    Be32, Ip6,
+    Asked, Be16, Be32, Ip6, hash,
     maps::{CONNTRACK_RETURN, ConntrackKey, EndpointKey, IPV6_SIDE},
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use super::world::{NODES, PORTS, address6, any, beside, taken6};
+use super::{
+    world::{NODES, PORTS, address6, any, beside, taken6},
+    world6::ASKED6,
+};
 use crate::{
     model::{Tables, ones_complement},
     rig::{
@@ -19,7 +22,7 @@ use crate::{
 
 /// Clients outside: one whose MAC is known, one whose is not, one without a route, and one that says it is
 /// inside.
-const CLIENTS6: [Ipv6Addr; 4] = [
+pub const CLIENTS6: [Ipv6Addr; 4] = [
     PEER6,
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x12),
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77),
@@ -105,17 +108,22 @@ pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, 
             of_backend.chain(of_endpoint).filter(|node| *node != Be32::ZERO).collect();
         let node = nodes.choose(rng).copied().map_or(PEER, Ipv4Addr::from);
         let macs = (PEER_MAC, NODE_MAC);
-        let frame = match told {
+        let mut frame = match told {
             Some(told) => told.frame(macs),
             None => tuple.frame(rng, macs),
         };
+        if CLIENTS6.contains(&tuple.ends.0) {
+            asked(rng, tables, tuple, &mut frame);
+        }
         return (node, frame);
     }
     if rng.random_bool(0.3) {
         let to = taken6(rng, tables, vni, &[1]);
         let from = any(rng, &CLIENTS6);
         let tuple = Tuple6::fresh(rng, (from, to.1));
-        return (any(rng, &NODES), tuple.frame(rng, (PEER_MAC, mac(to.0).bytes())));
+        let mut frame = tuple.frame(rng, (PEER_MAC, mac(to.0).bytes()));
+        asked(rng, tables, tuple, &mut frame);
+        return (any(rng, &NODES), frame);
     }
     let way = Way { from: taken6(rng, tables, vni, &[2]), to: taken6(rng, tables, vni, &[1]) };
     let key = EndpointKey { vni, ip: way.from.0.into() };
@@ -126,6 +134,25 @@ pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, 
         node => node.into(),
     };
     (sender, packet(rng, way))
+}
+
+/// Now and then has a frame say what its client asked: mostly a port that is published to the one it has by now.
+fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple6, frame: &mut [u8]) {
+    if rng.random_bool(0.3) {
+        return;
+    }
+    let published = tables.agent.published.iter();
+    let fits =
+        published.filter(|(key, p)| key.proto == tuple.proto && p.target.get() == tuple.ports.1);
+    let ports: Vec<_> = fits.map(|(key, _)| key.port.get()).collect();
+    let port = match ports.choose(rng) {
+        Some(port) if rng.random_bool(0.8) => *port,
+        _ => any(rng, &PORTS),
+    };
+    let address = if rng.random_bool(0.7) { ASKED6[0] } else { any(rng, &ASKED6) };
+    let header = Asked { address: hash::of_node(&address.into()), port: Be16::new(port) }.header6();
+    frame[..6].copy_from_slice(&header.dst.bytes());
+    frame[6..12].copy_from_slice(&header.src.bytes());
 }
 
 fn packet(rng: &mut SmallRng, way: Way) -> Vec<u8> {

@@ -5,21 +5,20 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Ip6, Mac, UNDERLAY_VNI,
+    BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Mac, UNDERLAY_VNI,
     maps::{
         ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_RETURN, Config, Conntrack,
-        ConntrackKey, DIRECT, Endpoint, Endpoint6Key, EndpointKey, GONE_RESETS, Link, Link6,
-        NETWORK_INTERNAL, NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published,
-        PublishedKey, Replicas, Service, SlotKey, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
-        Usage,
+        ConntrackKey, DIRECT, Endpoint, EndpointKey, GONE_RESETS, Link, NETWORK_INTERNAL,
+        NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey,
+        Replicas, Service, SlotKey, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, Usage,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use super::check;
+use super::{SEED6, check, world6};
 use crate::{
     model::Tables,
-    rig::{CLIENT, IFINDEX, NODE, NODE6, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
+    rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
 };
 
 /// A node of the cluster whose neighbour entry is missing.
@@ -85,7 +84,7 @@ pub fn taken6(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> (I
 
 /// Random maps.
 pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
-    let mut tables = Tables { config: usual(rng, rig), ..Tables::default() };
+    let mut tables = Tables { config: usual(rng, rig), seed6: SEED6, ..Tables::default() };
     if rng.random_bool(0.1) {
         tables.config = config(rng, rig);
     }
@@ -102,7 +101,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
         backend(rng, &mut tables, number);
         published(rng, &mut tables.agent);
     }
-    dual_stack(rng, &mut tables.agent);
+    world6::dual_stack(rng, &mut tables.agent);
     peers(rng, &mut tables.agent);
     gone(rng, &mut tables.agent);
     for local in [NODE, Ipv4Addr::new(10, 255, 0, 2)] {
@@ -115,7 +114,10 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     if rng.random_bool(0.1) {
         self_reference(rng, &mut tables);
     }
-    link6(rng, &mut tables.agent);
+    world6::link6(rng, &mut tables.agent);
+    if rng.random_bool(0.3) {
+        world6::returning6(rng, &mut tables);
+    }
     numbered(&mut tables, rig);
     tables
 }
@@ -169,6 +171,13 @@ fn numbered(tables: &mut Tables, rig: &Rig) {
             (key, peer)
         })
         .collect();
+    agent.asked6 = std::mem::take(&mut agent.asked6)
+        .into_iter()
+        .map(|(mut key, address)| {
+            number(&mut key.node);
+            (key, address)
+        })
+        .collect();
     for node in &NODES[..3] {
         agent.vteps6.insert(rig.number(*node), vtep6(*node).into());
     }
@@ -210,7 +219,7 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
-    match rng.random_range(0..24) {
+    match rng.random_range(0..26) {
         0 => endpoint(rng, &mut tables.agent, vni),
         1 => network(rng, rig, &mut tables.agent, vni),
         2 => service(rng, tables, number),
@@ -235,8 +244,8 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
                 tables.usage.insert(IFINDEX, Usage { flows, pad: 0, counted });
             }
         }
-        12 => dual_stack(rng, &mut tables.agent),
-        13 => link6(rng, &mut tables.agent),
+        12 => world6::dual_stack(rng, &mut tables.agent),
+        13 => world6::link6(rng, &mut tables.agent),
         15 => peers(rng, &mut tables.agent),
         16 => self_reference(rng, tables),
         17 => affinity(rng, tables),
@@ -244,6 +253,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             tables.active.insert(number, any(rng, &[0, 1, 2, 1_000, u32::MAX]));
         }
         19 => gone(rng, &mut tables.agent),
+        20 | 21 => world6::returning6(rng, tables),
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
@@ -369,44 +379,6 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
             IFINDEX,
             Link { vni, ip: ip.into(), mac: mac(ip), flags, slot: any(rng, &SLOTS) },
         );
-    }
-}
-
-/// Gives endpoints IPv6 addresses, mostly those beside their IPv4 addresses.
-fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
-    agent.endpoints6.clear();
-    agent.addresses6.clear();
-    for (key, endpoint) in &agent.endpoints {
-        let ip = Ip6::from(beside(key.ip.into()));
-        if rng.random_bool(0.8) {
-            agent.endpoints6.insert(Endpoint6Key { vni: key.vni, ip }, *endpoint);
-        }
-        if rng.random_bool(0.9) {
-            agent.addresses6.insert(*key, ip);
-        }
-    }
-    for backend in agent.backends.values() {
-        if rng.random_bool(0.9) {
-            let key = EndpointKey { vni: backend.vni, ip: backend.ip };
-            agent.addresses6.insert(key, beside(backend.ip.into()).into());
-        }
-    }
-    agent.local_addrs6.clear();
-    for local in [NODE6, ip6(255, 2)] {
-        if rng.random_bool(0.9) {
-            agent.local_addrs6.insert(local.into(), 1);
-        }
-    }
-}
-
-fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
-    agent.links6.remove(&IFINDEX);
-    let Some(link) = agent.links.get(&IFINDEX) else { return };
-    let ip = if rng.random_bool(0.9) { beside(link.ip.into()) } else { address6(rng, link.vni) };
-    if rng.random_bool(0.9) {
-        let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
-        let gateway = address6(rng, link.vni).into();
-        agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask, gateway });
     }
 }
 

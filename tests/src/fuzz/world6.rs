@@ -1,0 +1,151 @@
+//! The IPv6 part of the random maps of `world`.
+
+use std::net::Ipv6Addr;
+
+use overlay::datapath::DatapathState;
+use overlay_common::{
+    Be16, Ip6, hash,
+    maps::{
+        ANSWERED, Asked6Key, CONNTRACK_RETURN, Conntrack, ConntrackKey, DIRECT, ENDPOINT_LOCAL,
+        Endpoint6Key, EndpointKey, IPV6_SIDE, Link6, Subnet6Key,
+    },
+};
+use rand::{RngExt as _, rngs::SmallRng};
+
+use super::{
+    check,
+    traffic6::CLIENTS6,
+    world::{NODES, PORTS, VNIS, address, address6, any, beside},
+};
+use crate::{
+    model::Tables,
+    rig::{IFINDEX, NODE6, PEER6, ip6},
+};
+
+/// IPv6 addresses that clients ask of other nodes, as far as frames say: the last one none has.
+pub const ASKED6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x99),
+    Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 9),
+    Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 10),
+];
+
+/// Gives endpoints IPv6 addresses, mostly those beside their IPv4 addresses.
+pub fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.endpoints6.clear();
+    agent.addresses6.clear();
+    for (key, endpoint) in &agent.endpoints {
+        let ip = Ip6::from(beside(key.ip.into()));
+        if rng.random_bool(0.8) {
+            agent.endpoints6.insert(Endpoint6Key { vni: key.vni, ip }, *endpoint);
+        }
+        if rng.random_bool(0.9) {
+            agent.addresses6.insert(*key, ip);
+        }
+    }
+    for backend in agent.backends.values() {
+        if rng.random_bool(0.9) {
+            let key = EndpointKey { vni: backend.vni, ip: backend.ip };
+            agent.addresses6.insert(key, beside(backend.ip.into()).into());
+        }
+    }
+    agent.links6.retain(|ifindex, _| *ifindex == IFINDEX);
+    let local = agent.endpoints.iter().filter(|(_, e)| e.kind == ENDPOINT_LOCAL);
+    for (key, endpoint) in local.filter(|(_, endpoint)| endpoint.ifindex != IFINDEX) {
+        if rng.random_bool(0.9) {
+            let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
+            let gateway = address6(rng, key.vni).into();
+            let ip = beside(key.ip.into()).into();
+            agent.links6.insert(endpoint.ifindex, Link6 { ip, mask, gateway });
+        }
+    }
+    inside6(rng, agent);
+    agent.asked6.clear();
+    for node in NODES {
+        for address in &ASKED6[..3] {
+            if rng.random_bool(0.8) {
+                let number = hash::of_node(&(*address).into());
+                agent.asked6.insert(Asked6Key { node: node.into(), number }, (*address).into());
+            }
+        }
+    }
+    agent.local_addrs6.clear();
+    for local in [NODE6, ip6(255, 2)] {
+        if rng.random_bool(0.9) {
+            agent.local_addrs6.insert(local.into(), 1);
+        }
+    }
+}
+
+/// What of IPv6 is inside: the networks, mostly, and a client now and then.
+fn inside6(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.subnets6.clear();
+    for vni in VNIS {
+        if rng.random_bool(0.9) {
+            let [a, b, c, d, ..] = beside(address(rng, vni)).segments();
+            let ip = Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into();
+            agent.subnets6.insert(Subnet6Key { prefix: 64, ip }, vni);
+        }
+    }
+    if rng.random_bool(0.2) {
+        let nearest = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0);
+        let (prefix, ip) = any(rng, &[(128, PEER6), (64, nearest), (0, Ipv6Addr::UNSPECIFIED)]);
+        agent.subnets6.insert(Subnet6Key { prefix, ip: ip.into() }, 77);
+    }
+}
+
+pub fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
+    agent.links6.remove(&IFINDEX);
+    let Some(link) = agent.links.get(&IFINDEX) else { return };
+    let ip = if rng.random_bool(0.9) { beside(link.ip.into()) } else { address6(rng, link.vni) };
+    if rng.random_bool(0.9) {
+        let mask = Ip6::mask(any(rng, &[64, 64, 64, 126, 0]));
+        let gateway = address6(rng, link.vni).into();
+        agent.links6.insert(IFINDEX, Link6 { ip: ip.into(), mask, gateway });
+    }
+}
+
+/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked of another node;
+/// somebody may be forgotten.
+pub fn returning6(rng: &mut SmallRng, tables: &mut Tables) {
+    let Some(link) = tables.agent.links.get(&IFINDEX).copied() else { return };
+    let mut number = |address: Ipv6Addr| {
+        let number = hash::of_client6(&address.into(), tables.seed6, 0);
+        if !tables.opening6.contains_key(&number) && rng.random_bool(0.95) {
+            tables.clients6.insert(number, address.into());
+        }
+        number
+    };
+    let [client, asked] = [CLIENTS6[0], ASKED6[0]].map(&mut number);
+    let mut port = || Be16::new(any(rng, &PORTS));
+    let [own, other, told] = [port(), port(), port()];
+    let vni = link.vni | IPV6_SIDE;
+    let key = ConntrackKey {
+        saddr: link.ip,
+        daddr: client,
+        sport: own,
+        dport: other,
+        vni,
+        proto: any(rng, &[6, 6, 17, 17, 132]),
+        scope: [0; 3],
+    };
+    let is_direct = rng.random_bool(0.9);
+    let (saddr, sport) = if is_direct { (asked, told) } else { (link.ip, own) };
+    let entry = Conntrack {
+        saddr,
+        daddr: client,
+        sport,
+        dport: if rng.random_bool(0.9) { other } else { told },
+        vni,
+        node: any(rng, &NODES).into(),
+        action: CONNTRACK_RETURN,
+        state: if is_direct {
+            any(rng, &[DIRECT, DIRECT | ANSWERED, DIRECT | ANSWERED])
+        } else {
+            0
+        },
+        last_seen: check::now(),
+        ..Conntrack::default()
+    };
+    tables.conntrack.insert(key, entry);
+}
