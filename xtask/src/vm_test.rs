@@ -85,7 +85,7 @@ const TWO_HOSTS: &str = "cluster_21_two_hosts";
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
 /// The cluster suites of services: every path, what becomes of flows when backends change, and nodes that die.
-const SERVICES: [&str; 11] = [
+const SERVICES: [&str; 12] = [
     "cluster_30_services",
     "cluster_31_balance",
     "cluster_32_parts",
@@ -93,6 +93,7 @@ const SERVICES: [&str; 11] = [
     "cluster_34_services6",
     "cluster_34_sockets",
     "cluster_35_direct_return",
+    "cluster_35_direct_return6",
     "cluster_36_idle",
     "cluster_40_published",
     "cluster_45_xdp",
