@@ -19,7 +19,7 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, conntrack, ecn, fallible, family, flow6,
+    Outcome, Verdict, conntrack, direct_return, ecn, fallible, family, flow6,
     forward6::next_hop_from,
     hop,
     host6::gateway_mac,
@@ -219,6 +219,7 @@ fn to_backend(ctx: &XdpContext) -> Result<i32, Reason> {
     let [first, second, ..] = work.ipv6.ip.version_class_flow;
     let class = ecn::class(Be16::new(u16::from_be_bytes([first, second])));
     let inner = Ethernet { dst: mac, src: gateway, ethertype: Be16::new(ETHERTYPE_IPV6) };
+    let inner = direct_return::header6(work, &work.ipv6.ip.dst, inner);
     let tunnel = (vni, flow_hash, ecn::outer(class));
     let headers = &mut scratch()?.headers;
     *headers = vxlan::headers(config, hop.ethernet, node, tunnel, (inner, length));

@@ -11,7 +11,7 @@ use overlay_common::{
     wire::{PROTO_TCP, PROTO_UDP},
 };
 use overlay_tests::rig::{
-    FLOWS, NODE_MAC, NODE6, PEER, PEER_MAC, PEER6, REDIRECT, Ran, Rig, VNI, ip6, mac,
+    FLOWS, NODE_MAC, NODE6, PEER, PEER_MAC, PEER6, REDIRECT, Ran, Rig, VNI, XDP_REDIRECT, ip6, mac,
     packets::{untunnel_any, vxlan, vxlan_from},
     packets6::*,
     underlay6::{untunnel6, vxlan6},
@@ -148,20 +148,25 @@ fn connected(rig: &mut Rig, asked: (Ipv6Addr, u16), client: (Ipv6Addr, u16)) {
 }
 
 #[test]
-fn the_backends_node_is_told_what_was_asked() {
+fn the_backends_node_is_told_what_was_asked_by_tc_and_by_xdp_alike() {
+    told_by("from_underlay", REDIRECT);
+    told_by("xdp_underlay", XDP_REDIRECT);
+}
+
+fn told_by(program: &str, sent: u32) {
     let mut rig = rig(FAR);
     let told = Some((hash::of_node(&NODE6.into()), 8080));
     let segment = |flags| from_client(|way| segment6(way, (40_000, 8080), flags));
     let datagram = from_client(|way| udp6(way, (40_001, 8080), b"odd"));
     for packet in [segment(SYN), segment(ACK), datagram] {
-        let ran = rig.run("from_underlay", &packet);
+        let ran = rig.run(program, &packet);
         let (_, node, inner) = untunnel_any(&ran.packet);
-        assert_eq!((ran.verdict, node, says(&inner)), (REDIRECT, PEER, told));
+        assert_eq!((ran.verdict, node, says(&inner)), (sent, PEER, told), "{program}");
     }
     // A reply that comes all the same is the client's.
     let way = Way { from: (FAR, six(FAR)), to: (GATEWAY, CLIENT6) };
     let reply = segment6(way, (80, 40_000), SYN_ACK);
-    let ran = rig.run("from_underlay", &vxlan(VNI, &reply));
+    let ran = rig.run(program, &vxlan(VNI, &reply));
     let seen = see6(&ran.packet);
     assert_eq!((seen.from, seen.to, ports(&seen)), (NODE6, CLIENT6, (8080, 40_000)));
 }

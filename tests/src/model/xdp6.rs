@@ -11,6 +11,7 @@ use overlay_common::{
 use super::{
     balance::Balanced,
     conntrack::Flow,
+    direct_return,
     flow6::{Naming, Said},
     frame::{ETHERNET, Ethernet, IPV6, TCP, TUNNEL, UDP, put},
     ipv6::Header,
@@ -62,6 +63,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     walk.translate6(&flow, flow.transport, &entry)?;
     let source = walk.network(backend.vni).map_or(Mac::default(), |n| Mac::of_ip(n.gateway));
     let inner = Ethernet { dst: backend.mac, src: source, kind: IPV6 };
+    let inner = direct_return::header6(&flow, &entry, ip.dst, inner);
     walk.push(backend.vni, backend.node.into(), inner, &hop);
     Ok(End::Sent(Reason::XdpEncapsulated))
 }
