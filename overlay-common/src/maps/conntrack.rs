@@ -9,7 +9,8 @@ use crate::{Be16, Be32, Ip6, wire::Udp};
 pub const IPV6_SIDE: u32 = 1 << 24;
 
 /// Maps `clients6` and `opening6`, LRU hashes by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
-/// that have spoken to published ports, and those of the host that they asked. As flows go from `opening` to
+/// that have spoken to published ports, and those of the host that they asked, of another one where replies go straight to
+/// them ([`DIRECT`]). As flows go from `opening` to
 /// `conntrack`, their addresses go from `opening6` to `clients6`. An address's number is one of [`CLIENT6_TRIES`] by a hash under the secret of map `seed6`, so that nobody can look for addresses that
 /// get in each other's way. Written and read by the programs, on every packet of such a flow; read by the
 /// agent to show them.

@@ -1,8 +1,12 @@
 //! The part of `compile` about the hosts' IPv6 addresses: on which of them published ports answer here, and which
 //! the other nodes say that they have.
 
-use std::collections::btree_map::Entry;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::Ipv6Addr,
+};
 
+use ipnet::Ipv6Net;
 use overlay_common::{
     Ip6, hash,
     maps::{ASKED6_ENTRIES, Asked6Key, Subnet6Key},
@@ -39,13 +43,17 @@ pub(super) fn compile(
 /// The addresses of the other nodes, but for those that are this host's or in a network, which no reply may
 /// leave under: the programs look for nothing but what is here.
 fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
-    let subnets: Vec<_> =
-        state.networks.values().filter_map(|network| network.ipv6.as_ref()).collect();
-    let is_inside = |ip| subnets.iter().any(|ipv6| ipv6.subnet.contains(ip));
+    // No two overlap: an address is in the last one that begins no later, or in none.
+    let subnets = state.networks.values().filter_map(|network| Some(network.ipv6.as_ref()?.subnet));
+    let subnets: BTreeMap<Ipv6Addr, Ipv6Net> =
+        subnets.map(|subnet| (subnet.network(), subnet)).collect();
+    let is_inside = |ip: &Ipv6Addr| {
+        subnets.range(..=*ip).next_back().is_some_and(|(_, subnet)| subnet.contains(ip))
+    };
     let mut ambiguous = Vec::new();
     let mut left_out = 0_usize;
     for node in state.nodes.values().filter(|node| node.id != me.id) {
-        for address in node.addresses6.iter().filter(|ip| !is_inside(*ip)) {
+        for address in node.addresses6.iter().filter(|ip| !is_inside(ip)) {
             let address = Ip6::from(*address);
             if out.local_addrs6.contains_key(&address) {
                 continue;

@@ -174,13 +174,22 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 Ok(_) => self.overcome(REPORTING),
                 Err(error) => self.trouble(REPORTING, error),
             }
+            let _ = timeout(HEARTBEAT, progress.changed()).await;
+        }
+    }
+
+    /// Tells the managers the host's IPv6 addresses whenever they know others. Not with the heartbeats, which
+    /// must not wait for what is written.
+    pub(super) async fn addresses_loop(self: Arc<Self>) {
+        let mut progress = self.progress.subscribe();
+        let _ = progress.wait_for(|revision| *revision > 0).await;
+        loop {
+            progress.borrow_and_update();
             self.tell_addresses().await;
             let _ = timeout(HEARTBEAT, progress.changed()).await;
         }
     }
 
-    /// Tells the managers the host's IPv6 addresses unless they know them; what fails is told again with the
-    /// next heartbeat.
     async fn tell_addresses(&self) {
         let addresses6 = reachable6(&lock(&self.facts).addresses6);
         let state = self.state();

@@ -75,6 +75,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         set.spawn(self.clone().reconcile_loop());
         set.spawn(self.clone().heartbeat_loop());
+        set.spawn(self.clone().addresses_loop());
         set.spawn(self.clone().count_draining_loop());
         set.spawn(self.clone().cache_loop());
         set.spawn(self.clone().heal_loop());
