@@ -12,6 +12,7 @@ use overlay_common::{
 
 use super::{
     Tables,
+    direct_return::Asked,
     frame::{SCTP, TCP, UDP},
     walk::{Target, Walk},
 };
@@ -212,7 +213,7 @@ impl Walk<'_> {
         &mut self,
         flow: &Flow,
         node: Ipv4Addr,
-        (said, asked): (Option<(Be32, Be16)>, Option<(Be32, Be16)>),
+        (said, asked): (Option<Asked>, Option<Asked>),
     ) -> Result<Be16, Reason> {
         let node = Be32::from(node);
         let key = reversed(flow.key);
@@ -335,13 +336,13 @@ impl Tables {
 }
 
 /// Whether an entry of the way back has what a frame says already, or both have nothing.
-fn says(entry: &Conntrack, said: Option<(Be32, Be16)>) -> bool {
+fn says(entry: &Conntrack, said: Option<Asked>) -> bool {
     let has = (entry.state & DIRECT != 0).then_some((entry.saddr, entry.sport));
     has == said
 }
 
 /// An entry of the way back whose replies leave under what was asked, or as the backend's.
-fn settled(entry: Conntrack, key: &ConntrackKey, asked: Option<(Be32, Be16)>) -> Conntrack {
+fn settled(entry: Conntrack, key: &ConntrackKey, asked: Option<Asked>) -> Conntrack {
     let (saddr, sport) = asked.unwrap_or((key.saddr, key.sport));
     let direct = if asked.is_some() { DIRECT } else { 0 };
     Conntrack { saddr, sport, state: entry.state & !DIRECT | direct, ..entry }

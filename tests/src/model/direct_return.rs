@@ -17,6 +17,9 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
+/// The address, of IPv6 its number, and the port that a client asked.
+pub type Asked = (Be32, Be16);
+
 /// How the source MAC begins that says so.
 const MARK: [u8; 4] = *b"\x06ask";
 
@@ -51,7 +54,7 @@ fn tell(flow: &Flow, entry: &Conntrack, address: Be32, otherwise: Ethernet) -> E
 }
 
 /// What a frame says: the address and port that its client asked.
-pub fn asked(ethernet: &Ethernet) -> Option<(Be32, Be16)> {
+pub fn asked(ethernet: &Ethernet) -> Option<Asked> {
     let [mark @ .., e, f] = ethernet.src.bytes();
     let [_, _, a, b, c, d] = ethernet.dst.bytes();
     let said = (Be32::from_octets([a, b, c, d]), Be16::new(u16::from_be_bytes([e, f])));
@@ -60,7 +63,7 @@ pub fn asked(ethernet: &Ethernet) -> Option<(Be32, Be16)> {
 
 /// What a frame of a client of IPv6 says, whose address is of those that its node is known to have: with the number
 /// that it has here.
-pub fn asked6(walk: &mut Walk<'_>, ethernet: &Ethernet, sender: Ipv4Addr) -> Option<(Be32, Be16)> {
+pub fn asked6(walk: &mut Walk<'_>, ethernet: &Ethernet, sender: Ipv4Addr) -> Option<Asked> {
     let (number, port) = asked(ethernet)?;
     let key = Asked6Key { node: sender.into(), number };
     let address = *walk.tables.agent.asked6.get(&key)?;
@@ -72,8 +75,8 @@ pub fn believed6(
     tables: &Tables,
     flow: &Flow,
     client: Ipv6Addr,
-    said: Option<(Be32, Be16)>,
-) -> Option<(Be32, Be16)> {
+    said: Option<Asked>,
+) -> Option<Asked> {
     let (_, port) = said?;
     let published = straight_port(tables, flow, port)?;
     let is_right = published.flags & PUBLISHED_IPV6 != 0
@@ -93,7 +96,7 @@ fn straight_port(tables: &Tables, flow: &Flow, port: Be16) -> Option<Published> 
 
 /// What is believed of what a frame of `flow` says: "only of a port that is published here too, to the port that the
 /// backend is asked on, of a service that says so", and nothing about this host itself or a container as the client, or as who was asked.
-pub fn believed(tables: &Tables, flow: &Flow, said: Option<(Be32, Be16)>) -> Option<(Be32, Be16)> {
+pub fn believed(tables: &Tables, flow: &Flow, said: Option<Asked>) -> Option<Asked> {
     let (address, port) = said?;
     straight_port(tables, flow, port)?;
     let is_right = !matches!(address.octets()[0], 0 | 127 | 224..)

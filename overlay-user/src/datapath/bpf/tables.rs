@@ -116,8 +116,8 @@ impl AgentTables {
             local_addrs6: collect("local_addrs6", &self.local_addrs6)?,
             egress: collect("egress", &self.egress)?,
             asked6: collect("asked6", &self.asked6)?,
-            subnets: self.read_subnets()?,
-            subnets6: self.read_subnets6()?,
+            subnets: prefixes("subnets", &self.subnets, |prefix, ip| SubnetKey { prefix, ip })?,
+            subnets6: prefixes("subnets6", &self.subnets6, |prefix, ip| Subnet6Key { prefix, ip })?,
             spaces: collect("spaces", &self.spaces)?,
             gone: collect("gone", &self.gone)?,
         })
@@ -174,16 +174,6 @@ impl AgentTables {
         let next = self.epoch.get(&0, 0).map(|epoch| epoch.wrapping_add(1).max(1));
         let written = next.and_then(|next| self.epoch.set(0, next, 0));
         written.map_err(|e| kernel("write the map epoch", words(&e)))
-    }
-
-    fn read_subnets(&self) -> Result<BTreeMap<SubnetKey, Subnet>, DatapathError> {
-        let entries = prefixes("subnets", &self.subnets)?.into_iter();
-        Ok(entries.map(|((prefix, ip), subnet)| (SubnetKey { prefix, ip }, subnet)).collect())
-    }
-
-    fn read_subnets6(&self) -> Result<BTreeMap<Subnet6Key, Subnet6>, DatapathError> {
-        let entries = prefixes("subnets6", &self.subnets6)?.into_iter();
-        Ok(entries.map(|((prefix, ip), subnet)| (Subnet6Key { prefix, ip }, subnet)).collect())
     }
 
     /// The number of its flows is there before the backend, as far as it is counted.
@@ -386,14 +376,15 @@ fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Res
     }
 }
 
-/// What a trie holds, by length and address of the prefixes.
-fn prefixes<A: Pod + Ord, V: Pod>(
+/// What a trie holds; `key` makes its keys of the prefixes' lengths and addresses.
+fn prefixes<K: Ord, A: Pod + Ord, V: Pod>(
     name: &str,
     map: &LpmTrie<MapData, A, V>,
-) -> Result<Vec<((u32, A), V)>, DatapathError> {
+    key: impl Fn(u32, A) -> K,
+) -> Result<BTreeMap<K, V>, DatapathError> {
     let entries = map.iter().map(|entry| {
-        let (key, value) = entry?;
-        Ok(((key.prefix_len(), key.data()), value))
+        let (prefix, value) = entry?;
+        Ok((key(prefix.prefix_len(), prefix.data()), value))
     });
     let entries: Result<_, MapError> = entries.collect();
     entries.map_err(|e| kernel(format!("read the map {name}"), words(&e)))
