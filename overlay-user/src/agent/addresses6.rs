@@ -76,3 +76,76 @@ fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
         tracing::debug!("the map asked6 has no room for {left_out} IPv6 addresses of other nodes");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::testing::{TestCluster, dual_stack, id};
+
+    fn ip(text: &str) -> Ipv6Addr {
+        text.parse().expect("an address")
+    }
+
+    /// Has node `h2` say that it has these addresses.
+    fn says(cluster: &mut TestCluster, addresses6: Vec<Ipv6Addr>) {
+        cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = addresses6;
+    }
+
+    /// What `h1` makes of it, whose host has these addresses.
+    fn compiled(cluster: &TestCluster, addresses6: &[Ipv6Addr]) -> DatapathState {
+        let facts = LocalFacts { addresses6: addresses6.to_vec(), ..LocalFacts::default() };
+        let mut out = DatapathState::default();
+        compile(&cluster.state, &cluster.state.nodes[&id("h1")], &facts, &mut out);
+        out
+    }
+
+    #[test]
+    fn the_addresses_that_other_nodes_say_they_have_are_known_by_number() {
+        let mut cluster = TestCluster::with_nodes(2);
+        cluster.network("dual", "10.0.1.0/24", dual_stack);
+        cluster.network("single", "10.0.2.0/24", |_| {});
+        let network = cluster.state.networks[&id("dual")].clone();
+        let subnet = network.ipv6.expect("IPv6").subnet;
+        let (own, theirs, shared) = (ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::3"));
+        let inside = [subnet.network(), subnet.broadcast()];
+        cluster.state.nodes.get_mut(&id("h1")).expect("a node").addresses6 = vec![own];
+        says(&mut cluster, [&[theirs, shared][..], &inside].concat());
+        let state = compiled(&cluster, &[own, shared]);
+        let node = cluster.state.nodes[&id("h2")].vtep();
+        let number = hash::of_node(&theirs.into());
+        let expected = BTreeMap::from([(Asked6Key { node, number }, theirs.into())]);
+        assert_eq!(state.asked6, expected, "neither this host's nor those inside");
+        let key = Subnet6Key { prefix: subnet.prefix_len().into(), ip: subnet.network().into() };
+        assert_eq!(state.subnets6, BTreeMap::from([(key, network.vni)]));
+    }
+
+    #[test]
+    fn two_addresses_of_a_node_with_one_number_are_left_out() {
+        // In two of the address's words: what differs in one only never has the same number.
+        let numbered = |n: u128| {
+            let last = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
+            Ipv6Addr::from_bits(0x2001_0db8 << 96 | n << 32 | last)
+        };
+        let mut seen = std::collections::HashMap::new();
+        let (a, b) = (1..10_000_000)
+            .find_map(|n| {
+                let number = hash::of_node(&numbered(n).into());
+                seen.insert(number, n).map(|first| (numbered(first), numbered(n)))
+            })
+            .expect("two with one number");
+        let mut cluster = TestCluster::with_nodes(2);
+        let other = ip("fd00::2");
+        says(&mut cluster, vec![a, other, b]);
+        let held: Vec<_> = compiled(&cluster, &[]).asked6.into_values().collect();
+        assert_eq!(held, [other.into()]);
+    }
+
+    #[test]
+    fn more_addresses_than_the_map_takes_are_left_out() {
+        let mut cluster = TestCluster::with_nodes(2);
+        says(&mut cluster, (1..20_000).map(|n| Ipv6Addr::from_bits(1 << 100 | n)).collect());
+        let held = compiled(&cluster, &[]).asked6.len();
+        // But for what happens to have one number.
+        assert!((ASKED6_ENTRIES - 10..=ASKED6_ENTRIES).contains(&held), "{held}");
+    }
+}

@@ -1,8 +1,6 @@
 use overlay_common::{
     INGRESS_VNI,
-    maps::{
-        ASKED6_ENTRIES, Asked6Key, SERVICE_RESETS, Service as ServiceEntry, SlotKey, Subnet6Key,
-    },
+    maps::{SERVICE_RESETS, Service as ServiceEntry, SlotKey},
 };
 
 use super::*;
@@ -165,58 +163,6 @@ fn published_ports_answer_on_the_hosts_ipv6_addresses_but_loopback_and_link_loca
     let facts = LocalFacts { addresses6: addresses6.to_vec(), ..cluster.facts("h1") };
     let state = compile(&cluster.state, &id("h1"), &facts);
     assert_eq!(state.local_addrs6.keys().copied().collect::<Vec<_>>(), [addresses6[2].into()]);
-}
-
-#[test]
-fn the_addresses_that_other_nodes_say_they_have_are_known_by_number() {
-    let mut cluster = dual_stack_service();
-    let ip = |text: &str| text.parse::<std::net::Ipv6Addr>().expect("an address");
-    let network = cluster.state.networks.values().find_map(|n| n.ipv6.clone()).expect("IPv6");
-    let inside = network.gateway;
-    let (own, theirs, shared) = (ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::3"));
-    for (name, addresses6) in [("h1", vec![own]), ("h2", vec![theirs, shared, inside])] {
-        cluster.state.nodes.get_mut(&id(name)).expect("a node").addresses6 = addresses6;
-    }
-    let facts = LocalFacts { addresses6: vec![own, shared], ..cluster.facts("h1") };
-    let state = compile(&cluster.state, &id("h1"), &facts);
-    let node = cluster.state.nodes[&id("h2")].vtep();
-    let number = overlay_common::hash::of_node(&theirs.into());
-    let expected = BTreeMap::from([(Asked6Key { node, number }, theirs.into())]);
-    assert_eq!(state.asked6, expected, "neither this host's nor those inside");
-    let (prefix, ip) = (network.subnet.prefix_len().into(), network.subnet.network().into());
-    assert!(state.subnets6.contains_key(&Subnet6Key { prefix, ip }));
-    assert_eq!(state.subnets6.len(), 1);
-}
-
-/// Two addresses of one node with the same number: see the test of `plan::node` about that of nodes.
-#[test]
-fn addresses_with_one_number_are_left_out_and_so_is_what_there_is_no_room_for() {
-    let numbered = |n: u128| {
-        let last = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
-        std::net::Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | n << 32 | last)
-    };
-    let mut seen = std::collections::HashMap::new();
-    let (a, b) = (1..10_000_000)
-        .find_map(|n| {
-            let number = overlay_common::hash::of_node(&numbered(n).into());
-            seen.insert(number, n).map(|first| (numbered(first), numbered(n)))
-        })
-        .expect("two with one number");
-    let mut cluster = TestCluster::with_nodes(2);
-    let other = std::net::Ipv6Addr::LOCALHOST.to_bits() + 1;
-    let addresses = vec![a, std::net::Ipv6Addr::from_bits(other), b];
-    let set = |cluster: &mut TestCluster, addresses| {
-        cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = addresses;
-    };
-    set(&mut cluster, addresses);
-    let held = |cluster: &TestCluster| {
-        compile(&cluster.state, &id("h1"), &cluster.facts("h1")).asked6.into_values()
-    };
-    let left: Vec<_> = held(&cluster).map(std::net::Ipv6Addr::from).collect();
-    assert_eq!(left, [std::net::Ipv6Addr::from_bits(other)]);
-    set(&mut cluster, (1..20_000).map(|n| std::net::Ipv6Addr::from_bits(1 << 100 | n)).collect());
-    let length = held(&cluster).count();
-    assert!((ASKED6_ENTRIES - 10..=ASKED6_ENTRIES).contains(&length), "{length}");
 }
 
 #[test]
