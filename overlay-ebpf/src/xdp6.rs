@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Plain, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, checksum, hash,
-    maps::{CONNTRACK_REPLY, IPV6_SIDE},
+    maps::{Backend, CONNTRACK_REPLY, IPV6_SIDE},
     wire::{ETHERTYPE_IPV6, Ethernet, Ipv6, PROTO_TCP, PROTO_UDP, Udp},
 };
 
@@ -187,11 +187,11 @@ fn to_backend(ctx: &XdpContext) -> Result<i32, Reason> {
     const PASS: i32 = xdp_action::XDP_PASS as i32;
     let config = config().ok_or(Reason::NotConfigured)?;
     let work = work()?;
-    let (vni, node, mac) = (work.backend.vni, work.backend.node, work.backend.mac);
+    let Backend { vni, node, mac, ifindex, .. } = work.backend;
     if node == Be32::ZERO {
         return Ok(PASS);
     }
-    let gateway = gateway_mac(vni, 0)?;
+    let gateway = gateway_mac(vni, ifindex)?;
     let length = (ctx.data_end() - ctx.data()) as u32;
     let hop = match hop::to_node(
         ctx.ctx.cast(),

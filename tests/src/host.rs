@@ -2,6 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Mutex,
     time::Duration,
@@ -274,6 +275,9 @@ impl Host {
         eventually("the daemon ends", PATIENCE, || {
             let alive = cleanup::tagged(|tag| tag == self.dirs.namespace).contains(&pid);
             ensure!(!alive, "{} still runs", cleanup::describe(pid));
+            // A process that ends has no environment any more before it closes what it listens on.
+            let socket = self.dirs.socket();
+            ensure!(UnixStream::connect(&socket).is_err(), "{} still answers", socket.display());
             Ok(())
         })
     }

@@ -71,11 +71,31 @@ pub fn other_to_cpu(thread: Pid, cpu: usize, side: Side) -> anyhow::Result<()> {
     run_at(thread, cpu, side, libc::SCHED_FIFO)
 }
 
+/// As [`other_to_cpu`], for a thread that stays on the CPU it has, as those of the kernel for each CPU do.
+///
+/// # Errors
+/// If there is no such thread, or without root.
+pub fn ahead(thread: Pid, side: Side) -> anyhow::Result<()> {
+    set_policy(thread, side as libc::c_int, libc::SCHED_FIFO)
+}
+
+/// Has a thread take its turn with all others again.
+///
+/// # Errors
+/// If there is no such thread, or without root.
+pub fn as_others(thread: Pid) -> anyhow::Result<()> {
+    set_policy(thread, 0, libc::SCHED_OTHER)
+}
+
 fn run_at(thread: Pid, cpu: usize, side: Side, policy: libc::c_int) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(thread, &set).with_context(|| format!("run on CPU {cpu}"))?;
-    let parameters = libc::sched_param { sched_priority: side as libc::c_int };
+    set_policy(thread, side as libc::c_int, policy)
+}
+
+fn set_policy(thread: Pid, priority: libc::c_int, policy: libc::c_int) -> anyhow::Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameters live through the call, which only reads them.
     let result =
         unsafe { libc::sched_setscheduler(thread.as_raw(), policy, &raw const parameters) };
