@@ -233,10 +233,14 @@ fn discovery(walk: &mut Walk<'_>, link: &Link, own: &Link6, ip: &Header) -> Outc
         return Err(Reason::NdUnknown);
     }
     let message: [u8; 24] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
-    let option: Option<[u8; 8]> = bytes(&walk.frame, at + 24).filter(|_| ip.payload >= 32);
     if ip.payload < 24 {
         return Err(Reason::Truncated);
     }
+    // An aggregate's header may say more than there is.
+    let option: Option<[u8; 8]> = match ip.payload {
+        32.. => Some(bytes(&walk.frame, at + 24).ok_or(Reason::Truncated)?),
+        _ => None,
+    };
     let target = Ipv6Addr::from(bytes::<16>(&message, 8).ok_or(Reason::Truncated)?);
     let is_empty = option.is_some_and(|option| option[1] == 0);
     if ip.hop_limit != 255 || message[1] != 0 || target.is_multicast() || is_empty {
