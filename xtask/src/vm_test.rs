@@ -42,10 +42,10 @@ Boots Debian's cloud kernels in QEMU, with KVM when that works here and emulated
 kernels, and QEMU where it is missing, are downloaded and unpacked below target/vm, not installed.
 Loads every program and reports what the kernel's verifier says of them, then runs the suites. A
 machine that never comes to its first program is started once more. The last line is `N passed, N
-failed`, after the names of what failed; the exit status says the same. The kernels' own messages are
-in target/vm/console-*.log. Emulated, a machine runs a sixth of the fuzzer's fixed seeds; on two cores
-that other programs wanted too, the datapath suites and the two hosts took nine minutes for a kernel,
-and the clusters ten.")]
+failed`, after the names of what failed; the exit status says the same. The kernels' own messages
+are in target/vm/console-*.log. Emulated, a machine runs a sixth of the fuzzer's fixed seeds, and
+tests of the suites cluster and services one by one; on two cores that other programs wanted too,
+the datapath suites and the two hosts took nine minutes for a kernel.")]
 pub struct VmTest {
     /// A series of Debian's cloud kernels, its package, or a folder that one is unpacked in; can be
     /// given several times.
