@@ -345,27 +345,39 @@ pub fn send(ctx: &XdpContext, ifindex: u32) -> i32 {
 fn translate(ctx: &XdpContext, ip: &Ipv4, offset: usize, work: &Work) -> Result<(), Reason> {
     let Work { flow, entry, .. } = work;
     let key = &flow.key;
-    let transport = offset + IPV4_LEN;
     let addresses = checksum::diff32(key.saddr.raw(), entry.saddr.raw())
         + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
     let all = addresses
         + checksum::diff16(key.sport.raw(), entry.sport.raw())
         + checksum::diff16(key.dport.raw(), entry.dport.raw());
-    let refused = Reason::Truncated;
-    if key.proto == PROTO_TCP {
-        let old: Be16 = read(ctx, transport + TCP_CHECKSUM).ok_or(refused)?;
-        let new = Be16::from_raw(checksum::apply(old.raw(), all));
-        write(ctx, transport + TCP_CHECKSUM, new)?;
-    } else {
-        let old: Be16 = read(ctx, transport + UDP_CHECKSUM).ok_or(refused)?;
-        let new = Be16::from_raw(checksum::apply_udp(old.raw(), all));
-        write(ctx, transport + UDP_CHECKSUM, new)?;
-    }
-    write(ctx, transport, entry.sport)?;
-    write(ctx, transport + 2, entry.dport)?;
+    transport(ctx, offset + IPV4_LEN, work, all)?;
     let mut header = *ip;
     header.checksum = Be16::from_raw(checksum::apply(ip.checksum.raw(), addresses));
     header.src = entry.saddr.octets();
     header.dst = entry.daddr.octets();
     write(ctx, offset, header)
+}
+
+/// Rewrites the ports of the transport header at `offset`, from those of `work.flow` to those of `work.entry`, and
+/// brings its checksum up to date, in which the addresses and ports change by `difference`.
+#[inline(always)]
+pub fn transport(
+    ctx: &XdpContext,
+    offset: usize,
+    work: &Work,
+    difference: u64,
+) -> Result<(), Reason> {
+    let Work { flow, entry, .. } = work;
+    let refused = Reason::Truncated;
+    if flow.key.proto == PROTO_TCP {
+        let old: Be16 = read(ctx, offset + TCP_CHECKSUM).ok_or(refused)?;
+        let new = Be16::from_raw(checksum::apply(old.raw(), difference));
+        write(ctx, offset + TCP_CHECKSUM, new)?;
+    } else {
+        let old: Be16 = read(ctx, offset + UDP_CHECKSUM).ok_or(refused)?;
+        let new = Be16::from_raw(checksum::apply_udp(old.raw(), difference));
+        write(ctx, offset + UDP_CHECKSUM, new)?;
+    }
+    write(ctx, offset, entry.sport)?;
+    write(ctx, offset + 2, entry.dport)
 }

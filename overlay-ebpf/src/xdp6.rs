@@ -25,13 +25,12 @@ use crate::{
     host6::gateway_mac,
     ipv6::{IPV6_LEN, NOBODY, check_ipv6, find},
     maps::{Work, config, scratch, work},
-    nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     nat6, number6,
     packet::{ETH_LEN, PART_WHOLE, TCP_FLAGS, possible, tcp_flags},
     published, served, service,
     underlay::{check_backend, check_peer},
     vxlan::{self, INNER},
-    xdp::{read, send, write},
+    xdp::{read, send, transport, write},
 };
 
 /// In place of a service's number, none of which is zero, and beside "1": the packet is not for XDP.
@@ -295,25 +294,14 @@ fn to_client(ctx: &XdpContext) -> Result<i32, Reason> {
 /// whole checksums here, so they are updated in place.
 #[inline(always)]
 fn translate(ctx: &XdpContext, offset: usize) -> Result<(), Reason> {
-    let Work { flow, entry, ipv6, .. } = work()?;
+    let work = work()?;
+    let Work { flow, entry, ipv6, .. } = &*work;
     let key = &flow.key;
-    let transport = offset + IPV6_LEN;
     let all = nat6::difference(&ipv6.ip.src, &ipv6.new[0])
         + nat6::difference(&ipv6.ip.dst, &ipv6.new[1])
         + checksum::diff16(key.sport.raw(), entry.sport.raw())
         + checksum::diff16(key.dport.raw(), entry.dport.raw());
-    let refused = Reason::Truncated;
-    if key.proto == PROTO_TCP {
-        let old: Be16 = read(ctx, transport + TCP_CHECKSUM).ok_or(refused)?;
-        let new = Be16::from_raw(checksum::apply(old.raw(), all));
-        write(ctx, transport + TCP_CHECKSUM, new)?;
-    } else {
-        let old: Be16 = read(ctx, transport + UDP_CHECKSUM).ok_or(refused)?;
-        let new = Be16::from_raw(checksum::apply_udp(old.raw(), all));
-        write(ctx, transport + UDP_CHECKSUM, new)?;
-    }
-    write(ctx, transport, entry.sport)?;
-    write(ctx, transport + 2, entry.dport)?;
+    transport(ctx, offset + IPV6_LEN, work, all)?;
     store(ctx, offset + offset_of!(Ipv6, src), &ipv6.new)
 }
 
