@@ -154,6 +154,7 @@ impl VmTest {
                 acceleration: by,
                 console: cache.join(format!("console-{}.log", kernel.name)),
                 one_by_one: matches!(self.suite, Some(VmSuite::Cluster | VmSuite::Services)),
+                parameters: "",
             };
             let report = self.boot(&machine, &steps)?;
             fs::remove_file(&archive)?;

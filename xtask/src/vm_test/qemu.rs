@@ -53,6 +53,8 @@ pub struct Boot<'a> {
     /// Whether tests run one after the other where everything takes long: daemons that start at one time on two
     /// emulated CPUs, each with a verifier at work, are not ready when anybody would expect it.
     pub one_by_one: bool,
+    /// Further parameters of the kernel.
+    pub parameters: &'a str,
 }
 
 /// KVM when a machine boots with it: /dev/kvm may be there and not work, as in some clouds.
@@ -71,9 +73,10 @@ pub fn probe(
         return Ok(Acceleration::Emulation);
     }
     let acceleration = Acceleration::Kvm;
-    let boot = Boot { emulator, kernel, archive, acceleration, console, one_by_one: false };
+    let (one_by_one, parameters) = (false, "overlay.probe");
+    let boot = Boot { emulator, kernel, archive, acceleration, console, one_by_one, parameters };
     // What QEMU says when KVM gives up is a page of registers.
-    let mut machine = Machine::start(&boot, "overlay.probe", Stdio::null())?;
+    let mut machine = Machine::start(&boot, "", Stdio::null())?;
     let deadline = Instant::now() + PROBE;
     while let Some(line) = machine.line(deadline) {
         if line.starts_with("vm-test: booted") {
@@ -91,7 +94,7 @@ pub fn probe(
 /// QEMU cannot be run.
 pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report> {
     // The kernel hands what it does not know to the first process as its environment.
-    let parameters = match boot.acceleration {
+    let environment = match boot.acceleration {
         Acceleration::Kvm => String::new(),
         Acceleration::Emulation if boot.one_by_one => {
             format!("OVERLAY_BOX_PATIENCE={EMULATED_PATIENCE} RUST_TEST_THREADS=1")
@@ -101,7 +104,7 @@ pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report>
     let start = Instant::now();
     let mut report = Report::new(&boot.kernel.name, steps);
     for attempt in 1..=BOOTS {
-        let mut machine = Machine::start(boot, &parameters, Stdio::inherit())?;
+        let mut machine = Machine::start(boot, &environment, Stdio::inherit())?;
         follow(&mut machine, &mut report, start + limit);
         if report.over {
             break;
@@ -146,7 +149,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(boot: &Boot<'_>, parameters: &str, stderr: Stdio) -> Result<Self> {
+    fn start(boot: &Boot<'_>, environment: &str, stderr: Stdio) -> Result<Self> {
         // Whatever ends us ends the machine.
         let mut command = machine::command(Path::new("setpriv"));
         command.args(["--pdeathsig", "KILL"]).arg(&boot.emulator.qemu);
@@ -159,6 +162,7 @@ impl Machine {
         command.arg("-serial").arg(format!("file:{}", boot.console.display()));
         command.args(["-serial", "stdio"]);
         command.arg("-kernel").arg(&boot.kernel.image).arg("-initrd").arg(boot.archive);
+        let parameters = format!("{} {environment}", boot.parameters);
         command.arg("-append").arg(format!("console=ttyS0 loglevel=6 panic=-1 {parameters}"));
         let mut child = command
             .stdin(Stdio::null())
