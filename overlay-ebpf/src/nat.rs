@@ -82,8 +82,6 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     let key = &flow.key;
     let addresses = checksum::diff32(key.saddr.raw(), entry.saddr.raw())
         + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
-    let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
-        + checksum::diff16(key.dport.raw(), entry.dport.raw());
     // A later fragment has no transport header. That of SCTP has a checksum that covers no address, and
     // its ports stay.
     let is_plain = flow.part == PART_LATER || key.proto == PROTO_SCTP;
@@ -105,8 +103,14 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     ctx.skb
         .l4_csum_replace(offset, 0, u64::from(checksum::fold(addresses)), pseudo)
         .map_err(refused)?;
-    ctx.skb.l4_csum_replace(offset, 0, u64::from(checksum::fold(ports)), flags).map_err(refused)?;
-    store(ctx, transport, &port_bytes(entry.sport, entry.dport))?;
+    if (key.sport, key.dport) != (entry.sport, entry.dport) {
+        let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
+            + checksum::diff16(key.dport.raw(), entry.dport.raw());
+        ctx.skb
+            .l4_csum_replace(offset, 0, u64::from(checksum::fold(ports)), flags)
+            .map_err(refused)?;
+        store(ctx, transport, &port_bytes(entry.sport, entry.dport))?;
+    }
     let header = checksum::apply(header.raw(), addresses);
     store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry))
 }

@@ -116,16 +116,18 @@ fn rewrite(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
     // A later fragment has no transport header, and that of SCTP has a checksum that covers no address.
     if flow.part != PART_LATER && key.proto != PROTO_SCTP {
         let addresses = difference(&ip.src, &new[0]) + difference(&ip.dst, &new[1]);
-        let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
-            + checksum::diff16(key.dport.raw(), entry.dport.raw());
         let (at, flags) = if key.proto == PROTO_TCP {
             (transport + TCP_CHECKSUM, 0)
         } else {
             (transport + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
         };
         replace(ctx, at, addresses, flags | u64::from(BPF_F_PSEUDO_HDR))?;
-        replace(ctx, at, ports, flags)?;
-        store(ctx, transport, &[entry.sport, entry.dport])?;
+        if (key.sport, key.dport) != (entry.sport, entry.dport) {
+            let ports = checksum::diff16(key.sport.raw(), entry.sport.raw())
+                + checksum::diff16(key.dport.raw(), entry.dport.raw());
+            replace(ctx, at, ports, flags)?;
+            store(ctx, transport, &[entry.sport, entry.dport])?;
+        }
     }
     ip.src = new[0];
     ip.dst = new[1];

@@ -65,12 +65,16 @@ pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32
     let what = u32::from(what);
     let ipv6 = u8::from(what & IPV6 != 0);
     let key = ServedKey { service, backend, port, proto, ipv6 };
-    if SERVED.get_ptr(&key).is_none() {
-        // Another CPU may be first.
-        let _ = SERVED.insert(&key, &NOTHING, 0);
-    }
-    let Some(served) = SERVED.get_ptr_mut(&key) else {
-        return fallible::pack(Err(Reason::ConntrackFull));
+    let served = match SERVED.get_ptr_mut(&key) {
+        Some(served) => served,
+        None => {
+            // Another CPU may be first.
+            let _ = SERVED.insert(&key, &NOTHING, 0);
+            match SERVED.get_ptr_mut(&key) {
+                Some(served) => served,
+                None => return fallible::pack(Err(Reason::ConntrackFull)),
+            }
+        }
     };
     // SAFETY: the pointer comes from a successful look-up, and the value is this CPU's own.
     let served = unsafe { &mut *served };
