@@ -10,8 +10,9 @@ use overlay_common::{
 };
 
 use super::{
+    names::Names,
     numbers6::{Numbers, Sockets, is_ipv6, network},
-    tables::{Names, protocol},
+    tables::protocol,
 };
 use crate::datapath::ConntrackRow;
 

@@ -7,7 +7,7 @@ use overlay_common::maps::{
     TableKey,
 };
 
-use super::{Agent, AgentError, tables::Names};
+use super::{Agent, AgentError, names::Names};
 use crate::{
     datapath::{Datapath, DatapathState, TableDump},
     link::Links,

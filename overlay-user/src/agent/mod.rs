@@ -31,6 +31,7 @@ mod host;
 mod ipvs;
 mod lb_tables;
 mod leave;
+mod names;
 mod numbers6;
 mod outside;
 mod probe;

@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{Conntrack, ConntrackKey, IPV6_SIDE},
 };
 
-use super::tables::Names;
+use super::names::Names;
 use crate::datapath::Datapath;
 
 /// What the numbers of IPv6 flows stand for.

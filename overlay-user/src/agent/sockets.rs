@@ -14,8 +14,9 @@ use overlay_common::wire::PROTO_TCP;
 
 use super::{
     Agent, AgentError, lock,
+    names::Names,
     records::Record,
-    tables::{Names, beside, ip, monotonic_ns, protocol},
+    tables::{beside, ip, monotonic_ns, protocol},
 };
 use crate::{
     datapath::{Datapath, DatapathState, TableDump},

@@ -1,8 +1,8 @@
 //! The live tables in words: what the maps hold, with names beside the numbers.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::{
@@ -17,18 +17,15 @@ use overlay_common::{
 };
 
 use super::{
-    Agent, AgentError, HOST_MODE, flow_rows,
-    host::PROGRAM_END,
-    ipvs,
+    Agent, AgentError, HOST_MODE, flow_rows, ipvs,
     lb_tables::{hash_word, scheduler_word},
-    lock,
+    names::{Names, named},
     numbers6::Live,
     sockets,
 };
 use crate::{
     datapath::{Datapath, DatapathState, TableDump, Tables},
     link::Links,
-    model::ClusterState,
 };
 
 /// Most entries of `clients6` shown.
@@ -67,26 +64,6 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             counters: self.counters()?,
         })
     }
-
-    /// What the numbers in the maps are called.
-    pub(super) fn names(&self) -> Names {
-        let mut names = Names::new(&self.state());
-        for container in self.containers.all() {
-            let facts = lock(&self.facts);
-            for wire in container.record().wires {
-                if let Some(ifindex) = facts.links.get(&wire.endpoint) {
-                    names.interfaces.insert(*ifindex, wire.host_name);
-                }
-            }
-        }
-        for way in lock(&self.report).ways_out.clone() {
-            names.interfaces.insert(way.ifindex, way.name);
-        }
-        if let Some((ifindex, _)) = lock(&self.facts).host_link {
-            names.interfaces.insert(ifindex, PROGRAM_END.to_owned());
-        }
-        names
-    }
 }
 
 /// The clock of [`overlay_common::maps::Conntrack::last_seen`].
@@ -96,101 +73,6 @@ pub(super) fn monotonic_ns() -> u64 {
         let (seconds, nanos) = (t.tv_sec().unsigned_abs(), t.tv_nsec().unsigned_abs());
         seconds * 1_000_000_000 + nanos
     })
-}
-
-/// What the numbers of the maps are called.
-#[derive(Default)]
-pub(super) struct Names {
-    networks: HashMap<u32, String>,
-    nodes: HashMap<Be32, String>,
-    vteps: HashMap<Be32, IpAddr>,
-    services: HashMap<u32, String>,
-    backends: HashMap<u32, String>,
-    endpoints: HashMap<(u32, Be32), String>,
-    endpoints6: HashMap<(u32, Ip6), String>,
-    addresses6: HashMap<(u32, Be32), Ip6>,
-    interfaces: HashMap<u32, String>,
-}
-
-impl Names {
-    pub(super) fn new(state: &ClusterState) -> Self {
-        let mut names = Self::default();
-        for network in state.networks.values() {
-            names.networks.insert(network.vni, network.name.clone());
-        }
-        let ingress = state.ingress().map_or(UNDERLAY_VNI, |n| n.vni);
-        for node in state.nodes.values() {
-            names.nodes.insert(node.vtep(), node.name.clone());
-            names.vteps.insert(node.vtep(), node.data_path_addr);
-            names.endpoints.insert((ingress, node.ingress_ip.into()), node.name.clone());
-        }
-        for service in state.services.values() {
-            for on in &service.networks {
-                names.services.insert(on.number, service.name.clone());
-                names.services.insert(on.number | HOST_MODE, service.name.clone());
-                if let (Some(network), Some(vip), Some(vip6)) =
-                    (state.networks.get(&on.network), on.vip, on.vip6)
-                {
-                    names.addresses6.insert((network.vni, vip.into()), vip6.into());
-                }
-            }
-        }
-        for endpoint in state.endpoints.values() {
-            names.backends.insert(endpoint.number, endpoint.name.clone());
-            if let Some(network) = state.networks.get(&endpoint.network) {
-                names.endpoints.insert((network.vni, endpoint.ip.into()), endpoint.name.clone());
-                if let Some(ip6) = endpoint.ip6 {
-                    names.endpoints6.insert((network.vni, ip6.into()), endpoint.name.clone());
-                    names.addresses6.insert((network.vni, endpoint.ip.into()), ip6.into());
-                }
-            }
-        }
-        names
-    }
-
-    /// VTEP of a node, which the maps may have as a number only.
-    pub(super) fn address(&self, node: Be32) -> IpAddr {
-        self.vteps.get(&node).copied().unwrap_or(IpAddr::V4(node.into()))
-    }
-
-    /// As [`Names::address`]; `-` for none.
-    fn vtep(&self, node: Be32) -> String {
-        if node == Be32::ZERO { ip(node) } else { self.address(node).to_string() }
-    }
-
-    /// Name of a network.
-    pub(super) fn network(&self, vni: u32) -> Option<String> {
-        self.networks.get(&vni).cloned()
-    }
-
-    /// Name of a service, by its number.
-    pub(super) fn service(&self, number: u32) -> Option<String> {
-        self.services.get(&number).cloned()
-    }
-
-    /// Name of a backend, by its number.
-    pub(super) fn backend(&self, number: u32) -> Option<String> {
-        self.backends.get(&number).cloned()
-    }
-
-    /// Name of an interface of this host; its number where it is none of ours.
-    pub(super) fn interface(&self, ifindex: u32) -> String {
-        self.interfaces.get(&ifindex).cloned().unwrap_or_else(|| ifindex.to_string())
-    }
-
-    /// The IPv6 address of the endpoint or VIP that has an IPv4 address of a network.
-    pub(super) fn address6(&self, vni: u32, address: Be32) -> Option<Ip6> {
-        self.addresses6.get(&(vni, address)).copied()
-    }
-
-    /// Name of who has an address of a network; of a node, where it is the node itself.
-    pub(super) fn endpoint(&self, vni: u32, address: Be32) -> Option<String> {
-        self.endpoints.get(&(vni, address)).cloned()
-    }
-}
-
-fn named<K: std::hash::Hash + Eq>(names: &HashMap<K, String>, key: &K) -> String {
-    names.get(key).cloned().unwrap_or_else(|| "-".to_owned())
 }
 
 pub(super) fn ip(address: Be32) -> String {

@@ -8,10 +8,7 @@ use overlay_common::{
     observe::{ALL_WAYS, Traffic},
 };
 
-use super::{
-    Agent, AgentError,
-    tables::{Names, ip},
-};
+use super::{Agent, AgentError, names::Names, tables::ip};
 use crate::{
     api::TrafficRow,
     datapath::{Breakdown, Datapath, DatapathState},
