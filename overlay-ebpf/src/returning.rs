@@ -4,13 +4,17 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
     Be32, Reason,
     flow::is_expired,
-    maps::{ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey},
+    maps::{
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey, TCP_SEEN_FIN,
+        TCP_SEEN_RST,
+    },
     wire::PROTO_SCTP,
 };
 
 use crate::{
     conntrack::{PORT_TRIES, RESOLUTION, now, open, other_port, reply_key},
     direct_return, fallible,
+    lru::Counted,
     maps::{CONNTRACK, OPENING},
     packet::{Flow, PART_QUOTED},
 };
@@ -34,103 +38,154 @@ pub fn note_return(
     forward: &mut Conntrack,
 ) -> Result<bool, Reason> {
     // One after the other and not one in the other: they share the stack with the entry point.
-    if fallible::unpack(note_packed(flow, node, asked, forward))? == NOTED {
+    if fallible::unpack(note_packed(flow, node, asked, forward))? == DONE {
         return Ok(false);
     }
-    fallible::unpack(other_way_packed(flow, node, forward)).map(|translate| translate != 0)
-}
-
-/// Replies go back through the node, and the packet goes on as it is.
-const NOTED: u32 = 0;
-/// Another node's flow has the tuple.
-const TAKEN: u32 = 1;
-
-#[inline(never)]
-fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
-    fallible::pack(note(flow, node, asked, forward))
-}
-
-#[inline(never)]
-fn other_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(other_way(flow, node, forward).map(u32::from))
-}
-
-#[inline(always)]
-fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> Result<u32, Reason> {
-    let now = now();
-    *forward = return_forward(flow, node, now);
-    let key = reply_key(&flow.key, forward);
-    let is_error = flow.part == PART_QUOTED;
-    let (entry, is_opening) = held(&key);
-    let Some(entry) = entry else {
-        if is_error {
-            return Err(Reason::UnrelatedError);
-        }
-        let mut entry = return_entry(&key, flow, node, now);
-        direct_return::settle(&mut entry, &key, flow, asked);
-        return open(&key, &entry, BPF_ANY).map(|()| NOTED);
-    };
-    // SAFETY: as in `conntrack::look`.
-    let entry = unsafe { &mut *entry };
-    if entry.action == CONNTRACK_RETURN && entry.node == node && entry.dport == flow.key.sport {
-        refresh(entry, flow, now);
-        direct_return::settle(entry, &key, flow, asked);
-        if is_opening {
-            confirm(&key, entry, flow);
-        }
-        return Ok(NOTED);
-    }
-    if is_expired(&key, entry, now) && !is_error {
-        *entry = return_entry(&key, flow, node, now);
-        direct_return::settle(entry, &key, flow, asked);
-        return Ok(NOTED);
-    }
-    Ok(TAKEN)
-}
-
-/// The way of a flow whose tuple another node's flow has.
-#[inline(always)]
-fn other_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<bool, Reason> {
-    let now = now();
-    let through = flow.key.through(node);
-    let (known, is_opening) = held(&through);
-    if let Some(known) = known {
-        // SAFETY: as above.
-        let known = unsafe { &mut *known };
-        if known.node == node && !is_expired(&through, known, now) {
-            refresh(known, flow, now);
-            forward.sport = known.sport;
-            let key = reply_key(&flow.key, forward);
-            if is_opening
-                && let Some(reply) = OPENING.get_ptr(&key)
-                // SAFETY: as above.
-                && confirm(&key, unsafe { &*reply }, flow)
-            {
-                let _ = CONNTRACK.insert(&through, &*known, u64::from(BPF_ANY));
-                let _ = OPENING.remove(&through);
-            }
-            return Ok(true);
-        }
+    // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
+    if fallible::unpack(known_way_packed(flow, node, forward, false))? == DONE {
+        return Ok(true);
     }
     if flow.part == PART_QUOTED {
         return Err(Reason::UnrelatedError);
     }
+    if fallible::unpack(take_packed(flow, node, asked, forward))? == DONE {
+        return Ok(false);
+    }
+    if flow.is_syn() && fallible::unpack(known_way_packed(flow, node, forward, true))? == DONE {
+        return Ok(true);
+    }
+    fallible::unpack(other_port_packed(flow, node, forward)).map(|_| true)
+}
+
+/// The packet's way is found.
+const DONE: u32 = 0;
+/// It is not.
+const NOT_YET: u32 = 1;
+
+#[inline(never)]
+fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
+    fallible::pack(Ok(note(flow, node, asked, forward)))
+}
+
+#[inline(never)]
+fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> i64 {
+    fallible::pack(Ok(known_way(flow, node, forward, anew)))
+}
+
+#[inline(never)]
+fn take_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
+    fallible::pack(take(flow, node, asked, forward))
+}
+
+#[inline(never)]
+fn other_port_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(change_port(flow, node, forward).map(|()| DONE))
+}
+
+/// The way of a flow whose tuple is its own.
+#[inline(always)]
+fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
+    let now = now();
+    *forward = return_forward(flow, node, now);
+    let key = reply_key(&flow.key, forward);
+    let (entry, is_opening) = held(&key);
+    let Some(entry) = entry else { return NOT_YET };
+    // SAFETY: as in `conntrack::look`.
+    let entry = unsafe { &mut *entry };
+    if entry.action != CONNTRACK_RETURN || entry.node != node || entry.dport != flow.key.sport {
+        return NOT_YET;
+    }
+    refresh(entry, flow, now);
+    direct_return::settle(entry, &key, flow, asked);
+    if is_opening {
+        confirm(&key, entry, flow);
+    }
+    DONE
+}
+
+/// Takes the tuple for the flow, if it is nobody's any more.
+#[inline(always)]
+fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32, Reason> {
+    let now = now();
+    let key = reply_key(&flow.key, forward);
+    let mut entry = return_entry(&key, flow, node, now);
+    direct_return::settle(&mut entry, &key, flow, asked);
+    let Some(old) = held(&key).0 else {
+        return open(&key, &entry, BPF_ANY).map(|()| DONE);
+    };
+    // SAFETY: as in `conntrack::look`.
+    let old = unsafe { &mut *old };
+    if !is_expired(&key, old, now) {
+        return Ok(NOT_YET);
+    }
+    *old = entry;
+    Ok(DONE)
+}
+
+/// The way of a flow that was given another port: of a connection that has ended only if one begins `anew`.
+#[inline(always)]
+fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> u32 {
+    const ENDED: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    let now = now();
+    let through = flow.key.through(node);
+    let (known, is_opening) = held(&through);
+    let Some(known) = known else { return NOT_YET };
+    // SAFETY: as in `conntrack::look`.
+    let known = unsafe { &mut *known };
+    let has_ended = flow.is_syn() && known.state & ENDED != 0;
+    if known.node != node || is_expired(&through, known, now) || has_ended && !anew {
+        return NOT_YET;
+    }
+    refresh(known, flow, now);
+    forward.sport = known.sport;
+    let key = reply_key(&flow.key, forward);
+    if is_opening
+        && let Some(reply) = OPENING.get_ptr(&key)
+        // SAFETY: as above.
+        && confirm(&key, unsafe { &*reply }, flow)
+    {
+        let _ = CONNTRACK.insert(&through, &*known, u64::from(BPF_ANY));
+        let _ = OPENING.remove(&through);
+    }
+    DONE
+}
+
+/// Another port for a flow that begins and whose tuple another one has.
+#[inline(always)]
+fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
     if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
         return Err(Reason::TupleTaken);
     }
+    let now = now();
+    let through = flow.key.through(node);
     let mut attempt = 0;
     while attempt < PORT_TRIES {
         attempt += 1;
         forward.sport = other_port(&flow.key, attempt);
         let key = reply_key(&flow.key, forward);
         let entry = return_entry(&key, flow, node, now);
-        if CONNTRACK.get_ptr(&key).is_none() && open(&key, &entry, BPF_NOEXIST).is_ok() {
+        if is_nobodys(CONNTRACK, &key, now)
+            && is_nobodys(OPENING, &key, now)
+            && open(&key, &entry, BPF_NOEXIST).is_ok()
+        {
             // What another flow has left.
             let _ = CONNTRACK.remove(&through);
-            return open(&through, forward, BPF_ANY).map(|()| true);
+            return open(&through, forward, BPF_ANY);
         }
     }
     Err(Reason::TupleTaken)
+}
+
+/// Whether nobody has a tuple; forgets who had it, when that is over: there are few ports to choose from.
+#[inline(always)]
+fn is_nobodys<const ENTRIES: usize>(
+    map: Counted<ConntrackKey, Conntrack, ENTRIES>,
+    key: &ConntrackKey,
+    now: u64,
+) -> bool {
+    let Some(entry) = map.get_ptr(key) else { return true };
+    // SAFETY: as in `conntrack::look`.
+    is_expired(key, unsafe { &*entry }, now) && map.remove(key).is_ok()
 }
 
 /// An entry, wherever it is, and whether that is [`OPENING`].

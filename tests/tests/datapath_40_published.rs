@@ -8,7 +8,7 @@ use overlay_common::{
     wire::{PROTO_TCP, PROTO_UDP},
 };
 use overlay_tests::rig::{
-    CLIENT, CLIENT_MAC, DROP, NODE, OTHER_VNI, PEER, REDIRECT, Rig, VNI, XDP_DROP, XDP_PASS,
+    CLIENT, CLIENT_MAC, DROP, NODE, OTHER_VNI, PEER, REDIRECT, Ran, Rig, VNI, XDP_DROP, XDP_PASS,
     XDP_REDIRECT, mac, packets::*,
 };
 
@@ -123,6 +123,63 @@ fn one_clients_flows_through_two_nodes_are_told_apart_at_the_backend() {
             let (_, to, inner) = untunnel_any(&ran.packet);
             let seen = see(&inner);
             assert_eq!((to, seen.to), (node, (CLIENT, 40_000)));
+        }
+    }
+}
+
+#[test]
+fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_meanwhile() {
+    let mut rig = with_other_node(NEAR);
+    let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+    let port = |ran: &Ran| see(&ran.packet).from.1;
+    // One through a node has ended, and 20 s later the client's next one through another node is given a port.
+    for flags in [Tcp::Syn, Tcp::Fin] {
+        rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
+    }
+    if !rig.age_conntrack(20) {
+        return;
+    }
+    let changed = port(&rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Syn))));
+    assert!(changed >= 49_152, "source port {changed}");
+    rig.run("from_container", &tcp((NEAR, 80), (CLIENT, changed), Tcp::SynAck));
+    rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
+    // The first one is over by now, but the backend knows the second by its own port.
+    if !rig.age_conntrack(20) {
+        return;
+    }
+    for flags in [Tcp::Data, Tcp::Fin, Tcp::Data] {
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
+        assert_eq!((port(&ran), &ran.counted[..]), (changed, &[Reason::Decapsulated][..]));
+    }
+    let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, changed), Tcp::Data));
+    let (_, to, inner) = untunnel_any(&ran.packet);
+    assert_eq!((to, see(&inner).to), (OTHER, (CLIENT, 40_000)));
+    // A new connection is another flow and has the tuple.
+    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Syn)));
+    assert_eq!(port(&ran), 40_000);
+    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
+    assert_eq!(port(&ran), 40_000);
+}
+
+#[test]
+fn ports_that_were_given_are_free_again_when_their_flows_are_over() {
+    let mut rig = with_other_node(NEAR);
+    let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+    // More often than there are ports to choose from, a client asks through one node and then through another.
+    for time in 0..12 {
+        for flags in [Tcp::Syn, Tcp::Fin] {
+            rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
+        }
+        for flags in [Tcp::Syn, Tcp::Fin] {
+            let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
+            let seen = (&ran.counted[..], ran.verdict);
+            assert_eq!(seen, (&[Reason::Decapsulated][..], REDIRECT), "time {time}");
+        }
+        let answer = tcp((NEAR, 80), (CLIENT, 40_000), Tcp::Fin);
+        rig.run("from_container", &answer);
+        // What was given is over, and before it, who had the tuple.
+        if !rig.age_conntrack(31) {
+            return;
         }
     }
 }

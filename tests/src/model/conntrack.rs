@@ -222,29 +222,38 @@ impl Walk<'_> {
         let entry = settled(self.return_entry(&key, flow, node), &key, asked);
         let is_error = flow.part == Part::Quoted;
         let is_opening = !self.tables.conntrack.contains_key(&key);
-        match self.tables.held(&key) {
-            Some(old) if old.action == CONNTRACK_RETURN && old.node == node && old.dport == own => {
-                renew(old, flow, now);
-                if !says(old, said) {
-                    *old = settled(*old, &key, asked);
-                }
-                if is_opening {
-                    self.confirm_return(&key, flow);
-                }
-                Ok(own)
+        if let Some(old) = self.tables.held(&key)
+            && (old.action, old.node, old.dport) == (CONNTRACK_RETURN, node, own)
+        {
+            renew(old, flow, now);
+            if !says(old, said) {
+                *old = settled(*old, &key, asked);
             }
-            Some(old) if is_error || !is_over(key.proto, old, now) => {
-                self.note_other_way(flow, node)
+            if is_opening {
+                self.confirm_return(&key, flow);
+            }
+            return Ok(own);
+        }
+        // "Whose port was changed keeps it to its end": a new connection is another flow.
+        let through = flow.key.through(node);
+        let other = self.tables.held(&through).copied();
+        let other = other.filter(|o| o.node == node && !is_over(through.proto, o, now));
+        let is_free = self.tables.held(&key).is_none_or(|old| is_over(key.proto, old, now));
+        match other {
+            Some(known) if !(is_free && flow.opens() && has_ended(&known)) => {
+                Ok(self.note_other_way(flow, through))
             }
             _ if is_error => Err(Reason::UnrelatedError),
-            Some(old) => {
-                *old = entry;
+            _ if is_free => {
+                match self.tables.held(&key) {
+                    Some(old) => *old = entry,
+                    None => {
+                        self.tables.opening.insert(key, entry);
+                    }
+                }
                 Ok(own)
             }
-            None => {
-                self.tables.opening.insert(key, entry);
-                Ok(own)
-            }
+            _ => self.change_port(flow, node),
         }
     }
 
@@ -260,26 +269,23 @@ impl Walk<'_> {
         true
     }
 
-    fn note_other_way(&mut self, flow: &Flow, node: Be32) -> Result<Be16, Reason> {
+    /// The port of a flow that was given another one, whose entry is there.
+    fn note_other_way(&mut self, flow: &Flow, through: ConntrackKey) -> Be16 {
         let now = self.now;
-        let through = flow.key.through(node);
         let is_opening = !self.tables.conntrack.contains_key(&through);
-        if let Some(known) = self.tables.held(&through)
-            && known.node == node
-            && !is_over(through.proto, known, now)
-        {
-            renew(known, flow, now);
-            let known = *known;
-            let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
-            if is_opening && self.confirm_return(&key, flow) {
-                self.tables.conntrack.insert(through, known);
-                self.tables.opening.remove(&through);
-            }
-            return Ok(known.sport);
+        let Some(known) = self.tables.held(&through) else { unreachable!("looked up before") };
+        renew(known, flow, now);
+        let known = *known;
+        let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
+        if is_opening && self.confirm_return(&key, flow) {
+            self.tables.conntrack.insert(through, known);
+            self.tables.opening.remove(&through);
         }
-        if flow.part == Part::Quoted {
-            return Err(Reason::UnrelatedError);
-        }
+        known.sport
+    }
+
+    fn change_port(&mut self, flow: &Flow, node: Be32) -> Result<Be16, Reason> {
+        let through = flow.key.through(node);
         // A packet in the middle of a flow that is not known belongs to no way.
         if !flow.is_free() || flow.key.proto == SCTP {
             return Err(Reason::TupleTaken);
@@ -287,10 +293,16 @@ impl Walk<'_> {
         for attempt in 1..=8 {
             let port = other_port(&flow.key, attempt);
             let key = ConntrackKey { dport: port, ..reversed(flow.key) };
-            let Tables { conntrack, opening, .. } = &*self.tables;
-            if conntrack.contains_key(&key) || opening.contains_key(&key) {
+            let Tables { conntrack, opening, .. } = &mut *self.tables;
+            let now = self.now;
+            if conntrack.get(&key).is_some_and(|old| !is_over(key.proto, old, now)) {
                 continue;
             }
+            conntrack.remove(&key);
+            if opening.get(&key).is_some_and(|old| !is_over(key.proto, old, now)) {
+                continue;
+            }
+            opening.remove(&key);
             let entry = self.return_entry(&key, flow, node);
             self.tables.opening.insert(key, entry);
             let forward = Conntrack {
