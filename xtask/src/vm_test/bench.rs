@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Debian's kernels zero memory when they hand it out, and the generator of frames pays for that: Linux 6.1 does not give
 /// it back the pages of frames that became packets, so each frame has a new one, and to zero those took a
-/// third of the time, whoever was measured. (Later kernels: "xdp: recycle Page Pool backed skbs".)
+/// third of the time for IPVS and TC alike. (Later kernels: "xdp: recycle Page Pool backed skbs".)
 const ZEROES_NOTHING: &str = "init_on_alloc=0";
 
 /// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to the first of
