@@ -13,6 +13,9 @@ pub const TCP_ESTABLISHED: u64 = 7_500 * SECOND;
 pub const TCP_OPENING: u64 = 60 * SECOND;
 /// A connection after a FIN or RST of this direction, in ns.
 pub const TCP_CLOSING: u64 = 30 * SECOND;
+/// For how long the side that closed a connection first may still answer for it, in ns: 60 s on Linux
+/// (TCP_TIMEWAIT_LEN), and what [`Conntrack::last_seen`] and its timers may be late.
+pub const TCP_TIME_WAIT: u64 = 62 * SECOND;
 /// A flow without connections, in ns.
 pub const UDP: u64 = 60 * SECOND;
 /// A UDP flow of which both sides have spoken, in ns: what RFC 4787, REQ-5, wants by default.
@@ -47,6 +50,15 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
 #[inline(always)]
 pub const fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
     now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry) && now > entry.last_seen
+}
+
+/// Whether another flow may have the tuple of an entry at time `now`: its own is over, and out of TIME-WAIT.
+/// Before that a SYN of another host, whose numbers and timestamps do not go on where the old ones ended, is
+/// answered with an old acknowledgement and has to be sent again (RFC 9293, sections 3.6.1 and 3.10.7.4; RFC 6191).
+#[inline(always)]
+pub const fn is_free_again(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
+    let waits = key.proto == PROTO_TCP && entry.state & TCP_SEEN_FIN != 0;
+    is_expired(key, entry, now) && (!waits || now.wrapping_sub(entry.last_seen) > TCP_TIME_WAIT)
 }
 
 #[cfg(test)]
@@ -86,6 +98,25 @@ mod tests {
         assert_eq!(timeout(PROTO_UDP, &returning(0)), RETURNING);
         assert_eq!(timeout(PROTO_TCP, &returning(TCP_SEEN_ACK)), RETURNING);
         assert_eq!(timeout(PROTO_TCP, &returning(TCP_SEEN_SYN)), TCP_OPENING);
+    }
+
+    #[test]
+    fn a_tuple_is_free_again_after_time_wait() {
+        let key = |proto| ConntrackKey { proto, ..ConntrackKey::default() };
+        let free_after = |proto, state| {
+            let entry = Conntrack { last_seen: SECOND, ..entry(state) };
+            let is_free = |time: &u64| is_free_again(&key(proto), &entry, SECOND + time);
+            [TCP_CLOSING, TCP_OPENING, TCP_TIME_WAIT, TCP_ESTABLISHED]
+                .into_iter()
+                .find(|time| !is_free(time) && is_free(&(time + 1)))
+        };
+        const { assert!(TCP_TIME_WAIT > 61 * SECOND, "TIME-WAIT, and a time of last_seen late by one") };
+        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), Some(TCP_TIME_WAIT));
+        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), Some(TCP_CLOSING));
+        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_SYN), Some(TCP_OPENING));
+        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK), Some(TCP_ESTABLISHED));
+        // SCTP tells a new association from an old one by its tag (RFC 9260, section 8.5.1).
+        assert_eq!(free_after(PROTO_SCTP, TCP_SEEN_ACK | TCP_SEEN_FIN), Some(TCP_CLOSING));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Reason,
-    flow::is_expired,
+    flow::{is_expired, is_free_again},
     hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
@@ -25,6 +25,9 @@ use crate::{
 pub const RESOLUTION: u64 = 1_000_000_000;
 /// How many source ports are tried when a tuple is taken.
 pub const PORT_TRIES: u32 = 8;
+
+/// So many of them must be out of TIME-WAIT; a later one need not: a port that costs another SYN is better than none.
+pub const PATIENT_TRIES: u32 = PORT_TRIES / 2;
 
 /// As [`PORT_TRIES`]: none but its own of SCTP, whose checksum covers the whole packet and can be brought
 /// up to date only by going through all of it.
@@ -256,9 +259,10 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
     let mut attempt = 0;
     while attempt < port_tries(flow.key.proto) {
         let key = reply_key(&flow.key, forward);
-        if is_free(&key, &reply, now)
+        let patient = attempt < PATIENT_TRIES;
+        if is_free(&key, &reply, now, patient)
             && (OPENING.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-                || take_over(OPENING.get_ptr_mut(&key), &key, &reply, now))
+                || take_over(OPENING.get_ptr_mut(&key), &key, &reply, now, patient))
         {
             // What another connection on this tuple has left.
             let _ = CONNTRACK.remove(&flow.key);
@@ -272,13 +276,13 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
 
 /// Whether no other flow that is in use has the reply entry's key; forgets what is nobody's any more.
 #[inline(always)]
-fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
+fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64, patient: bool) -> bool {
     let Some(entry) = CONNTRACK.get_ptr(key) else {
         return true;
     };
     // SAFETY: as in `look`.
     let old = unsafe { &*entry };
-    if !is_replaceable(key, old, reply, now) {
+    if !is_replaceable(key, old, reply, now, patient) {
         return false;
     }
     let _ = CONNTRACK.remove(key);
@@ -286,8 +290,20 @@ fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64) -> bool {
 }
 
 #[inline(always)]
-fn is_replaceable(key: &ConntrackKey, old: &Conntrack, reply: &Conntrack, now: u64) -> bool {
-    (old.action == reply.action && same_client(old, reply)) || is_expired(key, old, now)
+fn is_replaceable(
+    key: &ConntrackKey,
+    old: &Conntrack,
+    reply: &Conntrack,
+    now: u64,
+    patient: bool,
+) -> bool {
+    (old.action == reply.action && same_client(old, reply)) || is_given_up(key, old, now, patient)
+}
+
+/// Whether an entry is in nobody's way any more; if `patient`, neither is what the backend remembers of its flow.
+#[inline(always)]
+pub fn is_given_up(key: &ConntrackKey, old: &Conntrack, now: u64, patient: bool) -> bool {
+    if patient { is_free_again(key, old, now) } else { is_expired(key, old, now) }
 }
 
 /// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
@@ -297,13 +313,14 @@ pub fn take_over(
     key: &ConntrackKey,
     reply: &Conntrack,
     now: u64,
+    patient: bool,
 ) -> bool {
     let Some(entry) = entry else {
         return false;
     };
     // SAFETY: as in `look`.
     unsafe {
-        if is_replaceable(key, &*entry, reply, now) {
+        if is_replaceable(key, &*entry, reply, now, patient) {
             *entry = *reply;
             return true;
         }

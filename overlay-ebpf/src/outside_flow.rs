@@ -54,7 +54,8 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
         }
         let key = outer_key(&flow.key, forward);
         if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-            || take_over(CONNTRACK.get_ptr_mut(&key), &key, &reply, now)
+            // Ports are few beside a host's connections to one server, and TIME-WAIT costs one SYN.
+            || take_over(CONNTRACK.get_ptr_mut(&key), &key, &reply, now, false)
         {
             return CONNTRACK
                 .insert(&flow.key, &*forward, u64::from(BPF_ANY))

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
     Be32, Reason,
-    flow::is_expired,
+    flow::{is_expired, is_free_again},
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey, TCP_SEEN_FIN,
         TCP_SEEN_RST,
@@ -12,7 +12,9 @@ use overlay_common::{
 };
 
 use crate::{
-    conntrack::{PORT_TRIES, RESOLUTION, now, open, other_port, reply_key},
+    conntrack::{
+        PATIENT_TRIES, PORT_TRIES, RESOLUTION, is_given_up, now, open, other_port, reply_key,
+    },
     direct_return, fallible,
     lru::Counted,
     maps::{CONNTRACK, OPENING},
@@ -42,7 +44,7 @@ pub fn note_return(
         return Ok(false);
     }
     // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
-    if fallible::unpack(known_way_packed(flow, node, forward, false))? == DONE {
+    if fallible::unpack(known_way_packed(flow, node, forward))? == DONE {
         return Ok(true);
     }
     if flow.part == PART_QUOTED {
@@ -50,9 +52,6 @@ pub fn note_return(
     }
     if fallible::unpack(take_packed(flow, node, asked, forward))? == DONE {
         return Ok(false);
-    }
-    if flow.is_syn() && fallible::unpack(known_way_packed(flow, node, forward, true))? == DONE {
-        return Ok(true);
     }
     fallible::unpack(other_port_packed(flow, node, forward)).map(|_| true)
 }
@@ -68,8 +67,8 @@ fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> 
 }
 
 #[inline(never)]
-fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> i64 {
-    fallible::pack(Ok(known_way(flow, node, forward, anew)))
+fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(Ok(known_way(flow, node, forward)))
 }
 
 #[inline(never)]
@@ -115,16 +114,16 @@ fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32,
     };
     // SAFETY: as in `conntrack::look`.
     let old = unsafe { &mut *old };
-    if !is_expired(&key, old, now) {
+    if !is_free_again(&key, old, now) {
         return Ok(NOT_YET);
     }
     *old = entry;
     Ok(DONE)
 }
 
-/// The way of a flow that was given another port: of a connection that has ended only if one begins `anew`.
+/// The way of a flow that was given another port and has not ended.
 #[inline(always)]
-fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> u32 {
+fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     const ENDED: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
     let now = now();
     let through = flow.key.through(node);
@@ -133,7 +132,7 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> u3
     // SAFETY: as in `conntrack::look`.
     let known = unsafe { &mut *known };
     let has_ended = flow.is_syn() && known.state & ENDED != 0;
-    if known.node != node || is_expired(&through, known, now) || has_ended && !anew {
+    if known.node != node || is_expired(&through, known, now) || has_ended {
         return NOT_YET;
     }
     refresh(known, flow, now);
@@ -150,7 +149,8 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack, anew: bool) -> u3
     DONE
 }
 
-/// Another port for a flow that begins and whose tuple another one has.
+/// Another port for a flow that begins and whose tuple another one has, or has had: one that the same client had
+/// through `node` before, or nobody has any more.
 #[inline(always)]
 fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
     if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
@@ -160,12 +160,13 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
     let through = flow.key.through(node);
     let mut attempt = 0;
     while attempt < PORT_TRIES {
+        let patient = attempt < PATIENT_TRIES;
         attempt += 1;
         forward.sport = other_port(&flow.key, attempt);
         let key = reply_key(&flow.key, forward);
         let entry = return_entry(&key, flow, node, now);
-        if is_nobodys(CONNTRACK, &key, now)
-            && is_nobodys(OPENING, &key, now)
+        if is_for(CONNTRACK, &key, &entry, patient)
+            && is_for(OPENING, &key, &entry, patient)
             && open(&key, &entry, BPF_NOEXIST).is_ok()
         {
             // What another flow has left.
@@ -176,16 +177,20 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
     Err(Reason::TupleTaken)
 }
 
-/// Whether nobody has a tuple; forgets who had it, when that is over: there are few ports to choose from.
+/// Whether a flow of `entry` can have its tuple: nobody else has it. Forgets who had it: there are few ports to choose
+/// from.
 #[inline(always)]
-fn is_nobodys<const ENTRIES: usize>(
+fn is_for<const ENTRIES: usize>(
     map: Counted<ConntrackKey, Conntrack, ENTRIES>,
     key: &ConntrackKey,
-    now: u64,
+    entry: &Conntrack,
+    patient: bool,
 ) -> bool {
-    let Some(entry) = map.get_ptr(key) else { return true };
+    let Some(old) = map.get_ptr(key) else { return true };
     // SAFETY: as in `conntrack::look`.
-    is_expired(key, unsafe { &*entry }, now) && map.remove(key).is_ok()
+    let old = unsafe { &*old };
+    let is_own = old.action == entry.action && old.node == entry.node && old.dport == entry.dport;
+    (is_own || is_given_up(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
 }
 
 /// An entry, wherever it is, and whether that is [`OPENING`].

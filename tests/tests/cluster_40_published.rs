@@ -1,8 +1,13 @@
 //! Published ports, through TC and through XDP, from outside and from the hosts themselves.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use overlay_tests::{Cluster, Container, Host, Options, Place as _, testkit::Asked};
+use anyhow::Context as _;
+use overlay_tests::{Client, Cluster, Container, Host, Options, Place as _, testkit::Asked};
 
 /// One host without a backend and one with two; a TCP service, a UDP service and a transfer.
 struct Published {
@@ -146,6 +151,46 @@ fn a_service_on_ingress_alone_publishes_without_a_network_of_its_own() -> anyhow
         let answer = cluster.client().http_get(&host.port(8080))?;
         assert_eq!(answer.client, IpAddr::V4(cluster.client().address()));
         host.http_get("localhost:8080")?;
+    }
+    Ok(())
+}
+
+/// Resets that a machine has sent.
+fn resets(client: &Client) -> anyhow::Result<u64> {
+    let counters = client.exec("cat", &["/proc/net/snmp"])?.stdout;
+    let mut tcp = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().context("names")?, tcp.next().context("values")?);
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "OutRsts");
+    Ok(found.context("OutRsts")?.1.parse()?)
+}
+
+#[test]
+fn a_clients_port_meets_no_time_wait_of_what_it_asked_through_another_host() -> anyhow::Result<()> {
+    let cluster = Cluster::formed(3, Options::default())?;
+    let [h1, h2, h3] = [1, 2, 3].map(|number| cluster.host(number));
+    h1.network_create("mynet", &[])?;
+    h1.service_create("web", &["--network", "mynet", "-p", "8080:80"])?;
+    let _backend = h1.container("web.1").service("web").http(80)?;
+    // All its connections have one of twenty ports, and the backend closes them first.
+    let client = cluster.outsider("few", 77)?;
+    client.exec("sysctl", &["-qw", "net.ipv4.ip_local_port_range=30000 30039"])?;
+    let ports = |host: &Host| -> anyhow::Result<BTreeSet<_>> {
+        let answers = client.http_get_many(&host.port(8080), 20)?;
+        Ok(answers.iter().map(|answer| answer.client_port).collect())
+    };
+    let first = ports(h2)?;
+    let ended = Instant::now();
+    // The entries are over after 30 s, what the backend remembers after 60 s: it would answer a SYN that another host's
+    // entry lets through with an old acknowledgement, and the client would reset that.
+    std::thread::sleep(Duration::from_secs(35));
+    let second = ports(h3)?;
+    let third = ports(h1)?;
+    assert_eq!(resets(&client)?, 0, "{first:?} {second:?} {third:?}");
+    if ended.elapsed() < Duration::from_secs(60) {
+        assert!(first.iter().all(|port| (30_000..30_040).contains(port)), "{first:?}");
+        for (name, one, other) in [("h3", &first, &second), ("h1", &first, &third)] {
+            assert!(one.is_disjoint(other), "through {name}: {one:?} {other:?}");
+        }
     }
     Ok(())
 }

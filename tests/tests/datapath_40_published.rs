@@ -1,6 +1,6 @@
 //! Published ports: clients outside and sockets of the host, through TC and through XDP.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use overlay_common::{
     INGRESS_VNI, Reason,
@@ -143,8 +143,8 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     assert!(changed >= 49_152, "source port {changed}");
     rig.run("from_container", &tcp((NEAR, 80), (CLIENT, changed), Tcp::SynAck));
     rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
-    // The first one is over by now, but the backend knows the second by its own port.
-    if !rig.age_conntrack(20) {
+    // The first one's TIME-WAIT, 60 s, is over by now, but the backend knows the second by its own port.
+    if !rig.age_conntrack(45) {
         return;
     }
     for flags in [Tcp::Data, Tcp::Fin, Tcp::Data] {
@@ -155,33 +155,94 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     let (_, to, inner) = untunnel_any(&ran.packet);
     assert_eq!((to, see(&inner).to), (OTHER, (CLIENT, 40_000)));
     // A new connection is another flow and has the tuple.
-    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Syn)));
-    assert_eq!(port(&ran), 40_000);
-    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
-    assert_eq!(port(&ran), 40_000);
+    for flags in [Tcp::Syn, Tcp::Data] {
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
+        assert_eq!(port(&ran), 40_000);
+    }
 }
 
 #[test]
 fn ports_that_were_given_are_free_again_when_their_flows_are_over() {
     let mut rig = with_other_node(NEAR);
     let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
-    // More often than there are ports to choose from, a client asks through one node and then through another.
-    for time in 0..12 {
+    rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
+    // Through more nodes in turn than there are ports to choose from, all of them before the first one's end.
+    let mut ports = BTreeSet::new();
+    for number in 20..40 {
+        let node = Ipv4Addr::new(172, 16, 1, number);
+        rig.node(node, &[]);
         for flags in [Tcp::Syn, Tcp::Fin] {
-            rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
-        }
-        for flags in [Tcp::Syn, Tcp::Fin] {
-            let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
+            let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(flags)));
             let seen = (&ran.counted[..], ran.verdict);
-            assert_eq!(seen, (&[Reason::Decapsulated][..], REDIRECT), "time {time}");
+            assert_eq!(seen, (&[Reason::Decapsulated][..], REDIRECT), "through {node}");
+            let port = see(&ran.packet).from.1;
+            ports.insert(port);
+            rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::Fin));
         }
-        let answer = tcp((NEAR, 80), (CLIENT, 40_000), Tcp::Fin);
-        rig.run("from_container", &answer);
-        // What was given is over, and before it, who had the tuple.
-        if !rig.age_conntrack(31) {
+        if !rig.age_conntrack(16) {
             return;
         }
+        rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Data)));
     }
+    // Nobody has one that had it in TIME-WAIT, 60 s long, as long as there are others.
+    assert_eq!(ports.len(), 4, "{ports:?}");
+}
+
+#[test]
+fn a_port_in_time_wait_is_better_than_none() {
+    let mut rig = with_other_node(NEAR);
+    let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+    let through = |rig: &mut Rig, number| {
+        let node = Ipv4Addr::new(172, 16, 1, number);
+        rig.node(node, &[]);
+        let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
+        let port = see(&ran.packet).from.1;
+        rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Fin)));
+        rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::Fin));
+        (ran.counted, port)
+    };
+    let decapsulated = vec![Reason::Decapsulated];
+    let given: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
+    assert!(given.iter().all(|(counted, _)| *counted == decapsulated), "{given:?}");
+    assert_eq!(through(&mut rig, 30).0, [Reason::TupleTaken]);
+    // The same client through the same node goes on where it ended.
+    let again: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
+    assert_eq!(again, given);
+    if !rig.age_conntrack(31) {
+        return;
+    }
+    let other = through(&mut rig, 30);
+    assert_eq!(other, given[5], "the first one of which that is not asked");
+}
+
+#[test]
+fn a_connection_on_a_port_that_it_had_before_may_be_idle_as_others() {
+    let mut rig = with_other_node(NEAR);
+    let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+    let answer = |port, flags| tcp((NEAR, 80), (CLIENT, port), flags);
+    rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
+    let through_other = |rig: &mut Rig, flags| {
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
+        see(&ran.packet).from.1
+    };
+    // One connection, and right after it the next one.
+    let port = through_other(&mut rig, Tcp::Syn);
+    for (said, back) in [
+        (Tcp::Data, Tcp::SynAck),
+        (Tcp::Fin, Tcp::Fin),
+        (Tcp::Syn, Tcp::SynAck),
+        (Tcp::Data, Tcp::Data),
+    ] {
+        assert_eq!(through_other(&mut rig, said), port);
+        rig.run("from_container", &answer(port, back));
+    }
+    if !rig.age_conntrack(100) {
+        return;
+    }
+    let ran = rig.run("from_container", &answer(port, Tcp::Data));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
+    let (_, to, inner) = untunnel_any(&ran.packet);
+    assert_eq!((to, see(&inner).to), (OTHER, (CLIENT, 40_000)));
 }
 
 #[test]

@@ -77,6 +77,18 @@ pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
     now.saturating_sub(entry.last_seen) > seconds * SECOND
 }
 
+/// "A tuple of TCP is nobody's only 62 s after a FIN: the backend may have it in TIME-WAIT until then."
+fn is_free_again(proto: u8, entry: &Conntrack, now: u64) -> bool {
+    let waits = proto == TCP && entry.state & TCP_SEEN_FIN != 0;
+    let since = now.saturating_sub(entry.last_seen);
+    is_over(proto, entry, now) && (!waits || since > 62 * SECOND)
+}
+
+/// What an attempt to get a tuple finds of another flow: "four ports out of TIME-WAIT, then four that need not be".
+fn is_given_up(attempt: u32, proto: u8, entry: &Conntrack, now: u64) -> bool {
+    if attempt < 4 { is_free_again(proto, entry, now) } else { is_over(proto, entry, now) }
+}
+
 fn has_ended(entry: &Conntrack) -> bool {
     entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
@@ -177,12 +189,14 @@ impl Walk<'_> {
                 forward.sport = other_port(&key, attempt);
             }
             let answer = reply_key(&key, &forward);
-            if self.is_free_for(&answer, &reply) {
-                let Tables { conntrack, opening, .. } = &mut *self.tables;
+            let now = self.now;
+            let Tables { conntrack, opening, .. } = &mut *self.tables;
+            let is_others = |old: &Conntrack| {
+                client(old) != client(&reply) && !is_given_up(attempt, key.proto, old, now)
+            };
+            if !conntrack.get(&answer).is_some_and(is_others) {
                 conntrack.remove(&answer);
-                let is_taken = opening.get(&answer).is_some_and(|old| {
-                    client(old) != client(&reply) && !is_over(key.proto, old, self.now)
-                });
+                let is_taken = opening.get(&answer).is_some_and(is_others);
                 if is_taken {
                     continue;
                 }
@@ -195,8 +209,7 @@ impl Walk<'_> {
         Err(Reason::TupleTaken)
     }
 
-    /// Whether a tuple of replies is nobody's, nobody's for long, or this flow's own. One that has
-    /// just ended is in the backend's TIME-WAIT.
+    /// Whether a tuple of replies is nobody's, or this flow's own.
     pub fn is_free_for(&self, key: &ConntrackKey, reply: &Conntrack) -> bool {
         self.tables
             .conntrack
@@ -236,13 +249,13 @@ impl Walk<'_> {
         }
         // "Whose port was changed keeps it to its end": a new connection is another flow.
         let through = flow.key.through(node);
-        let other = self.tables.held(&through).copied();
-        let other = other.filter(|o| o.node == node && !is_over(through.proto, o, now));
-        let is_free = self.tables.held(&key).is_none_or(|old| is_over(key.proto, old, now));
-        match other {
-            Some(known) if !(is_free && flow.opens() && has_ended(&known)) => {
-                Ok(self.note_other_way(flow, through))
-            }
+        let is_known = self.tables.held(&through).is_some_and(|other| {
+            let has_ended = flow.opens() && has_ended(other);
+            other.node == node && !is_over(through.proto, other, now) && !has_ended
+        });
+        let is_free = self.tables.held(&key).is_none_or(|old| is_free_again(key.proto, old, now));
+        match is_known {
+            true => Ok(self.note_other_way(flow, through)),
             _ if is_error => Err(Reason::UnrelatedError),
             _ if is_free => {
                 match self.tables.held(&key) {
@@ -295,11 +308,17 @@ impl Walk<'_> {
             let key = ConntrackKey { dport: port, ..reversed(flow.key) };
             let Tables { conntrack, opening, .. } = &mut *self.tables;
             let now = self.now;
-            if conntrack.get(&key).is_some_and(|old| !is_over(key.proto, old, now)) {
+            // "Or one that the client had through the same node before."
+            let own = (CONNTRACK_RETURN, node, flow.key.sport);
+            let is_others = |old: &Conntrack| {
+                (old.action, old.node, old.dport) != own
+                    && !is_given_up(attempt - 1, key.proto, old, now)
+            };
+            if conntrack.get(&key).is_some_and(is_others) {
                 continue;
             }
             conntrack.remove(&key);
-            if opening.get(&key).is_some_and(|old| !is_over(key.proto, old, now)) {
+            if opening.get(&key).is_some_and(is_others) {
                 continue;
             }
             opening.remove(&key);

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failure, FailureKind, Report, http::Connection, serve};
 
+/// Shorter than the time after which Linux sends a SYN again: one second (RFC 6298, section 2).
+const SLOW: Duration = Duration::from_millis(900);
+
 /// Parameters of `http-load`.
 #[derive(Clone, Debug, Args)]
 pub struct LoadArgs {
@@ -47,6 +50,8 @@ pub struct LoadReport {
     pub requests: u64,
     /// Connections tried.
     pub connections: u64,
+    /// Connections that were made, but not before Linux sends a SYN again: one was lost, or not believed.
+    pub slow: u64,
     /// Failures by kind.
     pub failed: BTreeMap<FailureKind, u64>,
     /// The first failures: milliseconds after the start, and what failed.
@@ -121,7 +126,11 @@ impl Load<'_> {
             report.connections += 1;
             report.begun += 1;
         });
+        let began = Instant::now();
         let opened = Connection::open(target, Duration::from_millis(self.args.timeout_ms));
+        if opened.is_ok() && began.elapsed() >= SLOW {
+            self.count(|report| report.slow += 1);
+        }
         let mut connection = match opened {
             Ok(connection) => connection,
             Err(failure) => {
