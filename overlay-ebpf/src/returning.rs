@@ -138,6 +138,13 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     refresh(known, flow, now);
     forward.sport = known.sport;
     let key = reply_key(&flow.key, forward);
+    if flow.flags & TCP_SEEN_RST != 0
+        && let (Some(reply), _) = held(&key)
+    {
+        // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's.
+        // SAFETY: as above.
+        unsafe { (*reply).state |= TCP_SEEN_RST };
+    }
     if is_opening
         && let Some(reply) = OPENING.get_ptr(&key)
         // SAFETY: as above.

@@ -189,6 +189,30 @@ fn ports_that_were_given_are_free_again_when_their_flows_are_over() {
 }
 
 #[test]
+fn a_port_is_free_again_soon_after_its_client_resets_the_connection() {
+    let mut rig = with_other_node(NEAR);
+    let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+    rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
+    for number in 20..32 {
+        let node = Ipv4Addr::new(172, 16, 1, number);
+        rig.node(node, &[]);
+        for flags in [Tcp::Syn, Tcp::Data, Tcp::Rst] {
+            let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(flags)));
+            let seen = (&ran.counted[..], ran.verdict);
+            assert_eq!(seen, (&[Reason::Decapsulated][..], REDIRECT), "through {node}");
+            if matches!(flags, Tcp::Syn) {
+                let port = see(&ran.packet).from.1;
+                rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::SynAck));
+            }
+        }
+        if !rig.age_conntrack(16) {
+            return;
+        }
+        rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Data)));
+    }
+}
+
+#[test]
 fn a_port_in_time_wait_is_better_than_none() {
     let mut rig = with_other_node(NEAR);
     let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);

@@ -290,6 +290,10 @@ impl Walk<'_> {
         renew(known, flow, now);
         let known = *known;
         let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
+        // "A reset by the client ends both."
+        if let Some(reply) = self.tables.held(&key) {
+            reply.state |= flow.seen & TCP_SEEN_RST;
+        }
         if is_opening && self.confirm_return(&key, flow) {
             self.tables.conntrack.insert(through, known);
             self.tables.opening.remove(&through);
