@@ -1,7 +1,10 @@
 //! How long flows live: checked by the programs on use, and by the agent where it counts flows.
 
 use crate::{
-    maps::{ANSWERED, Conntrack, ConntrackKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST},
+    maps::{
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack,
+        ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
+    },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
@@ -11,7 +14,7 @@ const SECOND: u64 = 1_000_000_000;
 pub const TCP_ESTABLISHED: u64 = 7_500 * SECOND;
 /// A connection that is being opened, in ns.
 pub const TCP_OPENING: u64 = 60 * SECOND;
-/// A connection after a FIN or RST of this direction, in ns.
+/// A connection after both FINs or a RST, in ns.
 pub const TCP_CLOSING: u64 = 30 * SECOND;
 /// For how long the side that closed a connection first may still answer for it, in ns: 60 s on Linux
 /// (TCP_TIMEWAIT_LEN), and what [`Conntrack::last_seen`] and its timers may be late.
@@ -29,7 +32,7 @@ pub const RETURNING: u64 = u16::MAX as u64 * SECOND;
 pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
     let connects = proto == PROTO_TCP || proto == PROTO_SCTP;
     let own = entry.idle as u64 * SECOND;
-    if connects && entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+    if connects && has_ended(proto, entry) {
         TCP_CLOSING
     } else if connects && entry.state & TCP_SEEN_ACK == 0 {
         TCP_OPENING
@@ -44,6 +47,27 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
     } else {
         UDP
     }
+}
+
+/// Whether a connection's entry says that it is over. One that has ended in one direction only goes on in the other,
+/// silently maybe (RFC 9293, section 3.6).
+#[inline(always)]
+const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
+    const FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
+    match entry.state & (FINS | TCP_SEEN_RST) {
+        0 => false,
+        // SHUTDOWN COMPLETE is said once (RFC 9260, section 9.2).
+        TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN => proto == PROTO_SCTP || is_alone(entry),
+        _ => true,
+    }
+}
+
+/// Whether an entry hears of its own direction only: the backend's does not pass the node that was asked, and what goes on
+/// with the outside keeps the other entry's time up to date instead.
+#[inline(always)]
+const fn is_alone(entry: &Conntrack) -> bool {
+    let is_direct = entry.action == CONNTRACK_FORWARD && entry.state & DIRECT != 0;
+    is_direct || matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)
 }
 
 /// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC.
@@ -64,7 +88,13 @@ pub const fn is_free_again(key: &ConntrackKey, entry: &Conntrack, now: u64) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Be32, maps::TCP_SEEN_SYN, wire::PROTO_ICMP};
+    use crate::{
+        Be32,
+        maps::{CONNTRACK_REPLY, CONNTRACK_RETURN, TCP_SEEN_SYN},
+        wire::PROTO_ICMP,
+    };
+
+    const BOTH_FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
 
     fn entry(state: u8) -> Conntrack {
         Conntrack { state, ..Conntrack::default() }
@@ -76,8 +106,9 @@ mod tests {
             let timeout = |state| timeout(proto, &entry(state));
             assert_eq!(timeout(TCP_SEEN_SYN), TCP_OPENING);
             assert_eq!(timeout(TCP_SEEN_SYN | TCP_SEEN_ACK), TCP_ESTABLISHED);
-            assert_eq!(timeout(TCP_SEEN_ACK | TCP_SEEN_FIN), TCP_CLOSING);
+            assert_eq!(timeout(TCP_SEEN_ACK | BOTH_FINS), TCP_CLOSING);
             assert_eq!(timeout(TCP_SEEN_ACK | TCP_SEEN_RST), TCP_CLOSING);
+            assert_eq!(timeout(TCP_SEEN_ACK | TCP_SEEN_FIN | TCP_SEEN_RST), TCP_CLOSING);
         }
         assert_eq!(timeout(PROTO_UDP, &entry(0)), UDP);
         assert_eq!(timeout(PROTO_UDP, &entry(ANSWERED)), UDP_CONVERSATION);
@@ -86,11 +117,32 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_over_when_both_sides_have_ended_it() {
+        let timeout = |proto, action, state| {
+            timeout(proto, &Conntrack { action, ..entry(TCP_SEEN_ACK | state) })
+        };
+        for fin in [TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN] {
+            for action in [CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN] {
+                assert_eq!(timeout(PROTO_TCP, action, fin), TCP_ESTABLISHED);
+                assert_eq!(timeout(PROTO_TCP, action, BOTH_FINS), TCP_CLOSING);
+                assert_eq!(timeout(PROTO_SCTP, action, fin), TCP_CLOSING);
+            }
+        }
+        // Who does not hear of the other side's FIN.
+        assert_eq!(timeout(PROTO_TCP, CONNTRACK_FORWARD, TCP_SEEN_FIN | DIRECT), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_TCP, CONNTRACK_RETURN, TCP_SEEN_FIN | DIRECT), TCP_ESTABLISHED);
+        for action in [CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE] {
+            assert_eq!(timeout(PROTO_TCP, action, TCP_SEEN_FIN), TCP_CLOSING);
+        }
+    }
+
+    #[test]
     fn a_service_may_say_how_long_its_flows_are_idle() {
         let own = |state| Conntrack { idle: 7, ..entry(state) };
         assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_ACK)), 7 * SECOND);
         assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_SYN)), TCP_OPENING);
-        assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_FIN)), TCP_CLOSING);
+        assert_eq!(timeout(PROTO_TCP, &own(TCP_SEEN_ACK | TCP_SEEN_FIN)), 7 * SECOND);
+        assert_eq!(timeout(PROTO_TCP, &own(BOTH_FINS)), TCP_CLOSING);
         assert_eq!(timeout(PROTO_UDP, &own(0)), 7 * SECOND);
         assert_eq!(timeout(PROTO_UDP, &own(ANSWERED)), 7 * SECOND);
         // What another node translates, that one forgets.
@@ -111,7 +163,7 @@ mod tests {
                 .find(|time| !is_free(time) && is_free(&(time + 1)))
         };
         const { assert!(TCP_TIME_WAIT > 61 * SECOND, "TIME-WAIT, and a time of last_seen late by one") };
-        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_FIN), Some(TCP_TIME_WAIT));
+        assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK | BOTH_FINS), Some(TCP_TIME_WAIT));
         assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK | TCP_SEEN_RST), Some(TCP_CLOSING));
         assert_eq!(free_after(PROTO_TCP, TCP_SEEN_SYN), Some(TCP_OPENING));
         assert_eq!(free_after(PROTO_TCP, TCP_SEEN_ACK), Some(TCP_ESTABLISHED));

@@ -10,7 +10,7 @@ use overlay_common::{
     hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, VIA_VIP,
+        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, VIA_VIP,
     },
     wire::PROTO_SCTP,
 };
@@ -56,6 +56,9 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
             remind(flow, out, now);
         }
         if action != 0 {
+            if ends_now(flow, out) {
+                tell_end(flow, out);
+            }
             return action;
         }
     }
@@ -63,6 +66,9 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
         return 0;
     };
     let action = look(entry, flow, now, out);
+    if action != 0 && ends_now(flow, out) {
+        tell_end(flow, out);
+    }
     if action == CONNTRACK_FORWARD && !flow.is_syn() {
         confirm(flow, out);
     }
@@ -92,6 +98,53 @@ fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
     if is_its {
         reply.last_seen = now;
     }
+}
+
+/// Whether a packet is the first one with a FIN of its direction.
+#[inline(always)]
+fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
+    flow.flags & !before.state & TCP_SEEN_FIN != 0
+}
+
+/// Tells the entry of the other direction that this one, of `entry`, has ended.
+#[inline(never)]
+fn tell_end(flow: &Flow, entry: &Conntrack) {
+    let key = &flow.key;
+    let other = match entry.action {
+        CONNTRACK_FORWARD | CONNTRACK_REPLY => reply_key(key, entry),
+        // What came through another node with another port (`returning`).
+        CONNTRACK_RETURN if entry.dport != key.dport => ConntrackKey {
+            saddr: key.daddr,
+            daddr: key.saddr,
+            sport: entry.dport,
+            dport: key.sport,
+            vni: key.vni,
+            proto: key.proto,
+            scope: [0; 3],
+        }
+        .through(entry.node),
+        _ => return,
+    };
+    if let (Some(other), _) = held(&other) {
+        // SAFETY: as in `look`.
+        unsafe { (*other).state |= TCP_SEEN_OTHER_FIN };
+    }
+}
+
+/// An entry, wherever it is, and whether that is [`OPENING`].
+#[inline(always)]
+pub fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
+    match CONNTRACK.get_ptr_mut(key) {
+        None => (OPENING.get_ptr_mut(key), true),
+        entry => (entry, false),
+    }
+}
+
+/// What an entry of the other direction is told by the flags of a packet.
+#[inline(always)]
+pub fn as_other(flags: u8) -> u8 {
+    let fin = if flags & TCP_SEEN_FIN != 0 { TCP_SEEN_OTHER_FIN } else { 0 };
+    flags & !TCP_SEEN_FIN | fin
 }
 
 /// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`

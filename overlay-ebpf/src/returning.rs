@@ -6,14 +6,15 @@ use overlay_common::{
     flow::{is_expired, is_free_again},
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey, TCP_SEEN_FIN,
-        TCP_SEEN_RST,
+        TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
     },
     wire::PROTO_SCTP,
 };
 
 use crate::{
     conntrack::{
-        PATIENT_TRIES, PORT_TRIES, RESOLUTION, is_given_up, now, open, other_port, reply_key,
+        PATIENT_TRIES, PORT_TRIES, RESOLUTION, as_other, held, is_given_up, now, open, other_port,
+        reply_key,
     },
     direct_return, fallible,
     lru::Counted,
@@ -94,7 +95,7 @@ fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
     if entry.action != CONNTRACK_RETURN || entry.node != node || entry.dport != flow.key.sport {
         return NOT_YET;
     }
-    refresh(entry, flow, now);
+    refresh(entry, flow, as_other(flow.flags), now);
     direct_return::settle(entry, &key, flow, asked);
     if is_opening {
         confirm(&key, entry, flow);
@@ -135,15 +136,16 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     if known.node != node || is_expired(&through, known, now) || has_ended {
         return NOT_YET;
     }
-    refresh(known, flow, now);
+    refresh(known, flow, flow.flags, now);
     forward.sport = known.sport;
     let key = reply_key(&flow.key, forward);
-    if flow.flags & TCP_SEEN_RST != 0
+    let end = as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
+    if end != 0
         && let (Some(reply), _) = held(&key)
     {
         // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's.
         // SAFETY: as above.
-        unsafe { (*reply).state |= TCP_SEEN_RST };
+        unsafe { (*reply).state |= end };
     }
     if is_opening
         && let Some(reply) = OPENING.get_ptr(&key)
@@ -200,15 +202,6 @@ fn is_for<const ENTRIES: usize>(
     (is_own || is_given_up(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
 }
 
-/// An entry, wherever it is, and whether that is [`OPENING`].
-#[inline(always)]
-fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
-    match CONNTRACK.get_ptr_mut(key) {
-        None => (OPENING.get_ptr_mut(key), true),
-        entry => (entry, false),
-    }
-}
-
 /// As `conntrack::confirm`, for an entry in [`OPENING`]: the client speaks again, through the node that was
 /// asked. Returns whether the entry has left.
 #[inline(always)]
@@ -252,14 +245,15 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
         sport: key.sport,
         dport: flow.key.sport,
         action: CONNTRACK_RETURN,
+        state: as_other(flow.flags),
         ..return_forward(flow, node, now)
     }
 }
 
-/// Brings time and state of an entry up to date; a SYN begins a new connection.
+/// Brings time and state of an entry up to date, which is told `flags`; a SYN begins a new connection.
 #[inline(always)]
-fn refresh(entry: &mut Conntrack, flow: &Flow, now: u64) {
-    let state = if flow.is_syn() { flow.flags } else { entry.state | flow.flags };
+fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u8, now: u64) {
+    let state = if flow.is_syn() { flags } else { entry.state | flags };
     if state != entry.state {
         entry.state = state;
     }

@@ -67,6 +67,35 @@ fn an_idle_connection_lives_for_as_long_as_its_service_says() {
 }
 
 #[test]
+fn a_connection_that_one_side_has_ended_goes_on_and_one_that_both_have_is_soon_over() {
+    for client_ends in [true, false] {
+        let mut rig = rig();
+        connect(&mut rig);
+        let [ended, open]: [fn(&mut Rig, Tcp); 2] = if client_ends {
+            [|rig, flags| assert_eq!(ask(rig, flags), KNOWN), answer]
+        } else {
+            [answer, |rig, flags| assert_eq!(ask(rig, flags), KNOWN)]
+        };
+        ended(&mut rig, Tcp::Fin);
+        // The side that has not ended it computes, and then answers.
+        for _ in 0..2 {
+            if !rig.age_conntrack(100) {
+                println!("skipped: this machine is younger than 100 s");
+                return;
+            }
+            open(&mut rig, Tcp::Data);
+            ended(&mut rig, Tcp::Data);
+        }
+        open(&mut rig, Tcp::Fin);
+        ended(&mut rig, Tcp::Data);
+        if !rig.age_conntrack(31) {
+            return;
+        }
+        assert_eq!(ask(&mut rig, Tcp::Data), NEW, "it is over: {client_ends}");
+    }
+}
+
+#[test]
 fn an_idle_udp_flow_lives_longer_once_it_was_answered_or_as_long_as_its_service_says() {
     for (own, answered, idle, lives) in [
         (0, false, 59, true),

@@ -136,6 +136,7 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     for flags in [Tcp::Syn, Tcp::Fin] {
         rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
     }
+    rig.run("from_container", &tcp((NEAR, 80), (CLIENT, 40_000), Tcp::Fin));
     if !rig.age_conntrack(20) {
         return;
     }
@@ -158,6 +159,67 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     for flags in [Tcp::Syn, Tcp::Data] {
         let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
         assert_eq!(port(&ran), 40_000);
+    }
+}
+
+#[test]
+fn at_the_backends_node_too_a_connection_that_one_side_has_ended_goes_on() {
+    for client_ends in [true, false] {
+        let mut rig = with_other_node(NEAR);
+        let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+        // Of two flows of one client port, the second has another one towards the backend.
+        let mut flows = Vec::new();
+        for node in [PEER, OTHER] {
+            let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
+            flows.push((node, see(&ran.packet).from.1));
+        }
+        assert!(flows[0].1 == 40_000 && flows[1].1 >= 49_152, "{flows:?}");
+        let ask = |rig: &mut Rig, flags| {
+            for (node, port) in &flows {
+                let ran = rig.run("from_underlay", &vxlan_from(*node, VNI, &sent(flags)));
+                assert_eq!(ran.counted, [Reason::Decapsulated], "through {node}");
+                assert_eq!(see(&ran.packet).from, (CLIENT, *port));
+            }
+        };
+        let answer = |rig: &mut Rig, flags| {
+            for (node, port) in &flows {
+                let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, *port), flags));
+                assert_eq!(ran.counted, [Reason::Encapsulated], "through {node}");
+                let (_, to, inner) = untunnel_any(&ran.packet);
+                assert_eq!((to, see(&inner).to), (*node, (CLIENT, 40_000)));
+            }
+        };
+        answer(&mut rig, Tcp::SynAck);
+        ask(&mut rig, Tcp::Data);
+        if client_ends {
+            ask(&mut rig, Tcp::Fin)
+        } else {
+            answer(&mut rig, Tcp::Fin)
+        }
+        for _ in 0..2 {
+            if !rig.age_conntrack(100) {
+                return;
+            }
+            if client_ends {
+                answer(&mut rig, Tcp::Data);
+                ask(&mut rig, Tcp::Data);
+            } else {
+                ask(&mut rig, Tcp::Data);
+                answer(&mut rig, Tcp::Data);
+            }
+        }
+        if client_ends {
+            answer(&mut rig, Tcp::Fin)
+        } else {
+            ask(&mut rig, Tcp::Fin)
+        }
+        if !rig.age_conntrack(31) {
+            return;
+        }
+        let ran = rig.run("from_container", &tcp((NEAR, 80), (CLIENT, 40_000), Tcp::Data));
+        assert_eq!(ran.counted, [Reason::NoWayOut], "it is over");
+        let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
+        assert_eq!(ran.counted, [Reason::TupleTaken], "so is the other one");
     }
 }
 

@@ -155,7 +155,7 @@ pub const CONNTRACK_UNMASQUERADE: u8 = 5;
 pub const TCP_SEEN_SYN: u8 = 1 << 0;
 /// A segment with ACK was seen: in the reply direction this means established.
 pub const TCP_SEEN_ACK: u8 = 1 << 1;
-/// A FIN was seen.
+/// A FIN was seen: in the direction of the entry, of `RETURN` that of the backend.
 pub const TCP_SEEN_FIN: u8 = 1 << 2;
 /// A RST was seen.
 pub const TCP_SEEN_RST: u8 = 1 << 3;
@@ -168,6 +168,9 @@ pub const VIA_VIP: u8 = 1 << 5;
 /// Replies go straight to the client. `FORWARD`, on the node that was asked: the backend's node is told what the
 /// client asked ([`crate::wire::Asked`]). `RETURN`, there: the source is what the client asked.
 pub const DIRECT: u8 = 1 << 6;
+
+/// A FIN of the other direction was seen.
+pub const TCP_SEEN_OTHER_FIN: u8 = 1 << 7;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use overlay_common::{
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN,
         CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN,
-        TCP_SEEN_RST, TCP_SEEN_SYN,
+        TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
     },
 };
 
@@ -47,11 +47,12 @@ fn row(
         CONNTRACK_UNMASQUERADE => "unmasquerade",
         _ => "unknown",
     };
-    // A UDP flow that was answered is shown as TCP's are. D: replies go straight to the client.
+    // A UDP flow that was answered is shown as TCP's are. f: the other side's FIN. D: replies go straight to the client.
     let seen = [
         (TCP_SEEN_SYN, 'S'),
         (TCP_SEEN_ACK | ANSWERED, 'A'),
         (TCP_SEEN_FIN, 'F'),
+        (TCP_SEEN_OTHER_FIN, 'f'),
         (TCP_SEEN_RST, 'R'),
         (DIRECT, 'D'),
     ];

@@ -155,7 +155,8 @@ pub struct ConntrackRow {
     pub backend: u32,
     /// Node the flow came through.
     pub node: Option<std::net::IpAddr>,
-    /// TCP flags seen: S, A, F, R; A also of UDP that was answered. D: replies go straight to the client.
+    /// TCP flags seen: S, A, F, R, and f: a FIN of the other direction; A also of UDP that was answered. D: replies go
+    /// straight to the client.
     pub state: String,
     /// Milliseconds since the last packet in this direction.
     pub idle_ms: u64,

@@ -505,7 +505,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let mut key =
         ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
     let mut action = rng.random_range(0..7);
-    let mut state = rng.random_range(0..128);
+    let mut state = rng.random();
     if let Some(link) = tables.agent.links.get(&IFINDEX)
         && rng.random_bool(0.4)
     {

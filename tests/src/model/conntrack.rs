@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Be16, Be32, Reason, hash,
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, VIA_VIP,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN,
+        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, VIA_VIP,
     },
 };
 
@@ -60,12 +61,12 @@ pub fn reversed(key: ConntrackKey) -> ConntrackKey {
     ConntrackKey { saddr: key.daddr, daddr: key.saddr, sport: key.dport, dport: key.sport, ..key }
 }
 
-/// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after a FIN
-/// or RST; UDP 60 s, 300 s once both sides have spoken; SCTP as TCP; or as the service says. On the backend's
+/// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after both FINs
+/// or a RST; UDP 60 s, 300 s once both sides have spoken; SCTP as TCP; or as the service says. On the backend's
 /// node what another one translates lives for 65,535 s." Time that is ahead has not passed.
 pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
     let connects = [TCP, SCTP].contains(&proto);
-    let seconds = match (connects, has_ended(entry), entry.state & TCP_SEEN_ACK != 0) {
+    let seconds = match (connects, is_closed(proto, entry), entry.state & TCP_SEEN_ACK != 0) {
         (true, true, _) => 30,
         (true, false, false) => 60,
         _ if entry.node != Be32::ZERO => 65_535,
@@ -75,6 +76,20 @@ pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
         _ => 60,
     };
     now.saturating_sub(entry.last_seen) > seconds * SECOND
+}
+
+/// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside and forward entries of direct return hear of
+/// one side.
+fn is_closed(proto: u8, entry: &Conntrack) -> bool {
+    let seen = |bit| entry.state & bit != 0;
+    let hears_one = match entry.action {
+        CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE => true,
+        CONNTRACK_FORWARD => seen(DIRECT),
+        _ => false,
+    };
+    let fins = [seen(TCP_SEEN_FIN), seen(TCP_SEEN_OTHER_FIN)];
+    let enough = if proto == SCTP || hears_one { 1 } else { 2 };
+    seen(TCP_SEEN_RST) || fins.into_iter().filter(|fin| *fin).count() >= enough
 }
 
 /// "A tuple of TCP is nobody's only 62 s after a FIN: the backend may have it in TIME-WAIT until then."
@@ -101,13 +116,33 @@ impl Walk<'_> {
         let known = conntrack.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now));
         if let Some(entry) = known {
             self.remind(flow, &entry);
+            self.tell_end(flow, &entry);
             return known;
         }
         let begun = opening.get_mut(&flow.key).and_then(|entry| noted(entry, flow, now))?;
+        self.tell_end(flow, &begun);
         if begun.action == CONNTRACK_FORWARD && !flow.opens() {
             self.confirm(flow, &begun);
         }
         Some(begun)
+    }
+
+    /// "The first FIN of a direction is told to the other one's entry."
+    fn tell_end(&mut self, flow: &Flow, entry: &Conntrack) {
+        if flow.seen & TCP_SEEN_FIN == 0 || entry.state & TCP_SEEN_FIN != 0 {
+            return;
+        }
+        let other = match entry.action {
+            CONNTRACK_FORWARD | CONNTRACK_REPLY => reply_key(&flow.key, entry),
+            CONNTRACK_RETURN if entry.dport != flow.key.dport => {
+                let own = ConntrackKey { sport: entry.dport, ..reversed(flow.key) };
+                own.through(entry.node)
+            }
+            _ => return,
+        };
+        if let Some(other) = self.tables.held(&other) {
+            other.state |= TCP_SEEN_OTHER_FIN;
+        }
     }
 
     /// "Replies that go straight to the client do not pass here, so the client keeps their tuple."
@@ -238,7 +273,7 @@ impl Walk<'_> {
         if let Some(old) = self.tables.held(&key)
             && (old.action, old.node, old.dport) == (CONNTRACK_RETURN, node, own)
         {
-            renew(old, flow, now);
+            renew(old, flow, told(flow), now);
             if !says(old, said) {
                 *old = settled(*old, &key, asked);
             }
@@ -287,12 +322,12 @@ impl Walk<'_> {
         let now = self.now;
         let is_opening = !self.tables.conntrack.contains_key(&through);
         let Some(known) = self.tables.held(&through) else { unreachable!("looked up before") };
-        renew(known, flow, now);
+        renew(known, flow, flow.seen, now);
         let known = *known;
         let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
         // "A reset by the client ends both."
         if let Some(reply) = self.tables.held(&key) {
-            reply.state |= flow.seen & TCP_SEEN_RST;
+            reply.state |= told(flow) & (TCP_SEEN_RST | TCP_SEEN_OTHER_FIN);
         }
         if is_opening && self.confirm_return(&key, flow) {
             self.tables.conntrack.insert(through, known);
@@ -353,7 +388,7 @@ impl Walk<'_> {
             vni: key.vni,
             node,
             action: CONNTRACK_RETURN,
-            state: flow.seen,
+            state: told(flow),
             last_seen: self.now,
             ..Conntrack::default()
         }
@@ -427,9 +462,17 @@ fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
     Be16::new(49_152 + (hash % 16_384) as u16)
 }
 
+/// What the client's packet says of its backend's direction.
+fn told(flow: &Flow) -> u8 {
+    match flow.seen & TCP_SEEN_FIN {
+        0 => flow.seen,
+        _ => flow.seen & !TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN,
+    }
+}
+
 /// An entry of a packet's flow: a SYN begins it anew.
-fn renew(entry: &mut Conntrack, flow: &Flow, now: u64) {
-    entry.state = if flow.opens() { flow.seen } else { entry.state | flow.seen };
+fn renew(entry: &mut Conntrack, flow: &Flow, seen: u8, now: u64) {
+    entry.state = if flow.opens() { seen } else { entry.state | seen };
     touch(entry, now);
 }
 
