@@ -97,16 +97,19 @@ fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
         && reply.vni == key.vni;
     if is_its {
         reply.last_seen = now;
+        // As in `after`: its own packets, which would say so, do not pass here.
+        reply.state &= !TCP_SEEN_RST;
     }
 }
 
-/// Whether a packet is the first one with a FIN of its direction.
+/// Whether a packet is a reset, or the first one with a FIN of its direction.
 #[inline(always)]
 fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
-    flow.flags & !before.state & TCP_SEEN_FIN != 0
+    flow.flags & (!before.state & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
 
-/// Tells the entry of the other direction that this one, of `entry`, has ended.
+/// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a reset, and a
+/// connection would be open in the other entry for hours.
 #[inline(never)]
 fn tell_end(flow: &Flow, entry: &Conntrack) {
     let key = &flow.key;
@@ -127,7 +130,7 @@ fn tell_end(flow: &Flow, entry: &Conntrack) {
     };
     if let (Some(other), _) = held(&other) {
         // SAFETY: as in `look`.
-        unsafe { (*other).state |= TCP_SEEN_OTHER_FIN };
+        unsafe { (*other).state |= as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST) };
     }
 }
 

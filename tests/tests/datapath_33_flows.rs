@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Be16, Reason,
     maps::{
-        BACKEND_DOWN, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS, Served,
-        ServedKey, SlotKey,
+        BACKEND_DOWN, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS,
+        Served, ServedKey, SlotKey, TCP_SEEN_RST,
     },
     wire::PROTO_TCP,
 };
@@ -195,6 +195,27 @@ fn a_reset_that_the_ends_do_not_believe_ends_nothing() {
     ask(&mut rig, Tcp::Rst);
     assert!(rig.age_conntrack(100));
     assert_eq!(ask(&mut rig, Tcp::Syn), NEW);
+}
+
+#[test]
+fn a_reset_by_either_side_ends_both_directions() {
+    for client_resets in [true, false] {
+        let mut rig = rig();
+        connect(&mut rig);
+        if client_resets {
+            assert_eq!(ask(&mut rig, Tcp::Rst), KNOWN);
+        } else {
+            answer(&mut rig, Tcp::Rst);
+        }
+        let reset = |(_, entry): &(_, Conntrack)| entry.state & TCP_SEEN_RST != 0;
+        let flows = rig.flows("conntrack");
+        assert!(flows.len() == 2 && flows.iter().all(reset), "{flows:?}");
+        if !rig.age_conntrack(31) {
+            println!("skipped: this machine is younger than 31 s");
+            return;
+        }
+        assert_eq!(ask(&mut rig, Tcp::Data), NEW, "it is over: {client_resets}");
+    }
 }
 
 #[test]

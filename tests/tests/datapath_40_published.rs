@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use overlay_common::{
     INGRESS_VNI, Reason,
-    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, NETWORK_INTERNAL},
+    maps::{
+        Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_FLAG_PUBLISHED, NETWORK_INTERNAL, TCP_SEEN_RST,
+    },
     wire::{PROTO_TCP, PROTO_UDP},
 };
 use overlay_tests::rig::{
@@ -251,21 +254,37 @@ fn ports_that_were_given_are_free_again_when_their_flows_are_over() {
 }
 
 #[test]
-fn a_port_is_free_again_soon_after_its_client_resets_the_connection() {
+fn a_port_is_free_again_soon_after_a_side_resets_the_connection() {
+    port_is_free_again_after_reset(true);
+    port_is_free_again_after_reset(false);
+}
+
+fn port_is_free_again_after_reset(client_resets: bool) {
     let mut rig = with_other_node(NEAR);
     let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
     rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
     for number in 20..32 {
         let node = Ipv4Addr::new(172, 16, 1, number);
         rig.node(node, &[]);
-        for flags in [Tcp::Syn, Tcp::Data, Tcp::Rst] {
+        let last = if client_resets { Tcp::Rst } else { Tcp::Data };
+        let mut port = 0;
+        for flags in [Tcp::Syn, Tcp::Data, last] {
             let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(flags)));
             let seen = (&ran.counted[..], ran.verdict);
             assert_eq!(seen, (&[Reason::Decapsulated][..], REDIRECT), "through {node}");
             if matches!(flags, Tcp::Syn) {
-                let port = see(&ran.packet).from.1;
+                port = see(&ran.packet).from.1;
                 rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::SynAck));
             }
+        }
+        if !client_resets {
+            rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), Tcp::Rst));
+            let through = |(key, entry): &(ConntrackKey, Conntrack)| {
+                key.scope != [0; 3] && entry.node.octets()[3] == number
+            };
+            let flows = rig.flows("conntrack");
+            let entry = flows.iter().find(|flow| through(flow)).expect("it").1;
+            assert!(entry.state & TCP_SEEN_RST != 0, "{entry:?}");
         }
         if !rig.age_conntrack(16) {
             return;

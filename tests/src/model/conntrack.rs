@@ -127,9 +127,10 @@ impl Walk<'_> {
         Some(begun)
     }
 
-    /// "The first FIN of a direction is told to the other one's entry."
+    /// "The first FIN of a direction is told to the other one's entry, and every reset."
     fn tell_end(&mut self, flow: &Flow, entry: &Conntrack) {
-        if flow.seen & TCP_SEEN_FIN == 0 || entry.state & TCP_SEEN_FIN != 0 {
+        let is_first_fin = flow.seen & TCP_SEEN_FIN != 0 && entry.state & TCP_SEEN_FIN == 0;
+        if !is_first_fin && flow.seen & TCP_SEEN_RST == 0 {
             return;
         }
         let other = match entry.action {
@@ -141,7 +142,7 @@ impl Walk<'_> {
             _ => return,
         };
         if let Some(other) = self.tables.held(&other) {
-            other.state |= TCP_SEEN_OTHER_FIN;
+            other.state |= told(flow) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
         }
     }
 
@@ -159,6 +160,7 @@ impl Walk<'_> {
             && leads_to == (key.daddr, key.dport, key.saddr, key.sport, key.vni)
         {
             reply.last_seen = now;
+            reply.state &= !TCP_SEEN_RST;
         }
     }
 
