@@ -2,7 +2,8 @@
 //! would be all that the store does.
 //!
 //! Silence has two meanings. An agent that is silent while its host answers is restarting, hangs or is
-//! slow, and its datapath forwards without it: it is down after the cluster's node timeout. A host
+//! slow, and its datapath forwards without it: it is down after the cluster's node timeout, or after six times that if this
+//! manager has not heard of it since it began ([`starting`]). A host
 //! that does not answer either is dead or cut off: it is down after a part of that time
 //! ([`unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
 //! connection whatever its processes do.
@@ -57,6 +58,11 @@ struct Heard {
 }
 
 impl Known {
+    /// Whether the agent has said anything to this manager.
+    fn has_heard(&self, node: &Id) -> bool {
+        self.nodes.get(node).is_some_and(|heard| heard.agent.is_some())
+    }
+
     /// For how long the agent has been silent.
     fn agent_silent(&self, node: &Id) -> Duration {
         self.nodes
@@ -160,7 +166,8 @@ impl Liveness {
         let mut known = self.known();
         known.nodes.retain(|id, _| state.nodes.contains_key(id));
         let is_silent = |id: &Id| {
-            known.agent_silent(id) > timeout || known.host_silent(id) > unreachable(timeout)
+            let limit = if known.has_heard(id) { timeout } else { starting(timeout) };
+            known.agent_silent(id) > limit || known.host_silent(id) > unreachable(timeout)
         };
         ready(state).map(|n| &n.id).filter(|id| is_silent(id)).cloned().collect()
     }
@@ -174,6 +181,13 @@ impl Liveness {
 
 fn ready(state: &ClusterState) -> impl Iterator<Item = &Node> {
     state.nodes.values().filter(|n| n.state == NodeState::Ready)
+}
+
+/// How long an agent may be silent that this manager has never heard, where its host answers: 30 s where the node timeout
+/// is 5 s. When all daemons start at once, after an update say, each loads its programs first, the manager's own too;
+/// the datapaths forward meanwhile, and with every node down every service would refuse.
+fn starting(timeout: Duration) -> Duration {
+    timeout.saturating_mul(6)
 }
 
 /// How long a host may be silent altogether: 1.5 s where the node timeout is 5 s.
@@ -389,6 +403,11 @@ mod tests {
             (99_000, Some(40_000), Some(14_000), false),
             (99_000, Some(40_000), Some(16_000), true),
             (99_000, Some(51_000), Some(1_000), true),
+            // The agent was away when this manager began: all daemons may be starting.
+            (51_000, None, Some(1_000), false),
+            (299_000, None, Some(1_000), false),
+            (301_000, None, Some(1_000), true),
+            (51_000, None, Some(16_000), true),
             // What this manager could not hear is no silence.
             (9_000, Some(90_000), None, false),
             (9_000, None, None, false),
