@@ -2,8 +2,8 @@
 
 use crate::{
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack,
-        ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
+        ANSWERED, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey,
+        TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
     },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -62,12 +62,11 @@ const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
     }
 }
 
-/// Whether an entry hears of its own direction only: the backend's does not pass the node that was asked, and what goes on
-/// with the outside keeps the other entry's time up to date instead.
+/// Whether an entry hears of its own direction only: what goes on with the outside keeps the other entry's time up to date
+/// instead.
 #[inline(always)]
 const fn is_alone(entry: &Conntrack) -> bool {
-    let is_direct = entry.action == CONNTRACK_FORWARD && entry.state & DIRECT != 0;
-    is_direct || matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)
+    matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)
 }
 
 /// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC.
@@ -90,7 +89,7 @@ mod tests {
     use super::*;
     use crate::{
         Be32,
-        maps::{CONNTRACK_REPLY, CONNTRACK_RETURN, TCP_SEEN_SYN},
+        maps::{CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, DIRECT, TCP_SEEN_SYN},
         wire::PROTO_ICMP,
     };
 
@@ -121,7 +120,7 @@ mod tests {
         let timeout = |proto, action, state| {
             timeout(proto, &Conntrack { action, ..entry(TCP_SEEN_ACK | state) })
         };
-        for fin in [TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN] {
+        for fin in [TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_FIN | DIRECT] {
             for action in [CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN] {
                 assert_eq!(timeout(PROTO_TCP, action, fin), TCP_ESTABLISHED);
                 assert_eq!(timeout(PROTO_TCP, action, BOTH_FINS), TCP_CLOSING);
@@ -129,8 +128,6 @@ mod tests {
             }
         }
         // Who does not hear of the other side's FIN.
-        assert_eq!(timeout(PROTO_TCP, CONNTRACK_FORWARD, TCP_SEEN_FIN | DIRECT), TCP_CLOSING);
-        assert_eq!(timeout(PROTO_TCP, CONNTRACK_RETURN, TCP_SEEN_FIN | DIRECT), TCP_ESTABLISHED);
         for action in [CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE] {
             assert_eq!(timeout(PROTO_TCP, action, TCP_SEEN_FIN), TCP_CLOSING);
         }

@@ -97,8 +97,6 @@ fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
         && reply.vni == key.vni;
     if is_its {
         reply.last_seen = now;
-        // As in `after`: its own packets, which would say so, do not pass here.
-        reply.state &= !TCP_SEEN_RST;
     }
 }
 
@@ -108,29 +106,34 @@ fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
     flow.flags & (!before.state & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
 
-/// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a reset, and a
-/// connection would be open in the other entry for hours.
+/// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a backend's reset,
+/// and the connection would be open in its client's entry for hours. Of a client's reset the backend's own packets
+/// tell: anybody outside can send one who guesses the ports.
 #[inline(never)]
 fn tell_end(flow: &Flow, entry: &Conntrack) {
     let key = &flow.key;
-    let other = match entry.action {
-        CONNTRACK_FORWARD | CONNTRACK_REPLY => reply_key(key, entry),
+    const END: u8 = TCP_SEEN_OTHER_FIN | TCP_SEEN_RST;
+    let (other, tells) = match entry.action {
+        CONNTRACK_FORWARD => (reply_key(key, entry), TCP_SEEN_OTHER_FIN),
+        CONNTRACK_REPLY => (reply_key(key, entry), END),
         // What came through another node with another port (`returning`).
-        CONNTRACK_RETURN if entry.dport != key.dport => ConntrackKey {
-            saddr: key.daddr,
-            daddr: key.saddr,
-            sport: entry.dport,
-            dport: key.sport,
-            vni: key.vni,
-            proto: key.proto,
-            scope: [0; 3],
+        CONNTRACK_RETURN if entry.dport != key.dport => {
+            let asked = ConntrackKey {
+                saddr: key.daddr,
+                daddr: key.saddr,
+                sport: entry.dport,
+                dport: key.sport,
+                vni: key.vni,
+                proto: key.proto,
+                scope: [0; 3],
+            };
+            (asked.through(entry.node), END)
         }
-        .through(entry.node),
         _ => return,
     };
     if let (Some(other), _) = held(&other) {
         // SAFETY: as in `look`.
-        unsafe { (*other).state |= as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST) };
+        unsafe { (*other).state |= as_other(flow.flags) & tells };
     }
 }
 

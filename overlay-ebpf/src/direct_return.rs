@@ -8,8 +8,8 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
     Asked, Be32, Ip6, Reason, hash,
     maps::{
-        ANSWERED, Conntrack, ConntrackKey, DIRECT, IPV6_SIDE, SERVICE_DIRECT, TCP_SEEN_RST,
-        TCP_SEEN_SYN,
+        ANSWERED, Conntrack, ConntrackKey, DIRECT, IPV6_SIDE, SERVICE_DIRECT, TCP_SEEN_FIN,
+        TCP_SEEN_RST, TCP_SEEN_SYN,
     },
     wire::{Ethernet, Ipv4},
 };
@@ -110,7 +110,7 @@ pub fn is_straight(work: &Work) -> bool {
     let Work { flow, entry, .. } = work;
     entry.state & KNOWN == KNOWN
         && flow.part != PART_QUOTED
-        && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_RST) == 0
+        && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
 }
 
 /// Sends a reply straight to its client.

@@ -7,10 +7,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, getsid},
 };
+use overlay::model::NodeState;
 use overlay_tests::{
     Cluster, Container, Host, Options, Place as _, Running, Shared,
     bpffs::{self, Object},
-    cleanup, eventually,
+    cleanup, eventually, patience,
     testkit::Resolved,
 };
 
@@ -89,7 +90,7 @@ fn wait_for_node(host: &Host, name: &str, ready: bool) -> anyhow::Result<()> {
     eventually("the node's state is noticed", Duration::from_secs(20), || {
         let state = host.state()?;
         let node = state.node(name).context("the node")?;
-        ensure!((node.state == overlay::model::NodeState::Ready) == ready, "{:?}", node.state);
+        ensure!((node.state == NodeState::Ready) == ready, "{:?}", node.state);
         Ok(())
     })
 }
@@ -202,6 +203,27 @@ fn all_agents_down_at_once_lose_no_request() -> anyhow::Result<()> {
         host.start_agent()?;
     }
     traffic.check()?;
+    busy.cluster.settle()
+}
+
+#[test]
+fn a_manager_that_begins_long_before_the_agents_loses_no_request() -> anyhow::Result<()> {
+    let busy = BUSY.turn()?;
+    let h1 = busy.cluster.host(1);
+    let traffic = Traffic::start(&busy)?;
+    for host in busy.cluster.hosts() {
+        host.kill_agent()?;
+    }
+    h1.start_agent()?;
+    // Longer than an agent may be away that was heard before.
+    std::thread::sleep(Duration::from_secs(7) * patience());
+    let state = h1.state()?;
+    for host in &busy.cluster.hosts()[1..] {
+        host.start_agent()?;
+    }
+    traffic.check()?;
+    let down: Vec<_> = state.nodes.values().filter(|n| n.state == NodeState::Down).collect();
+    assert!(down.is_empty(), "{down:?}");
     busy.cluster.settle()
 }
 

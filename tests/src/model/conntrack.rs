@@ -78,15 +78,10 @@ pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
     now.saturating_sub(entry.last_seen) > seconds * SECOND
 }
 
-/// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside and forward entries of direct return hear of
-/// one side.
+/// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside hear of one side.
 fn is_closed(proto: u8, entry: &Conntrack) -> bool {
     let seen = |bit| entry.state & bit != 0;
-    let hears_one = match entry.action {
-        CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE => true,
-        CONNTRACK_FORWARD => seen(DIRECT),
-        _ => false,
-    };
+    let hears_one = [CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE].contains(&entry.action);
     let fins = [seen(TCP_SEEN_FIN), seen(TCP_SEEN_OTHER_FIN)];
     let enough = if proto == SCTP || hears_one { 1 } else { 2 };
     seen(TCP_SEEN_RST) || fins.into_iter().filter(|fin| *fin).count() >= enough
@@ -127,7 +122,7 @@ impl Walk<'_> {
         Some(begun)
     }
 
-    /// "The first FIN of a direction is told to the other one's entry, and every reset."
+    /// "The first FIN of each direction is told to the other one's entry, as is every reset of the backend."
     fn tell_end(&mut self, flow: &Flow, entry: &Conntrack) {
         let is_first_fin = flow.seen & TCP_SEEN_FIN != 0 && entry.state & TCP_SEEN_FIN == 0;
         if !is_first_fin && flow.seen & TCP_SEEN_RST == 0 {
@@ -141,8 +136,10 @@ impl Walk<'_> {
             }
             _ => return,
         };
+        let is_clients = entry.action == CONNTRACK_FORWARD;
+        let reset = if is_clients { 0 } else { TCP_SEEN_RST };
         if let Some(other) = self.tables.held(&other) {
-            other.state |= told(flow) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
+            other.state |= told(flow) & (TCP_SEEN_OTHER_FIN | reset);
         }
     }
 
@@ -160,7 +157,6 @@ impl Walk<'_> {
             && leads_to == (key.daddr, key.dport, key.saddr, key.sport, key.vni)
         {
             reply.last_seen = now;
-            reply.state &= !TCP_SEEN_RST;
         }
     }
 

@@ -6,7 +6,7 @@ use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI, hash,
     maps::{
         ANSWERED, Asked6Key, Backend, Conntrack, DIRECT, IPV6_SIDE, PUBLISHED_IPV6, Published,
-        PublishedKey, SERVICE_DIRECT, TCP_SEEN_RST, TCP_SEEN_SYN,
+        PublishedKey, SERVICE_DIRECT, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
     },
 };
 
@@ -106,12 +106,12 @@ pub fn believed(tables: &Tables, flow: &Flow, said: Option<Asked>) -> Option<Ask
     is_right.then_some((address, port))
 }
 
-/// Whether a reply goes straight: not the first one, no SYN, no reset and no ICMP error.
+/// Whether a reply goes straight: not the first one, no SYN, no FIN, no reset and no ICMP error.
 pub fn is_straight(flow: &Flow, entry: &Conntrack) -> bool {
     entry.state & DIRECT != 0
         && entry.state & ANSWERED != 0
         && flow.part != Part::Quoted
-        && flow.seen & (TCP_SEEN_SYN | TCP_SEEN_RST) == 0
+        && flow.seen & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
 }
 
 /// Sends a reply straight to its client, if there is a way.
