@@ -179,16 +179,22 @@ fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8
     }
 }
 
-/// The state of an entry after a packet. A connection that goes on has not been reset: its ends have not
-/// believed the reset (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports.
+/// The state of an entry after a packet.
 #[inline(always)]
 fn after(entry: &Conntrack, flow: &Flow) -> u8 {
-    let goes_on = flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
-        // An entry of both directions, of which one may not have heard of the reset yet.
-        && entry.action != CONNTRACK_RETURN;
+    // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
+    let goes_on = goes_on(flow) && entry.action != CONNTRACK_RETURN;
     let before = if goes_on { entry.state & !TCP_SEEN_RST } else { entry.state };
     let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_RETURN;
     before | flow.flags | if answers { ANSWERED } else { 0 }
+}
+
+/// Whether a packet says that its connection has not been reset: its ends have not believed the reset
+/// (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports. An end that has believed one
+/// answers such a packet with another.
+#[inline(always)]
+pub fn goes_on(flow: &Flow) -> bool {
+    flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
 }
 
 /// The client speaks again: if there was an answer, the flow is one that is in use, and leaves

@@ -13,8 +13,8 @@ use overlay_common::{
 
 use crate::{
     conntrack::{
-        PATIENT_TRIES, PORT_TRIES, RESOLUTION, as_other, held, is_given_up, now, open, other_port,
-        reply_key,
+        PATIENT_TRIES, PORT_TRIES, RESOLUTION, as_other, goes_on, held, is_given_up, now, open,
+        other_port, reply_key,
     },
     direct_return, fallible,
     lru::Counted,
@@ -136,16 +136,17 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     if known.node != node || is_expired(&through, known, now) || has_ended {
         return NOT_YET;
     }
+    let no_reset = if goes_on(flow) { known.state & TCP_SEEN_RST } else { 0 };
     refresh(known, flow, flow.flags, now);
     forward.sport = known.sport;
     let key = reply_key(&flow.key, forward);
     let end = as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
-    if end != 0
+    if end | no_reset != 0
         && let (Some(reply), _) = held(&key)
     {
         // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's.
         // SAFETY: as above.
-        unsafe { (*reply).state |= end };
+        unsafe { (*reply).state = (*reply).state & !no_reset | end };
     }
     if is_opening
         && let Some(reply) = OPENING.get_ptr(&key)
@@ -250,10 +251,11 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
     }
 }
 
-/// Brings time and state of an entry up to date, which is told `flags`; a SYN begins a new connection.
+/// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
 #[inline(always)]
 fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u8, now: u64) {
-    let state = if flow.is_syn() { flags } else { entry.state | flags };
+    let before = if goes_on(flow) { entry.state & !TCP_SEEN_RST } else { entry.state };
+    let state = if flow.is_syn() { flags } else { before | flags };
     if state != entry.state {
         entry.state = state;
     }

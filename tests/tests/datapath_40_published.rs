@@ -218,6 +218,40 @@ fn at_the_backends_node_too_a_connection_that_one_side_has_ended_goes_on() {
 }
 
 #[test]
+fn at_the_backends_node_too_a_reset_that_the_ends_do_not_believe_ends_nothing() {
+    for goes_on in [true, false] {
+        let mut rig = with_other_node(NEAR);
+        let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);
+        // Of two flows of one client port, the second has another one towards the backend.
+        let flows = [PEER, OTHER].map(|node| {
+            let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
+            (node, see(&ran.packet).from.1)
+        });
+        assert!(flows[0].1 == 40_000 && flows[1].1 >= 49_152, "{flows:?}");
+        let answer = |rig: &mut Rig, port, flags| {
+            rig.run("from_container", &tcp((NEAR, 80), (CLIENT, port), flags)).counted
+        };
+        for (node, port) in flows {
+            assert_eq!(answer(&mut rig, port, Tcp::SynAck), [Reason::Encapsulated]);
+            let last = if goes_on { Tcp::Data } else { Tcp::Rst };
+            for flags in [Tcp::Data, Tcp::Rst, last] {
+                let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(flags)));
+                assert_eq!(ran.counted, [Reason::Decapsulated], "through {node}");
+            }
+        }
+        if !rig.age_conntrack(100) {
+            println!("skipped: this machine is younger than 100 s");
+            return;
+        }
+        // The backend is the one that speaks first after the silence.
+        let expected = if goes_on { Reason::Encapsulated } else { Reason::NoWayOut };
+        for (node, port) in flows {
+            assert_eq!(answer(&mut rig, port, Tcp::Data), [expected], "through {node}");
+        }
+    }
+}
+
+#[test]
 fn ports_that_were_given_are_free_again_when_their_flows_are_over() {
     let mut rig = with_other_node(NEAR);
     let sent = |flags| tcp((CLIENT, 40_000), (NEAR, 80), flags);

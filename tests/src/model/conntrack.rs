@@ -50,6 +50,11 @@ impl Flow {
         self.seen & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN
     }
 
+    /// "A connection whose client goes on has not been reset."
+    fn goes_on(&self) -> bool {
+        self.seen & TCP_SEEN_ACK != 0 && self.seen & TCP_SEEN_RST == 0
+    }
+
     /// UDP and new connections may get another backend.
     pub fn is_free(&self) -> bool {
         (self.key.proto == UDP && self.part != Part::Quoted) || self.opens()
@@ -320,11 +325,15 @@ impl Walk<'_> {
         let now = self.now;
         let is_opening = !self.tables.conntrack.contains_key(&through);
         let Some(known) = self.tables.held(&through) else { unreachable!("looked up before") };
+        let was_reset = known.state & TCP_SEEN_RST != 0;
         renew(known, flow, flow.seen, now);
         let known = *known;
         let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
-        // "A reset by the client ends both."
+        // "A reset by the client ends both", and neither when it goes on.
         if let Some(reply) = self.tables.held(&key) {
+            if was_reset && flow.goes_on() {
+                reply.state &= !TCP_SEEN_RST;
+            }
             reply.state |= told(flow) & (TCP_SEEN_RST | TCP_SEEN_OTHER_FIN);
         }
         if is_opening && self.confirm_return(&key, flow) {
@@ -441,9 +450,8 @@ fn noted(entry: &mut Conntrack, flow: &Flow, now: u64) -> Option<Conntrack> {
         return None;
     }
     let was = *entry;
-    // "A connection that goes on has not been reset", where the entry is of one direction.
-    let goes_on = flow.seen & TCP_SEEN_ACK != 0 && flow.seen & TCP_SEEN_RST == 0;
-    if goes_on && entry.action != CONNTRACK_RETURN {
+    // At the backend's node only the client's own packets say so: the backend may not have heard of its reset yet.
+    if flow.goes_on() && entry.action != CONNTRACK_RETURN {
         entry.state &= !TCP_SEEN_RST;
     }
     entry.state |= flow.seen;
@@ -470,6 +478,9 @@ fn told(flow: &Flow) -> u8 {
 
 /// An entry of a packet's flow: a SYN begins it anew.
 fn renew(entry: &mut Conntrack, flow: &Flow, seen: u8, now: u64) {
+    if flow.goes_on() {
+        entry.state &= !TCP_SEEN_RST;
+    }
     entry.state = if flow.opens() { seen } else { entry.state | seen };
     touch(entry, now);
 }
