@@ -144,7 +144,8 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     if end | no_reset != 0
         && let (Some(reply), _) = held(&key)
     {
-        // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's.
+        // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's. When the
+        // client goes on after one, the backend may be the next to speak however long both are silent.
         // SAFETY: as above.
         unsafe { (*reply).state = (*reply).state & !no_reset | end };
     }
