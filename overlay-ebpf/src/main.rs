@@ -13,72 +13,36 @@
     reason = "a map key passed by value is copied to the stack once more"
 )]
 
-mod arp;
-mod balance;
-mod conntrack;
-mod container;
-mod container6;
-mod direct;
-mod direct_return;
-mod direct_return6;
-mod echo;
-mod ecn;
-mod event;
+mod answer;
 mod fallible;
 mod family;
-mod flow6;
 mod forward;
-mod forward6;
-mod fragment;
-mod gone;
-mod handover;
-mod hop;
-mod host6;
-mod icmp;
-mod icmp6;
-mod ipv6;
-mod known;
-mod lru;
 mod maps;
-mod membership;
 mod nat;
-mod nat6;
-mod nd;
-mod number6;
 mod observe;
-mod outside;
-mod outside_flow;
-mod outside_limit;
 mod packet;
-mod published;
-mod refuse;
-mod refuse6;
-mod related;
-mod replicate;
-mod returning;
-mod served;
+mod program;
 mod service;
-mod socket;
-mod socket6;
-mod spaces;
-mod tunnel6;
-mod underlay;
-mod underlay6;
-mod vxlan;
-mod vxlan6;
-mod xdp;
-mod xdp6;
+mod tunnel;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
     macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
-use observe::Party;
 use overlay_common::{
     Reason,
     maps::{DECAP_L4_UDP, Link},
     observe::Traffic,
+};
+
+use crate::{
+    observe::{Party, event},
+    program::{
+        container, container6, host6, socket, socket6, tunnel6, underlay, underlay6,
+        xdp as xdp_program,
+    },
+    tunnel::vxlan,
 };
 
 /// What to do with a packet that is not dropped.
@@ -190,7 +154,7 @@ pub fn from_outside(ctx: TcContext) -> i32 {
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;
     let mut receiver = Party::receiver();
-    match xdp::receive(&ctx, &mut receiver) {
+    match xdp_program::receive(&ctx, &mut receiver) {
         Ok(Verdict::Pass) => xdp_action::XDP_PASS,
         Ok(Verdict::Done(action, reason)) => {
             observe::forwarded(&receiver, 0, reason, length);

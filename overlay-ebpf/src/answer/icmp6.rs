@@ -1,0 +1,255 @@
+//! ICMPv6 errors that the programs send. IPv6 packets that do not fit the tunnel are answered with ICMPv6 "packet too big" (RFC 4443,
+//! section 3.2) from the gateway: no router makes fragments of IPv6, so path MTU discovery (RFC 8201)
+//! is all that a sender has.
+
+use core::mem::{offset_of, size_of};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_adj_room_mode},
+    helpers::{bpf_csum_diff, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Ip6, Mac, Reason, checksum,
+    maps::Network,
+    wire::{
+        ETHERTYPE_IPV6, Ethernet, ICMP6_ECHO_REQUEST, ICMP6_NEXT_HEADER, ICMP6_PARAMETER_PROBLEM,
+        ICMP6_PORT_UNREACHABLE, ICMP6_TOO_BIG, ICMP6_UNREACHABLE, IPV6_MIN_MTU, Icmp6, Icmp6Error,
+        Ipv6, PROTO_ICMPV6, PROTO_SCTP,
+    },
+};
+
+use crate::{
+    fallible,
+    maps::{Ipv6Work, LINKS6, NETWORKS, Work, lookup, work},
+    packet::{
+        ETH_LEN, ifindex,
+        ipv6::{ICMPV6, IPV6_LEN},
+        load, load_at, pull, store,
+    },
+};
+
+/// How much of a packet its answer quotes: as much as fits the least MTU of IPv6 (RFC 4443, section
+/// 2.4 c). What is answered is longer than that MTU.
+const QUOTE: u32 = IPV6_MIN_MTU - size_of::<Icmp6Error>() as u32;
+/// What `bpf_csum_diff` sums at a time: before Linux 6.12 its room is the stack of a program.
+const SUMMED: usize = 512;
+const HOP_LIMIT: u8 = 64;
+
+/// Says that answers to the container behind `work.ipv6.link` come from its gateway.
+///
+/// # Errors
+/// [`Reason::TooBig`] when it has none any more.
+#[inline(always)]
+pub fn from_gateway(ctx: &TcContext) -> Result<(), Reason> {
+    let work = &mut work()?.ipv6;
+    work.router = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::TooBig)?.gateway;
+    let network: Network = lookup(&NETWORKS, &work.link.vni).ok_or(Reason::TooBig)?;
+    work.router_mac = Mac::of_ip(network.gateway);
+    Ok(())
+}
+
+/// Tells the sender that the path of its packet, which is as it was sent, with its header in `work.ipv6.ip`,
+/// takes IPv6 packets of `mtu` bytes: makes the answer of it, which the caller sends back out, from
+/// `work.ipv6.router`. No less
+/// than 1280 is told, which every path takes (RFC 8200, section 5): packets up to that length are sent
+/// in fragments of the tunnel (RFC 2473, section 7.1).
+///
+/// # Errors
+/// [`Reason::TooBig`] for what nobody may be told of (RFC 4443, section 2.4 e): ICMPv6 errors.
+#[inline(always)]
+pub fn too_big(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
+    fallible::unpack(too_big_packed(ctx.skb.skb, mtu)).map(|_| ())
+}
+
+#[inline(never)]
+fn too_big_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
+    fallible::pack(answer(&TcContext::new(skb), mtu).map(|()| 0))
+}
+
+#[inline(always)]
+fn answer(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
+    if work()?.ipv6.ip.next_header == PROTO_ICMPV6
+        && load_at::<u8>(ctx, ICMPV6)? < ICMP6_ECHO_REQUEST
+    {
+        return Err(Reason::TooBig);
+    }
+    if ctx.len() < ETH_LEN as u32 + QUOTE {
+        return Err(Reason::TooBig);
+    }
+    cut(ctx, QUOTE)?;
+    let quote = quote_sum(ctx)?;
+    let mtu = if mtu < IPV6_MIN_MTU { IPV6_MIN_MTU } else { mtu };
+    send(ctx, QUOTE, [ICMP6_TOO_BIG, 0], mtu, quote)
+}
+
+/// How much of a packet that is refused its answer quotes, ..
+const QUOTE_REFUSED: u32 = 128;
+/// .. and of a short one: its header, and the ports.
+const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
+
+/// Tells the sender of a packet, which is as it was sent, with its header in `work.ipv6.ip`, that nobody
+/// listens on its port: makes the answer of it, which the caller sends back out. The packet is UDP or SCTP, with
+/// its transport header, from one host to one.
+///
+/// # Errors
+/// [`Reason::Truncated`] when it has less; [`Reason::RewriteRefused`] when the kernel refuses.
+#[inline(always)]
+pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
+    fallible::unpack(refuse_port6_packed(ctx.skb.skb)).map(|_| ())
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn refuse_port6_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(refuse_port(&TcContext::new(skb)).map(|()| 0))
+}
+
+#[inline(always)]
+fn refuse_port(ctx: &TcContext) -> Result<(), Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    ipv6.router = ipv6.ip.dst;
+    ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
+    // SCTP takes no notice of unreachable ports (RFC 9260, section 10, ICMP3 and ICMP8).
+    let (kind, value) = if flow.key.proto == PROTO_SCTP {
+        ([ICMP6_PARAMETER_PROBLEM, ICMP6_NEXT_HEADER], offset_of!(Ipv6, next_header) as u32)
+    } else {
+        ([ICMP6_UNREACHABLE, ICMP6_PORT_UNREACHABLE], 0)
+    };
+    // The length that is summed must be known to the verifier.
+    if ctx.len() >= ETH_LEN as u32 + QUOTE_REFUSED {
+        cut(ctx, QUOTE_REFUSED)?;
+        let quote = part_sum::<ETH_LEN, { QUOTE_REFUSED as usize }>(ctx, 0)?;
+        send(ctx, QUOTE_REFUSED, kind, value, quote.into())
+    } else {
+        // An aggregate may say that there is more than there is.
+        if ctx.len() < ETH_LEN as u32 + QUOTE_SHORT {
+            return Err(Reason::Truncated);
+        }
+        cut(ctx, QUOTE_SHORT)?;
+        let quote = part_sum::<ETH_LEN, { QUOTE_SHORT as usize }>(ctx, 0)?;
+        send(ctx, QUOTE_SHORT, kind, value, quote.into())
+    }
+}
+
+/// Leaves as much of the packet as its answer quotes, where it can be read directly.
+#[inline(always)]
+fn cut(ctx: &TcContext, quote: u32) -> Result<(), Reason> {
+    let length = ETH_LEN as u32 + quote;
+    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
+        return Err(Reason::RewriteRefused);
+    }
+    pull(ctx, length);
+    Ok(())
+}
+
+/// Puts an answer's headers in front of the `length` bytes that it quotes, whose sum is `quote`.
+#[inline(always)]
+fn send(ctx: &TcContext, length: u32, kind: [u8; 2], value: u32, quote: u64) -> Result<(), Reason> {
+    let Ipv6Work { ip, error, router, router_mac, .. } = &mut work()?.ipv6;
+    let ethernet: Ethernet = load(ctx, 0)?;
+    ctx.adjust_room(size_of::<Icmp6Error>() as i32, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0)
+        .map_err(|_| Reason::RewriteRefused)?;
+    fill(error, (router, &ip.src), (kind, value), (length, quote));
+    store(ctx, ETH_LEN, error)?;
+    let ethertype = Be16::new(ETHERTYPE_IPV6);
+    store(ctx, 0, &Ethernet { dst: ethernet.src, src: *router_mac, ethertype })
+}
+
+/// Sum of the words that are quoted.
+#[inline(always)]
+fn quote_sum(ctx: &TcContext) -> Result<u64, Reason> {
+    const FIRST: usize = ETH_LEN;
+    const SECOND: usize = FIRST + SUMMED;
+    const THIRD: usize = SECOND + SUMMED;
+    const REST: usize = QUOTE as usize - 2 * SUMMED;
+    let sum = part_sum::<FIRST, SUMMED>(ctx, 0)?;
+    let sum = part_sum::<SECOND, SUMMED>(ctx, sum)?;
+    part_sum::<THIRD, REST>(ctx, sum).map(u64::from)
+}
+
+/// `sum` and that of the `LENGTH` bytes from `START`. The verifier must know both.
+#[inline(always)]
+fn part_sum<const START: usize, const LENGTH: usize>(
+    ctx: &TcContext,
+    sum: u32,
+) -> Result<u32, Reason> {
+    const { assert!(LENGTH <= SUMMED && LENGTH.is_multiple_of(4)) };
+    let start = ctx.data() + START;
+    if start + LENGTH > ctx.data_end() {
+        return Err(Reason::Truncated);
+    }
+    // SAFETY: the bounds were checked.
+    let sum =
+        unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, LENGTH as u32, sum) };
+    // At most 32 bits, or an error.
+    u32::try_from(sum).map_err(|_| Reason::RewriteRefused)
+}
+
+/// Fills in the headers of an answer from `ends.0` to `ends.1`: type and code, what it tells, and length and sum
+/// of what follows them.
+#[inline(always)]
+fn fill(
+    error: &mut Icmp6Error,
+    ends: (&Ip6, &Ip6),
+    ([kind, code], value): ([u8; 2], u32),
+    (length, quote): (u32, u64),
+) {
+    let Icmp6Error { ipv6, icmp } = error;
+    let payload = Be16::new((size_of::<Icmp6>() as u32 + length) as u16);
+    ipv6.version_class_flow = [0x60, 0, 0, 0];
+    ipv6.payload_length = payload;
+    ipv6.next_header = PROTO_ICMPV6;
+    ipv6.hop_limit = HOP_LIMIT;
+    ipv6.src = *ends.0;
+    ipv6.dst = *ends.1;
+    icmp.kind = kind;
+    icmp.code = code;
+    icmp.checksum = Be16::ZERO;
+    icmp.mtu = Be32::new(value);
+    let sum = ipv6.src.sum()
+        + ipv6.dst.sum()
+        + u64::from(payload.raw())
+        + u64::from(u16::from_ne_bytes([0, PROTO_ICMPV6]))
+        + u64::from(u16::from_ne_bytes([icmp.kind, icmp.code]))
+        + u64::from(icmp.mtu.raw())
+        + quote;
+    icmp.checksum = Be16::from_raw(!checksum::fold(sum));
+}
+
+const _: () = assert!(IPV6_LEN + size_of::<Icmp6>() == size_of::<Icmp6Error>());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_of_an_answer_verifies_from_scratch() {
+        let quote: Vec<u8> = (0..QUOTE).map(|i| (i * 31 + 7) as u8).collect();
+        let sum = u64::from(!checksum::of_bytes(&quote, 0));
+        let ip6 = |text: &str| Ip6::from(text.parse::<core::net::Ipv6Addr>().expect("an address"));
+        let mut error = Icmp6Error::default();
+        let ends = (&ip6("fd00::1"), &ip6("fd00::2"));
+        fill(&mut error, ends, ([ICMP6_TOO_BIG, 0], 1400), (QUOTE, sum));
+        let Icmp6 { kind, code, checksum: told, mtu } = error.icmp;
+        assert_eq!((kind, code, mtu.get()), (2, 0, 1400));
+        let mut bytes = Vec::new();
+        for ip in [error.ipv6.src, error.ipv6.dst] {
+            bytes.extend(core::net::Ipv6Addr::from(ip).octets());
+        }
+        bytes.extend([0, 0, 4, 0xd8, 0, 0, 0, 58, kind, code]);
+        bytes.extend(told.raw().to_ne_bytes());
+        bytes.extend(mtu.octets());
+        bytes.extend(quote);
+        assert_eq!(checksum::of_bytes(&bytes, 0), 0);
+    }
+
+    #[test]
+    fn an_answer_is_no_longer_than_what_every_path_takes() {
+        let mut error = Icmp6Error::default();
+        let told = ([ICMP6_TOO_BIG, 0], IPV6_MIN_MTU);
+        fill(&mut error, (&Ip6::UNSPECIFIED, &Ip6::UNSPECIFIED), told, (QUOTE, 0));
+        assert_eq!(u32::from(error.ipv6.payload_length.get()) + IPV6_LEN as u32, IPV6_MIN_MTU);
+    }
+}

@@ -1,0 +1,142 @@
+//! As `answer::reject`, over IPv6: new flows to a service without a backend are refused at once, TCP with a reset, UDP
+//! with ICMPv6 "port unreachable".
+
+use core::mem::offset_of;
+
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_change_tail, programs::TcContext};
+use overlay_common::{
+    Be16, Ip6, Reason, checksum,
+    maps::SERVICE_RESETS,
+    wire::{ETHERTYPE_IPV6, Ethernet, Ipv6, PROTO_TCP, PackedIpv6, Tcp, TcpSegment6},
+};
+
+use crate::{
+    Outcome,
+    answer::{
+        icmp6,
+        reject::{TCP_LEN, header_sum, reset_header},
+    },
+    fallible,
+    forward::back_out,
+    maps::{SERVICES, Work, lookup, scratch, work},
+    packet::{
+        ETH_LEN, PART_LATER,
+        ipv6::{ICMPV6, IPV6_LEN},
+        load, store_rehash,
+    },
+};
+
+/// Length of the answer to TCP.
+const RESET_LEN: u32 = size_of::<TcpSegment6>() as u32;
+const HOP_LIMIT: u8 = 64;
+
+/// What becomes of a packet that was refused for `reason`, as `reject::answer` says. The packet is as it came,
+/// with its header in `work.ipv6.ip`.
+///
+/// # Errors
+/// The reason, where nobody is told: as there, and TCP behind extension headers.
+#[inline(always)]
+pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
+    if reason == Reason::BackendGone && says_so()? {
+        reset_gone(ctx)?;
+        return Ok(back_out(ctx, Reason::BackendGoneAnswered));
+    }
+    if reason != Reason::NoBackend {
+        return Err(reason);
+    }
+    match fallible::unpack(reset6_packed(ctx.skb.skb)) {
+        Ok(ANSWERED) => return Ok(back_out(ctx, Reason::NoBackendAnswered)),
+        answered => answered?,
+    };
+    icmp6::port_unreachable(ctx)?;
+    Ok(back_out(ctx, Reason::NoBackendAnswered))
+}
+
+/// Makes the reset that answers TCP to a backend that is gone of its packet, when `flow6::read` has read that.
+///
+/// # Errors
+/// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
+#[inline(always)]
+pub fn reset_gone(ctx: &TcContext) -> Result<(), Reason> {
+    match fallible::unpack(reset6_packed(ctx.skb.skb)) {
+        Ok(ANSWERED) => Ok(()),
+        _ => Err(Reason::BackendGone),
+    }
+}
+
+/// Whether clients of the flow's service are told that their backend has gone.
+#[inline(always)]
+fn says_so() -> Result<bool, Reason> {
+    let service = work()?.entry.service;
+    Ok(lookup(&SERVICES, &service).is_some_and(|s| s.flags & SERVICE_RESETS != 0))
+}
+
+/// The packet was TCP and is its answer now.
+const ANSWERED: u32 = 1;
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn reset6_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(reset_if_tcp(&TcContext::new(skb)))
+}
+
+#[inline(always)]
+fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    let ip = &ipv6.ip;
+    let ethernet: Ethernet = load(ctx, 0)?;
+    if ethernet.dst.is_group() || !is_from_one_host(&ip.src) || flow.part == PART_LATER {
+        return Err(Reason::NoBackend);
+    }
+    if flow.key.proto != PROTO_TCP {
+        return Ok(0);
+    }
+    if usize::from(flow.transport) != ICMPV6 {
+        return Err(Reason::NoBackend);
+    }
+    let tcp: Tcp = load(ctx, ETH_LEN + IPV6_LEN)?;
+    let segment = &mut scratch()?.segment6;
+    let length = u32::from(ip.payload_length.get());
+    segment.tcp = reset_header(length, &tcp).ok_or(Reason::NoBackend)?;
+    segment.ethernet =
+        Ethernet { dst: ethernet.src, src: ethernet.dst, ethertype: Be16::new(ETHERTYPE_IPV6) };
+    address(&mut segment.ipv6, ip);
+    let pseudo = pseudo_sum(ip);
+    segment.tcp.checksum = Be16::from_raw(pseudo);
+    let refused = Reason::RewriteRefused;
+    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, RESET_LEN, 0) } != 0 {
+        return Err(refused);
+    }
+    store_rehash(ctx, 0, segment)?;
+    // As in `answer::reject`: the field holds the pseudo-header's sum, or becomes the whole checksum.
+    let difference = checksum::fold(2 * u64::from(pseudo) + header_sum(&segment.tcp));
+    let field = ETH_LEN + IPV6_LEN + offset_of!(Tcp, checksum);
+    ctx.skb.l4_csum_replace(field, 0, u64::from(difference), 0).map_err(|_| refused)?;
+    Ok(ANSWERED)
+}
+
+/// Whether an address is one that a single host has: errors and resets go nowhere else (RFC 4443, section
+/// 2.4 e).
+#[inline(always)]
+fn is_from_one_host(ip: &Ip6) -> bool {
+    !ip.is_group() && *ip != Ip6::UNSPECIFIED
+}
+
+#[inline(always)]
+fn address(header: &mut PackedIpv6, ip: &Ipv6) {
+    header.version_class_flow = [Be16::new(0x6000), Be16::ZERO];
+    header.payload_length = Be16::new(TCP_LEN as u16);
+    header.next_header = PROTO_TCP;
+    header.hop_limit = HOP_LIMIT;
+    header.src = ip.dst.halves();
+    header.dst = ip.src.halves();
+}
+
+/// The pseudo-header's sum of a segment without data (RFC 8200, section 8.1), either way.
+#[inline(always)]
+fn pseudo_sum(ip: &Ipv6) -> u16 {
+    let rest: u64 = Be16::new(u16::from(PROTO_TCP)).raw().into();
+    let length: u64 = Be16::new(TCP_LEN as u16).raw().into();
+    checksum::fold(ip.src.sum() + ip.dst.sum() + length + rest)
+}

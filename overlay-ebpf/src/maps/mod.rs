@@ -1,0 +1,350 @@
+//! The maps. Keys, values, writers and readers are described beside the types in
+//! `overlay_common::maps`.
+
+pub mod cache;
+pub mod lru;
+
+use aya_ebpf::{
+    bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
+    btf_maps::{
+        Array, HashMap, HashOfMaps, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray,
+        RingBuf,
+    },
+    macros::btf_map,
+};
+use overlay_common::{
+    Be16, Be32, COUNTERS, Ip6, Mac, Plain, Reason,
+    event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
+    maps::{
+        AFFINITY_ENTRIES, ASKED6_ENTRIES, Active, Address6, Affinity, AffinityKey, Asked6,
+        Asked6Key, Backend, CALLS, CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config,
+        Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
+        Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS,
+        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
+        Lru, MEDIUM_TABLE, Network, OPENING_ENTRIES, OPENING6 as STRANGERS, Peer, PeerKey,
+        Published, PublishedKey, Replicas, SERVED_ENTRIES, SMALL_TABLE,
+        SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey, Service, Slot, SlotKey, SockFlow,
+        SockOrigin, SockOriginKey, Space, Subnet, Subnet6, TURNOVERS, TableKey, Turnover, Usage,
+        Vtep6,
+    },
+    observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
+    wire::{
+        Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment,
+        TcpSegment6,
+    },
+};
+
+use crate::{maps::lru::Counted, observe::event::Buffer, packet::Flow};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
+const SOCK_ORIGINS: usize = 1 << 16;
+
+type Table<K, V, const ENTRIES: usize> = HashMap<K, V, ENTRIES, NO_PREALLOC>;
+
+/// A table of `lb_tables`. Each is as long as it must be, which the flag allows (Linux 5.10).
+type LbTable = Array<Slot, 1, { BPF_F_INNER_MAP as usize }>;
+
+#[btf_map(name = "config")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "hops")]
+pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
+
+#[btf_map(name = "epoch")]
+pub static EPOCH: Array<Epoch, 1> = Array::new();
+
+#[btf_map(name = "known_ends")]
+pub static KNOWN_ENDS: PerCpuArray<KnownEndpoint, KNOWN_ENDPOINTS> = PerCpuArray::new();
+
+#[btf_map(name = "known_links")]
+pub static KNOWN_LINKS: PerCpuArray<KnownLink, LINKS_KNOWN> = PerCpuArray::new();
+
+#[btf_map(name = "networks")]
+pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "replicas")]
+pub static REPLICAS: Table<u32, Replicas, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "endpoints6")]
+pub static ENDPOINTS6: Table<Endpoint6Key, Endpoint, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "addresses6")]
+pub static ADDRESSES6: Table<EndpointKey, Address6, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "links")]
+pub static LINKS: Table<u32, Link, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "links6")]
+pub static LINKS6: Table<u32, Link6, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "peers")]
+pub static PEERS: Table<PeerKey, Peer, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "vteps6")]
+pub static VTEPS6: Table<Be32, Vtep6, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "services")]
+pub static SERVICES: Table<u32, Service, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "rr_cursor")]
+pub static RR_CURSOR: Table<u32, Cursor, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "slots")]
+pub static SLOTS: Table<SlotKey, Slot, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "lb_tables")]
+pub static LB_TABLES: HashOfMaps<TableKey, LbTable, MEDIUM_TABLE, NO_PREALLOC> = HashOfMaps::new();
+
+#[btf_map(name = "active")]
+pub static ACTIVE: Table<u32, Active, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "affinity")]
+static AFFINITY_MAP: LruHashMap<AffinityKey, Affinity, AFFINITY_ENTRIES> = LruHashMap::new();
+pub const AFFINITY: Counted<AffinityKey, Affinity, AFFINITY_ENTRIES> =
+    Counted::new(&AFFINITY_MAP, Lru::Affinity);
+
+#[btf_map(name = "backends")]
+pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
+
+#[btf_map(name = "served")]
+pub static SERVED: PerCpuHashMap<ServedKey, Served, SERVED_ENTRIES, NO_PREALLOC> =
+    PerCpuHashMap::new();
+
+#[btf_map(name = "published")]
+pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "local_addrs")]
+pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "local_addrs6")]
+pub static LOCAL_ADDRS6: Table<Ip6, LocalAddr, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "asked6")]
+pub static ASKED6: Table<Asked6Key, Asked6, ASKED6_ENTRIES> = Table::new();
+
+#[btf_map(name = "egress")]
+pub static EGRESS: Table<u32, Egress, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "subnets")]
+pub static SUBNETS: LpmTrie<Be32, Subnet, MEDIUM_TABLE> = LpmTrie::new();
+
+#[btf_map(name = "subnets6")]
+pub static SUBNETS6: LpmTrie<Ip6, Subnet6, MEDIUM_TABLE> = LpmTrie::new();
+
+#[btf_map(name = "usage")]
+pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "conntrack")]
+static CONNTRACK_MAP: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
+pub const CONNTRACK: Counted<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> =
+    Counted::new(&CONNTRACK_MAP, Lru::Conntrack);
+
+#[btf_map(name = "opening")]
+static OPENING_MAP: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
+pub const OPENING: Counted<ConntrackKey, Conntrack, OPENING_ENTRIES> =
+    Counted::new(&OPENING_MAP, Lru::Opening);
+
+#[btf_map(name = "clients6")]
+static CLIENTS6_MAP: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
+pub const CLIENTS6: Counted<Be32, Client6, CLIENTS> = Counted::new(&CLIENTS6_MAP, Lru::Clients6);
+
+#[btf_map(name = "opening6")]
+static OPENING6_MAP: LruHashMap<Be32, Client6, STRANGERS> = LruHashMap::new();
+pub const OPENING6: Counted<Be32, Client6, STRANGERS> = Counted::new(&OPENING6_MAP, Lru::Opening6);
+
+#[btf_map(name = "seed6")]
+pub static SEED6: Array<Seed6, 1> = Array::new();
+
+#[btf_map(name = "fragments")]
+static FRAGMENTS_MAP: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
+pub const FRAGMENTS: Counted<FragmentKey, Fragment, FRAGMENT_ENTRIES> =
+    Counted::new(&FRAGMENTS_MAP, Lru::Fragments);
+
+#[btf_map(name = "sock_origin")]
+static SOCK_ORIGIN_MAP: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = LruHashMap::new();
+pub const SOCK_ORIGIN: Counted<SockOriginKey, SockOrigin, SOCK_ORIGINS> =
+    Counted::new(&SOCK_ORIGIN_MAP, Lru::SockOrigin);
+
+#[btf_map(name = "turnover")]
+pub static TURNOVER: PerCpuArray<Turnover, TURNOVERS> = PerCpuArray::new();
+
+#[btf_map(name = "calls")]
+pub static CALLED: ProgramArray<CALLS> = ProgramArray::new();
+
+#[btf_map(name = "spaces")]
+pub static SPACES: Table<u64, Space, SMALL_TABLE> = Table::new();
+
+#[btf_map(name = "sock_flows")]
+pub static SOCK_FLOWS: Table<u64, SockFlow, FLOWS_OF_SOCKETS> = Table::new();
+
+#[btf_map(name = "gone")]
+pub static GONE: Table<EndpointKey, Gone, MEDIUM_TABLE> = Table::new();
+
+#[btf_map(name = "work")]
+pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map(name = "counters")]
+pub static COUNTER: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
+
+#[btf_map(name = "endpoint_counters")]
+pub static ENDPOINT_COUNTERS: PerCpuArray<Tally, ENDPOINT_SLOTS> = PerCpuArray::new();
+
+#[btf_map(name = "drop_counters")]
+pub static DROP_COUNTER: PerCpuHashMap<DropKey, Counter, DROP_COUNTERS, NO_PREALLOC> =
+    PerCpuHashMap::new();
+
+#[btf_map(name = "watch")]
+pub static WATCH: Array<Watch, 1> = Array::new();
+
+#[btf_map(name = "watched")]
+pub static WATCHED: Array<Watched, ENDPOINT_SLOTS> = Array::new();
+
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<Event, EVENT_RING> = RingBuf::new();
+
+#[btf_map(name = "lost_events")]
+pub static LOST_EVENTS: PerCpuArray<Lost, EVENT_KINDS> = PerCpuArray::new();
+
+#[btf_map(name = "event")]
+pub static EVENT: PerCpuArray<Buffer, 1> = PerCpuArray::new();
+
+/// What a program remembers of the packet it works on. It lives in a per-CPU map, because a
+/// program's stack is 512 bytes for all its functions together; programs of one CPU never nest.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Work {
+    /// The packet's tuple before translation.
+    pub flow: Flow,
+    /// The entry of its flow.
+    pub entry: Conntrack,
+    /// The backend of its flow, in the client's direction.
+    pub backend: Backend,
+    /// What a new flow's backend is picked by.
+    pub pick: Pick,
+    /// What is remembered of an IPv6 packet.
+    pub ipv6: Ipv6Work,
+}
+
+/// The part of [`Work`] in which a backend is picked.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Pick {
+    /// The service.
+    pub service: Service,
+    /// The client, for [`AFFINITY`].
+    pub client: AffinityKey,
+    /// What it keeps.
+    pub affinity: Affinity,
+    /// 1 when the flow had a backend that is gone.
+    pub repicked: u32,
+    /// [`overlay_common::maps::VIA_VIP`] when the client asks a VIP, otherwise 0.
+    pub via: u32,
+}
+
+/// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack, and what functions
+/// are given by reference would take room in the entry point's, which IPv4 packets need.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Ipv6Work {
+    /// The interface that a container's packet came in by.
+    pub link: Link,
+    /// The packet's Ethernet header as it was sent, then the one for inside the tunnel.
+    pub ethernet: Ethernet,
+    /// The packet's header.
+    pub ip: Ipv6,
+    /// What is looked up.
+    pub key: Endpoint6Key,
+    /// What was found.
+    pub endpoint: Endpoint,
+    /// Counter slot of the endpoint that a tunnel packet is for; 0 while it is not known.
+    pub slot: u32,
+    /// What a container's packet is for, as [`crate::packet::ipv6::find`] says.
+    pub kind: u32,
+    /// What [`crate::observe::event::keep`] returned for a container's packet.
+    pub kept: i64,
+    /// Network that a tunnel packet claims.
+    pub vni: u32,
+    /// Node that it comes from.
+    pub sender: Be32,
+    /// Bytes of outer headers in front of it.
+    pub outer: u32,
+    /// Whether the packet is in fragments: one of `*_FRAGMENT`.
+    pub fragment: u32,
+    /// Identification of its fragments.
+    pub id: Be32,
+    /// The header of the packet that an ICMPv6 error quotes.
+    pub quoted: Ipv6,
+    /// Source and destination of a translated packet.
+    pub new: [Ip6; 2],
+    /// Who an answer to the packet comes from.
+    pub router: Ip6,
+    /// Its MAC.
+    pub router_mac: Mac,
+    /// The backends' port of a published one that is asked.
+    pub target: Be16,
+    /// A neighbour solicitation, and the advertisement made of it.
+    pub advertisement: Advertisement,
+    /// The headers of an answer to what does not fit.
+    pub error: Icmp6Error,
+}
+
+/// The work area of this CPU.
+#[inline(always)]
+pub fn work() -> Result<&'static mut Work, Reason> {
+    // SAFETY: the slot exists as long as the program and no other run on this CPU overlaps.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }).ok_or(Reason::NotConfigured)
+}
+
+/// What helpers are handed by address, apart from [`Work`], which their callers still hold.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Scratch {
+    /// Room for the kernel's `struct bpf_fib_lookup`, 64 bytes, or for its `struct bpf_tunnel_key`.
+    pub fib: [u64; 8],
+    /// Headers on their way into the packet.
+    pub headers: Encapsulation,
+    /// A fragment's packet.
+    pub fragment_key: FragmentKey,
+    /// How the transport header of that begins.
+    pub fragment: Fragment,
+    /// The tuple of answers to a packet that an ICMP error quotes.
+    pub quoted: ConntrackKey,
+    /// A whole packet on its way.
+    pub segment: TcpSegment,
+    /// The same of IPv6.
+    pub segment6: TcpSegment6,
+    /// Headers of an IPv6 underlay on their way into the packet.
+    pub headers6: Encapsulation6,
+}
+
+/// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.
+#[inline(always)]
+pub fn scratch() -> Result<&'static mut Scratch, Reason> {
+    // SAFETY: as in `work`.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }).ok_or(Reason::NotConfigured)
+}
+
+/// A copy of the value under `key`. The kernel may reuse the slot of a removed value, so a
+/// reference must not outlive the look-up; a torn copy of a value that is being replaced is
+/// harmless here, because every combination of old and new fields names things that existed.
+#[inline(always)]
+pub fn lookup<K: Plain, V: Plain, const ENTRIES: usize>(
+    table: &Table<K, V, ENTRIES>,
+    key: &K,
+) -> Option<V> {
+    // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
+    table.get_ptr(key).map(|value| unsafe { *value })
+}
+
+/// The node's configuration.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}

@@ -1,0 +1,263 @@
+//! The flow of an IPv6 packet: ports behind extension headers and in fragments, and the numbers of its
+//! addresses. ICMPv6 errors are of the flow that answers what they quote, as in `packet::related`.
+//!
+//! In two steps, because an address outside gets a number only where something is published under the
+//! port that it asks.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use overlay_common::{
+    Be16, Ip6, Reason, UNDERLAY_VNI,
+    maps::{FRAGMENT_TIME, Fragment, FragmentKey, IPV6_SIDE},
+    wire::{
+        FragmentHeader6, ICMP6_PARAMETER_PROBLEM, ICMP6_UNREACHABLE, PROTO_ICMPV6, PROTO_SCTP,
+        PROTO_TCP, Udp,
+    },
+};
+
+use crate::{
+    fallible,
+    family::addr6_id,
+    maps::{FRAGMENTS, Ipv6Work, Scratch, Work, scratch, work},
+    nat::rewrite6,
+    packet::{
+        ETH_LEN, PART_LATER, PART_QUOTED, PART_WHOLE, SCTP_CHUNK, TCP_FLAGS, has_ports,
+        ipv6::{IPV6_LEN, extension_length, extension_unit},
+        is_gso, load_at, load_into, possible, sctp_flags, tcp_flags,
+    },
+    service::conntrack::now,
+};
+
+/// More extension headers than any sender needs, ..
+const MOST_EXTENSIONS: usize = 8;
+/// .. and more bytes of them: what is behind so many would not be found where it is translated.
+const LONGEST_EXTENSIONS: usize = 512;
+/// Length of the header of an ICMPv6 error.
+const ICMP6_LEN: usize = 8;
+
+/// In the third argument of [`name`]: the source is outside, whatever it is on the network.
+pub const SOURCE_OUTSIDE: u32 = 1 << 0;
+/// As above: what is outside may be new.
+pub const MAY_BE_NEW: u32 = 1 << 1;
+
+/// In [`Ipv6Work::fragment`]: what the packet is of.
+pub const NO_FRAGMENT: u32 = 0;
+/// As above.
+pub const FIRST_FRAGMENT: u32 = 1;
+/// As above.
+pub const LATER_FRAGMENT: u32 = 2;
+
+/// Reads protocol, ports, flags and part of the packet whose header, at `offset`, is in `work.ipv6.ip`, into
+/// `work.flow`. The addresses' numbers are still to be filled in ([`name`]), and a later fragment's ports.
+///
+/// # Errors
+/// [`Reason::ServiceProtocol`] when it has no ports, [`Reason::UnrelatedError`] for an ICMPv6 error that does
+/// not say its flow, [`Reason::Malformed`] for TCP flags that exclude each other, and too many or too long extension headers,
+/// [`Reason::Truncated`].
+#[inline(always)]
+pub fn read(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
+    fallible::unpack(read_flow6_packed(ctx.skb.skb, offset as u32)).map(|_| ())
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn read_flow6_packed(skb: *mut __sk_buff, offset: u32) -> i64 {
+    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    fallible::pack(read_flow(&TcContext::new(skb), (offset & 0xff) as usize).map(|()| 0))
+}
+
+#[inline(always)]
+fn read_flow(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    let mut at = offset + IPV6_LEN;
+    let mut next = ipv6.ip.next_header;
+    ipv6.fragment = NO_FRAGMENT;
+    flow.flags = 0;
+    flow.part = PART_WHOLE;
+    flow.key.sport = Be16::ZERO;
+    flow.key.dport = Be16::ZERO;
+    flow.key.scope = [0; 3];
+    for _ in 0..MOST_EXTENSIONS {
+        if next == FragmentHeader6::NUMBER {
+            let header: FragmentHeader6 = load_at(ctx, at)?;
+            ipv6.id = header.id;
+            ipv6.fragment = if header.is_later() { LATER_FRAGMENT } else { FIRST_FRAGMENT };
+            next = header.next_header;
+            at += size_of::<FragmentHeader6>();
+            if header.is_later() {
+                break;
+            }
+        } else if let Some(unit) = extension_unit(next) {
+            let header: [u8; 2] = load_at(ctx, at)?;
+            next = header[0];
+            at += extension_length(unit, header[1]);
+        } else {
+            break;
+        }
+    }
+    if at > offset + IPV6_LEN + LONGEST_EXTENSIONS {
+        return Err(Reason::Malformed);
+    }
+    flow.transport = at as u16;
+    flow.key.proto = next;
+    if ipv6.fragment == LATER_FRAGMENT {
+        flow.part = PART_LATER;
+        return if has_ports(next) { Ok(()) } else { Err(Reason::ServiceProtocol) };
+    }
+    if next == PROTO_ICMPV6 {
+        return read_quoted(ctx, offset, at);
+    }
+    if !has_ports(next) {
+        let is_header = extension_unit(next).is_some() || next == FragmentHeader6::NUMBER;
+        return Err(if is_header { Reason::Malformed } else { Reason::ServiceProtocol });
+    }
+    let length = match next {
+        PROTO_TCP => 20,
+        PROTO_SCTP => SCTP_CHUNK + 4,
+        _ => size_of::<Udp>(),
+    };
+    let payload = usize::from(ipv6.ip.payload_length.get());
+    if offset + IPV6_LEN + payload < at + length && !(payload == 0 && is_gso(ctx)) {
+        return Err(Reason::Truncated);
+    }
+    let [source, dest]: [Be16; 2] = load_at(ctx, at)?;
+    flow.key.sport = source;
+    flow.key.dport = dest;
+    flow.flags = match next {
+        PROTO_TCP => possible(tcp_flags(load_at(ctx, at + TCP_FLAGS)?))?,
+        PROTO_SCTP => sctp_flags(load_at(ctx, at + SCTP_CHUNK)?),
+        _ => 0,
+    };
+    Ok(())
+}
+
+/// An ICMPv6 error right behind its IPv6 header: the flow of answers to what it quotes.
+#[inline(always)]
+fn read_quoted(ctx: &TcContext, offset: usize, at: usize) -> Result<(), Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    let kind: u8 = load_at(ctx, at)?;
+    let quoted = at + ICMP6_LEN;
+    let transport = quoted + IPV6_LEN;
+    let is_error = matches!(kind, ICMP6_UNREACHABLE..=ICMP6_PARAMETER_PROBLEM);
+    let end = offset + IPV6_LEN + usize::from(ipv6.ip.payload_length.get());
+    let is_one = is_error
+        && at == offset + IPV6_LEN
+        && ipv6.fragment == NO_FRAGMENT
+        && end >= transport + size_of::<Udp>();
+    if !is_one {
+        return Err(Reason::ServiceProtocol);
+    }
+    load_into(ctx, quoted, &mut ipv6.quoted)?;
+    let [source, dest]: [Be16; 2] = load_at(ctx, transport)?;
+    // What is quoted came from where the error is sent to.
+    let is_known = ipv6.quoted.version_class_flow[0] >> 4 == 6
+        && ipv6.quoted.src == ipv6.ip.dst
+        && has_ports(ipv6.quoted.next_header);
+    if !is_known {
+        return Err(Reason::UnrelatedError);
+    }
+    flow.key.proto = ipv6.quoted.next_header;
+    flow.key.sport = dest;
+    flow.key.dport = source;
+    flow.transport = transport as u16;
+    flow.part = PART_QUOTED;
+    Ok(())
+}
+
+/// Names the addresses of what [`read`] has read on network `vni`, and finds the ports of a later fragment.
+/// `how` is of [`SOURCE_OUTSIDE`] and [`MAY_BE_NEW`]. `false` when one of them has no number: then no flow
+/// has it. `offset` is that of [`read`].
+///
+/// # Errors
+/// [`Reason::Fragment`] for a later fragment of a packet whose first one was not seen; [`Reason::Truncated`].
+#[inline(always)]
+pub fn name(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
+    fallible::unpack(name_flow6_packed(ctx.skb.skb, vni, how)).map(|named| named != 0)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn name_flow6_packed(skb: *mut __sk_buff, vni: u32, how: u32) -> i64 {
+    fallible::pack(name_flow(&TcContext::new(skb), vni, how).map(u32::from))
+}
+
+#[inline(always)]
+fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
+    let Work { flow, ipv6, .. } = work()?;
+    let Ipv6Work { ip, quoted, key, fragment, id, .. } = ipv6;
+    let (source, dest): (&Ip6, &Ip6) =
+        if flow.part == PART_QUOTED { (&quoted.dst, &quoted.src) } else { (&ip.src, &ip.dst) };
+    let may_be_new = how & MAY_BE_NEW != 0;
+    flow.key.vni = vni | IPV6_SIDE;
+    flow.key.saddr = if how & SOURCE_OUTSIDE != 0 {
+        addr6_id::outside(source, may_be_new)
+    } else {
+        addr6_id::of(vni, source, may_be_new, key)
+    };
+    flow.key.daddr = addr6_id::of(vni, dest, may_be_new, key);
+    if flow.key.saddr == addr6_id::NOBODY || flow.key.daddr == addr6_id::NOBODY {
+        return Ok(false);
+    }
+    if *fragment == NO_FRAGMENT {
+        return Ok(true);
+    }
+    let (sport, dport) = head(
+        ctx,
+        &FragmentKey {
+            saddr: flow.key.saddr,
+            daddr: flow.key.daddr,
+            vni: flow.key.vni,
+            id: *id,
+            proto: flow.key.proto,
+            pad: [0; 3],
+        },
+        usize::from(flow.transport),
+        *fragment == LATER_FRAGMENT,
+    )?;
+    flow.key.sport = sport;
+    flow.key.dport = dport;
+    Ok(true)
+}
+
+/// As `fragment::head`: the ports of the packet that a fragment is of.
+#[inline(always)]
+fn head(
+    ctx: &TcContext,
+    packet: &FragmentKey,
+    transport: usize,
+    is_later: bool,
+) -> Result<(Be16, Be16), Reason> {
+    let Scratch { fragment_key: key, fragment, .. } = scratch()?;
+    *key = *packet;
+    let now = now();
+    if !is_later {
+        let head: Udp = load_at(ctx, transport)?;
+        *fragment = Fragment { head, seen: now };
+        // If the map takes no entry, the later fragments are dropped and counted as such.
+        let _ = FRAGMENTS.insert(&*key, &*fragment, 0);
+        return Ok((head.source, head.dest));
+    }
+    let kept = FRAGMENTS.get_ptr(&*key).ok_or(Reason::Fragment)?;
+    // SAFETY: as in `packet::fragment`.
+    *fragment = unsafe { *kept };
+    let is_old = now.wrapping_sub(fragment.seen) > FRAGMENT_TIME && now > fragment.seen;
+    if is_old { Err(Reason::Fragment) } else { Ok((fragment.head.source, fragment.head.dest)) }
+}
+
+/// Both steps, for a packet of network `vni` whose addresses have numbers already if it has a flow.
+///
+/// # Errors
+/// Those of [`read`] and [`name`].
+#[inline(always)]
+pub fn find(ctx: &TcContext, offset: usize, vni: u32) -> Result<bool, Reason> {
+    read(ctx, offset)?;
+    name(ctx, vni, 0)
+}
+
+/// Of a packet to or from the host itself.
+pub const HOST: u32 = UNDERLAY_VNI;
+
+const _: () = assert!(ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN < 0xff);
+// What `nat::rewrite6` is given of an offset, the longest outer headers and an ICMPv6 error's quote included.
+const _: () = assert!(
+    70 + ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN + LONGEST_EXTENSIONS <= rewrite6::TRANSPORT_MASK
+);

@@ -1,0 +1,64 @@
+//! Fragments of IPv4 packets whose flow matters: only the first one says the ports, so how its transport
+//! header begins is kept for the later ones (RFC 791, section 3.2). Where nothing is known of a later
+//! fragment's first one, it is dropped and counted: never given to another backend.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use overlay_common::{
+    Be32, Reason,
+    maps::{FRAGMENT_TIME, Fragment, FragmentKey},
+    wire::{Ipv4, Udp},
+};
+
+use crate::{
+    fallible,
+    maps::{FRAGMENTS, Scratch, scratch},
+    packet::load_at,
+    service::conntrack::now,
+};
+
+/// How the transport header begins of the packet that a fragment, with its IPv4 header at `offset` on
+/// network `vni`, belongs to. Keeps it, if the fragment is the first one.
+///
+/// # Errors
+/// [`Reason::Fragment`] when the first fragment was not seen, [`Reason::Truncated`] when it ends too early.
+#[inline(always)]
+pub fn head(ctx: &TcContext, offset: usize, vni: u32) -> Result<Udp, Reason> {
+    fallible::unpack(fragment_head_packed(ctx.skb.skb, offset as u32, vni))?;
+    Ok(scratch()?.fragment.head)
+}
+
+/// Leaves what it finds in the scratch area.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn fragment_head_packed(skb: *mut __sk_buff, offset: u32, vni: u32) -> i64 {
+    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    fallible::pack(find_head(&TcContext::new(skb), (offset & 0xff) as usize, vni).map(|()| 0))
+}
+
+#[inline(always)]
+fn find_head(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
+    let ip: Ipv4 = load_at(ctx, offset)?;
+    let now = now();
+    let Scratch { fragment_key: key, fragment, .. } = scratch()?;
+    *key = FragmentKey {
+        saddr: ip.saddr(),
+        daddr: ip.daddr(),
+        vni,
+        id: Be32::new(ip.id.get().into()),
+        proto: ip.protocol,
+        pad: [0; 3],
+    };
+    if !ip.is_later_fragment() {
+        let head = load_at(ctx, offset + usize::from(ip.version_ihl & 0xf) * 4)?;
+        *fragment = Fragment { head, seen: now };
+        // If the map takes no entry, the later fragments are dropped and counted as such.
+        let _ = FRAGMENTS.insert(&*key, &*fragment, 0);
+        return Ok(());
+    }
+    let kept = FRAGMENTS.get_ptr(&*key).ok_or(Reason::Fragment)?;
+    // SAFETY: the pointer comes from a successful look-up; an LRU slot that is reused in this moment gives
+    // the head of another packet, whose fragments the receiver puts together with none of this one's.
+    *fragment = unsafe { *kept };
+    let is_old = now.wrapping_sub(fragment.seen) > FRAGMENT_TIME && now > fragment.seen;
+    if is_old { Err(Reason::Fragment) } else { Ok(()) }
+}

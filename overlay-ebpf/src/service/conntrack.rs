@@ -1,0 +1,486 @@
+//! Translated flows: one entry per direction in an LRU map, timeouts checked on use.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_ktime_get_coarse_ns,
+};
+use overlay_common::{
+    Be16, Be32, Reason,
+    flow::{is_expired, is_free_again},
+    hash,
+    maps::{
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, VIA_VIP,
+    },
+    wire::PROTO_SCTP,
+};
+
+use crate::{
+    maps::{CONNTRACK, OPENING},
+    packet::Flow,
+};
+
+/// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
+/// every packet.
+pub const RESOLUTION: u64 = 1_000_000_000;
+/// How many source ports are tried when a tuple is taken.
+pub const PORT_TRIES: u32 = 8;
+
+/// So many of them must be out of TIME-WAIT; a later one need not: a port that costs another SYN is better than none.
+pub const PATIENT_TRIES: u32 = PORT_TRIES / 2;
+
+/// As [`PORT_TRIES`]: none but its own of SCTP, whose checksum covers the whole packet and can be brought
+/// up to date only by going through all of it.
+#[inline(always)]
+fn port_tries(proto: u8) -> u32 {
+    if proto == PROTO_SCTP { 1 } else { PORT_TRIES }
+}
+/// Translated source ports start here: the dynamic range of RFC 6335.
+const PORT_MIN: u32 = 49152;
+
+/// The time of `last_seen`.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Copies the live entry of a flow to `out`, its time and TCP state brought up to date, and
+/// returns its action; 0 when there is none.
+#[inline(never)]
+pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
+    let now = now();
+    if let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) {
+        let action = look(entry, flow, now, out);
+        if action == CONNTRACK_FORWARD && is_unanswered_for_long(out, now) {
+            remind(flow, out, now);
+        }
+        if action != 0 {
+            if ends_now(flow, out) {
+                tell_end(flow, out);
+            }
+            return action;
+        }
+    }
+    let Some(entry) = OPENING.get_ptr_mut(&flow.key) else {
+        return 0;
+    };
+    let action = look(entry, flow, now, out);
+    if action != 0 && ends_now(flow, out) {
+        tell_end(flow, out);
+    }
+    if action == CONNTRACK_FORWARD && !flow.is_syn() {
+        confirm(flow, out);
+    }
+    action
+}
+
+/// Whether nobody but the client says that its flow is in use, and has not for a while: replies that go straight to
+/// the client do not pass here.
+#[inline(always)]
+fn is_unanswered_for_long(forward: &Conntrack, now: u64) -> bool {
+    forward.state & DIRECT != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
+}
+
+/// Keeps the tuple that replies to the flow of `forward` have: it would be given to another one when its time is over.
+#[inline(always)]
+fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
+    let Some(reply) = CONNTRACK.get_ptr_mut(&reply_key(&flow.key, forward)) else {
+        return;
+    };
+    let key = &flow.key;
+    // SAFETY: as in `look`.
+    let reply = unsafe { &mut *reply };
+    let is_its = reply.action == CONNTRACK_REPLY
+        && (reply.saddr, reply.sport) == (key.daddr, key.dport)
+        && (reply.daddr, reply.dport) == (key.saddr, key.sport)
+        && reply.vni == key.vni;
+    if is_its {
+        reply.last_seen = now;
+    }
+}
+
+/// Whether a packet is a reset, or the first one with a FIN of its direction.
+#[inline(always)]
+fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
+    flow.flags & (!before.state & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
+}
+
+/// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a backend's reset,
+/// and the connection would be open in its client's entry for hours. Of a client's reset the backend's own packets
+/// tell: anybody outside can send one who guesses the ports.
+#[inline(never)]
+fn tell_end(flow: &Flow, entry: &Conntrack) {
+    let key = &flow.key;
+    const END: u8 = TCP_SEEN_OTHER_FIN | TCP_SEEN_RST;
+    let (other, tells) = match entry.action {
+        CONNTRACK_FORWARD => (reply_key(key, entry), TCP_SEEN_OTHER_FIN),
+        CONNTRACK_REPLY => (reply_key(key, entry), END),
+        // What came through another node with another port (`service::reverse`).
+        CONNTRACK_RETURN if entry.dport != key.dport => {
+            let asked = ConntrackKey {
+                saddr: key.daddr,
+                daddr: key.saddr,
+                sport: entry.dport,
+                dport: key.sport,
+                vni: key.vni,
+                proto: key.proto,
+                scope: [0; 3],
+            };
+            (asked.through(entry.node), END)
+        }
+        _ => return,
+    };
+    if let (Some(other), _) = held(&other) {
+        // SAFETY: as in `look`.
+        unsafe { (*other).state |= as_other(flow.flags) & tells };
+    }
+}
+
+/// An entry, wherever it is, and whether that is [`OPENING`].
+#[inline(always)]
+pub fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
+    match CONNTRACK.get_ptr_mut(key) {
+        None => (OPENING.get_ptr_mut(key), true),
+        entry => (entry, false),
+    }
+}
+
+/// What an entry of the other direction is told by the flags of a packet.
+#[inline(always)]
+pub fn as_other(flags: u8) -> u8 {
+    let fin = if flags & TCP_SEEN_FIN != 0 { TCP_SEEN_OTHER_FIN } else { 0 };
+    flags & !TCP_SEEN_FIN | fin
+}
+
+/// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`
+/// has the state of before.
+#[inline(always)]
+fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8 {
+    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
+    // slot that is reused in this moment gives a wrong time to another flow at worst.
+    unsafe {
+        *out = *entry;
+        if is_expired(&flow.key, out, now) {
+            return 0;
+        }
+        // A new connection on the tuple of one that has ended is not that one.
+        if flow.is_syn() && out.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+            return 0;
+        }
+        if now.wrapping_sub(out.last_seen) > RESOLUTION {
+            (*entry).last_seen = now;
+        }
+        let state = after(out, flow);
+        if state != out.state {
+            (*entry).state = state;
+        }
+        out.action
+    }
+}
+
+/// The state of an entry after a packet.
+#[inline(always)]
+fn after(entry: &Conntrack, flow: &Flow) -> u8 {
+    // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
+    let goes_on = goes_on(flow) && entry.action != CONNTRACK_RETURN;
+    let before = if goes_on { entry.state & !TCP_SEEN_RST } else { entry.state };
+    let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_RETURN;
+    before | flow.flags | if answers { ANSWERED } else { 0 }
+}
+
+/// Whether a packet says that its connection has not been reset: its ends have not believed the reset
+/// (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports. An end that has believed one
+/// answers such a packet with another.
+#[inline(always)]
+pub fn goes_on(flow: &Flow) -> bool {
+    flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
+}
+
+/// The client speaks again: if there was an answer, the flow is one that is in use, and leaves
+/// [`OPENING`]. Where [`CONNTRACK`] takes no entry it stays.
+#[inline(always)]
+fn confirm(flow: &Flow, forward: &mut Conntrack) {
+    let key = reply_key(&flow.key, forward);
+    let Some(reply) = OPENING.get_ptr(&key) else {
+        return;
+    };
+    // SAFETY: as in `look`.
+    let reply = unsafe { &*reply };
+    if reply.action != CONNTRACK_REPLY || reply.state & ANSWERED == 0 {
+        return;
+    }
+    let before = forward.state;
+    forward.state |= flow.flags | ANSWERED;
+    let any = u64::from(BPF_ANY);
+    if CONNTRACK.insert(&key, reply, any).is_ok()
+        && CONNTRACK.insert(&flow.key, &*forward, any).is_ok()
+    {
+        let _ = OPENING.remove(&key);
+        let _ = OPENING.remove(&flow.key);
+    }
+    forward.state = before;
+}
+
+/// Where a new flow goes.
+pub struct Target {
+    /// Number of the service.
+    pub service: u32,
+    /// Number of the backend.
+    pub backend: u32,
+    /// Network of the backend.
+    pub vni: u32,
+    /// Address of the backend.
+    pub ip: Be32,
+    /// Port of the backend.
+    pub port: Be16,
+    /// [`Conntrack::idle`] of the flow.
+    pub idle: u16,
+    /// Bits of [`Conntrack::state`] that the client's direction begins with: [`VIA_VIP`],
+    /// [`overlay_common::maps::DIRECT`].
+    pub via: u8,
+}
+
+/// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
+/// the VIP gets the VIP as the source: an address of its own would be taken for its own packet.
+#[inline(always)]
+fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
+    let key = &flow.key;
+    let hairpin = key.vni == target.vni && key.saddr == target.ip;
+    *out = Conntrack {
+        saddr: if hairpin { key.daddr } else { key.saddr },
+        daddr: target.ip,
+        sport: key.sport,
+        dport: target.port,
+        vni: target.vni,
+        service: target.service,
+        backend: target.backend,
+        node: Be32::ZERO,
+        action: CONNTRACK_FORWARD,
+        state: flow.flags | target.via,
+        idle: target.idle,
+        last_seen: now,
+    };
+}
+
+/// The tuple that the backend's replies to `forward` have.
+#[inline(always)]
+pub fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
+    ConntrackKey {
+        saddr: forward.daddr,
+        daddr: forward.saddr,
+        sport: forward.dport,
+        dport: forward.sport,
+        vni: forward.vni,
+        proto: key.proto,
+        scope: [0; 3],
+    }
+}
+
+/// The entry that undoes `forward` for replies: the client must see the address it asked.
+#[inline(always)]
+fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
+    Conntrack {
+        saddr: key.daddr,
+        daddr: key.saddr,
+        sport: key.dport,
+        dport: key.sport,
+        vni: key.vni,
+        service: forward.service,
+        backend: forward.backend,
+        node: Be32::ZERO,
+        action: CONNTRACK_REPLY,
+        state: forward.state & VIA_VIP,
+        idle: forward.idle,
+        last_seen: now,
+    }
+}
+
+/// Whether two reply entries lead to the same client.
+#[inline(always)]
+fn same_client(a: &Conntrack, b: &Conntrack) -> bool {
+    a.saddr == b.saddr
+        && a.daddr == b.daddr
+        && a.sport == b.sport
+        && a.dport == b.dport
+        && a.vni == b.vni
+}
+
+/// Creates both entries of a flow to `target` and copies that of the client's direction to `forward`. When
+/// another live flow has the tuple already (two clients behind one address, or one client on two
+/// ways), the source port is translated as well.
+///
+/// # Errors
+/// [`Reason::TupleTaken`] when no port is free, [`Reason::ConntrackFull`] when the map refuses,
+/// [`Reason::ServiceProtocol`] for SCTP to another port than it asks ([`port_tries`]).
+#[inline(always)]
+pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(), Reason> {
+    if flow.key.proto == PROTO_SCTP && target.port != flow.key.dport {
+        return Err(Reason::ServiceProtocol);
+    }
+    let now = now();
+    forward_entry(flow, target, now, forward);
+    let reply = reply_entry(&flow.key, forward, now);
+    let mut attempt = 0;
+    while attempt < port_tries(flow.key.proto) {
+        let key = reply_key(&flow.key, forward);
+        let patient = attempt < PATIENT_TRIES;
+        if is_free(&key, &reply, now, patient)
+            && (OPENING.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+                || take_over(OPENING.get_ptr_mut(&key), &key, &reply, now, patient))
+        {
+            // What another connection on this tuple has left.
+            let _ = CONNTRACK.remove(&flow.key);
+            return open(&flow.key, forward, BPF_ANY);
+        }
+        attempt += 1;
+        forward.sport = other_port(&flow.key, attempt);
+    }
+    Err(Reason::TupleTaken)
+}
+
+/// Whether no other flow that is in use has the reply entry's key; forgets what is nobody's any more.
+#[inline(always)]
+fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64, patient: bool) -> bool {
+    let Some(entry) = CONNTRACK.get_ptr(key) else {
+        return true;
+    };
+    // SAFETY: as in `look`.
+    let old = unsafe { &*entry };
+    if !is_replaceable(key, old, reply, now, patient) {
+        return false;
+    }
+    let _ = CONNTRACK.remove(key);
+    true
+}
+
+#[inline(always)]
+fn is_replaceable(
+    key: &ConntrackKey,
+    old: &Conntrack,
+    reply: &Conntrack,
+    now: u64,
+    patient: bool,
+) -> bool {
+    (old.action == reply.action && same_client(old, reply)) || is_given_up(key, old, now, patient)
+}
+
+/// Whether an entry is in nobody's way any more; if `patient`, neither is what the backend remembers of its flow.
+#[inline(always)]
+pub fn is_given_up(key: &ConntrackKey, old: &Conntrack, now: u64, patient: bool) -> bool {
+    if patient { is_free_again(key, old, now) } else { is_expired(key, old, now) }
+}
+
+/// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
+#[inline(always)]
+pub fn take_over(
+    entry: Option<*mut Conntrack>,
+    key: &ConntrackKey,
+    reply: &Conntrack,
+    now: u64,
+    patient: bool,
+) -> bool {
+    let Some(entry) = entry else {
+        return false;
+    };
+    // SAFETY: as in `look`.
+    unsafe {
+        if is_replaceable(key, &*entry, reply, now, patient) {
+            *entry = *reply;
+            return true;
+        }
+    }
+    false
+}
+
+/// Another source port for a flow whose tuple is taken.
+#[inline(always)]
+pub fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
+    let spread = hash::mix(key.saddr.raw() ^ attempt, u32::from(key.sport.raw()));
+    Be16::new((PORT_MIN + (spread & 0x3fff)) as u16)
+}
+
+/// Writes an entry of a flow that begins.
+///
+/// # Errors
+/// [`Reason::ConntrackFull`] when the map refuses, which with [`BPF_NOEXIST`] it does where there is one.
+#[inline(always)]
+pub fn open(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
+    OPENING.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_common::{maps::TCP_SEEN_SYN, wire::PROTO_TCP};
+
+    fn flow() -> Flow {
+        Flow {
+            key: ConntrackKey {
+                saddr: Be32::from_octets([10, 0, 1, 2]),
+                daddr: Be32::from_octets([10, 0, 1, 9]),
+                sport: Be16::new(40000),
+                dport: Be16::new(80),
+                vni: 4097,
+                proto: PROTO_TCP,
+                scope: [0; 3],
+            },
+            transport: 34,
+            flags: TCP_SEEN_SYN,
+            part: 0,
+        }
+    }
+
+    fn target(ip: [u8; 4]) -> Target {
+        Target {
+            service: 7,
+            backend: 8,
+            vni: 4097,
+            ip: Be32::from_octets(ip),
+            port: Be16::new(8080),
+            idle: 9,
+            via: VIA_VIP,
+        }
+    }
+
+    fn forward_to(ip: [u8; 4], flow: &Flow) -> Conntrack {
+        let mut entry = Conntrack::default();
+        forward_entry(flow, &target(ip), 5, &mut entry);
+        entry
+    }
+
+    #[test]
+    fn a_reply_is_translated_back_to_what_the_client_asked() {
+        let flow = flow();
+        let forward = forward_to([10, 0, 1, 3], &flow);
+        assert_eq!((forward.daddr.octets(), forward.dport.get()), ([10, 0, 1, 3], 8080));
+        assert_eq!((forward.saddr, forward.sport), (flow.key.saddr, flow.key.sport));
+
+        let key = reply_key(&flow.key, &forward);
+        assert_eq!((key.saddr.octets(), key.sport.get()), ([10, 0, 1, 3], 8080));
+        assert_eq!((key.daddr, key.dport), (flow.key.saddr, flow.key.sport));
+
+        let reply = reply_entry(&flow.key, &forward, 5);
+        assert_eq!((reply.saddr, reply.sport), (flow.key.daddr, flow.key.dport));
+        assert_eq!((reply.daddr, reply.dport), (flow.key.saddr, flow.key.sport));
+    }
+
+    #[test]
+    fn a_backend_that_reaches_itself_sees_the_vip_as_the_client() {
+        let flow = flow();
+        let forward = forward_to([10, 0, 1, 2], &flow);
+        assert_eq!(forward.saddr, flow.key.daddr);
+        let key = reply_key(&flow.key, &forward);
+        assert_eq!((key.saddr, key.daddr), (flow.key.saddr, flow.key.daddr));
+        let reply = reply_entry(&flow.key, &forward, 5);
+        assert_eq!((reply.saddr, reply.daddr), (flow.key.daddr, flow.key.saddr));
+    }
+
+    #[test]
+    fn the_same_address_on_another_network_is_no_hairpin() {
+        let mut flow = flow();
+        flow.key.vni = 0;
+        let forward = forward_to([10, 0, 1, 2], &flow);
+        assert_eq!(forward.saddr, flow.key.saddr);
+    }
+}

@@ -1,0 +1,128 @@
+//! Replies of published ports that leave from the backend's node: who asked what travels with the client's
+//! packets, and what the backend answers goes straight to the client in the name of the node that was asked.
+//!
+//! The first answer, openings and resets still go back through that node, so that it knows a flow that has an
+//! answer from a flood, and one that has been reset from one that goes on.
+
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
+use overlay_common::{
+    Asked, Be32, Ip6, Reason, hash,
+    maps::{
+        ANSWERED, Conntrack, ConntrackKey, DIRECT, IPV6_SIDE, SERVICE_DIRECT, TCP_SEEN_FIN,
+        TCP_SEEN_RST, TCP_SEEN_SYN,
+    },
+    wire::{Ethernet, Ipv4},
+};
+
+use crate::{
+    Outcome, Verdict,
+    forward::route_out,
+    maps::{LOCAL_ADDRS, SERVICES, SUBNETS, Work, lookup},
+    nat,
+    packet::{Flow, PART_QUOTED},
+    service::{dsr6, published},
+};
+
+/// On the node that was asked: the header that a client's packet to a backend elsewhere has inside the tunnel,
+/// `otherwise` for one whose replies come back. They also do where the client has another port here, which
+/// only this node knows.
+#[inline(always)]
+pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
+    if !tells(work) {
+        return otherwise;
+    }
+    let key = &work.flow.key;
+    Asked { address: key.daddr, port: key.dport }.header()
+}
+
+/// As [`header`], of an IPv6 packet to the address `asked`, whose number is this node's own.
+#[inline(always)]
+pub fn header6(work: &Work, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
+    if !tells(work) {
+        return otherwise;
+    }
+    Asked { address: hash::of_node(asked), port: work.flow.key.dport }.header6()
+}
+
+/// Whether the backend's node is told what the client of the flow in `work` asked.
+#[inline(always)]
+fn tells(work: &Work) -> bool {
+    let Work { flow, entry, .. } = work;
+    entry.state & DIRECT != 0 && entry.sport == flow.key.sport
+}
+
+/// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
+/// `asked` is [`Asked::bits`] of it, for IPv6 what [`dsr6::asked`] made of that.
+#[inline(always)]
+pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64) {
+    let is_direct = entry.state & DIRECT != 0;
+    match Asked::from_bits(asked) {
+        None if !is_direct => {}
+        Some(asked) if is_direct && entry.saddr == asked.address && entry.sport == asked.port => {}
+        Some(asked) if may_answer(flow, asked) => {
+            entry.saddr = asked.address;
+            entry.sport = asked.port;
+            entry.state |= DIRECT;
+        }
+        _ => {
+            entry.state &= !DIRECT;
+            entry.saddr = key.saddr;
+            entry.sport = key.sport;
+        }
+    }
+}
+
+/// Whether this node answers for the port: a node that says so is believed for services that are like that,
+/// and for no other port, and under no address that cannot be its own. Clients that are this host itself, or in
+/// a network of the cluster, have no way from here.
+#[inline(always)]
+fn may_answer(flow: &Flow, asked: Asked) -> bool {
+    let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
+    let is_direct = published.target == flow.key.dport
+        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0);
+    if !is_direct {
+        return false;
+    }
+    if flow.key.vni & IPV6_SIDE != 0 {
+        return dsr6::may_answer(&published);
+    }
+    is_a_hosts(asked.address) && is_elsewhere(asked.address) && is_elsewhere(flow.key.saddr)
+}
+
+/// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122, section
+/// 3.2.1.3).
+#[inline(always)]
+fn is_a_hosts(address: Be32) -> bool {
+    let [first, ..] = address.octets();
+    first != 0 && first != 127 && first < 224
+}
+
+/// Whether an address is neither this host's nor of a network of the cluster.
+#[inline(always)]
+fn is_elsewhere(address: Be32) -> bool {
+    lookup(&LOCAL_ADDRS, &address).is_none() && SUBNETS.get(&Key::new(32, address)).is_none()
+}
+
+/// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
+#[inline(always)]
+pub fn is_straight(work: &Work) -> bool {
+    const KNOWN: u8 = DIRECT | ANSWERED;
+    let Work { flow, entry, .. } = work;
+    entry.state & KNOWN == KNOWN
+        && flow.part != PART_QUOTED
+        && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
+}
+
+/// Sends a reply straight to its client.
+///
+/// # Errors
+/// Those of [`route_out`], with which the packet is as it was sent, and of [`nat::translate`].
+#[inline(always)]
+pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
+    // Routed first, because what does not get there from here must not have been changed.
+    let Verdict::Done(action, _) = route_out(ctx, work.entry.saddr, work.entry.daddr)? else {
+        return Err(Reason::NoRoute);
+    };
+    nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
+    Ok(Verdict::Done(action, Reason::SentDirect))
+}

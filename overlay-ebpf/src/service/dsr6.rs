@@ -1,0 +1,91 @@
+//! What `service::dsr` does on the backend's node for IPv6 clients, whose addresses and the one that they asked
+//! are numbers in the tables of flows.
+
+use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, programs::TcContext};
+use overlay_common::{
+    Asked, Ip6, Reason,
+    maps::{Asked6Key, PUBLISHED_IPV6, Published},
+    wire::Ethernet,
+};
+
+use crate::{
+    Outcome, Verdict, fallible,
+    family::addr6_id,
+    forward::route6,
+    maps::{ASKED6, LOCAL_ADDRS6, SUBNETS6, work},
+    nat::rewrite6,
+    packet::{PART_QUOTED, load_at},
+};
+
+/// What the frame in the tunnel, as `ipv6::from_tunnel` has left it, says of the address and port that were asked:
+/// [`Asked::bits`] with this node's own number of the address, 0 where it says nothing or the node that sent it
+/// has no address with the number that it tells.
+#[inline(always)]
+pub fn asked(ctx: &TcContext) -> u64 {
+    asked6_packed(ctx.skb.skb)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn asked6_packed(skb: *mut __sk_buff) -> u64 {
+    told(&TcContext::new(skb)).map_or(0, Asked::to_bits)
+}
+
+#[inline(always)]
+fn told(ctx: &TcContext) -> Option<Asked> {
+    let work = &mut work().ok()?.ipv6;
+    // Outer headers are short; the verifier must see so of a function of its own.
+    let ethernet: Ethernet = load_at(ctx, (work.outer & 0xff) as usize).ok()?;
+    let Asked { address, port } = Asked::from_bits(Asked::bits(&ethernet))?;
+    let asked = ASKED6.get_ptr(&Asked6Key { node: work.sender, number: address })?;
+    // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
+    work.new[0] = unsafe { *asked };
+    let number = addr6_id::outside(&work.new[0], true);
+    (number != addr6_id::NOBODY).then_some(Asked { address: number, port })
+}
+
+/// Whether the client whose packet is in the work area may be answered from here under a port that is published
+/// like that: not on an IPv4 address alone, and not a client that is this host itself or in a network of the
+/// cluster. The agent has seen to it that the address that was asked is neither.
+#[inline(always)]
+pub fn may_answer(published: &Published) -> bool {
+    let Ok(work) = work() else { return false };
+    let client =
+        if work.flow.part == PART_QUOTED { &work.ipv6.quoted.dst } else { &work.ipv6.ip.src };
+    published.flags & PUBLISHED_IPV6 != 0 && is_elsewhere(client)
+}
+
+/// Whether an address is neither this host's nor of a network of the cluster.
+#[inline(always)]
+fn is_elsewhere(address: &Ip6) -> bool {
+    LOCAL_ADDRS6.get_ptr(address).is_none() && SUBNETS6.get(&Key::new(128, *address)).is_none()
+}
+
+/// As [`crate::service::dsr::send`].
+///
+/// # Errors
+/// [`Reason::NoRoute`], also when the number of the address that was asked is nobody's any more, and
+/// [`Reason::TooBig`], with both of which the packet is as it was sent; those of [`rewrite6::translate`].
+#[inline(always)]
+pub fn send(ctx: &TcContext) -> Outcome {
+    let action = fallible::unpack(send_straight6_packed(ctx.skb.skb))?;
+    Ok(Verdict::Done(action as i32, Reason::SentDirect))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn send_straight6_packed(skb: *mut __sk_buff) -> i64 {
+    fallible::pack(route_and_translate(&TcContext::new(skb)))
+}
+
+#[inline(always)]
+fn route_and_translate(ctx: &TcContext) -> Result<u32, Reason> {
+    let work = work()?;
+    let asked = addr6_id::address(work.entry.vni, work.entry.saddr).ok_or(Reason::NoRoute)?;
+    work.ipv6.new = [*asked, work.ipv6.ip.dst];
+    let Verdict::Done(action, _) = route6::route_out(ctx)? else {
+        return Err(Reason::NoRoute);
+    };
+    rewrite6::translate(ctx, usize::from(work.flow.transport))?;
+    Ok(action as u32)
+}

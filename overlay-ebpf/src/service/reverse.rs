@@ -1,0 +1,268 @@
+//! On the backend's node: which node a flow from outside came through, and that replies go back there.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use overlay_common::{
+    Be32, Reason,
+    flow::{is_expired, is_free_again},
+    maps::{
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey, TCP_SEEN_FIN,
+        TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
+    },
+    wire::PROTO_SCTP,
+};
+
+use crate::{
+    fallible,
+    maps::{CONNTRACK, OPENING, lru::Counted},
+    packet::{Flow, PART_QUOTED},
+    service::{
+        conntrack::{
+            PATIENT_TRIES, PORT_TRIES, RESOLUTION, as_other, goes_on, held, is_given_up, now, open,
+            other_port, reply_key,
+        },
+        dsr,
+    },
+};
+
+/// Notes that replies to `flow` go through `node`, which translated it, or straight to the client, where
+/// `asked` ([`overlay_common::Asked::bits`]) says so and the tuple is no other flow's.
+/// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
+/// address and port that came through two nodes are one tuple here, even when the first has ended
+/// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
+/// another source port.
+///
+/// # Errors
+/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] when no port is free, or
+/// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
+/// no flow of `node`.
+#[inline(always)]
+pub fn note_return(
+    flow: &Flow,
+    node: Be32,
+    asked: u64,
+    forward: &mut Conntrack,
+) -> Result<bool, Reason> {
+    // One after the other and not one in the other: they share the stack with the entry point.
+    if fallible::unpack(note_packed(flow, node, asked, forward))? == DONE {
+        return Ok(false);
+    }
+    // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
+    if fallible::unpack(known_way_packed(flow, node, forward))? == DONE {
+        return Ok(true);
+    }
+    if flow.part == PART_QUOTED {
+        return Err(Reason::UnrelatedError);
+    }
+    if fallible::unpack(take_packed(flow, node, asked, forward))? == DONE {
+        return Ok(false);
+    }
+    fallible::unpack(other_port_packed(flow, node, forward)).map(|_| true)
+}
+
+/// The packet's way is found.
+const DONE: u32 = 0;
+/// It is not.
+const NOT_YET: u32 = 1;
+
+#[inline(never)]
+fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
+    fallible::pack(Ok(note(flow, node, asked, forward)))
+}
+
+#[inline(never)]
+fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(Ok(known_way(flow, node, forward)))
+}
+
+#[inline(never)]
+fn take_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
+    fallible::pack(take(flow, node, asked, forward))
+}
+
+#[inline(never)]
+fn other_port_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    fallible::pack(change_port(flow, node, forward).map(|()| DONE))
+}
+
+/// The way of a flow whose tuple is its own.
+#[inline(always)]
+fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
+    let now = now();
+    *forward = return_forward(flow, node, now);
+    let key = reply_key(&flow.key, forward);
+    let (entry, is_opening) = held(&key);
+    let Some(entry) = entry else { return NOT_YET };
+    // SAFETY: as in `conntrack::look`.
+    let entry = unsafe { &mut *entry };
+    if entry.action != CONNTRACK_RETURN || entry.node != node || entry.dport != flow.key.sport {
+        return NOT_YET;
+    }
+    refresh(entry, flow, as_other(flow.flags), now);
+    dsr::settle(entry, &key, flow, asked);
+    if is_opening {
+        confirm(&key, entry, flow);
+    }
+    DONE
+}
+
+/// Takes the tuple for the flow, if it is nobody's any more.
+#[inline(always)]
+fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32, Reason> {
+    let now = now();
+    let key = reply_key(&flow.key, forward);
+    let mut entry = return_entry(&key, flow, node, now);
+    dsr::settle(&mut entry, &key, flow, asked);
+    let Some(old) = held(&key).0 else {
+        return open(&key, &entry, BPF_ANY).map(|()| DONE);
+    };
+    // SAFETY: as in `conntrack::look`.
+    let old = unsafe { &mut *old };
+    if !is_free_again(&key, old, now) {
+        return Ok(NOT_YET);
+    }
+    *old = entry;
+    Ok(DONE)
+}
+
+/// The way of a flow that was given another port and has not ended.
+#[inline(always)]
+fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
+    const ENDED: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    let now = now();
+    let through = flow.key.through(node);
+    let (known, is_opening) = held(&through);
+    let Some(known) = known else { return NOT_YET };
+    // SAFETY: as in `conntrack::look`.
+    let known = unsafe { &mut *known };
+    let has_ended = flow.is_syn() && known.state & ENDED != 0;
+    if known.node != node || is_expired(&through, known, now) || has_ended {
+        return NOT_YET;
+    }
+    let no_reset = if goes_on(flow) { known.state & TCP_SEEN_RST } else { 0 };
+    refresh(known, flow, flow.flags, now);
+    forward.sport = known.sport;
+    let key = reply_key(&flow.key, forward);
+    let end = as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
+    if end | no_reset != 0
+        && let (Some(reply), _) = held(&key)
+    {
+        // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's. When the
+        // client goes on after one, the backend may be the next to speak however long both are silent.
+        // SAFETY: as above.
+        unsafe { (*reply).state = (*reply).state & !no_reset | end };
+    }
+    if is_opening
+        && let Some(reply) = OPENING.get_ptr(&key)
+        // SAFETY: as above.
+        && confirm(&key, unsafe { &*reply }, flow)
+    {
+        let _ = CONNTRACK.insert(&through, &*known, u64::from(BPF_ANY));
+        let _ = OPENING.remove(&through);
+    }
+    DONE
+}
+
+/// Another port for a flow that begins and whose tuple another one has, or has had: one that the same client had
+/// through `node` before, or nobody has any more.
+#[inline(always)]
+fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
+    if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
+        return Err(Reason::TupleTaken);
+    }
+    let now = now();
+    let through = flow.key.through(node);
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        let patient = attempt < PATIENT_TRIES;
+        attempt += 1;
+        forward.sport = other_port(&flow.key, attempt);
+        let key = reply_key(&flow.key, forward);
+        let entry = return_entry(&key, flow, node, now);
+        if is_for(CONNTRACK, &key, &entry, patient)
+            && is_for(OPENING, &key, &entry, patient)
+            && open(&key, &entry, BPF_NOEXIST).is_ok()
+        {
+            // What another flow has left.
+            let _ = CONNTRACK.remove(&through);
+            return open(&through, forward, BPF_ANY);
+        }
+    }
+    Err(Reason::TupleTaken)
+}
+
+/// Whether a flow of `entry` can have its tuple: nobody else has it. Forgets who had it: there are few ports to choose
+/// from.
+#[inline(always)]
+fn is_for<const ENTRIES: usize>(
+    map: Counted<ConntrackKey, Conntrack, ENTRIES>,
+    key: &ConntrackKey,
+    entry: &Conntrack,
+    patient: bool,
+) -> bool {
+    let Some(old) = map.get_ptr(key) else { return true };
+    // SAFETY: as in `conntrack::look`.
+    let old = unsafe { &*old };
+    let is_own = old.action == entry.action && old.node == entry.node && old.dport == entry.dport;
+    (is_own || is_given_up(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
+}
+
+/// As `conntrack::confirm`, for an entry in [`OPENING`]: the client speaks again, through the node that was
+/// asked. Returns whether the entry has left.
+#[inline(always)]
+fn confirm(key: &ConntrackKey, entry: &Conntrack, flow: &Flow) -> bool {
+    if flow.is_syn() || entry.state & ANSWERED == 0 {
+        return false;
+    }
+    if CONNTRACK.insert(key, entry, u64::from(BPF_ANY)).is_err() {
+        return false;
+    }
+    let _ = OPENING.remove(key);
+    true
+}
+
+/// The client's direction on the backend's node: untouched, until its tuple is found taken.
+#[inline(always)]
+fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
+    let key = &flow.key;
+    Conntrack {
+        saddr: key.saddr,
+        daddr: key.daddr,
+        sport: key.sport,
+        dport: key.dport,
+        vni: key.vni,
+        service: 0,
+        backend: 0,
+        node,
+        action: CONNTRACK_FORWARD,
+        state: flow.flags,
+        idle: 0,
+        last_seen: now,
+    }
+}
+
+/// The backend's direction: to `node`, with the client's own port.
+#[inline(always)]
+fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
+    Conntrack {
+        saddr: key.saddr,
+        daddr: key.daddr,
+        sport: key.sport,
+        dport: flow.key.sport,
+        action: CONNTRACK_RETURN,
+        state: as_other(flow.flags),
+        ..return_forward(flow, node, now)
+    }
+}
+
+/// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
+#[inline(always)]
+fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u8, now: u64) {
+    let before = if goes_on(flow) { entry.state & !TCP_SEEN_RST } else { entry.state };
+    let state = if flow.is_syn() { flags } else { before | flags };
+    if state != entry.state {
+        entry.state = state;
+    }
+    if now.wrapping_sub(entry.last_seen) > RESOLUTION {
+        entry.last_seen = now;
+    }
+}

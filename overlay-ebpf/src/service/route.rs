@@ -1,0 +1,137 @@
+//! From a service to a backend: by the flow's entry, or by a new pick.
+
+use overlay_common::{
+    Be16, Be32, Reason, UNDERLAY_VNI,
+    maps::{
+        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, DIRECT, IPV6_SIDE,
+        SERVICE_DIRECT, Service, TCP_SEEN_FIN, TCP_SEEN_RST,
+    },
+    wire::PROTO_UDP,
+};
+
+use crate::{
+    fallible,
+    maps::{BACKENDS, Work, lookup},
+    observe::{count, event},
+    packet::PART_QUOTED,
+    service::{
+        conntrack::{self, Target},
+        scheduler, stats,
+    },
+};
+
+/// Fills `work.entry` and `work.backend` for `work.flow` to `service`: with the backend the flow
+/// has, or with a new one. `port` is the backends' port; `length` the packet's, for counting; `via` is
+/// [`overlay_common::maps::VIA_VIP`] or 0.
+///
+/// # Errors
+/// [`Reason::NoBackend`] when none takes new flows, [`Reason::BackendGone`] for a TCP connection
+/// whose backend was removed, [`Reason::UnrelatedError`] for an ICMP error about no flow, and the errors of [`conntrack::create`].
+#[inline(always)]
+pub fn route(
+    work: &mut Work,
+    service: u32,
+    port: Be16,
+    (length, via): (u32, u8),
+) -> Result<(), Reason> {
+    work.pick.via = via.into();
+    // One after the other and not one in the other: they share the stack with the entry point.
+    let picked = fallible::unpack(find_or_pick_packed(work, service))?;
+    if picked == FOUND {
+        return Ok(());
+    }
+    fallible::unpack(open_packed(work, service, picked, port, length))?;
+    stats::flow(work);
+    Ok(())
+}
+
+/// In place of a backend's number, none of which is zero: the flow has its backend.
+const FOUND: u32 = 0;
+
+#[inline(never)]
+fn find_or_pick_packed(work: &mut Work, service: u32) -> i64 {
+    fallible::pack(find_or_pick(work, service))
+}
+
+#[inline(always)]
+fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
+    work.pick.repicked = 0;
+    if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
+        let backend = lookup(&BACKENDS, &work.entry.backend);
+        // Nothing is lost by leaving a backend on a node that is down, where the flow may.
+        let backend = backend.filter(|b| b.state != BACKEND_DOWN || !work.flow.may_be_repicked());
+        if let Some(backend) = backend {
+            work.backend = backend;
+            if ends_now(work) {
+                scheduler::ended(work.entry.backend);
+            }
+            return Ok(FOUND);
+        }
+        if !work.flow.may_be_repicked() {
+            return Err(Reason::BackendGone);
+        }
+        work.pick.repicked = 1;
+    }
+    if work.flow.part == PART_QUOTED {
+        return Err(Reason::UnrelatedError);
+    }
+    match scheduler::pick(&mut work.pick, &work.flow.key, service) {
+        None | Some(FOUND) => Err(Reason::NoBackend),
+        Some(number) => Ok(number),
+    }
+}
+
+#[inline(never)]
+fn open_packed(work: &mut Work, service: u32, number: u32, port: Be16, length: u32) -> i64 {
+    fallible::pack(open(work, (service, number), port, length).map(|()| 0))
+}
+
+/// Opens the flow to the backend with a number.
+#[inline(always)]
+fn open(
+    work: &mut Work,
+    (service, number): (u32, u32),
+    port: Be16,
+    length: u32,
+) -> Result<(), Reason> {
+    let backend: Backend = lookup(&BACKENDS, &number).ok_or(Reason::NoBackend)?;
+    // The service is there since a backend was picked.
+    let Service { tcp_idle, udp_idle, flags, .. } = work.pick.service;
+    let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
+    let direct = if is_direct(work, flags, &backend) { DIRECT } else { 0 };
+    let target = Target {
+        service,
+        backend: number,
+        vni: backend.vni | work.flow.key.vni & IPV6_SIDE,
+        ip: backend.ip,
+        port,
+        idle,
+        via: work.pick.via as u8 | direct,
+    };
+    work.backend = backend;
+    conntrack::create(&work.flow, &target, &mut work.entry)?;
+    if work.backend.flags & BACKEND_COUNTED != 0 {
+        scheduler::began(number);
+    }
+    let reason = if work.pick.repicked != 0 { Reason::FlowRepicked } else { Reason::FlowCreated };
+    count(reason, length);
+    event::tell_flow(&work.flow.key, &work.entry, reason);
+    Ok(())
+}
+
+/// Whether replies go straight to the client: from a backend elsewhere to one outside.
+#[inline(always)]
+fn is_direct(work: &Work, service: u16, backend: &Backend) -> bool {
+    service & SERVICE_DIRECT != 0
+        && work.flow.key.vni & !IPV6_SIDE == UNDERLAY_VNI
+        && backend.node != Be32::ZERO
+}
+
+/// Whether the client ends its connection with this packet, whose backend's flows are counted.
+#[inline(always)]
+fn ends_now(work: &Work) -> bool {
+    const END: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    work.flow.flags & END != 0
+        && work.entry.state & END == 0
+        && work.backend.flags & BACKEND_COUNTED != 0
+}

@@ -1,0 +1,178 @@
+//! Which backend a new flow gets. Every scheduler looks at a number of entries that does not depend
+//! on how many services and backends there are.
+
+use overlay_common::{
+    hash,
+    maps::{
+        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, ConntrackKey, IPV6_SIDE,
+        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey,
+    },
+};
+
+use crate::{
+    family::addr6_id,
+    maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, Pick, RR_CURSOR, SERVICES, SLOTS, lookup},
+    service::conntrack::now,
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// Makes the second choice of [`LB_LEAST`] independent of the first one: 2^32 by the golden ratio.
+const SECOND_CHOICE: u32 = 0x9e37_79b9;
+
+/// The number of the backend that the new flow `key` to service `number` gets; `None` when none takes
+/// new flows. `pick` is the caller's to work with and has the service afterwards.
+#[inline(always)]
+pub fn pick(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
+    let service = lookup(&SERVICES, &number)?;
+    pick.service = service;
+    if service.slots == 0 {
+        return None;
+    }
+    if service.affinity == 0 {
+        return next(pick, key, number);
+    }
+    pick.client = AffinityKey { service: number, vni: key.vni, client: key.saddr };
+    let now = now();
+    let backend = match kept(&pick.client, service.affinity, now) {
+        Some(backend) => backend,
+        None => next(pick, key, number)?,
+    };
+    pick.affinity = Affinity { backend, pad: 0, last_used: now };
+    // A map that takes no entry costs this client its affinity, not its flow.
+    let _ = AFFINITY.replace(&pick.client, &pick.affinity);
+    Some(backend)
+}
+
+/// The backend that the client keeps, if that takes new flows.
+#[inline(always)]
+fn kept(client: &AffinityKey, seconds: u32, now: u64) -> Option<u32> {
+    let entry = AFFINITY.get_ptr_mut(client)?;
+    // SAFETY: the pointer comes from a successful look-up; a slot that is reused in this moment gives
+    // another client's backend at worst, which is one of a service all the same: it is checked below.
+    let Affinity { backend, last_used, .. } = unsafe { *entry };
+    if now.wrapping_sub(last_used) > u64::from(seconds) * SECOND && now > last_used {
+        return None;
+    }
+    let Backend { state, weight, .. } = lookup(&BACKENDS, &backend)?;
+    if state == BACKEND_ACTIVE && weight != 0 { Some(backend) } else { None }
+}
+
+/// The backend that the scheduler says.
+#[inline(always)]
+fn next(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
+    if let Some(backend) = scheduled(pick, key, number) {
+        return Some(backend);
+    }
+    // The table may have been replaced between the two look-ups.
+    let then = pick.service.table;
+    pick.service = lookup(&SERVICES, &number)?;
+    let Service { table, slots, .. } = pick.service;
+    if table == then || slots == 0 {
+        return None;
+    }
+    scheduled(pick, key, number)
+}
+
+#[inline(always)]
+fn scheduled(pick: &Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
+    let service = &pick.service;
+    let slots = service.slots;
+    if slots == 0 {
+        return None;
+    }
+    match service.scheduler {
+        LB_SOURCE_HASH | LB_MAGLEV => slot(service, number, client_hash(service, key) % slots),
+        LB_LEAST => {
+            less_loaded(service, number, hash::mix(client_hash(service, key), turn(number)))
+        }
+        _ => slot(service, number, turn(number) % slots),
+    }
+}
+
+#[inline(always)]
+fn client_hash(service: &Service, key: &ConntrackKey) -> u32 {
+    let client = if key.vni & IPV6_SIDE == 0 { key.saddr } else { addr6_id::hashed(key.saddr) };
+    if service.hash == LB_HASH_FLOW {
+        hash::of_client_flow(client, [key.sport, key.dport], key.proto)
+    } else {
+        hash::of_client(client)
+    }
+}
+
+/// How many picks were made before.
+#[inline(always)]
+fn turn(service: u32) -> u32 {
+    match RR_CURSOR.get_ptr_mut(&service) {
+        // Not atomic: two CPUs that pick in the same moment may take the same backend once, which
+        // costs less than bouncing a locked cache line between them.
+        // SAFETY: the pointer comes from a successful look-up; a torn u32 does not exist.
+        Some(cursor) => unsafe {
+            let turn = cursor.read_volatile();
+            cursor.write_volatile(turn.wrapping_add(1));
+            turn
+        },
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn slot(service: &Service, number: u32, index: u32) -> Option<u32> {
+    let backend = if service.table == 0 {
+        lookup(&SLOTS, &SlotKey { service: number, index })?
+    } else {
+        let key = TableKey { service: number, table: service.table };
+        // SAFETY: nothing is written to a table that is in the map, and one that is removed stays
+        // until this run of the program has ended.
+        *unsafe { LB_TABLES.get_value(&key, &index) }?
+    };
+    // An entry that was never filled in: numbers begin at 1.
+    if backend == 0 { None } else { Some(backend) }
+}
+
+/// The less loaded for its weight of two at random: as good as nearly the least loaded of all, at
+/// the cost of two (M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing).
+#[inline(always)]
+fn less_loaded(service: &Service, number: u32, random: u32) -> Option<u32> {
+    let slots = service.slots;
+    let first = random % slots;
+    let mut second = hash::mix(random, SECOND_CHOICE) % slots;
+    if second == first {
+        second = if first + 1 == slots { 0 } else { first + 1 };
+    }
+    let a = slot(service, number, first)?;
+    let Some(b) = slot(service, number, second) else { return Some(a) };
+    if a == b || flows(a) * weight(b) <= flows(b) * weight(a) { Some(a) } else { Some(b) }
+}
+
+/// How many flows the backend would have with another one.
+#[inline(always)]
+fn flows(backend: u32) -> u64 {
+    u64::from(lookup(&ACTIVE, &backend).unwrap_or(0)) + 1
+}
+
+#[inline(always)]
+fn weight(backend: u32) -> u64 {
+    lookup(&BACKENDS, &backend).map_or(1, |backend| u64::from(backend.weight))
+}
+
+/// Counts a flow that begins.
+#[inline(always)]
+pub fn began(backend: u32) {
+    correct(backend, |flows| flows.wrapping_add(1));
+}
+
+/// Counts a flow that ends.
+#[inline(always)]
+pub fn ended(backend: u32) {
+    // The agent may have counted it out already.
+    correct(backend, |flows| if flows == 0 { 0 } else { flows - 1 });
+}
+
+#[inline(always)]
+fn correct(backend: u32, change: impl FnOnce(Active) -> Active) {
+    if let Some(active) = ACTIVE.get_ptr_mut(&backend) {
+        // SAFETY: the pointer comes from a successful look-up; what another CPU or the agent writes in
+        // the same moment makes the number wrong by one until the agent counts again.
+        unsafe { active.write_volatile(change(active.read_volatile())) };
+    }
+}

@@ -1,0 +1,48 @@
+//! How many flows to the outside an endpoint may have. The programs only ever count up; the agent
+//! counts what is live and corrects the number every few seconds.
+
+use aya_ebpf::bindings::BPF_ANY;
+use overlay_common::{
+    Reason,
+    maps::{USAGE_UNCOUNTED, Usage},
+};
+
+use crate::{maps::USAGE, service::conntrack::now};
+
+/// Whether the endpoint behind interface `ifindex` may open another flow. CPUs that ask in the
+/// same moment may exceed the limit by one flow each.
+///
+/// # Errors
+/// [`Reason::MasqueradeLimit`].
+#[inline(always)]
+pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
+    let Some(usage) = USAGE.get_ptr_mut(&ifindex) else {
+        return if limit == 0 { Err(Reason::MasqueradeLimit) } else { Ok(()) };
+    };
+    // SAFETY: the pointer comes from a successful look-up; what another CPU or the agent writes in
+    // the same moment makes the number wrong by a few until the agent counts again.
+    let usage = unsafe { &mut *usage };
+    if usage.flows < limit {
+        return Ok(());
+    }
+    let now = now();
+    if now.wrapping_sub(usage.counted) > USAGE_UNCOUNTED && now > usage.counted {
+        usage.flows /= 2;
+        usage.counted = now;
+    }
+    if usage.flows < limit { Ok(()) } else { Err(Reason::MasqueradeLimit) }
+}
+
+/// Counts a flow that was opened.
+#[inline(always)]
+pub fn add(ifindex: u32) {
+    if let Some(usage) = USAGE.get_ptr_mut(&ifindex) {
+        // SAFETY: as above.
+        let usage = unsafe { &mut *usage };
+        usage.flows = usage.flows.wrapping_add(1);
+        return;
+    }
+    let usage = Usage { flows: 1, pad: 0, counted: now() };
+    // A table without room for another interface limits nobody.
+    let _ = USAGE.insert(&ifindex, &usage, u64::from(BPF_ANY));
+}

@@ -1,0 +1,169 @@
+//! The kernel's own vxlan device, which has the tunnel's port, sends and receives what the programs
+//! cannot: packets that must be fragmented outside, VLAN tags, and what `bpf_skb_adjust_room`
+//! refuses, as packets that are encapsulated already and aggregates other than TCP's and UDP's.
+//!
+//! What it receives (all of those, outer fragments, outer IP options) comes to `from_vxlan`, where
+//! the same is checked as in `from_underlay`.
+
+use core::mem::{offset_of, size_of};
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_OK,
+        bpf_tunnel_key as TunnelKey,
+    },
+    helpers::{bpf_redirect, bpf_skb_get_tunnel_key, bpf_skb_set_tunnel_key},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Ip6, Reason,
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_DF, IPV6_MIN_MTU, Ipv4, Udp, Vxlan},
+};
+
+use crate::{
+    Outcome, Verdict, fallible,
+    family::underlay,
+    maps::{config, scratch},
+    packet::{ETH_LEN, IPV4_LEN, ipv6::IPV6_LEN, load, load_at, longest, store},
+    tunnel::vxlan::TTL,
+};
+
+/// Gives a frame, whose Ethernet header becomes `inner`, to the device, to be sent to `node`.
+/// `refused` is why it cannot go the usual way: what is too big is fragmented outside.
+///
+/// # Errors
+/// `refused`, when there is no device or a packet must not be fragmented; the kernel's refusal.
+#[inline(never)]
+pub fn send_packed(
+    skb: *mut __sk_buff,
+    vni: u32,
+    node: Be32,
+    inner: &Ethernet,
+    refused: u32,
+) -> i64 {
+    let ctx = TcContext::new(skb);
+    let refused = Reason::from_index(refused).unwrap_or(Reason::TunnelRefused);
+    fallible::pack(send(&ctx, (vni, node), inner, refused))
+}
+
+#[inline(always)]
+fn send(
+    ctx: &TcContext,
+    (vni, node): (u32, Be32),
+    inner: &Ethernet,
+    refused: Reason,
+) -> Result<u32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    if config.vxlan_ifindex == 0 {
+        return Err(refused);
+    }
+    let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
+    if refused != Reason::TooBig {
+        flags |= u64::from(BPF_F_DONT_FRAGMENT);
+    } else if !may_be_fragmented(ctx, inner)? {
+        return Err(refused);
+    }
+    if !address(ctx.skb.skb, vni, (config.vtep, node), flags) {
+        return Err(Reason::TunnelRefused);
+    }
+    store(ctx, 0, inner)?;
+    // SAFETY: a helper without preconditions.
+    Ok(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as u32)
+}
+
+/// Tells the device on which network and between which VTEPs a packet goes. `flags` are those of
+/// `bpf_skb_set_tunnel_key`. Says whether the kernel took it.
+#[inline(always)]
+pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags: u64) -> bool {
+    let (Ok(key), Some(config)) = (empty_key(), config()) else { return false };
+    key.tunnel_id = vni;
+    let mut flags = flags;
+    if underlay::is_ipv6() {
+        let Some(to) = underlay::vtep6(&node) else { return false };
+        flags |= u64::from(BPF_F_TUNINFO_IPV6);
+        // These the helper takes as they are on the wire, ..
+        key.__bindgen_anon_1.remote_ipv6 = to.words();
+        key.__bindgen_anon_3.local_ipv6 = config.vtep6.words();
+    } else {
+        // .. and these in host order.
+        key.__bindgen_anon_1.remote_ipv4 = node.get();
+        key.__bindgen_anon_3.local_ipv4 = vtep.get();
+    }
+    key.tunnel_ttl = TTL;
+    let size = size_of::<TunnelKey>() as u32;
+    // SAFETY: the context is the program's own and the key is as long as said.
+    unsafe { bpf_skb_set_tunnel_key(skb, key, size, flags) == 0 }
+}
+
+/// A tunnel key in the scratch area: on the stack it is more than older kernels (6.1) have left in
+/// the longest chain of calls.
+#[inline(always)]
+fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
+    let scratch = scratch()?;
+    const { assert!(size_of::<TunnelKey>() <= size_of::<[u64; 8]>()) };
+    for word in &mut scratch.fib {
+        // One by one, where the compiler would call a function.
+        // SAFETY: a word of the scratch area.
+        unsafe { (&raw mut *word).write_volatile(0) };
+    }
+    // SAFETY: there is room for the key, it is aligned to 8 bytes, and all-zero is a valid value of
+    // this plain C struct.
+    Ok(unsafe { &mut *(&raw mut scratch.fib).cast() })
+}
+
+/// Whether the tunnel may make fragments: of IPv4 where the sender leaves it to the path, of IPv6 where
+/// every link must carry the packet (RFC 8200, section 5; RFC 2473, section 7.1).
+#[inline(always)]
+fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> {
+    // The kernel's tunnels make no fragments of IPv6 (`ip6_fragment` without `ignore_df`).
+    if underlay::is_ipv6() {
+        return Ok(false);
+    }
+    match inner.ethertype.get() {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => return Ok(longest(ctx, ETH_LEN) <= IPV6_MIN_MTU),
+        _ => return Ok(false),
+    }
+    let fragment: Be16 = load(ctx, ETH_LEN + offset_of!(Ipv4, fragment))?;
+    Ok(fragment.get() & IPV4_DF == 0)
+}
+
+/// Leaves a tunnel packet, outer headers and all, to the device. Reserved bits, which it would drop
+/// the packet for, are cleared: RFC 7348, section 5, has them ignored.
+#[inline(always)]
+pub fn leave(ctx: &TcContext) -> Outcome {
+    let ip = if underlay::is_ipv6() { IPV6_LEN } else { IPV4_LEN };
+    let at = ETH_LEN + ip + size_of::<Udp>();
+    let vxlan: Vxlan = load_at(ctx, at)?;
+    let vni = vxlan.vni().ok_or(Reason::InvalidVni)?;
+    store(ctx, at, &Vxlan::new(vni))?;
+    Ok(Verdict::Done(TC_ACT_OK, Reason::HandedUp))
+}
+
+/// Where a frame from the device comes from: its VNI, and the outer source.
+///
+/// # Errors
+/// [`Reason::InvalidVni`] when it did not come out of a tunnel of the underlay's family;
+/// [`Reason::NotPeer`].
+#[inline(always)]
+pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut key: TunnelKey = unsafe { core::mem::zeroed() };
+    // SAFETY: the context is the program's own and the key lives on the stack.
+    let got = unsafe {
+        let size = size_of::<TunnelKey>() as u32;
+        let flags = if underlay::is_ipv6() { BPF_F_TUNINFO_IPV6 } else { 0 };
+        bpf_skb_get_tunnel_key(ctx.skb.skb, &raw mut key, size, flags.into())
+    };
+    if got != 0 {
+        return Err(Reason::InvalidVni);
+    }
+    if underlay::is_ipv6() {
+        // SAFETY: of a tunnel over IPv6, as asked for.
+        let remote = Ip6::from_words(unsafe { key.__bindgen_anon_1.remote_ipv6 });
+        let sender = underlay::node_of(&remote).ok_or(Reason::NotPeer)?;
+        return Ok((key.tunnel_id, sender));
+    }
+    // SAFETY: of a tunnel over IPv4, whose addresses the helper gives in host order.
+    Ok((key.tunnel_id, Be32::new(unsafe { key.__bindgen_anon_1.remote_ipv4 })))
+}

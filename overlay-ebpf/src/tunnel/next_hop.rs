@@ -1,0 +1,76 @@
+//! The way to other nodes, as the host's routing table says, remembered for a moment.
+//!
+//! The kernel's look-up costs as much as everything else that is looked up for a packet, and its
+//! answer is the same for all packets to a node. Nothing tells the programs of a change, so an answer
+//! is simply not used for long ([`Hop::LIFETIME`]); what the kernel cannot resolve is asked each time.
+
+use aya_ebpf::{cty::c_void, helpers::bpf_jiffies64};
+use overlay_common::{
+    Be32, Reason,
+    maps::{Config, Hop},
+};
+
+use crate::{
+    fallible,
+    family::underlay,
+    forward::{next_hop, route6, via},
+    maps::NEXT_HOPS,
+};
+
+/// The next hop to another node. `total` is the length of the outer IP packet for the check against the
+/// route's MTU.
+///
+/// # Errors
+/// Those of [`next_hop`].
+#[inline(always)]
+pub fn to_node(
+    ctx: *mut c_void,
+    config: &Config,
+    node: Be32,
+    total: u32,
+) -> Result<&'static Hop, Reason> {
+    let hop = NEXT_HOPS.get_ptr_mut(Hop::slot(node)).ok_or(Reason::NotConfigured)?;
+    // SAFETY: the slot exists as long as the program, and no other run on this CPU overlaps.
+    let hop = unsafe { &mut *hop };
+    // SAFETY: a helper without preconditions; the JIT makes one load of it.
+    let now = unsafe { bpf_jiffies64() };
+    let asked_so = hop.node == node && hop.vtep == config.vtep && hop.via == via(config);
+    if !asked_so || now.wrapping_sub(hop.asked) > Hop::LIFETIME {
+        hop.node = node;
+        hop.asked = now;
+        fallible::unpack(ask(ctx, config, hop, total))?;
+    } else if total > hop.mtu {
+        return Err(Reason::TooBig);
+    }
+    Ok(hop)
+}
+
+/// Asks the kernel for the way to `hop.node`, at the time `hop.asked`.
+#[inline(never)]
+fn ask(ctx: *mut c_void, config: &Config, hop: &mut Hop, total: u32) -> i64 {
+    hop.vtep = config.vtep;
+    hop.via = via(config);
+    let answer = if underlay::is_ipv6() {
+        match underlay::vtep6(&hop.node) {
+            Some(vtep) => {
+                hop.vtep6 = *vtep;
+                route6::next_hop(ctx, config, &hop.vtep6, total)
+            }
+            None => Err(Reason::NoRoute),
+        }
+    } else {
+        next_hop(ctx, config, (config.vtep, hop.node), total)
+    };
+    hop.asked = match &answer {
+        Ok(next) => {
+            hop.ifindex = next.ifindex;
+            hop.ethernet = next.ethernet;
+            // Loopback's MTU of 65536 does not fit the kernel's answer.
+            hop.mtu = if next.mtu == 0 { 1 << 16 } else { u32::from(next.mtu) };
+            hop.resolved = u16::from(next.resolved);
+            if next.resolved { hop.asked } else { 0 }
+        }
+        Err(_) => 0,
+    };
+    fallible::pack(answer.map(|_| 0))
+}
