@@ -14,12 +14,13 @@
 )]
 
 mod answer;
-mod fallible;
+mod clock;
 mod family;
 mod forward;
 mod maps;
 mod nat;
 mod observe;
+mod outcome;
 mod packet;
 mod program;
 mod service;
@@ -38,26 +39,13 @@ use overlay_common::{
 
 use crate::{
     observe::{Party, event},
+    outcome::{Outcome, Verdict},
     program::{
         container, container6, host6, socket, socket6, tunnel6, underlay, underlay6,
         xdp as xdp_program,
     },
     tunnel::vxlan,
 };
-
-/// What to do with a packet that is not dropped.
-#[derive(Clone, Copy)]
-pub enum Verdict {
-    /// It is not ours: the host's stack goes on with it.
-    Pass,
-    /// We dealt with it, for a reason that is counted. The number is the program type's action.
-    Done(i32, Reason),
-    /// As `Done`: it went to the endpoint of this node with the slot that is last.
-    Delivered(i32, Reason, u32),
-}
-
-/// The way of a packet: on, or dropped for a reason.
-pub type Outcome = Result<Verdict, Reason>;
 
 // The macros put each of these functions into one that the kernel calls. Left to the compiler, a long
 // one stays a function of its own, and to older kernels (6.1) every function in a chain of calls has

@@ -8,9 +8,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     forward::back_out,
     maps::{ENDPOINTS, lookup},
+    outcome::Outcome,
     packet::{ETH_LEN, load, store},
 };
 

@@ -10,9 +10,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, fallible,
     forward::back_out,
     maps::{Ipv6Work, work},
+    outcome::{self, Outcome},
     packet::{ETH_LEN, IPV4_LEN, ipv6::ICMPV6, load_at, store},
 };
 
@@ -64,14 +64,14 @@ fn flatten(addresses: [[u8; 4]; 2]) -> [u8; 8] {
 /// same with the addresses swapped.
 #[inline(always)]
 pub fn answer6(ctx: &TcContext) -> Outcome {
-    fallible::unpack(answer6_packed(ctx.skb.skb))?;
+    outcome::unpack(answer6_packed(ctx.skb.skb))?;
     Ok(back_out(ctx, Reason::EchoAnswered))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn answer6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(rewrite6(&TcContext::new(skb)).map(|()| 0))
+    outcome::pack(rewrite6(&TcContext::new(skb)).map(|()| 0))
 }
 
 #[inline(always)]

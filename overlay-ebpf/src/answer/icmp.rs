@@ -20,7 +20,7 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    outcome,
     packet::{ETH_LEN, load, load_at, pull, store},
 };
 
@@ -63,13 +63,13 @@ impl Router {
 /// cut already then.
 #[inline(always)]
 pub fn too_big(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
-    fallible::unpack(too_big_packed(ctx.skb.skb, router, mtu)).map(|_| ())
+    outcome::unpack(too_big_packed(ctx.skb.skb, router, mtu)).map(|_| ())
 }
 
 #[inline(never)]
 fn too_big_packed(skb: *mut __sk_buff, router: &Router, mtu: u32) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(answer(&ctx, router, mtu).map(|()| 0))
+    outcome::pack(answer(&ctx, router, mtu).map(|()| 0))
 }
 
 #[inline(always)]
@@ -103,14 +103,14 @@ fn answer(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
 /// [`Reason::RewriteRefused`] when the kernel refuses.
 #[inline(always)]
 pub fn time_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
-    fallible::unpack(time_exceeded_packed(ctx.skb.skb, router)).map(|_| ())
+    outcome::unpack(time_exceeded_packed(ctx.skb.skb, router)).map(|_| ())
 }
 
 #[inline(never)]
 fn time_exceeded_packed(skb: *mut __sk_buff, router: &Router) -> i64 {
     let ctx = TcContext::new(skb);
     let error = Error { kind: [ICMP_TIME_EXCEEDED, 0], mtu: 0 };
-    fallible::pack(quote_any(&ctx, router, &error, Reason::TtlExceeded).map(|()| 0))
+    outcome::pack(quote_any(&ctx, router, &error, Reason::TtlExceeded).map(|()| 0))
 }
 
 /// Tells the sender of a packet, which is as it was sent, that nobody listens on its port: makes the
@@ -122,12 +122,12 @@ fn time_exceeded_packed(skb: *mut __sk_buff, router: &Router) -> i64 {
 /// [`Reason::RewriteRefused`] when the kernel refuses.
 #[inline(always)]
 pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
-    fallible::unpack(port_unreachable_packed(ctx.skb.skb)).map(|_| ())
+    outcome::unpack(port_unreachable_packed(ctx.skb.skb)).map(|_| ())
 }
 
 #[inline(never)]
 fn port_unreachable_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(answer_unreachable(&TcContext::new(skb)).map(|()| 0))
+    outcome::pack(answer_unreachable(&TcContext::new(skb)).map(|()| 0))
 }
 
 /// From the address that was asked.

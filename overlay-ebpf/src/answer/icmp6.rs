@@ -20,8 +20,8 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::{Ipv6Work, LINKS6, NETWORKS, Work, lookup, work},
+    outcome,
     packet::{
         ETH_LEN, ifindex,
         ipv6::{ICMPV6, IPV6_LEN},
@@ -59,12 +59,12 @@ pub fn from_gateway(ctx: &TcContext) -> Result<(), Reason> {
 /// [`Reason::TooBig`] for what nobody may be told of (RFC 4443, section 2.4 e): ICMPv6 errors.
 #[inline(always)]
 pub fn too_big(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
-    fallible::unpack(too_big_packed(ctx.skb.skb, mtu)).map(|_| ())
+    outcome::unpack(too_big_packed(ctx.skb.skb, mtu)).map(|_| ())
 }
 
 #[inline(never)]
 fn too_big_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
-    fallible::pack(answer(&TcContext::new(skb), mtu).map(|()| 0))
+    outcome::pack(answer(&TcContext::new(skb), mtu).map(|()| 0))
 }
 
 #[inline(always)]
@@ -96,13 +96,13 @@ const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
 /// [`Reason::Truncated`] when it has less; [`Reason::RewriteRefused`] when the kernel refuses.
 #[inline(always)]
 pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
-    fallible::unpack(refuse_port6_packed(ctx.skb.skb)).map(|_| ())
+    outcome::unpack(refuse_port6_packed(ctx.skb.skb)).map(|_| ())
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn refuse_port6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(refuse_port(&TcContext::new(skb)).map(|()| 0))
+    outcome::pack(refuse_port(&TcContext::new(skb)).map(|()| 0))
 }
 
 #[inline(always)]

@@ -18,9 +18,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, fallible,
     forward::back_out,
     maps::{Ipv6Work, LINKS6, lookup, work},
+    outcome::{self, Outcome},
     packet::{
         ETH_LEN, ifindex,
         ipv6::{IPV6_LEN, find},
@@ -44,14 +44,14 @@ const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 /// link-local one, or none (duplicate address detection, RFC 4862, section 5.4).
 #[inline(always)]
 pub fn answer(ctx: &TcContext) -> Outcome {
-    fallible::unpack(answer_packed(ctx.skb.skb))?;
+    outcome::unpack(answer_packed(ctx.skb.skb))?;
     Ok(back_out(ctx, Reason::NdAnswered))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn answer_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(rewrite(&TcContext::new(skb)).map(|()| 0))
+    outcome::pack(rewrite(&TcContext::new(skb)).map(|()| 0))
 }
 
 /// Makes an advertisement of the solicitation, which is turned into it in the work area: the stack

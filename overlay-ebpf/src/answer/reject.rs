@@ -15,11 +15,10 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     answer::icmp,
-    fallible,
     forward::back_out,
     maps::{SERVICES, Work, lookup, scratch},
+    outcome::{self, Outcome},
     packet::{ETH_LEN, IPV4_LEN, load, store_rehash},
 };
 
@@ -44,7 +43,7 @@ pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
         return Err(reason);
     }
     // One after the other and not one in the other: they share the stack with the entry point.
-    if fallible::unpack(reset_packed(ctx.skb.skb))? != ANSWERED {
+    if outcome::unpack(reset_packed(ctx.skb.skb))? != ANSWERED {
         icmp::port_unreachable(ctx)?;
     }
     Ok(back_out(ctx, Reason::NoBackendAnswered))
@@ -57,7 +56,7 @@ pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
 /// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
 #[inline(always)]
 pub fn reset_gone(ctx: &TcContext) -> Outcome {
-    match fallible::unpack(reset_packed(ctx.skb.skb)) {
+    match outcome::unpack(reset_packed(ctx.skb.skb)) {
         Ok(ANSWERED) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
         _ => Err(Reason::BackendGone),
     }
@@ -74,7 +73,7 @@ const ANSWERED: u32 = 1;
 
 #[inline(never)]
 fn reset_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(reset_if_tcp(&TcContext::new(skb)))
+    outcome::pack(reset_if_tcp(&TcContext::new(skb)))
 }
 
 #[inline(always)]

@@ -11,14 +11,13 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     answer::{
         icmp6,
         reject::{TCP_LEN, header_sum, reset_header},
     },
-    fallible,
     forward::back_out,
     maps::{SERVICES, Work, lookup, scratch, work},
+    outcome::{self, Outcome},
     packet::{
         ETH_LEN, PART_LATER,
         ipv6::{ICMPV6, IPV6_LEN},
@@ -44,7 +43,7 @@ pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
     if reason != Reason::NoBackend {
         return Err(reason);
     }
-    match fallible::unpack(reset6_packed(ctx.skb.skb)) {
+    match outcome::unpack(reset6_packed(ctx.skb.skb)) {
         Ok(ANSWERED) => return Ok(back_out(ctx, Reason::NoBackendAnswered)),
         answered => answered?,
     };
@@ -58,7 +57,7 @@ pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
 /// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
 #[inline(always)]
 pub fn reset_gone(ctx: &TcContext) -> Result<(), Reason> {
-    match fallible::unpack(reset6_packed(ctx.skb.skb)) {
+    match outcome::unpack(reset6_packed(ctx.skb.skb)) {
         Ok(ANSWERED) => Ok(()),
         _ => Err(Reason::BackendGone),
     }
@@ -77,7 +76,7 @@ const ANSWERED: u32 = 1;
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn reset6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(reset_if_tcp(&TcContext::new(skb)))
+    outcome::pack(reset_if_tcp(&TcContext::new(skb)))
 }
 
 #[inline(always)]

@@ -20,8 +20,8 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     maps::{config, scratch},
+    outcome::{self, Outcome, Verdict},
     packet::{ETH_LEN, ifindex, longest, mark_for_host, store},
 };
 
@@ -158,15 +158,15 @@ pub fn mtu_of(params: &FibLookup, result: u32) -> Result<u32, Reason> {
 /// Those of [`path_mtu`].
 #[inline(always)]
 pub fn outside_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
-    fallible::unpack(outside_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
+    outcome::unpack(outside_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn outside_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
     let (from, to) = (Be32::from_raw(from), Be32::from_raw(to));
-    let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
-    fallible::pack(path_mtu(skb.cast(), config, (from, to)))
+    let Some(config) = config() else { return outcome::pack(Err(Reason::NotConfigured)) };
+    outcome::pack(path_mtu(skb.cast(), config, (from, to)))
 }
 
 /// The interface that packets are looked up for as if they came in by it.
@@ -265,7 +265,7 @@ pub fn back_out(ctx: &TcContext, reason: Reason) -> Verdict {
 /// Those of [`next_hop`].
 #[inline(always)]
 pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
-    let action = fallible::unpack(route_out_packed(ctx.skb.skb, from.raw(), to.raw()))?;
+    let action = outcome::unpack(route_out_packed(ctx.skb.skb, from.raw(), to.raw()))?;
     Ok(Verdict::Done(action as i32, Reason::SentToClient))
 }
 
@@ -274,7 +274,7 @@ pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
 pub extern "C" fn route_out_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
     let (from, to) = (Be32::from_raw(from), Be32::from_raw(to));
     let ctx = TcContext::new(skb);
-    fallible::pack(route(&ctx, from, to).map(|action| action as u32))
+    outcome::pack(route(&ctx, from, to).map(|action| action as u32))
 }
 
 #[inline(always)]

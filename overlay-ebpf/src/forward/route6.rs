@@ -11,9 +11,9 @@ use aya_ebpf::{
 use overlay_common::{Be16, Ip6, Reason, maps::Config, wire::ETHERTYPE_IPV6};
 
 use crate::{
-    Outcome, Verdict, fallible,
     forward::{NextHop, answer, ask, mtu_of, send, via},
     maps::{config, scratch, work},
+    outcome::{self, Outcome, Verdict},
     packet::{ETH_LEN, longest, store},
 };
 
@@ -95,14 +95,14 @@ fn question(
 /// Those of [`next_hop`].
 #[inline(always)]
 pub fn route_out(ctx: &TcContext) -> Outcome {
-    let action = fallible::unpack(route_out6_packed(ctx.skb.skb))?;
+    let action = outcome::unpack(route_out6_packed(ctx.skb.skb))?;
     Ok(Verdict::Done(action as i32, Reason::SentToClient))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn route_out6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(route(&TcContext::new(skb)).map(|action| action as u32))
+    outcome::pack(route(&TcContext::new(skb)).map(|action| action as u32))
 }
 
 #[inline(always)]
@@ -121,15 +121,15 @@ fn route(ctx: &TcContext) -> Result<i32, Reason> {
 /// Those of [`path_mtu`].
 #[inline(always)]
 pub fn outside_mtu(ctx: &TcContext) -> Result<u32, Reason> {
-    fallible::unpack(outside_mtu6_packed(ctx.skb.skb))
+    outcome::unpack(outside_mtu6_packed(ctx.skb.skb))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn outside_mtu6_packed(skb: *mut __sk_buff) -> i64 {
     let (Some(config), Ok(work)) = (config(), work()) else {
-        return fallible::pack(Err(Reason::NotConfigured));
+        return outcome::pack(Err(Reason::NotConfigured));
     };
     let [from, to] = &work.ipv6.new;
-    fallible::pack(path_mtu_from(skb.cast(), config, (from, to)))
+    outcome::pack(path_mtu_from(skb.cast(), config, (from, to)))
 }

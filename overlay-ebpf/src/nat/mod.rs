@@ -19,8 +19,8 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::Work,
+    outcome,
     packet::{ETH_LEN, PART_LATER, PART_QUOTED, load, related, store, store_rehash},
 };
 
@@ -47,7 +47,7 @@ type Addresses = [u8; 10];
 #[inline(always)]
 pub fn translate(ctx: &TcContext, ip: &Ipv4, transport: usize, work: &Work) -> Result<(), Reason> {
     let packed = translate_packed(ctx.skb.skb, ip.checksum, transport, work);
-    fallible::unpack(packed).map(|_| ())
+    outcome::unpack(packed).map(|_| ())
 }
 
 /// Takes a translation back: what is quoted to its sender must be what it sent.
@@ -74,7 +74,7 @@ fn translate_packed(skb: *mut __sk_buff, header: Be16, transport: usize, work: &
     } else {
         rewrite(&ctx, header, transport, work)
     };
-    fallible::pack(rewritten.map(|()| 0))
+    outcome::pack(rewritten.map(|()| 0))
 }
 
 #[inline(always)]

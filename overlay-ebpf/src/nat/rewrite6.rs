@@ -15,10 +15,10 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     family::addr6_id,
     maps::{Ipv6Work, Work, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
+    outcome,
     packet::{
         ETH_LEN, PART_LATER, PART_QUOTED,
         ipv6::{ICMPV6, IPV6_LEN},
@@ -47,7 +47,7 @@ pub const TRANSPORT_MASK: usize = 0x3ff;
 /// the packet ends before its checksum, or the kernel refuses.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
-    fallible::unpack(translate6_packed(ctx.skb.skb, transport as u32)).map(|_| ())
+    outcome::unpack(translate6_packed(ctx.skb.skb, transport as u32)).map(|_| ())
 }
 
 /// Takes a translation back: what is quoted to its sender must be what it sent.
@@ -80,7 +80,7 @@ pub extern "C" fn translate6_packed(skb: *mut __sk_buff, transport: u32) -> i64 
             rewrite(&ctx, transport)
         }
     });
-    fallible::pack(done.map(|()| 0))
+    outcome::pack(done.map(|()| 0))
 }
 
 /// Leaves what the flow's ends are to be called in `work.ipv6.new`.

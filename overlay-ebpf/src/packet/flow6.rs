@@ -15,16 +15,16 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    clock::now,
     family::addr6_id,
     maps::{FRAGMENTS, Ipv6Work, Scratch, Work, scratch, work},
     nat::rewrite6,
+    outcome,
     packet::{
         ETH_LEN, PART_LATER, PART_QUOTED, PART_WHOLE, SCTP_CHUNK, TCP_FLAGS, has_ports,
         ipv6::{IPV6_LEN, extension_length, extension_unit},
         is_gso, load_at, load_into, possible, sctp_flags, tcp_flags,
     },
-    service::conntrack::now,
 };
 
 /// More extension headers than any sender needs, ..
@@ -55,14 +55,14 @@ pub const LATER_FRAGMENT: u32 = 2;
 /// [`Reason::Truncated`].
 #[inline(always)]
 pub fn read(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
-    fallible::unpack(read_flow6_packed(ctx.skb.skb, offset as u32)).map(|_| ())
+    outcome::unpack(read_flow6_packed(ctx.skb.skb, offset as u32)).map(|_| ())
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn read_flow6_packed(skb: *mut __sk_buff, offset: u32) -> i64 {
     // Headers are near the packet's start; the verifier must see so of a function of its own.
-    fallible::pack(read_flow(&TcContext::new(skb), (offset & 0xff) as usize).map(|()| 0))
+    outcome::pack(read_flow(&TcContext::new(skb), (offset & 0xff) as usize).map(|()| 0))
 }
 
 #[inline(always)]
@@ -171,13 +171,13 @@ fn read_quoted(ctx: &TcContext, offset: usize, at: usize) -> Result<(), Reason> 
 /// [`Reason::Fragment`] for a later fragment of a packet whose first one was not seen; [`Reason::Truncated`].
 #[inline(always)]
 pub fn name(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
-    fallible::unpack(name_flow6_packed(ctx.skb.skb, vni, how)).map(|named| named != 0)
+    outcome::unpack(name_flow6_packed(ctx.skb.skb, vni, how)).map(|named| named != 0)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn name_flow6_packed(skb: *mut __sk_buff, vni: u32, how: u32) -> i64 {
-    fallible::pack(name_flow(&TcContext::new(skb), vni, how).map(u32::from))
+    outcome::pack(name_flow(&TcContext::new(skb), vni, how).map(u32::from))
 }
 
 #[inline(always)]

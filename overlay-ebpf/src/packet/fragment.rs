@@ -10,10 +10,10 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    clock::now,
     maps::{FRAGMENTS, Scratch, scratch},
+    outcome,
     packet::load_at,
-    service::conntrack::now,
 };
 
 /// How the transport header begins of the packet that a fragment, with its IPv4 header at `offset` on
@@ -23,7 +23,7 @@ use crate::{
 /// [`Reason::Fragment`] when the first fragment was not seen, [`Reason::Truncated`] when it ends too early.
 #[inline(always)]
 pub fn head(ctx: &TcContext, offset: usize, vni: u32) -> Result<Udp, Reason> {
-    fallible::unpack(fragment_head_packed(ctx.skb.skb, offset as u32, vni))?;
+    outcome::unpack(fragment_head_packed(ctx.skb.skb, offset as u32, vni))?;
     Ok(scratch()?.fragment.head)
 }
 
@@ -32,7 +32,7 @@ pub fn head(ctx: &TcContext, offset: usize, vni: u32) -> Result<Udp, Reason> {
 #[unsafe(no_mangle)]
 pub extern "C" fn fragment_head_packed(skb: *mut __sk_buff, offset: u32, vni: u32) -> i64 {
     // Headers are near the packet's start; the verifier must see so of a function of its own.
-    fallible::pack(find_head(&TcContext::new(skb), (offset & 0xff) as usize, vni).map(|()| 0))
+    outcome::pack(find_head(&TcContext::new(skb), (offset & 0xff) as usize, vni).map(|()| 0))
 }
 
 #[inline(always)]

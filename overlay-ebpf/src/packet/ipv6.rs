@@ -18,13 +18,12 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     answer::{echo, icmp6, nd},
-    fallible,
     family::underlay,
     forward::{back_out, deliver_as},
     maps::{CALLED, ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
     observe::Party,
+    outcome::{self, Outcome, Verdict},
     packet::{ETH_LEN, ecn, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
     service::stale,
     tunnel::{vxlan, vxlan6},
@@ -62,7 +61,7 @@ pub fn from_container(ctx: &TcContext, link: Link, ethernet: Ethernet, kept: i64
     work.ethernet = ethernet;
     work.kept = kept;
     // Two calls one after the other, not one inside the other: their stacks do not add up.
-    match fallible::unpack(examine_packed(ctx.skb.skb))? {
+    match outcome::unpack(examine_packed(ctx.skb.skb))? {
         DISCOVERY => nd::answer(ctx),
         ECHO => echo::answer6(ctx),
         FLOW => Err(go_on(ctx, CALL_CONTAINER)),
@@ -82,7 +81,7 @@ pub fn go_on(ctx: &TcContext, program: u32) -> Reason {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn examine_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(examine(&TcContext::new(skb)))
+    outcome::pack(examine(&TcContext::new(skb)))
 }
 
 /// Checks a container's packet and leaves the endpoint it is for in `work.ipv6`.
@@ -294,7 +293,7 @@ pub fn from_tunnel<const OUTER: usize>(
 ) -> Outcome {
     let packed = from_tunnel_packed(ctx.skb.skb, receiver.vni, sender, outer_tos, OUTER);
     receiver.slot = work()?.ipv6.slot;
-    let action = fallible::unpack(packed)?;
+    let action = outcome::unpack(packed)?;
     if action == GO_ON {
         let work = &mut work()?.ipv6;
         work.vni = receiver.vni;
@@ -313,7 +312,7 @@ fn from_tunnel_packed(
     outer_tos: u8,
     outer: usize,
 ) -> i64 {
-    fallible::pack(to_local(&TcContext::new(skb), (vni, sender), outer_tos, outer))
+    outcome::pack(to_local(&TcContext::new(skb), (vni, sender), outer_tos, outer))
 }
 
 /// To an endpoint of this node, from another endpoint of the network. What is not that, or from a backend, is

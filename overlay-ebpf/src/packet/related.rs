@@ -14,8 +14,8 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::{Work, scratch},
+    outcome,
     packet::{ETH_LEN, Flow, IPV4_LEN, PART_QUOTED, has_ports, load_at, store, store_rehash},
     service::snat::ECHO_REQUEST,
 };
@@ -56,7 +56,7 @@ const fn is_error(kind: u8) -> bool {
 /// [`Reason::ServiceProtocol`] when it is no such error, [`Reason::UnrelatedError`] when it does not say.
 #[inline(always)]
 pub fn flow(ctx: &TcContext, offset: usize, vni: u32, out: &mut Flow) -> Result<(), Reason> {
-    fallible::unpack(quoted_flow_packed(ctx.skb.skb, offset as u32, vni))?;
+    outcome::unpack(quoted_flow_packed(ctx.skb.skb, offset as u32, vni))?;
     out.key = scratch()?.quoted;
     out.transport = TRANSPORT as u16;
     out.flags = 0;
@@ -70,7 +70,7 @@ pub fn flow(ctx: &TcContext, offset: usize, vni: u32, out: &mut Flow) -> Result<
 pub extern "C" fn quoted_flow_packed(skb: *mut __sk_buff, offset: u32, vni: u32) -> i64 {
     // Headers are near the packet's start; the verifier must see so of a function of its own.
     let offset = (offset & 0xff) as usize;
-    fallible::pack(quoted_flow(&TcContext::new(skb), offset, vni).map(|()| 0))
+    outcome::pack(quoted_flow(&TcContext::new(skb), offset, vni).map(|()| 0))
 }
 
 #[inline(always)]

@@ -13,16 +13,15 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     answer::{
         arp, echo,
         icmp::{self, Router},
         reject,
     },
-    fallible,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     maps::{ENDPOINTS, NETWORKS, Work, cache, lookup, work},
     nat,
+    outcome::{self, Outcome},
     packet::{
         ETH_LEN, Flow, PART_QUOTED, check_ipv4, flow, has_vlan_tag, ifindex, ipv6,
         is_group_address, is_gso, is_icmp, load, pull, refuse_vlan_tag,
@@ -160,14 +159,14 @@ fn tunnel(
 /// `translated` says that the packet was rewritten as the work area has it.
 #[inline(always)]
 fn too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Outcome {
-    fallible::unpack(too_big_packed(ctx.skb.skb, vni, mtu, translated))?;
+    outcome::unpack(too_big_packed(ctx.skb.skb, vni, mtu, translated))?;
     Ok(back_out(ctx, Reason::TooBigAnswered))
 }
 
 #[inline(never)]
 fn too_big_packed(skb: *mut __sk_buff, vni: u32, mtu: u32, translated: bool) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(answer_too_big(&ctx, vni, mtu, translated).map(|()| 0))
+    outcome::pack(answer_too_big(&ctx, vni, mtu, translated).map(|()| 0))
 }
 
 #[inline(always)]

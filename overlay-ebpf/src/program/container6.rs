@@ -13,12 +13,12 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     answer::{icmp6, reject6},
     family::addr6_id,
     forward::{back_out, deliver_as, deliver_backend_as, route6},
     maps::{NETWORKS, SERVICES, Work, lookup, work},
     nat::rewrite6,
+    outcome::Outcome,
     packet::{
         ETH_LEN, PART_QUOTED, flow6,
         ipv6::{self, GONE, NOBODY, find},

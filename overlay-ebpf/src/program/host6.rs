@@ -9,12 +9,12 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     answer::{icmp6, reject6},
     family::addr6_id,
     forward::{back_out, deliver_backend_as},
     maps::{LINKS6, NETWORKS, lookup, work},
     nat::rewrite6,
+    outcome::{Outcome, Verdict},
     packet::{
         ETH_LEN, PART_QUOTED, PART_WHOLE, flow6, has_vlan_tag, ipv6::check_ipv6, is_gso, load,
         load_into, pull,

@@ -16,8 +16,9 @@ use overlay_common::{
 };
 
 use crate::{
+    clock::now,
     maps::{CONFIG, LOCAL_ADDRS, LOCAL_ADDRS6, SOCK_FLOWS, SOCK_ORIGIN, lookup},
-    service::{conntrack::now, netns, published},
+    service::{netns, published},
 };
 
 /// Return value of a cgroup program: the call goes on.

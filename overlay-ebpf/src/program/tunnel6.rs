@@ -13,13 +13,13 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     answer::icmp6,
     family::{addr6_id, underlay},
     forward::{deliver_as, route6},
     maps::{BACKENDS, CONNTRACK, LINKS6, NETWORKS, Work, lookup, work},
     nat::rewrite6,
     observe::Party,
+    outcome::{Outcome, Verdict},
     packet::{
         ETH_LEN, flow6,
         ipv6::{find, pop},

@@ -19,17 +19,16 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     answer::{
         icmp::{self, Router},
         reject,
     },
-    fallible,
     family::underlay,
     forward::{back_out, deliver, deliver_backend, outside_mtu, route_out},
     maps::{BACKENDS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, PEERS, Work, cache, config, lookup, work},
     nat,
     observe::Party,
+    outcome::{self, Outcome, Verdict},
     packet::{
         ETH_LEN, IPV4_LEN, check_ipv4, ecn, flow, fragment, has_vlan_tag, ipv6, is_gso, is_icmp,
         load, load_at, pull, related,
@@ -280,7 +279,7 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     match vxlan::encapsulate(ctx, backend.vni, backend.node, &inner) {
         Err(Reason::TooBig) => {
             let mtu = vxlan::inner_mtu(ctx, backend.node)?;
-            fallible::unpack(too_big_packed(ctx.skb.skb, mtu))?;
+            outcome::unpack(too_big_packed(ctx.skb.skb, mtu))?;
             Ok(back_out(ctx, Reason::TooBigAnswered))
         }
         sent => sent,
@@ -292,7 +291,7 @@ fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
 #[inline(never)]
 fn too_big_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(answer_too_big(&ctx, mtu).map(|()| 0))
+    outcome::pack(answer_too_big(&ctx, mtu).map(|()| 0))
 }
 
 #[inline(always)]

@@ -11,10 +11,10 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     family::underlay,
     maps::{config, work},
     observe::Party,
+    outcome::{Outcome, Verdict},
     packet::{
         ETH_LEN, ecn,
         ipv6::{ICMPV6, extension_length, extension_unit, go_on},

@@ -20,12 +20,12 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     family::underlay,
     forward::next_hop,
     maps::{Work, cache, config, work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     observe::Party,
+    outcome::{Outcome, Verdict},
     packet::{
         self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, ecn, holds_transport, possible,
         tcp_flags,

@@ -19,11 +19,11 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     family::{addr6_id, underlay},
     forward::route6::next_hop_from,
     maps::{Work, config, scratch, work},
     nat::rewrite6,
+    outcome::{self, Outcome, Verdict},
     packet::{
         ETH_LEN, PART_WHOLE, TCP_FLAGS, ecn, flow6,
         ipv6::{IPV6_LEN, NOBODY, check_ipv6, find},
@@ -58,7 +58,7 @@ pub fn receive(ctx: &XdpContext) -> Outcome {
     if underlay::is_ipv6() {
         return Ok(Verdict::Pass);
     }
-    let number = fallible::unpack(is_to_published_packed(ctx.ctx))?;
+    let number = outcome::unpack(is_to_published_packed(ctx.ctx))?;
     if number == PASS {
         return Ok(Verdict::Pass);
     }
@@ -69,7 +69,7 @@ pub fn receive(ctx: &XdpContext) -> Outcome {
         Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
         routed => routed?,
     }
-    let action = fallible::unpack(to_backend_packed(ctx.ctx))?;
+    let action = outcome::unpack(to_backend_packed(ctx.ctx))?;
     Ok(verdict(action, Reason::XdpEncapsulated))
 }
 
@@ -87,7 +87,7 @@ fn verdict(action: u32, reason: Reason) -> Verdict {
 /// translated here, or TC's.
 #[inline(always)]
 pub fn from_tunnel(ctx: &XdpContext, vni: u32, sender: Be32) -> Outcome {
-    if fallible::unpack(may_be_reply_packed(ctx.ctx, vni, sender))? == PASS {
+    if outcome::unpack(may_be_reply_packed(ctx.ctx, vni, sender))? == PASS {
         return Ok(Verdict::Pass);
     }
     let work = work()?;
@@ -97,14 +97,14 @@ pub fn from_tunnel(ctx: &XdpContext, vni: u32, sender: Be32) -> Outcome {
         return Ok(Verdict::Pass);
     }
     check_backend(&work.entry, sender)?;
-    let action = fallible::unpack(to_client_packed(ctx.ctx))?;
+    let action = outcome::unpack(to_client_packed(ctx.ctx))?;
     Ok(verdict(action, Reason::XdpSentToClient))
 }
 
 /// The number of the service that a packet asks, with its port in the work area, and the flow.
 #[inline(never)]
 fn is_to_published_packed(ctx: *mut xdp_md) -> i64 {
-    fallible::pack(is_to_published(&XdpContext::new(ctx)))
+    outcome::pack(is_to_published(&XdpContext::new(ctx)))
 }
 
 #[inline(always)]
@@ -185,7 +185,7 @@ fn flow(ctx: &XdpContext, offset: usize, work: &mut Work) -> bool {
 
 #[inline(never)]
 fn to_backend_packed(ctx: *mut xdp_md) -> i64 {
-    fallible::pack(to_backend(&XdpContext::new(ctx)).map(|action| action as u32))
+    outcome::pack(to_backend(&XdpContext::new(ctx)).map(|action| action as u32))
 }
 
 /// Sends a packet of the flow in the work area to its backend, if that is elsewhere and the way there is known.
@@ -237,7 +237,7 @@ fn to_backend(ctx: &XdpContext) -> Result<i32, Reason> {
 /// Whether a tunnel packet may be the reply of a flow that was translated here; the flow is in the work area then.
 #[inline(never)]
 fn may_be_reply_packed(ctx: *mut xdp_md, vni: u32, sender: Be32) -> i64 {
-    fallible::pack(may_be_reply(&XdpContext::new(ctx), vni, sender))
+    outcome::pack(may_be_reply(&XdpContext::new(ctx), vni, sender))
 }
 
 #[inline(always)]
@@ -267,7 +267,7 @@ fn may_be_reply(ctx: &XdpContext, vni: u32, sender: Be32) -> Result<u32, Reason>
 
 #[inline(never)]
 fn to_client_packed(ctx: *mut xdp_md) -> i64 {
-    fallible::pack(to_client(&XdpContext::new(ctx)).map(|action| action as u32))
+    outcome::pack(to_client(&XdpContext::new(ctx)).map(|action| action as u32))
 }
 
 /// Sends a reply of the flow in the work area out of the tunnel to its client, if the way there is known.

@@ -8,8 +8,8 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::{CONNTRACK, OPENING, Work, work},
+    outcome,
     packet::PART_WHOLE,
     service::conntrack::{self, Target},
 };
@@ -25,13 +25,13 @@ pub fn open(work: &Work) -> Result<bool, Reason> {
     if !may_begin {
         return Ok(false);
     }
-    Ok(fallible::unpack(open_direct_packed())? != 0)
+    Ok(outcome::unpack(open_direct_packed())? != 0)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn open_direct_packed() -> i64 {
-    fallible::pack(work().and_then(|work| open_if_taken(work).map(u32::from)))
+    outcome::pack(work().and_then(|work| open_if_taken(work).map(u32::from)))
 }
 
 #[inline(always)]

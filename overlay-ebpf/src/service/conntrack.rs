@@ -1,9 +1,6 @@
 //! Translated flows: one entry per direction in an LRU map, timeouts checked on use.
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_coarse_ns,
-};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
     Be16, Be32, Reason,
     flow::{is_expired, is_free_again},
@@ -16,13 +13,11 @@ use overlay_common::{
 };
 
 use crate::{
+    clock::{RESOLUTION, now},
     maps::{CONNTRACK, OPENING},
     packet::Flow,
 };
 
-/// `last_seen` is written at most this often, so that a busy flow does not dirty its cache line on
-/// every packet.
-pub const RESOLUTION: u64 = 1_000_000_000;
 /// How many source ports are tried when a tuple is taken.
 pub const PORT_TRIES: u32 = 8;
 
@@ -37,13 +32,6 @@ fn port_tries(proto: u8) -> u32 {
 }
 /// Translated source ports start here: the dynamic range of RFC 6335.
 const PORT_MIN: u32 = 49152;
-
-/// The time of `last_seen`.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
 
 /// Copies the live entry of a flow to `out`, its time and TCP state brought up to date, and
 /// returns its action; 0 when there is none.

@@ -15,10 +15,10 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     forward::route_out,
     maps::{LOCAL_ADDRS, SERVICES, SUBNETS, Work, lookup},
     nat,
+    outcome::{Outcome, Verdict},
     packet::{Flow, PART_QUOTED},
     service::{dsr6, published},
 };

@@ -9,11 +9,11 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     family::addr6_id,
     forward::route6,
     maps::{ASKED6, LOCAL_ADDRS6, SUBNETS6, work},
     nat::rewrite6,
+    outcome::{self, Outcome, Verdict},
     packet::{PART_QUOTED, load_at},
 };
 
@@ -68,14 +68,14 @@ fn is_elsewhere(address: &Ip6) -> bool {
 /// [`Reason::TooBig`], with both of which the packet is as it was sent; those of [`rewrite6::translate`].
 #[inline(always)]
 pub fn send(ctx: &TcContext) -> Outcome {
-    let action = fallible::unpack(send_straight6_packed(ctx.skb.skb))?;
+    let action = outcome::unpack(send_straight6_packed(ctx.skb.skb))?;
     Ok(Verdict::Done(action as i32, Reason::SentDirect))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn send_straight6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(route_and_translate(&TcContext::new(skb)))
+    outcome::pack(route_and_translate(&TcContext::new(skb)))
 }
 
 #[inline(always)]

@@ -12,13 +12,14 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    clock::{RESOLUTION, now},
     maps::{CONNTRACK, OPENING, lru::Counted},
+    outcome,
     packet::{Flow, PART_QUOTED},
     service::{
         conntrack::{
-            PATIENT_TRIES, PORT_TRIES, RESOLUTION, as_other, goes_on, held, is_given_up, now, open,
-            other_port, reply_key,
+            PATIENT_TRIES, PORT_TRIES, as_other, goes_on, held, is_given_up, open, other_port,
+            reply_key,
         },
         dsr,
     },
@@ -43,20 +44,20 @@ pub fn note_return(
     forward: &mut Conntrack,
 ) -> Result<bool, Reason> {
     // One after the other and not one in the other: they share the stack with the entry point.
-    if fallible::unpack(note_packed(flow, node, asked, forward))? == DONE {
+    if outcome::unpack(note_packed(flow, node, asked, forward))? == DONE {
         return Ok(false);
     }
     // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
-    if fallible::unpack(known_way_packed(flow, node, forward))? == DONE {
+    if outcome::unpack(known_way_packed(flow, node, forward))? == DONE {
         return Ok(true);
     }
     if flow.part == PART_QUOTED {
         return Err(Reason::UnrelatedError);
     }
-    if fallible::unpack(take_packed(flow, node, asked, forward))? == DONE {
+    if outcome::unpack(take_packed(flow, node, asked, forward))? == DONE {
         return Ok(false);
     }
-    fallible::unpack(other_port_packed(flow, node, forward)).map(|_| true)
+    outcome::unpack(other_port_packed(flow, node, forward)).map(|_| true)
 }
 
 /// The packet's way is found.
@@ -66,22 +67,22 @@ const NOT_YET: u32 = 1;
 
 #[inline(never)]
 fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
-    fallible::pack(Ok(note(flow, node, asked, forward)))
+    outcome::pack(Ok(note(flow, node, asked, forward)))
 }
 
 #[inline(never)]
 fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(Ok(known_way(flow, node, forward)))
+    outcome::pack(Ok(known_way(flow, node, forward)))
 }
 
 #[inline(never)]
 fn take_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
-    fallible::pack(take(flow, node, asked, forward))
+    outcome::pack(take(flow, node, asked, forward))
 }
 
 #[inline(never)]
 fn other_port_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(change_port(flow, node, forward).map(|()| DONE))
+    outcome::pack(change_port(flow, node, forward).map(|()| DONE))
 }
 
 /// The way of a flow whose tuple is its own.

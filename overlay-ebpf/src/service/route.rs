@@ -10,9 +10,9 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::{BACKENDS, Work, lookup},
     observe::{count, event},
+    outcome,
     packet::PART_QUOTED,
     service::{
         conntrack::{self, Target},
@@ -36,11 +36,11 @@ pub fn route(
 ) -> Result<(), Reason> {
     work.pick.via = via.into();
     // One after the other and not one in the other: they share the stack with the entry point.
-    let picked = fallible::unpack(find_or_pick_packed(work, service))?;
+    let picked = outcome::unpack(find_or_pick_packed(work, service))?;
     if picked == FOUND {
         return Ok(());
     }
-    fallible::unpack(open_packed(work, service, picked, port, length))?;
+    outcome::unpack(open_packed(work, service, picked, port, length))?;
     stats::flow(work);
     Ok(())
 }
@@ -50,7 +50,7 @@ const FOUND: u32 = 0;
 
 #[inline(never)]
 fn find_or_pick_packed(work: &mut Work, service: u32) -> i64 {
-    fallible::pack(find_or_pick(work, service))
+    outcome::pack(find_or_pick(work, service))
 }
 
 #[inline(always)]
@@ -83,7 +83,7 @@ fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
 
 #[inline(never)]
 fn open_packed(work: &mut Work, service: u32, number: u32, port: Be16, length: u32) -> i64 {
-    fallible::pack(open(work, (service, number), port, length).map(|()| 0))
+    outcome::pack(open(work, (service, number), port, length).map(|()| 0))
 }
 
 /// Opens the flow to the backend with a number.

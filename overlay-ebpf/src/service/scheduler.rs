@@ -10,9 +10,9 @@ use overlay_common::{
 };
 
 use crate::{
+    clock::now,
     family::addr6_id,
     maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, Pick, RR_CURSOR, SERVICES, SLOTS, lookup},
-    service::conntrack::now,
 };
 
 const SECOND: u64 = 1_000_000_000;

@@ -16,10 +16,10 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     forward::{deliver, next_hop, route_out},
     maps::{EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, Work, config, lookup, work},
     nat,
+    outcome::{self, Outcome, Verdict},
     packet::{
         ETH_LEN, Flow, IPV4_LEN, PART_LATER, PART_QUOTED, check_ipv4, flow, fragment, ifindex,
         is_gso, load_at, longest, related, store,
@@ -74,13 +74,13 @@ pub fn echo_flow(ctx: &TcContext, ip: &Ipv4, vni: u32, out: &mut Flow) -> Result
 pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, action: u8) -> Outcome {
     let known = action == CONNTRACK_MASQUERADE && snat_flow::keep(work);
     if !known {
-        fallible::unpack(may_leave(work, network.flags))?;
+        outcome::unpack(may_leave(work, network.flags))?;
     }
     if ip.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
     if !known {
-        let address = Be32::from_raw(fallible::unpack(way_out(ctx.skb.skb, work))?);
+        let address = Be32::from_raw(outcome::unpack(way_out(ctx.skb.skb, work))?);
         snat_flow::open(&work.flow, address, &mut work.entry)?;
         snat_limit::add(ifindex(ctx));
     }
@@ -112,14 +112,14 @@ fn may_leave(work: &Work, network: u32) -> i64 {
         || late
         || lookup(&LOCAL_ADDRS, &key.daddr).is_some()
         || SUBNETS.get(&Key::new(32, key.daddr)).is_some();
-    fallible::pack(if refused { Err(Reason::NoWayOut) } else { Ok(0) })
+    outcome::pack(if refused { Err(Reason::NoWayOut) } else { Ok(0) })
 }
 
 /// The address that a new flow leaves under, if its endpoint may have another one.
 #[inline(never)]
 fn way_out(skb: *mut __sk_buff, work: &Work) -> i64 {
     let ctx = TcContext::new(skb);
-    fallible::pack(find_way_out(&ctx, work).map(Be32::raw))
+    outcome::pack(find_way_out(&ctx, work).map(Be32::raw))
 }
 
 #[inline(always)]

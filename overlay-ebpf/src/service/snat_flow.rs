@@ -12,11 +12,12 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
+    clock::{RESOLUTION, now},
     maps::{CONNTRACK, LOCAL_ADDRS, Work, config, lookup},
+    outcome,
     packet::Flow,
     service::{
-        conntrack::{RESOLUTION, now, reply_key, take_over},
+        conntrack::{reply_key, take_over},
         published,
     },
 };
@@ -33,12 +34,12 @@ const PORT_TRIES: u32 = 16;
 /// map refuses.
 #[inline(always)]
 pub fn open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
-    fallible::unpack(open_packed(flow, address, forward)).map(|_| ())
+    outcome::unpack(open_packed(flow, address, forward)).map(|_| ())
 }
 
 #[inline(never)]
 fn open_packed(flow: &Flow, address: Be32, forward: &mut Conntrack) -> i64 {
-    fallible::pack(try_open(flow, address, forward).map(|()| 0))
+    outcome::pack(try_open(flow, address, forward).map(|()| 0))
 }
 
 #[inline(always)]

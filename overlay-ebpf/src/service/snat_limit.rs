@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{USAGE_UNCOUNTED, Usage},
 };
 
-use crate::{maps::USAGE, service::conntrack::now};
+use crate::{clock::now, maps::USAGE};
 
 /// Whether the endpoint behind interface `ifindex` may open another flow. CPUs that ask in the
 /// same moment may exceed the limit by one flow each.

@@ -9,12 +9,11 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome,
     answer::{reject, reject6},
-    fallible,
     family::addr6_id,
     forward::back_out,
     maps::{GONE, lookup, work},
+    outcome::{self, Outcome},
     packet::{ETH_LEN, flow6},
 };
 
@@ -49,13 +48,13 @@ pub fn is_known6(vni: u32, to: Mac) -> bool {
 /// Those of [`answer`].
 #[inline(always)]
 pub fn answer6(ctx: &TcContext) -> Outcome {
-    fallible::unpack(answer6_packed(ctx.skb.skb))?;
+    outcome::unpack(answer6_packed(ctx.skb.skb))?;
     Ok(back_out(ctx, Reason::BackendGoneAnswered))
 }
 
 #[inline(never)]
 fn answer6_packed(skb: *mut __sk_buff) -> i64 {
-    fallible::pack(reset6(&TcContext::new(skb)).map(|()| 0))
+    outcome::pack(reset6(&TcContext::new(skb)).map(|()| 0))
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     maps::{SERVED, Work},
+    outcome,
 };
 
 /// What a new entry has counted; not on the stack, which is short here.
@@ -72,7 +72,7 @@ pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32
             let _ = SERVED.insert(&key, &NOTHING, 0);
             match SERVED.get_ptr_mut(&key) {
                 Some(served) => served,
-                None => return fallible::pack(Err(Reason::ConntrackFull)),
+                None => return outcome::pack(Err(Reason::ConntrackFull)),
             }
         }
     };

@@ -21,9 +21,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     family::underlay,
     maps::{config, scratch},
+    outcome::{self, Outcome, Verdict},
     packet::{ETH_LEN, IPV4_LEN, ipv6::IPV6_LEN, load, load_at, longest, store},
     tunnel::vxlan::TTL,
 };
@@ -43,7 +43,7 @@ pub fn send_packed(
 ) -> i64 {
     let ctx = TcContext::new(skb);
     let refused = Reason::from_index(refused).unwrap_or(Reason::TunnelRefused);
-    fallible::pack(send(&ctx, (vni, node), inner, refused))
+    outcome::pack(send(&ctx, (vni, node), inner, refused))
 }
 
 #[inline(always)]

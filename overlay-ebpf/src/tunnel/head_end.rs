@@ -22,9 +22,9 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict,
     maps::{ENDPOINTS, LINKS, NETWORKS, REPLICAS, config, lookup},
     observe::{self, Party},
+    outcome::{Outcome, Verdict},
     packet::store,
     tunnel::fallback,
 };

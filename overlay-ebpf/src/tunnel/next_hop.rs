@@ -11,10 +11,10 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     family::underlay,
     forward::{next_hop, route6, via},
     maps::NEXT_HOPS,
+    outcome,
 };
 
 /// The next hop to another node. `total` is the length of the outer IP packet for the check against the
@@ -38,7 +38,7 @@ pub fn to_node(
     if !asked_so || now.wrapping_sub(hop.asked) > Hop::LIFETIME {
         hop.node = node;
         hop.asked = now;
-        fallible::unpack(ask(ctx, config, hop, total))?;
+        outcome::unpack(ask(ctx, config, hop, total))?;
     } else if total > hop.mtu {
         return Err(Reason::TooBig);
     }
@@ -72,5 +72,5 @@ fn ask(ctx: *mut c_void, config: &Config, hop: &mut Hop, total: u32) -> i64 {
         }
         Err(_) => 0,
     };
-    fallible::pack(answer.map(|_| 0))
+    outcome::pack(answer.map(|_| 0))
 }

@@ -21,10 +21,10 @@ use overlay_common::{
 };
 
 use crate::{
-    Outcome, Verdict, fallible,
     family::underlay,
     forward::{path_mtu, route6, send},
     maps::{config, scratch},
+    outcome::{self, Outcome, Verdict},
     packet::{ETH_LEN, IPV4_LEN, ecn, load, longest, store_rehash, vlan_tag_length},
     tunnel::{fallback, next_hop, vxlan6},
 };
@@ -122,7 +122,7 @@ pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> O
     } else {
         encapsulate_packed(ctx.skb.skb, vni, node, inner)
     };
-    let sent = fallible::unpack(packed)?;
+    let sent = outcome::unpack(packed)?;
     let action = (sent & !HANDED_OVER) as i32;
     let is_handed_over = sent & HANDED_OVER != 0;
     let reason = if is_handed_over { Reason::HandedOver } else { Reason::Encapsulated };
@@ -135,9 +135,9 @@ fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Etherne
     match push(&ctx, vni, node, inner) {
         Err(refused @ (Reason::TooBig | Reason::TunnelRefused)) => {
             let sent = fallback::send_packed(skb, vni, node, inner, refused as u32);
-            fallible::pack(fallible::unpack(sent).map(|action| action | HANDED_OVER))
+            outcome::pack(outcome::unpack(sent).map(|action| action | HANDED_OVER))
         }
-        sent => fallible::pack(sent.map(|action| action as u32)),
+        sent => outcome::pack(sent.map(|action| action as u32)),
     }
 }
 
@@ -201,14 +201,14 @@ pub fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
 /// Those of [`path_mtu`].
 #[inline(always)]
 pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
-    fallible::unpack(inner_mtu_packed(ctx.skb.skb, node.raw()))
+    outcome::unpack(inner_mtu_packed(ctx.skb.skb, node.raw()))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
     let node = Be32::from_raw(node);
-    let Some(config) = config() else { return fallible::pack(Err(Reason::NotConfigured)) };
+    let Some(config) = config() else { return outcome::pack(Err(Reason::NotConfigured)) };
     let path = if underlay::is_ipv6() {
         match underlay::vtep6(&node) {
             Some(vtep) => route6::path_mtu(skb.cast(), config, vtep),
@@ -218,7 +218,7 @@ pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
         path_mtu(skb.cast(), config, (config.vtep, node))
     };
     let overhead = underlay::overhead() + vlan_tag_length(&TcContext::new(skb));
-    fallible::pack(path.map(|mtu| mtu.saturating_sub(overhead)))
+    outcome::pack(path.map(|mtu| mtu.saturating_sub(overhead)))
 }
 
 /// Removes the four outer headers. The Ethernet header that is then in front is the outer one: the

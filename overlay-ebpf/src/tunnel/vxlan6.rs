@@ -16,9 +16,9 @@ use overlay_common::{
 };
 
 use crate::{
-    fallible,
     forward::send,
     maps::{config, scratch},
+    outcome,
     packet::{ETH_LEN, longest, store_rehash, vlan_tag_length},
     tunnel::{
         fallback, next_hop,
@@ -43,9 +43,9 @@ pub fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Eth
     match push(&ctx, vni, node, inner) {
         Err(refused @ (Reason::TooBig | Reason::TunnelRefused)) => {
             let sent = fallback::send_packed(skb, vni, node, inner, refused as u32);
-            fallible::pack(fallible::unpack(sent).map(|action| action | HANDED_OVER))
+            outcome::pack(outcome::unpack(sent).map(|action| action | HANDED_OVER))
         }
-        sent => fallible::pack(sent.map(|action| action as u32)),
+        sent => outcome::pack(sent.map(|action| action as u32)),
     }
 }
 
