@@ -15,7 +15,6 @@
 
 mod answer;
 mod clock;
-mod family;
 mod forward;
 mod maps;
 mod nat;
@@ -41,8 +40,7 @@ use crate::{
     observe::{Party, event},
     outcome::{Outcome, Verdict},
     program::{
-        container, container6, host6, socket, socket6, tunnel6, underlay, underlay6,
-        xdp as xdp_program,
+        container, container6, host6, socket, tunnel6, underlay, underlay6, xdp as xdp_program,
     },
     tunnel::vxlan,
 };
@@ -171,7 +169,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 /// As [`connect4`], an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    socket6::connect6(&ctx);
+    socket::connect6(&ctx);
     socket::ALLOW
 }
 
@@ -192,7 +190,7 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 /// As [`recvmsg4`], an IPv6 socket.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket6::show_asked(&ctx);
+    socket::show_asked(&ctx);
     socket::ALLOW
 }
 
@@ -206,7 +204,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 /// As [`getpeername4`], an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket6::show_asked(&ctx);
+    socket::show_asked(&ctx);
     socket::ALLOW
 }
 

@@ -11,7 +11,7 @@ use crate::{
     forward::back_out,
     maps::{ENDPOINTS, lookup},
     outcome::Outcome,
-    packet::{ETH_LEN, load, store},
+    packet::frame::{ETH_LEN, load, store},
 };
 
 /// Answers a request from the container behind `link` for any address of its network that somebody

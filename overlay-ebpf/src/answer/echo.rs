@@ -11,9 +11,13 @@ use overlay_common::{
 
 use crate::{
     forward::back_out,
-    maps::{Ipv6Work, work},
+    maps::work::{Ipv6Work, work},
     outcome::{self, Outcome},
-    packet::{ETH_LEN, IPV4_LEN, ipv6::ICMPV6, load_at, store},
+    packet::{
+        frame::{ETH_LEN, load_at, store},
+        ipv4::IPV4_LEN,
+        ipv6::ICMPV6,
+    },
 };
 
 /// ICMP type and code of an echo request, as one half word (RFC 792).

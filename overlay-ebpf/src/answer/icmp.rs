@@ -21,7 +21,7 @@ use overlay_common::{
 
 use crate::{
     outcome,
-    packet::{ETH_LEN, load, load_at, pull, store},
+    packet::frame::{ETH_LEN, load, load_at, pull, store},
 };
 
 /// How much of a packet its answer quotes. The longest IPv4 header and 8 bytes are the least that

@@ -20,12 +20,14 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{Ipv6Work, LINKS6, NETWORKS, Work, lookup, work},
+    maps::{
+        LINKS6, NETWORKS, lookup,
+        work::{Ipv6Work, Work, work},
+    },
     outcome,
     packet::{
-        ETH_LEN, ifindex,
+        frame::{ETH_LEN, ifindex, load, load_at, pull, store},
         ipv6::{ICMPV6, IPV6_LEN},
-        load, load_at, pull, store,
     },
 };
 

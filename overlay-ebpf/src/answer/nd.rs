@@ -19,12 +19,14 @@ use overlay_common::{
 
 use crate::{
     forward::back_out,
-    maps::{Ipv6Work, LINKS6, lookup, work},
+    maps::{
+        LINKS6, lookup,
+        work::{Ipv6Work, work},
+    },
     outcome::{self, Outcome},
     packet::{
-        ETH_LEN, ifindex,
+        frame::{ETH_LEN, ifindex, load_into, store},
         ipv6::{IPV6_LEN, find},
-        load_into, store,
     },
 };
 

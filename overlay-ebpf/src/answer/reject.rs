@@ -17,9 +17,15 @@ use overlay_common::{
 use crate::{
     answer::icmp,
     forward::back_out,
-    maps::{SERVICES, Work, lookup, scratch},
+    maps::{
+        SERVICES, lookup,
+        work::{Work, scratch},
+    },
     outcome::{self, Outcome},
-    packet::{ETH_LEN, IPV4_LEN, load, store_rehash},
+    packet::{
+        frame::{ETH_LEN, load, store_rehash},
+        ipv4::IPV4_LEN,
+    },
 };
 
 /// Length of the answer to TCP.

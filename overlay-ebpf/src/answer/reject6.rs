@@ -16,12 +16,14 @@ use crate::{
         reject::{TCP_LEN, header_sum, reset_header},
     },
     forward::back_out,
-    maps::{SERVICES, Work, lookup, scratch, work},
+    maps::{
+        SERVICES, lookup,
+        work::{PART_LATER, Work, scratch, work},
+    },
     outcome::{self, Outcome},
     packet::{
-        ETH_LEN, PART_LATER,
+        frame::{ETH_LEN, load, store_rehash},
         ipv6::{ICMPV6, IPV6_LEN},
-        load, store_rehash,
     },
 };
 

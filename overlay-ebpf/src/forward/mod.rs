@@ -20,9 +20,9 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{config, scratch},
+    maps::{config, work::scratch},
     outcome::{self, Outcome, Verdict},
-    packet::{ETH_LEN, ifindex, longest, mark_for_host, store},
+    packet::frame::{ETH_LEN, ifindex, longest, mark_for_host, store},
 };
 
 const _: () = assert!(size_of::<FibLookup>() == 64 && align_of::<FibLookup>() <= 8);

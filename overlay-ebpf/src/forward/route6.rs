@@ -12,9 +12,12 @@ use overlay_common::{Be16, Ip6, Reason, maps::Config, wire::ETHERTYPE_IPV6};
 
 use crate::{
     forward::{NextHop, answer, ask, mtu_of, send, via},
-    maps::{config, scratch, work},
+    maps::{
+        config,
+        work::{scratch, work},
+    },
     outcome::{self, Outcome, Verdict},
-    packet::{ETH_LEN, longest, store},
+    packet::frame::{ETH_LEN, longest, store},
 };
 
 /// Address family of IPv6 in `bpf_fib_lookup`.

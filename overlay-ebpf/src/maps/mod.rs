@@ -1,8 +1,10 @@
 //! The maps. Keys, values, writers and readers are described beside the types in
 //! `overlay_common::maps`.
 
+pub mod addr6_id;
 pub mod cache;
 pub mod lru;
+pub mod work;
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_NO_PREALLOC},
@@ -13,7 +15,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Be16, Be32, COUNTERS, Ip6, Mac, Plain, Reason,
+    Be32, COUNTERS, Ip6, Plain,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
         AFFINITY_ENTRIES, ASKED6_ENTRIES, Active, Address6, Affinity, AffinityKey, Asked6,
@@ -28,13 +30,12 @@ use overlay_common::{
         Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
-    wire::{
-        Advertisement, Encapsulation, Encapsulation6, Ethernet, Icmp6Error, Ipv6, TcpSegment,
-        TcpSegment6,
-    },
 };
 
-use crate::{maps::lru::Counted, observe::event::Buffer, packet::Flow};
+use crate::maps::{
+    lru::Counted,
+    work::{Buffer, Scratch, Work},
+};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
@@ -214,122 +215,6 @@ pub static LOST_EVENTS: PerCpuArray<Lost, EVENT_KINDS> = PerCpuArray::new();
 
 #[btf_map(name = "event")]
 pub static EVENT: PerCpuArray<Buffer, 1> = PerCpuArray::new();
-
-/// What a program remembers of the packet it works on. It lives in a per-CPU map, because a
-/// program's stack is 512 bytes for all its functions together; programs of one CPU never nest.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Work {
-    /// The packet's tuple before translation.
-    pub flow: Flow,
-    /// The entry of its flow.
-    pub entry: Conntrack,
-    /// The backend of its flow, in the client's direction.
-    pub backend: Backend,
-    /// What a new flow's backend is picked by.
-    pub pick: Pick,
-    /// What is remembered of an IPv6 packet.
-    pub ipv6: Ipv6Work,
-}
-
-/// The part of [`Work`] in which a backend is picked.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Pick {
-    /// The service.
-    pub service: Service,
-    /// The client, for [`AFFINITY`].
-    pub client: AffinityKey,
-    /// What it keeps.
-    pub affinity: Affinity,
-    /// 1 when the flow had a backend that is gone.
-    pub repicked: u32,
-    /// [`overlay_common::maps::VIA_VIP`] when the client asks a VIP, otherwise 0.
-    pub via: u32,
-}
-
-/// The IPv6 part of [`Work`]: addresses of 16 bytes are too large for the stack, and what functions
-/// are given by reference would take room in the entry point's, which IPv4 packets need.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Ipv6Work {
-    /// The interface that a container's packet came in by.
-    pub link: Link,
-    /// The packet's Ethernet header as it was sent, then the one for inside the tunnel.
-    pub ethernet: Ethernet,
-    /// The packet's header.
-    pub ip: Ipv6,
-    /// What is looked up.
-    pub key: Endpoint6Key,
-    /// What was found.
-    pub endpoint: Endpoint,
-    /// Counter slot of the endpoint that a tunnel packet is for; 0 while it is not known.
-    pub slot: u32,
-    /// What a container's packet is for, as [`crate::packet::ipv6::find`] says.
-    pub kind: u32,
-    /// What [`crate::observe::event::keep`] returned for a container's packet.
-    pub kept: i64,
-    /// Network that a tunnel packet claims.
-    pub vni: u32,
-    /// Node that it comes from.
-    pub sender: Be32,
-    /// Bytes of outer headers in front of it.
-    pub outer: u32,
-    /// Whether the packet is in fragments: one of `*_FRAGMENT`.
-    pub fragment: u32,
-    /// Identification of its fragments.
-    pub id: Be32,
-    /// The header of the packet that an ICMPv6 error quotes.
-    pub quoted: Ipv6,
-    /// Source and destination of a translated packet.
-    pub new: [Ip6; 2],
-    /// Who an answer to the packet comes from.
-    pub router: Ip6,
-    /// Its MAC.
-    pub router_mac: Mac,
-    /// The backends' port of a published one that is asked.
-    pub target: Be16,
-    /// A neighbour solicitation, and the advertisement made of it.
-    pub advertisement: Advertisement,
-    /// The headers of an answer to what does not fit.
-    pub error: Icmp6Error,
-}
-
-/// The work area of this CPU.
-#[inline(always)]
-pub fn work() -> Result<&'static mut Work, Reason> {
-    // SAFETY: the slot exists as long as the program and no other run on this CPU overlaps.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }).ok_or(Reason::NotConfigured)
-}
-
-/// What helpers are handed by address, apart from [`Work`], which their callers still hold.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Scratch {
-    /// Room for the kernel's `struct bpf_fib_lookup`, 64 bytes, or for its `struct bpf_tunnel_key`.
-    pub fib: [u64; 8],
-    /// Headers on their way into the packet.
-    pub headers: Encapsulation,
-    /// A fragment's packet.
-    pub fragment_key: FragmentKey,
-    /// How the transport header of that begins.
-    pub fragment: Fragment,
-    /// The tuple of answers to a packet that an ICMP error quotes.
-    pub quoted: ConntrackKey,
-    /// A whole packet on its way.
-    pub segment: TcpSegment,
-    /// The same of IPv6.
-    pub segment6: TcpSegment6,
-    /// Headers of an IPv6 underlay on their way into the packet.
-    pub headers6: Encapsulation6,
-}
-
-/// The scratch area of this CPU. Every use of it ends with the call of the helper it is filled for.
-#[inline(always)]
-pub fn scratch() -> Result<&'static mut Scratch, Reason> {
-    // SAFETY: as in `work`.
-    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }).ok_or(Reason::NotConfigured)
-}
 
 /// A copy of the value under `key`. The kernel may reuse the slot of a removed value, so a
 /// reference must not outlive the look-up; a torn copy of a value that is being replaced is

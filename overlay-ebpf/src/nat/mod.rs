@@ -19,9 +19,12 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::Work,
+    maps::work::{PART_LATER, PART_QUOTED, Work},
     outcome,
-    packet::{ETH_LEN, PART_LATER, PART_QUOTED, load, related, store, store_rehash},
+    packet::{
+        frame::{ETH_LEN, load, store, store_rehash},
+        related,
+    },
 };
 
 /// Offset of the checksum in a TCP header.

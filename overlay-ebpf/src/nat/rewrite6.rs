@@ -15,14 +15,15 @@ use overlay_common::{
 };
 
 use crate::{
-    family::addr6_id,
-    maps::{Ipv6Work, Work, work},
+    maps::{
+        addr6_id,
+        work::{Ipv6Work, PART_LATER, PART_QUOTED, Work, work},
+    },
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     outcome,
     packet::{
-        ETH_LEN, PART_LATER, PART_QUOTED,
+        frame::{ETH_LEN, load_at, load_into, store, store_rehash},
         ipv6::{ICMPV6, IPV6_LEN},
-        load_at, load_into, store, store_rehash,
     },
 };
 

@@ -23,6 +23,7 @@ use overlay_common::{
 };
 
 use crate::{
+    maps::work::Buffer,
     maps::{EVENT, EVENTS, LOST_EVENTS, WATCH, WATCHED},
     observe::Party,
 };
@@ -31,15 +32,6 @@ use crate::{
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Bytes that the filter may look at: Ethernet, IPv4 with all options, and ports.
 const FILTERED: u32 = 14 + 60 + 4;
-
-/// A record that is being put together.
-#[repr(C)]
-pub struct Buffer {
-    /// Its beginning.
-    pub event: Event,
-    /// Bytes of the packet.
-    pub data: [u8; SNAP_MAX],
-}
 
 /// A packet of either kind of program.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Be16, Reason, checksum, wire::Ipv4};
 
-use crate::packet::{load_at, store};
+use crate::packet::frame::{load_at, store};
 
 /// The ECN field in the TOS byte (RFC 3168, section 5).
 const MASK: u8 = 0b11;

@@ -16,14 +16,16 @@ use overlay_common::{
 
 use crate::{
     clock::now,
-    family::addr6_id,
-    maps::{FRAGMENTS, Ipv6Work, Scratch, Work, scratch, work},
+    maps::{
+        FRAGMENTS, addr6_id,
+        work::{Ipv6Work, PART_LATER, PART_QUOTED, PART_WHOLE, Scratch, Work, scratch, work},
+    },
     nat::rewrite6,
     outcome,
     packet::{
-        ETH_LEN, PART_LATER, PART_QUOTED, PART_WHOLE, SCTP_CHUNK, TCP_FLAGS, has_ports,
+        frame::{ETH_LEN, is_gso, load_at, load_into},
         ipv6::{IPV6_LEN, extension_length, extension_unit},
-        is_gso, load_at, load_into, possible, sctp_flags, tcp_flags,
+        transport::{SCTP_CHUNK, TCP_FLAGS, has_ports, possible, sctp_flags, tcp_flags},
     },
 };
 

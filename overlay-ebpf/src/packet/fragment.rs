@@ -11,9 +11,12 @@ use overlay_common::{
 
 use crate::{
     clock::now,
-    maps::{FRAGMENTS, Scratch, scratch},
+    maps::{
+        FRAGMENTS,
+        work::{Scratch, scratch},
+    },
     outcome,
-    packet::load_at,
+    packet::frame::load_at,
 };
 
 /// How the transport header begins of the packet that a fragment, with its IPv4 header at `offset` on

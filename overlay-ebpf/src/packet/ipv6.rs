@@ -19,14 +19,19 @@ use overlay_common::{
 
 use crate::{
     answer::{echo, icmp6, nd},
-    family::underlay,
     forward::{back_out, deliver_as},
-    maps::{CALLED, ENDPOINTS, ENDPOINTS6, Ipv6Work, LINKS6, config, lookup, work},
+    maps::{
+        CALLED, ENDPOINTS, ENDPOINTS6, LINKS6, config, lookup,
+        work::{Ipv6Work, work},
+    },
     observe::Party,
     outcome::{self, Outcome, Verdict},
-    packet::{ETH_LEN, ecn, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
+    packet::{
+        ecn,
+        frame::{ETH_LEN, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
+    },
     service::stale,
-    tunnel::{vxlan, vxlan6},
+    tunnel::{underlay, vxlan, vxlan6},
 };
 
 /// Length of an IPv6 header.

@@ -14,9 +14,13 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{Work, scratch},
+    maps::work::{Flow, PART_QUOTED, Work, scratch},
     outcome,
-    packet::{ETH_LEN, Flow, IPV4_LEN, PART_QUOTED, has_ports, load_at, store, store_rehash},
+    packet::{
+        frame::{ETH_LEN, load_at, store, store_rehash},
+        ipv4::IPV4_LEN,
+        transport::has_ports,
+    },
     service::snat::ECHO_REQUEST,
 };
 

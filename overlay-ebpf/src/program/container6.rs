@@ -14,15 +14,17 @@ use overlay_common::{
 
 use crate::{
     answer::{icmp6, reject6},
-    family::addr6_id,
     forward::{back_out, deliver_as, deliver_backend_as, route6},
-    maps::{NETWORKS, SERVICES, Work, lookup, work},
+    maps::{
+        NETWORKS, SERVICES, addr6_id, lookup,
+        work::{PART_QUOTED, Work, work},
+    },
     nat::rewrite6,
     outcome::Outcome,
     packet::{
-        ETH_LEN, PART_QUOTED, flow6,
+        flow6,
+        frame::{ETH_LEN, pull},
         ipv6::{self, GONE, NOBODY, find},
-        pull,
     },
     service::{collision, conntrack, dsr, dsr6, published, route, stale, stats},
     tunnel::vxlan,

@@ -10,14 +10,17 @@ use overlay_common::{
 
 use crate::{
     answer::{icmp6, reject6},
-    family::addr6_id,
     forward::{back_out, deliver_backend_as},
-    maps::{LINKS6, NETWORKS, lookup, work},
+    maps::{
+        LINKS6, NETWORKS, addr6_id, lookup,
+        work::{PART_QUOTED, PART_WHOLE, work},
+    },
     nat::rewrite6,
     outcome::{Outcome, Verdict},
     packet::{
-        ETH_LEN, PART_QUOTED, PART_WHOLE, flow6, has_vlan_tag, ipv6::check_ipv6, is_gso, load,
-        load_into, pull,
+        flow6,
+        frame::{ETH_LEN, has_vlan_tag, is_gso, load, load_into, pull},
+        ipv6::check_ipv6,
     },
     service::{conntrack, dsr, published, route, stats},
     tunnel::vxlan,

@@ -4,7 +4,6 @@ pub mod container;
 pub mod container6;
 pub mod host6;
 pub mod socket;
-pub mod socket6;
 pub mod tunnel6;
 pub mod underlay;
 pub mod underlay6;

@@ -1,146 +1,36 @@
-//! Sockets of the host itself: a connection to a published port on localhost or on an address of
-//! the host is sent into the host link, where `from_container` balances it like any other.
+//! The programs of sockets.
 //!
-//! Programs of sockets run in the context of the process, which programs of packets interrupt: the
-//! per-CPU areas of those are not theirs.
+//! IPv6 sockets of the host that ask for a published port on `::1`, or on another IPv6 address of the host,
+//! are connected as to the same port over IPv4: the kernel takes a mapped address (RFC 4291, section
+//! 2.5.5.2) from `connect6` as if the application had asked for it. From a program of sendmsg it does not
+//! (udpv6_sendmsg returns ENOTSUPP), so datagrams of unconnected IPv6 sockets are left alone. Applications
+//! that ask for a mapped address get what IPv4 sockets get.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, bpf_sock_addr},
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_get_socket_cookie,
+        generated::{bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock},
+    },
     programs::{SockAddrContext, SockContext},
 };
 use overlay_common::{
-    Be16, Be32, Ip6,
-    maps::{Config, SockFlow, SockOrigin, SockOriginKey},
-    wire::{PROTO_TCP, PROTO_UDP},
+    Be16, Ip6,
+    maps::{SockOrigin, SockOriginKey},
 };
 
 use crate::{
-    clock::now,
-    maps::{CONFIG, LOCAL_ADDRS, LOCAL_ADDRS6, SOCK_FLOWS, SOCK_ORIGIN, lookup},
-    service::{netns, published},
+    maps::{CONFIG, SOCK_ORIGIN},
+    service::socket::{self, Call, address4, cookie, is_published},
 };
 
 /// Return value of a cgroup program: the call goes on.
 pub const ALLOW: i32 = 1;
 
-/// What a call on a socket is about. The address is an IPv4 one.
-#[derive(Clone, Copy)]
-pub struct Call {
-    /// `bpf_get_socket_cookie`.
-    pub socket: u64,
-    /// `bpf_get_netns_cookie`.
-    pub netns: u64,
-    /// IP protocol number.
-    pub proto: u8,
-    /// The address in the call.
-    pub addr: Be32,
-    /// The port in the call.
-    pub port: Be16,
-}
-
-impl Call {
-    /// The call of a TCP or UDP socket, with an address of the caller's choice.
-    #[inline(always)]
-    pub fn of(ctx: &SockAddrContext, addr: Be32) -> Option<Self> {
-        // SAFETY: the context is valid for the whole run of the program.
-        let address: &bpf_sock_addr = unsafe { &*ctx.sock_addr };
-        let proto = address.protocol as u8;
-        if proto != PROTO_TCP && proto != PROTO_UDP {
-            return None;
-        }
-        let port = Be16::from_raw(address.user_port as u16);
-        // SAFETY: as above.
-        let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-        Some(Self { socket: cookie(ctx), netns, proto, addr, port })
-    }
-
-    /// What `sock_flows` says of a socket that asked for `asked` and is connected to `addr`.
-    #[inline(always)]
-    pub fn flow(&self, asked: Ip6, addr: Be32) -> SockFlow {
-        SockFlow {
-            asked,
-            ip: addr,
-            port: self.port,
-            proto: self.proto,
-            netns: self.netns,
-            since: now(),
-            ..SockFlow::default()
-        }
-    }
-}
-
-#[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
-    // SAFETY: the context is the program's own.
-    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
-}
-
-/// The IPv4 address of a call on an IPv4 socket.
-#[inline(always)]
-fn address4(ctx: &SockAddrContext) -> Be32 {
-    // SAFETY: the context is valid for the whole run of the program.
-    Be32::from_raw(unsafe { (*ctx.sock_addr).user_ip4 })
-}
-
-/// The address that a socket which asks for an IPv4 address is to be connected to instead.
-#[inline(always)]
-pub fn connect(ctx: &SockAddrContext, asked: Be32) -> Option<Be32> {
-    let config = CONFIG.get(0)?;
-    let call = Call::of(ctx, asked)?;
-    // Several hosts may share a cgroup tree: act for sockets of our own namespaces only.
-    if call.netns != config.netns_cookie {
-        return netns::connect(ctx, &call);
-    }
-    forget(call.socket);
-    if !is_published(&call) {
-        return None;
-    }
-    remember(&call, Ip6::mapped(asked), config)
-}
-
-/// As [`connect`], for an IPv6 address: of a VIP, or of the host where the socket takes a mapped address for it.
-#[inline(always)]
-pub fn connect_ipv6(
-    ctx: &SockAddrContext,
-    asked: Ip6,
-    takes_ipv4: impl FnOnce() -> bool,
-) -> Option<Ip6> {
-    let config = CONFIG.get(0)?;
-    let call = Call::of(ctx, Be32::ZERO)?;
-    if call.netns != config.netns_cookie {
-        return netns::connect6(ctx, &call, asked);
-    }
-    forget(call.socket);
-    if !takes_ipv4() {
-        return None;
-    }
-    let is_here = || asked == Ip6::LOOPBACK || lookup(&LOCAL_ADDRS6, &asked).is_some();
-    if published::find(call.proto, call.port).is_none() || !is_here() {
-        return None;
-    }
-    remember(&call, asked, config).map(Ip6::mapped)
-}
-
-/// Whether the call asks for a port that is published on this host, at one of its addresses.
-#[inline(always)]
-fn is_published(call: &Call) -> bool {
-    let is_here = || call.addr.octets()[0] == 127 || lookup(&LOCAL_ADDRS, &call.addr).is_some();
-    published::find(call.proto, call.port).is_some() && is_here()
-}
-
-/// Notes what a socket of the host that is connected to the host link's gateway asked for. Returns the gateway.
-#[inline(always)]
-fn remember(call: &Call, asked: Ip6, config: &Config) -> Option<Be32> {
-    let gateway = config.ingress_gateway;
-    let flow = call.flow(asked, gateway);
-    SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok().map(|()| gateway)
-}
-
 /// `connect4`
 #[inline(always)]
 pub fn connect4(ctx: &SockAddrContext) {
-    if let Some(addr) = connect(ctx, address4(ctx)) {
+    if let Some(addr) = socket::connect(ctx, address4(ctx)) {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*ctx.sock_addr).user_ip4 = addr.raw() };
     }
@@ -163,27 +53,10 @@ pub fn sendmsg4(ctx: &SockAddrContext) {
     }
 }
 
-/// What a socket asked for that is connected to this address.
-#[inline(always)]
-pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
-    // SAFETY: the context is valid for the whole run of the program.
-    let port = Be16::from_raw(unsafe { (*ctx.sock_addr).user_port } as u16);
-    let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
-    (flow.ip == addr && flow.port == port).then_some(flow.asked)
-}
-
-/// What a socket asked for that is connected to a backend's IPv6 address.
-#[inline(always)]
-pub fn asked_ipv6(ctx: &SockAddrContext) -> Option<Ip6> {
-    // The socket's only connection is the one that is noted, whatever has become of the backend since.
-    let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
-    (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)
-}
-
 /// `getpeername4`: shows what the application asked.
 #[inline(always)]
 pub fn getpeername4(ctx: &SockAddrContext) {
-    if let Some(asked) = asked(ctx, address4(ctx)) {
+    if let Some(asked) = socket::asked(ctx, address4(ctx)) {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*ctx.sock_addr).user_ip4 = asked.words()[3] };
     }
@@ -193,7 +66,7 @@ pub fn getpeername4(ctx: &SockAddrContext) {
 #[inline(always)]
 pub fn recvmsg4(ctx: &SockAddrContext) {
     let addr = address4(ctx);
-    if let Some(asked) = asked(ctx, addr) {
+    if let Some(asked) = socket::asked(ctx, addr) {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*ctx.sock_addr).user_ip4 = asked.words()[3] };
         return;
@@ -214,14 +87,75 @@ pub fn recvmsg4(ctx: &SockAddrContext) {
 #[inline(always)]
 pub fn release(ctx: &SockContext) {
     // SAFETY: the context is the program's own.
-    forget(unsafe { bpf_get_socket_cookie(ctx.sock.cast()) });
+    socket::forget(unsafe { bpf_get_socket_cookie(ctx.sock.cast()) });
 }
 
-/// The socket is no more, or connects anew.
+/// Where `struct sock` says IPV6_V6ONLY, and the bit there: `skc_ipv6only` in `struct sock_common`, in the
+/// byte behind `skc_state`, after `skc_reuse:4` and `skc_reuseport:1` (since Linux 3.14, unchanged in 6.18).
+const V6ONLY_AT: usize = 19;
+const V6ONLY_BIT: u8 = 1 << 5;
+
 #[inline(always)]
-pub fn forget(socket: u64) {
-    let Some(flow) = lookup(&SOCK_FLOWS, &socket) else { return };
-    if SOCK_FLOWS.remove(&socket).is_ok() && flow.backend != 0 {
-        netns::ended(flow.backend);
+fn address6(ctx: &SockAddrContext) -> Ip6 {
+    // Word by word: the kernel lets programs read no more of it at once.
+    // SAFETY: the context is valid for the whole run of the program.
+    let word = |i: usize| unsafe { (&raw const (*ctx.sock_addr).user_ip6[i]).read_volatile() };
+    Ip6::from_words([word(0), word(1), word(2), word(3)])
+}
+
+#[inline(always)]
+fn set_address6(ctx: &SockAddrContext, ip: Ip6) {
+    let [a, b, c, d] = ip.words();
+    // SAFETY: as above.
+    let set =
+        |i: usize, w: u32| unsafe { (&raw mut (*ctx.sock_addr).user_ip6[i]).write_volatile(w) };
+    set(0, a);
+    set(1, b);
+    set(2, c);
+    set(3, d);
+}
+
+/// `connect6`
+#[inline(always)]
+pub fn connect6(ctx: &SockAddrContext) {
+    let asked = address6(ctx);
+    let instead = match asked.unmapped() {
+        Some(ip) => socket::connect(ctx, ip).map(Ip6::mapped),
+        None => socket::connect6(ctx, asked, || takes_ipv4(ctx)),
+    };
+    if let Some(ip) = instead {
+        set_address6(ctx, ip);
+    }
+}
+
+/// Whether the socket may be connected to a mapped address. One that says IPV6_V6ONLY would be told that the
+/// network is unreachable.
+#[inline(always)]
+fn takes_ipv4(ctx: &SockAddrContext) -> bool {
+    // SAFETY: as above; the helpers return the socket itself if it is of that kind, and the kernel checks
+    // that what is read of it is there.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if sk.is_null() {
+            return false;
+        }
+        let tcp = bpf_skc_to_tcp6_sock(sk.cast());
+        if !tcp.is_null() {
+            return *tcp.cast::<u8>().add(V6ONLY_AT) & V6ONLY_BIT == 0;
+        }
+        let udp = bpf_skc_to_udp6_sock(sk.cast());
+        !udp.is_null() && *udp.cast::<u8>().add(V6ONLY_AT) & V6ONLY_BIT == 0
+    }
+}
+
+/// `getpeername6` and `recvmsg6`: shows what the application asked.
+#[inline(always)]
+pub fn show_asked(ctx: &SockAddrContext) {
+    let asked = match address6(ctx).unmapped() {
+        Some(ip) => socket::asked(ctx, ip),
+        None => socket::asked6(ctx),
+    };
+    if let Some(asked) = asked {
+        set_address6(ctx, asked);
     }
 }

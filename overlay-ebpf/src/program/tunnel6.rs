@@ -14,23 +14,25 @@ use overlay_common::{
 
 use crate::{
     answer::icmp6,
-    family::{addr6_id, underlay},
     forward::{deliver_as, route6},
-    maps::{BACKENDS, CONNTRACK, LINKS6, NETWORKS, Work, lookup, work},
+    maps::{
+        BACKENDS, CONNTRACK, LINKS6, NETWORKS, addr6_id, lookup,
+        work::{Work, work},
+    },
     nat::rewrite6,
     observe::Party,
     outcome::{Outcome, Verdict},
     packet::{
-        ETH_LEN, flow6,
+        flow6,
+        frame::{ETH_LEN, pull, refuse_vlan_tag},
         ipv6::{find, pop},
-        pull, refuse_vlan_tag,
     },
     program::{
         container6::to_client,
         underlay::{check_backend, check_peer},
     },
     service::{conntrack, dsr6, reverse, stats},
-    tunnel::{fallback, peers, vxlan},
+    tunnel::{fallback, peers, underlay, vxlan},
 };
 
 /// Outer headers of either family, Ethernet, IPv6 and TCP.

@@ -11,17 +11,16 @@ use overlay_common::{
 };
 
 use crate::{
-    family::underlay,
-    maps::{config, work},
+    maps::{config, work::work},
     observe::Party,
     outcome::{Outcome, Verdict},
     packet::{
-        ETH_LEN, ecn,
+        ecn,
+        frame::{ETH_LEN, load, load_at, load_into, pull},
         ipv6::{ICMPV6, extension_length, extension_unit, go_on},
-        load, load_at, load_into, pull,
     },
     program::underlay::{HEADERS, accept, check_other, outer_headers, to_host, vni_of},
-    tunnel::{fallback, peers, vxlan6::INNER6},
+    tunnel::{fallback, peers, underlay, vxlan6::INNER6},
 };
 
 /// Offset of the UDP header behind an IPv6 header without extension headers.

@@ -20,15 +20,19 @@ use overlay_common::{
 };
 
 use crate::{
-    family::underlay,
     forward::next_hop,
-    maps::{Work, cache, config, work},
+    maps::{
+        cache, config,
+        work::{Flow, Work, work},
+    },
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     observe::Party,
     outcome::{Outcome, Verdict},
     packet::{
-        self, ETH_LEN, Flow, IPV4_LEN, TCP_FLAGS, check_ipv4, ecn, holds_transport, possible,
-        tcp_flags,
+        ecn,
+        frame::{self, ETH_LEN},
+        ipv4::{IPV4_LEN, check_ipv4, holds_transport},
+        transport::{TCP_FLAGS, possible, tcp_flags},
     },
     program::{
         underlay::{check_backend, check_other, check_peer, is_tunnel, vni_of},
@@ -36,7 +40,7 @@ use crate::{
     },
     service::{conntrack, dsr, published, route, stats},
     tunnel::{
-        next_hop, peers,
+        next_hop, peers, underlay,
         vxlan::{self, INNER},
     },
 };
@@ -51,7 +55,7 @@ fn at<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 /// A header in the packet; `None` when it ends before.
 #[inline(always)]
 pub fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    at::<T>(ctx, offset).map(|header| packet::read(header.cast_const()))
+    at::<T>(ctx, offset).map(|header| frame::read(header.cast_const()))
 }
 
 /// Writes a header into the packet.
@@ -62,7 +66,7 @@ pub fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
 pub fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
     let header = at::<T>(ctx, offset).ok_or(Reason::RewriteRefused)?;
     const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
-    // SAFETY: `at` checked the bounds; on the address see `packet::read`.
+    // SAFETY: `at` checked the bounds; on the address see `frame::read`.
     unsafe { header.write(value) };
     Ok(())
 }

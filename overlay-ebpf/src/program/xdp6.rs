@@ -19,15 +19,18 @@ use overlay_common::{
 };
 
 use crate::{
-    family::{addr6_id, underlay},
     forward::route6::next_hop_from,
-    maps::{Work, config, scratch, work},
+    maps::{
+        addr6_id, config,
+        work::{PART_WHOLE, Work, scratch, work},
+    },
     nat::rewrite6,
     outcome::{self, Outcome, Verdict},
     packet::{
-        ETH_LEN, PART_WHOLE, TCP_FLAGS, ecn, flow6,
+        ecn, flow6,
+        frame::ETH_LEN,
         ipv6::{IPV6_LEN, NOBODY, check_ipv6, find},
-        possible, tcp_flags,
+        transport::{TCP_FLAGS, possible, tcp_flags},
     },
     program::{
         host6::gateway_mac,
@@ -36,7 +39,7 @@ use crate::{
     },
     service::{conntrack, dsr, published, route, stats},
     tunnel::{
-        next_hop,
+        next_hop, underlay,
         vxlan::{self, INNER},
     },
 };

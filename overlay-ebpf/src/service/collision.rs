@@ -8,9 +8,11 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{CONNTRACK, OPENING, Work, work},
+    maps::{
+        CONNTRACK, OPENING,
+        work::{PART_WHOLE, Work, work},
+    },
     outcome,
-    packet::PART_WHOLE,
     service::conntrack::{self, Target},
 };
 

@@ -14,8 +14,7 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{CONNTRACK, OPENING},
-    packet::Flow,
+    maps::{CONNTRACK, OPENING, work::Flow},
 };
 
 /// How many source ports are tried when a tuple is taken.

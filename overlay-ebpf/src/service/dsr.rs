@@ -16,10 +16,12 @@ use overlay_common::{
 
 use crate::{
     forward::route_out,
-    maps::{LOCAL_ADDRS, SERVICES, SUBNETS, Work, lookup},
+    maps::{
+        LOCAL_ADDRS, SERVICES, SUBNETS, lookup,
+        work::{Flow, PART_QUOTED, Work},
+    },
     nat,
     outcome::{Outcome, Verdict},
-    packet::{Flow, PART_QUOTED},
     service::{dsr6, published},
 };
 

@@ -9,12 +9,14 @@ use overlay_common::{
 };
 
 use crate::{
-    family::addr6_id,
     forward::route6,
-    maps::{ASKED6, LOCAL_ADDRS6, SUBNETS6, work},
+    maps::{
+        ASKED6, LOCAL_ADDRS6, SUBNETS6, addr6_id,
+        work::{PART_QUOTED, work},
+    },
     nat::rewrite6,
     outcome::{self, Outcome, Verdict},
-    packet::{PART_QUOTED, load_at},
+    packet::frame::load_at,
 };
 
 /// What the frame in the tunnel, as `ipv6::from_tunnel` has left it, says of the address and port that were asked:

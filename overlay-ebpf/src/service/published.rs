@@ -8,7 +8,7 @@ use overlay_common::{
 
 use crate::{
     maps::{LOCAL_ADDRS, LOCAL_ADDRS6, PUBLISHED, lookup},
-    packet::has_ports,
+    packet::transport::has_ports,
 };
 
 /// What is published under a protocol and port.

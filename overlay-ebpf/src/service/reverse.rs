@@ -13,9 +13,12 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{CONNTRACK, OPENING, lru::Counted},
+    maps::{
+        CONNTRACK, OPENING,
+        lru::Counted,
+        work::{Flow, PART_QUOTED},
+    },
     outcome,
-    packet::{Flow, PART_QUOTED},
     service::{
         conntrack::{
             PATIENT_TRIES, PORT_TRIES, as_other, goes_on, held, is_given_up, open, other_port,

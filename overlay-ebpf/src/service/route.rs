@@ -10,10 +10,12 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{BACKENDS, Work, lookup},
+    maps::{
+        BACKENDS, lookup,
+        work::{PART_QUOTED, Work},
+    },
     observe::{count, event},
     outcome,
-    packet::PART_QUOTED,
     service::{
         conntrack::{self, Target},
         scheduler, stats,

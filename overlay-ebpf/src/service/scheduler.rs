@@ -11,8 +11,10 @@ use overlay_common::{
 
 use crate::{
     clock::now,
-    family::addr6_id,
-    maps::{ACTIVE, AFFINITY, BACKENDS, LB_TABLES, Pick, RR_CURSOR, SERVICES, SLOTS, lookup},
+    maps::{
+        ACTIVE, AFFINITY, BACKENDS, LB_TABLES, RR_CURSOR, SERVICES, SLOTS, addr6_id, lookup,
+        work::Pick,
+    },
 };
 
 const SECOND: u64 = 1_000_000_000;

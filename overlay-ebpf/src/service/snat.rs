@@ -17,12 +17,18 @@ use overlay_common::{
 
 use crate::{
     forward::{deliver, next_hop, route_out},
-    maps::{EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, Work, config, lookup, work},
+    maps::{
+        EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, config, lookup,
+        work::{Flow, PART_LATER, PART_QUOTED, Work, work},
+    },
     nat,
     outcome::{self, Outcome, Verdict},
     packet::{
-        ETH_LEN, Flow, IPV4_LEN, PART_LATER, PART_QUOTED, check_ipv4, flow, fragment, ifindex,
-        is_gso, load_at, longest, related, store,
+        flow::flow,
+        fragment,
+        frame::{ETH_LEN, ifindex, is_gso, load_at, longest, store},
+        ipv4::{IPV4_LEN, check_ipv4},
+        related,
     },
     service::{conntrack, snat_flow, snat_limit},
 };

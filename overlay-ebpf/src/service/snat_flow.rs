@@ -13,9 +13,11 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{CONNTRACK, LOCAL_ADDRS, Work, config, lookup},
+    maps::{
+        CONNTRACK, LOCAL_ADDRS, config, lookup,
+        work::{Flow, Work},
+    },
     outcome,
-    packet::Flow,
     service::{
         conntrack::{reply_key, take_over},
         published,

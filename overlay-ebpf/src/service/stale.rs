@@ -10,11 +10,10 @@ use overlay_common::{
 
 use crate::{
     answer::{reject, reject6},
-    family::addr6_id,
     forward::back_out,
-    maps::{GONE, lookup, work},
+    maps::{GONE, addr6_id, lookup, work::work},
     outcome::{self, Outcome},
-    packet::{ETH_LEN, flow6},
+    packet::{flow6, frame::ETH_LEN},
 };
 
 /// What becomes of a container's packet to an address of network `vni` that nobody has.

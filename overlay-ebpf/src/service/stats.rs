@@ -6,7 +6,7 @@ use overlay_common::{
 };
 
 use crate::{
-    maps::{SERVED, Work},
+    maps::{SERVED, work::Work},
     outcome,
 };
 

@@ -21,11 +21,14 @@ use overlay_common::{
 };
 
 use crate::{
-    family::underlay,
-    maps::{config, scratch},
+    maps::{config, work::scratch},
     outcome::{self, Outcome, Verdict},
-    packet::{ETH_LEN, IPV4_LEN, ipv6::IPV6_LEN, load, load_at, longest, store},
-    tunnel::vxlan::TTL,
+    packet::{
+        frame::{ETH_LEN, load, load_at, longest, store},
+        ipv4::IPV4_LEN,
+        ipv6::IPV6_LEN,
+    },
+    tunnel::{underlay, vxlan::TTL},
 };
 
 /// Gives a frame, whose Ethernet header becomes `inner`, to the device, to be sent to `node`.

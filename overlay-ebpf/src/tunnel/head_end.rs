@@ -25,7 +25,7 @@ use crate::{
     maps::{ENDPOINTS, LINKS, NETWORKS, REPLICAS, config, lookup},
     observe::{self, Party},
     outcome::{Outcome, Verdict},
-    packet::store,
+    packet::frame::store,
     tunnel::fallback,
 };
 

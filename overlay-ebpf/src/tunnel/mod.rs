@@ -4,5 +4,6 @@ pub mod fallback;
 pub mod head_end;
 pub mod next_hop;
 pub mod peers;
+pub mod underlay;
 pub mod vxlan;
 pub mod vxlan6;

@@ -11,10 +11,10 @@ use overlay_common::{
 };
 
 use crate::{
-    family::underlay,
     forward::{next_hop, route6, via},
     maps::NEXT_HOPS,
     outcome,
+    tunnel::underlay,
 };
 
 /// The next hop to another node. `total` is the length of the outer IP packet for the check against the

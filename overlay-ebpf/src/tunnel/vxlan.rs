@@ -21,12 +21,15 @@ use overlay_common::{
 };
 
 use crate::{
-    family::underlay,
     forward::{path_mtu, route6, send},
-    maps::{config, scratch},
+    maps::{config, work::scratch},
     outcome::{self, Outcome, Verdict},
-    packet::{ETH_LEN, IPV4_LEN, ecn, load, longest, store_rehash, vlan_tag_length},
-    tunnel::{fallback, next_hop, vxlan6},
+    packet::{
+        ecn,
+        frame::{ETH_LEN, load, longest, store_rehash, vlan_tag_length},
+        ipv4::IPV4_LEN,
+    },
+    tunnel::{fallback, next_hop, underlay, vxlan6},
 };
 
 /// Offset of the inner Ethernet header.

@@ -17,9 +17,9 @@ use overlay_common::{
 
 use crate::{
     forward::send,
-    maps::{config, scratch},
+    maps::{config, work::scratch},
     outcome,
-    packet::{ETH_LEN, longest, store_rehash, vlan_tag_length},
+    packet::frame::{ETH_LEN, longest, store_rehash, vlan_tag_length},
     tunnel::{
         fallback, next_hop,
         vxlan::{GSO, HANDED_OVER, ROOM_MAC, TTL, flow_hash, length16, tos},

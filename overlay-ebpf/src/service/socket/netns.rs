@@ -17,11 +17,13 @@ use overlay_common::{
 };
 
 use crate::{
-    family::addr6_id,
-    maps::{BACKENDS, COUNTER, ENDPOINTS, ENDPOINTS6, Pick, SERVED, SOCK_FLOWS, SPACES, lookup},
+    maps::{
+        BACKENDS, COUNTER, ENDPOINTS, ENDPOINTS6, SERVED, SOCK_FLOWS, SPACES, addr6_id, lookup,
+        work::Pick,
+    },
     observe::event,
-    program::socket::{self, Call},
     service::scheduler,
+    service::socket::{self, Call},
 };
 
 static NOTHING: Served =

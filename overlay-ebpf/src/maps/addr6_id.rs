@@ -9,7 +9,7 @@ use overlay_common::{
     },
 };
 
-use crate::maps::{ADDRESSES6, CLIENTS6, ENDPOINTS6, OPENING6, SEED6, Work};
+use crate::maps::{ADDRESSES6, CLIENTS6, ENDPOINTS6, OPENING6, SEED6, work::Work};
 
 /// In place of a number: the address has none.
 pub const NOBODY: Be32 = Be32::ZERO;

@@ -1,4 +1,0 @@
-//! What differs between IPv4 and IPv6.
-
-pub mod addr6_id;
-pub mod underlay;

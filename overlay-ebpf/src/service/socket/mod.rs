@@ -1,0 +1,164 @@
+//! Sockets of the host itself and of containers, and what they asked for: a connection of the host to a
+//! published port on localhost or on an address of the host is sent into the host link, where
+//! `from_container` balances it like any other.
+//!
+//! Programs of sockets run in the context of the process, which programs of packets interrupt: the
+//! per-CPU areas of those are not theirs.
+
+pub mod netns;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_sock_addr},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::SockAddrContext,
+};
+use overlay_common::{
+    Be16, Be32, Ip6,
+    maps::{Config, SockFlow},
+    wire::{PROTO_TCP, PROTO_UDP},
+};
+
+use crate::{
+    clock::now,
+    maps::{CONFIG, LOCAL_ADDRS, LOCAL_ADDRS6, SOCK_FLOWS, lookup},
+    service::published,
+};
+
+/// What a call on a socket is about. The address is an IPv4 one.
+#[derive(Clone, Copy)]
+pub struct Call {
+    /// `bpf_get_socket_cookie`.
+    pub socket: u64,
+    /// `bpf_get_netns_cookie`.
+    pub netns: u64,
+    /// IP protocol number.
+    pub proto: u8,
+    /// The address in the call.
+    pub addr: Be32,
+    /// The port in the call.
+    pub port: Be16,
+}
+
+impl Call {
+    /// The call of a TCP or UDP socket, with an address of the caller's choice.
+    #[inline(always)]
+    pub fn of(ctx: &SockAddrContext, addr: Be32) -> Option<Self> {
+        // SAFETY: the context is valid for the whole run of the program.
+        let address: &bpf_sock_addr = unsafe { &*ctx.sock_addr };
+        let proto = address.protocol as u8;
+        if proto != PROTO_TCP && proto != PROTO_UDP {
+            return None;
+        }
+        let port = Be16::from_raw(address.user_port as u16);
+        // SAFETY: as above.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+        Some(Self { socket: cookie(ctx), netns, proto, addr, port })
+    }
+
+    /// What `sock_flows` says of a socket that asked for `asked` and is connected to `addr`.
+    #[inline(always)]
+    pub fn flow(&self, asked: Ip6, addr: Be32) -> SockFlow {
+        SockFlow {
+            asked,
+            ip: addr,
+            port: self.port,
+            proto: self.proto,
+            netns: self.netns,
+            since: now(),
+            ..SockFlow::default()
+        }
+    }
+}
+
+#[inline(always)]
+pub fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is the program's own.
+    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
+}
+
+/// The IPv4 address of a call on an IPv4 socket.
+#[inline(always)]
+pub fn address4(ctx: &SockAddrContext) -> Be32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    Be32::from_raw(unsafe { (*ctx.sock_addr).user_ip4 })
+}
+
+/// The address that a socket which asks for an IPv4 address is to be connected to instead.
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, asked: Be32) -> Option<Be32> {
+    let config = CONFIG.get(0)?;
+    let call = Call::of(ctx, asked)?;
+    // Several hosts may share a cgroup tree: act for sockets of our own namespaces only.
+    if call.netns != config.netns_cookie {
+        return netns::connect(ctx, &call);
+    }
+    forget(call.socket);
+    if !is_published(&call) {
+        return None;
+    }
+    remember(&call, Ip6::mapped(asked), config)
+}
+
+/// As [`connect`], for an IPv6 address: of a VIP, or of the host where the socket takes a mapped address for it.
+#[inline(always)]
+pub fn connect6(
+    ctx: &SockAddrContext,
+    asked: Ip6,
+    takes_ipv4: impl FnOnce() -> bool,
+) -> Option<Ip6> {
+    let config = CONFIG.get(0)?;
+    let call = Call::of(ctx, Be32::ZERO)?;
+    if call.netns != config.netns_cookie {
+        return netns::connect6(ctx, &call, asked);
+    }
+    forget(call.socket);
+    if !takes_ipv4() {
+        return None;
+    }
+    let is_here = || asked == Ip6::LOOPBACK || lookup(&LOCAL_ADDRS6, &asked).is_some();
+    if published::find(call.proto, call.port).is_none() || !is_here() {
+        return None;
+    }
+    remember(&call, asked, config).map(Ip6::mapped)
+}
+
+/// Whether the call asks for a port that is published on this host, at one of its addresses.
+#[inline(always)]
+pub fn is_published(call: &Call) -> bool {
+    let is_here = || call.addr.octets()[0] == 127 || lookup(&LOCAL_ADDRS, &call.addr).is_some();
+    published::find(call.proto, call.port).is_some() && is_here()
+}
+
+/// Notes what a socket of the host that is connected to the host link's gateway asked for. Returns the gateway.
+#[inline(always)]
+fn remember(call: &Call, asked: Ip6, config: &Config) -> Option<Be32> {
+    let gateway = config.ingress_gateway;
+    let flow = call.flow(asked, gateway);
+    SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok().map(|()| gateway)
+}
+
+/// What a socket asked for that is connected to this address.
+#[inline(always)]
+pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
+    // SAFETY: the context is valid for the whole run of the program.
+    let port = Be16::from_raw(unsafe { (*ctx.sock_addr).user_port } as u16);
+    let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
+    (flow.ip == addr && flow.port == port).then_some(flow.asked)
+}
+
+/// What a socket asked for that is connected to a backend's IPv6 address.
+#[inline(always)]
+pub fn asked6(ctx: &SockAddrContext) -> Option<Ip6> {
+    // The socket's only connection is the one that is noted, whatever has become of the backend since.
+    let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
+    (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)
+}
+
+/// The socket is no more, or connects anew.
+#[inline(always)]
+pub fn forget(socket: u64) {
+    let Some(flow) = lookup(&SOCK_FLOWS, &socket) else { return };
+    if SOCK_FLOWS.remove(&socket).is_ok() && flow.backend != 0 {
+        netns::ended(flow.backend);
+    }
+}
