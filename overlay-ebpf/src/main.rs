@@ -15,6 +15,7 @@
 
 mod answer;
 mod clock;
+mod family;
 mod forward;
 mod maps;
 mod nat;
@@ -24,6 +25,7 @@ mod packet;
 mod program;
 mod service;
 mod tunnel;
+mod walk;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
@@ -40,7 +42,8 @@ use crate::{
     observe::{Party, event},
     outcome::{Outcome, Verdict},
     program::{
-        container, container6, host6, socket, tunnel6, underlay, underlay6, xdp as xdp_program,
+        container, container_flow6, host_flow6, outside, socket, tunnel_flow6, underlay,
+        vxlan as vxlan_device, xdp as xdp_program,
     },
     tunnel::vxlan,
 };
@@ -76,7 +79,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn from_underlay6(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
-    let outcome = underlay6::receive(&ctx, &mut receiver);
+    let outcome = underlay::receive6(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
@@ -85,7 +88,7 @@ pub fn from_underlay6(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
-    let outcome = underlay::receive_inner(&ctx, &mut receiver);
+    let outcome = vxlan_device::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
@@ -93,10 +96,10 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn container_flow6(ctx: TcContext) -> i32 {
-    let Ok((link, kept)) = container6::sender() else {
+    let Ok((link, kept)) = container_flow6::sender() else {
         return conclude_tc(&ctx, &Party::receiver(), 0, Err(Reason::NotConfigured));
     };
-    conclude_tc(&ctx, &Party::sender(&link), kept, container6::receive(&ctx))
+    conclude_tc(&ctx, &Party::sender(&link), kept, container_flow6::receive(&ctx))
 }
 
 /// Attached nowhere: the programs of the host's interfaces go on with this for an IPv6 packet that is not the
@@ -104,7 +107,7 @@ pub fn container_flow6(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn host_flow6(ctx: TcContext) -> i32 {
-    conclude_tc(&ctx, &Party::receiver(), 0, host6::receive(&ctx))
+    conclude_tc(&ctx, &Party::receiver(), 0, host_flow6::receive(&ctx))
 }
 
 /// Attached nowhere: the programs that receive tunnel packets go on with this where an IPv6 packet inside
@@ -113,7 +116,7 @@ pub fn host_flow6(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn tunnel_flow6(ctx: TcContext) -> i32 {
     let mut receiver = Party::receiver();
-    let outcome = tunnel6::receive(&ctx, &mut receiver);
+    let outcome = tunnel_flow6::receive(&ctx, &mut receiver);
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
@@ -130,7 +133,7 @@ pub fn probe_decap(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_outside(ctx: TcContext) -> i32 {
-    conclude_tc(&ctx, &Party::receiver(), 0, underlay::receive_outside(&ctx))
+    conclude_tc(&ctx, &Party::receiver(), 0, outside::receive(&ctx))
 }
 
 /// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose

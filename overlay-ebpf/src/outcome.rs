@@ -22,6 +22,22 @@ pub enum Verdict {
 /// The way of a packet: on, or dropped for a reason.
 pub type Outcome = Result<Verdict, Reason>;
 
+/// Why a packet in the tunnel gets no further here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is dropped.
+    Drop(Reason),
+    /// It is one that the kernel's vxlan device has to take out of the tunnel. Nothing of it has changed.
+    ToKernel,
+}
+
+impl From<Reason> for Stop {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
 /// A result as a number: what is not negative is a value, the rest a reason.
 #[inline(always)]
 pub fn pack(result: Result<u32, Reason>) -> i64 {
@@ -40,6 +56,25 @@ pub fn unpack(packed: i64) -> Result<u32, Reason> {
     Err(Reason::from_index((-1 - packed) as u32).unwrap_or(Reason::Malformed))
 }
 
+/// In place of a reason: [`Stop::ToKernel`].
+const TO_KERNEL: i64 = i64::MIN;
+
+/// As [`pack`], of a packet in the tunnel.
+#[inline(always)]
+pub fn pack_stop(result: Result<u32, Stop>) -> i64 {
+    match result {
+        Ok(value) => pack(Ok(value)),
+        Err(Stop::Drop(reason)) => pack(Err(reason)),
+        Err(Stop::ToKernel) => TO_KERNEL,
+    }
+}
+
+/// The result again.
+#[inline(always)]
+pub fn unpack_stop(packed: i64) -> Result<u32, Stop> {
+    if packed == TO_KERNEL { Err(Stop::ToKernel) } else { Ok(unpack(packed)?) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +86,10 @@ mod tests {
         }
         for reason in Reason::ALL {
             assert_eq!(unpack(pack(Err(*reason))), Err(*reason));
+            let stop = Err(Stop::Drop(*reason));
+            assert_eq!(unpack_stop(pack_stop(stop)), stop);
         }
+        assert_eq!(unpack_stop(pack_stop(Err(Stop::ToKernel))), Err(Stop::ToKernel));
+        assert_eq!(unpack_stop(pack_stop(Ok(7))), Ok(7));
     }
 }

@@ -20,13 +20,15 @@ use overlay_common::{
 use crate::{
     forward::back_out,
     maps::{
-        LINKS6, lookup,
+        LINKS6,
+        endpoint::find6,
+        lookup,
         work::{Ipv6Work, work},
     },
     outcome::{self, Outcome},
     packet::{
         frame::{ETH_LEN, ifindex, load_into, store},
-        ipv6::{IPV6_LEN, find},
+        ipv6::IPV6_LEN,
     },
 };
 
@@ -71,8 +73,9 @@ fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
     {
         return Err(Reason::NdUnknown);
     }
-    let kind = find(work, vni, target);
-    if !matches!(kind, ENDPOINT_LOCAL | ENDPOINT_REMOTE | ENDPOINT_GATEWAY | ENDPOINT_SERVICE) {
+    let kind = find6(work, vni, target);
+    if !matches!(kind, Some(ENDPOINT_LOCAL | ENDPOINT_REMOTE | ENDPOINT_GATEWAY | ENDPOINT_SERVICE))
+    {
         return Err(Reason::NdUnknown);
     }
     let Ipv6Work { advertisement, endpoint, .. } = work;

@@ -221,16 +221,7 @@ pub fn deliver_as(
     Ok(Verdict::Delivered(action as i32, reason, endpoint.slot))
 }
 
-/// As [`deliver`], into a backend on this node.
-///
-/// # Errors
-/// Those of [`deliver`].
-#[inline(always)]
-pub fn deliver_backend(ctx: &TcContext, backend: &Backend, source: Mac) -> Outcome {
-    deliver_backend_as(ETHERTYPE_IPV4, ctx, backend, source)
-}
-
-/// As [`deliver_backend`], for a packet of any EtherType.
+/// As [`deliver_as`], into a backend on this node.
 ///
 /// # Errors
 /// Those of [`deliver`].

@@ -3,6 +3,7 @@
 
 pub mod addr6_id;
 pub mod cache;
+pub mod endpoint;
 pub mod lru;
 pub mod work;
 
@@ -13,6 +14,7 @@ use aya_ebpf::{
         RingBuf,
     },
     macros::btf_map,
+    programs::TcContext,
 };
 use overlay_common::{
     Be32, COUNTERS, Ip6, Plain,
@@ -232,4 +234,11 @@ pub fn lookup<K: Plain, V: Plain, const ENTRIES: usize>(
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
+}
+
+/// Goes on with another program, which has the work area as it is. Returns only where that program is missing.
+#[inline(always)]
+pub fn tail_call(ctx: &TcContext, program: u32) {
+    // SAFETY: nothing waits to be dropped, and the programs called end with a verdict as this one would.
+    let _ = unsafe { CALLED.tail_call(ctx, program) };
 }

@@ -1,6 +1,8 @@
 //! Per-CPU areas: what a program remembers of the packet that it works on, and what helpers are handed
 //! by address. A program's stack is 512 bytes for all its functions together.
 
+use core::ops::{Deref, DerefMut};
+
 use overlay_common::{
     Be16, Be32, Ip6, Mac, Reason,
     event::{Event, SNAP_MAX},
@@ -119,10 +121,12 @@ pub struct Ipv6Work {
     pub endpoint: Endpoint,
     /// Counter slot of the endpoint that a tunnel packet is for; 0 while it is not known.
     pub slot: u32,
-    /// What a container's packet is for, as [`crate::packet::ipv6::find`] says.
-    pub kind: u32,
+    /// Where a container's packet goes: one of `AIM_*` of `walk::container6`.
+    pub aim: u32,
     /// What [`crate::observe::event::keep`] returned for a container's packet.
     pub kept: i64,
+    /// 1 when a tunnel packet may be of a translated flow, for `tunnel_flow6`.
+    pub is_flow: u32,
     /// Network that a tunnel packet claims.
     pub vni: u32,
     /// Node that it comes from.
@@ -147,6 +151,39 @@ pub struct Ipv6Work {
     pub advertisement: Advertisement,
     /// The headers of an answer to what does not fit.
     pub error: Icmp6Error,
+}
+
+/// The work area of this CPU, for functions that share it: a pointer that is read and written through for a
+/// moment at a time, because functions of the verifier's own find the same area for themselves.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Area(*mut Work);
+
+impl Deref for Area {
+    type Target = Work;
+
+    #[inline(always)]
+    fn deref(&self) -> &Work {
+        // SAFETY: the slot exists as long as the program and no other run on this CPU overlaps.
+        unsafe { &*self.0 }
+    }
+}
+
+impl DerefMut for Area {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Work {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
+}
+
+/// The work area of this CPU.
+///
+/// # Errors
+/// [`Reason::NotConfigured`], which the verifier asks for and which does not happen.
+#[inline(always)]
+pub fn area() -> Result<Area, Reason> {
+    WORK.get_ptr_mut(0).map(Area).ok_or(Reason::NotConfigured)
 }
 
 /// The work area of this CPU.

@@ -9,3 +9,5 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod related;
 pub mod transport;
+pub mod xdp_flow;
+pub mod xdp_frame;

@@ -1,11 +1,12 @@
-//! One file for each program, from its entry point on.
+//! One file for each program, from its entry point on. Nothing is shared here: what two programs do is in
+//! [`crate::walk`].
 
 pub mod container;
-pub mod container6;
-pub mod host6;
+pub mod container_flow6;
+pub mod host_flow6;
+pub mod outside;
 pub mod socket;
-pub mod tunnel6;
+pub mod tunnel_flow6;
 pub mod underlay;
-pub mod underlay6;
+pub mod vxlan;
 pub mod xdp;
-pub mod xdp6;

@@ -14,7 +14,7 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{CONNTRACK, OPENING, work::Flow},
+    maps::{BACKENDS, CONNTRACK, OPENING, lookup, work::Flow},
 };
 
 /// How many source ports are tried when a tuple is taken.
@@ -248,6 +248,16 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
         idle: target.idle,
         last_seen: now,
     };
+}
+
+/// Whether a reply comes from the node that its backend is on.
+///
+/// # Errors
+/// [`Reason::BackendGone`] and [`Reason::SpoofedInnerSource`].
+#[inline(always)]
+pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
+    let backend = lookup(&BACKENDS, &entry.backend).ok_or(Reason::BackendGone)?;
+    if backend.node == sender { Ok(()) } else { Err(Reason::SpoofedInnerSource) }
 }
 
 /// The tuple that the backend's replies to `forward` have.

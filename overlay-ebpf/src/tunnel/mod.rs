@@ -3,6 +3,7 @@
 pub mod fallback;
 pub mod head_end;
 pub mod next_hop;
+pub mod outer;
 pub mod peers;
 pub mod underlay;
 pub mod vxlan;

@@ -4,9 +4,44 @@
 //! The usual packet proves its node's membership by its inner source, in one look-up. Only what is
 //! about to be dropped is looked at here, so that it is dropped for the right reason.
 
-use overlay_common::{Be32, Reason, UNDERLAY_VNI, maps::PeerKey};
+use overlay_common::{
+    BRIDGE_VNI, Be32, Reason, UNDERLAY_VNI,
+    maps::{Config, PeerKey},
+    wire::Vxlan,
+};
 
-use crate::maps::{NETWORKS, PEERS};
+use crate::maps::{NETWORKS, PEERS, lookup};
+
+/// The VNI of a tunnel packet.
+///
+/// # Errors
+/// [`Reason::InvalidVni`].
+#[inline(always)]
+pub fn vni_of(vxlan: &Vxlan) -> Result<u32, Reason> {
+    match vxlan.vni() {
+        None | Some(UNDERLAY_VNI | BRIDGE_VNI) => Err(Reason::InvalidVni),
+        Some(vni) => Ok(vni),
+    }
+}
+
+/// Whether `sender` is a node of the cluster.
+///
+/// # Errors
+/// [`Reason::NotPeer`].
+#[inline(always)]
+pub fn check_peer(sender: Be32) -> Result<(), Reason> {
+    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender };
+    lookup(&PEERS, &peer).map(|_| ()).ok_or(Reason::NotPeer)
+}
+
+/// Whether `sender` can be another node at all: what is on it is then proof enough that it is one.
+///
+/// # Errors
+/// [`Reason::NotPeer`].
+#[inline(always)]
+pub fn check_other(config: &Config, sender: Be32) -> Result<(), Reason> {
+    if sender == Be32::ZERO || sender == config.vtep { Err(Reason::NotPeer) } else { Ok(()) }
+}
 
 /// Whether network `vni` is known here and node `sender` has endpoints of it.
 ///
@@ -15,7 +50,7 @@ use crate::maps::{NETWORKS, PEERS};
 #[inline(always)]
 pub fn check(vni: u32, sender: Be32) -> Result<(), Reason> {
     // What a packet to nobody is dropped for.
-    match judge(vni, sender, Reason::NoEndpoint) {
+    match classify(vni, sender, Reason::NoEndpoint) {
         Reason::NoEndpoint => Ok(()),
         stranger => Err(stranger),
     }
@@ -25,15 +60,15 @@ pub fn check(vni: u32, sender: Be32) -> Result<(), Reason> {
 /// what is wrong with the packet; what no node of the network would send is told apart from what one
 /// has sent that is not of it. `vni` is [`UNDERLAY_VNI`] when the packet did not say it.
 #[inline(always)]
-pub fn judge(vni: u32, sender: Be32, reason: Reason) -> Reason {
-    Reason::from_index(judge_by_number(vni, sender, reason as u32) as u32).unwrap_or(reason)
+pub fn classify(vni: u32, sender: Be32, reason: Reason) -> Reason {
+    Reason::from_index(classify_by_number(vni, sender, reason as u32) as u32).unwrap_or(reason)
 }
 
 /// A call, so that LLVM does not weave this into the ways of packets that are not dropped.
 #[inline(never)]
-fn judge_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
+fn classify_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
     let is_doubtful = Reason::from_index(number).is_some_and(is_doubtful);
-    let judged = if vni == UNDERLAY_VNI || !is_doubtful {
+    let classified = if vni == UNDERLAY_VNI || !is_doubtful {
         None
     } else if NETWORKS.get_ptr(&vni).is_none() {
         Some(Reason::UnknownVni)
@@ -42,7 +77,7 @@ fn judge_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
     } else {
         None
     };
-    i64::from(judged.map_or(number, |reason| reason as u32))
+    i64::from(classified.map_or(number, |reason| reason as u32))
 }
 
 /// Whether a packet that is dropped for `reason` says nothing for its node. The other reasons are the
@@ -72,7 +107,7 @@ mod tests {
         for reason in clients.into_iter().chain([Reason::UnrelatedError, Reason::BackendGone]) {
             assert!(!is_doubtful(reason), "{}", reason.name());
         }
-        // What is refused here is judged again when the kernel's device has taken it apart.
+        // What is refused here is classified again when the kernel's device has taken it apart.
         assert!(!is_doubtful(Reason::TunnelRefused));
     }
 }

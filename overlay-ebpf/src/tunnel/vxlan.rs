@@ -23,10 +23,10 @@ use overlay_common::{
 use crate::{
     forward::{path_mtu, route6, send},
     maps::{config, work::scratch},
-    outcome::{self, Outcome, Verdict},
+    outcome::{self, Outcome, Stop, Verdict},
     packet::{
         ecn,
-        frame::{ETH_LEN, load, longest, store_rehash, vlan_tag_length},
+        frame::{ETH_LEN, is_gso, load, longest, store_rehash, vlan_tag_length},
         ipv4::IPV4_LEN,
     },
     tunnel::{fallback, next_hop, underlay, vxlan6},
@@ -109,8 +109,64 @@ fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
     Be16::from_raw(!checksum::fold(sum))
 }
 
-/// Beside a TC action: the packet was handed over.
-pub const HANDED_OVER: u32 = 1 << 8;
+/// How a packet was sent into the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The action of TC.
+    pub action: u32,
+    /// Whether the kernel's vxlan device encapsulates it.
+    pub by_kernel: bool,
+}
+
+impl Pushed {
+    const BY_KERNEL: u32 = 1 << 31;
+
+    /// As one number, for functions that are not inlined.
+    #[inline(always)]
+    const fn to_bits(self) -> u32 {
+        if self.by_kernel { self.action | Self::BY_KERNEL } else { self.action }
+    }
+
+    /// The other way round.
+    #[inline(always)]
+    const fn from_bits(bits: u32) -> Self {
+        Self { action: bits & !Self::BY_KERNEL, by_kernel: bits & Self::BY_KERNEL != 0 }
+    }
+}
+
+/// Why the programs do not encapsulate a packet themselves.
+pub enum Unpushed {
+    /// It is dropped.
+    Drop(Reason),
+    /// It is one for the kernel's vxlan device; without one it is dropped for this reason.
+    ToKernel(Reason),
+}
+
+impl From<Reason> for Unpushed {
+    /// What is too long for the path as it is may be fragmented outside.
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        if reason == Reason::TooBig { Self::ToKernel(reason) } else { Self::Drop(reason) }
+    }
+}
+
+/// What an encapsulating function returns: of a packet that was not pushed, what the kernel's device says.
+#[inline(always)]
+pub fn pushed_or_kernel(
+    pushed: Result<i32, Unpushed>,
+    skb: *mut __sk_buff,
+    (vni, node): (u32, Be32),
+    inner: &Ethernet,
+) -> i64 {
+    let (sent, by_kernel) = match pushed {
+        Ok(action) => (Ok(action as u32), false),
+        Err(Unpushed::Drop(reason)) => (Err(reason), false),
+        Err(Unpushed::ToKernel(why)) => {
+            (outcome::unpack(fallback::send_packed(skb, vni, node, inner, why as u32)), true)
+        }
+    };
+    outcome::pack(sent.map(|action| Pushed { action, by_kernel }.to_bits()))
+}
 
 /// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`:
 /// here, or where that cannot be by the kernel's vxlan device.
@@ -125,27 +181,19 @@ pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> O
     } else {
         encapsulate_packed(ctx.skb.skb, vni, node, inner)
     };
-    let sent = outcome::unpack(packed)?;
-    let action = (sent & !HANDED_OVER) as i32;
-    let is_handed_over = sent & HANDED_OVER != 0;
-    let reason = if is_handed_over { Reason::HandedOver } else { Reason::Encapsulated };
-    Ok(Verdict::Done(action, reason))
+    let Pushed { action, by_kernel } = Pushed::from_bits(outcome::unpack(packed)?);
+    let reason = if by_kernel { Reason::HandedOver } else { Reason::Encapsulated };
+    Ok(Verdict::Done(action as i32, reason))
 }
 
 #[inline(never)]
 fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet) -> i64 {
     let ctx = TcContext::new(skb);
-    match push(&ctx, vni, node, inner) {
-        Err(refused @ (Reason::TooBig | Reason::TunnelRefused)) => {
-            let sent = fallback::send_packed(skb, vni, node, inner, refused as u32);
-            outcome::pack(outcome::unpack(sent).map(|action| action | HANDED_OVER))
-        }
-        sent => outcome::pack(sent.map(|action| action as u32)),
-    }
+    pushed_or_kernel(push(&ctx, vni, node, inner), skb, (vni, node), inner)
 }
 
 #[inline(always)]
-fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Reason> {
+fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Unpushed> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let length = ctx.len();
     let flow_hash = flow_hash(ctx);
@@ -155,10 +203,11 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
     let hop = next_hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
     // A tag waits outside the packet data and would end up on the outer frame.
     if tag != 0 {
-        return Err(Reason::TunnelRefused);
+        return Err(Unpushed::ToKernel(Reason::TunnelRefused));
     }
     let tos = tos(ctx, inner)?;
-    ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH).map_err(|_| Reason::TunnelRefused)?;
+    ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH)
+        .map_err(|_| Unpushed::ToKernel(Reason::TunnelRefused))?;
     let scratch = scratch()?;
     scratch.headers = headers(config, hop.ethernet, node, (vni, flow_hash, tos), (*inner, length));
     store_rehash(ctx, 0, &scratch.headers)?;
@@ -228,11 +277,11 @@ pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
 /// caller writes another. `flags` are [`Config::decap_flags`].
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`].
+/// [`Stop::ToKernel`].
 #[inline(always)]
-pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
+pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Stop> {
     let flags = GSO | u64::from(flags);
-    ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, flags).map_err(|_| Reason::TunnelRefused)
+    ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, flags).map_err(|_| Stop::ToKernel)
 }
 
 /// As [`remove`], for an inner IPv6 packet. The kernel goes by the protocol it has noted for the
@@ -241,21 +290,41 @@ pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
 /// those go with the rest.
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
+/// [`Stop::ToKernel`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
 /// aggregates other than TCP's and UDP's, which the caller keeps from here.
 #[inline(always)]
-pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Reason> {
+pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Stop> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;
-    ctx.change_proto(ETHERTYPE_IPV6.to_be(), 0).map_err(|_| Reason::TunnelRefused)?;
+    ctx.change_proto(ETHERTYPE_IPV6.to_be(), 0).map_err(|_| Stop::ToKernel)?;
     let flags = GSO | u64::from(flags);
     ctx.adjust_room(-((VXLAN_OVERHEAD + LONGER) as i32), ROOM_MAC, flags)
-        .map_err(|_| Reason::RewriteRefused)
+        .map_err(|_| Stop::Drop(Reason::RewriteRefused))
+}
+
+/// Leaves to the kernel's device what cannot be taken apart here, while the packet is as it was: in
+/// IPv4 the kernel refuses such aggregates itself, but of IPv6 it has changed the packet by then (Linux
+/// 5.14). UDP's keep the mark of a tunnel where the kernel cannot be told, as in IPv4.
+///
+/// # Errors
+/// [`Stop::ToKernel`].
+#[inline(always)]
+pub fn leave_aggregate(ctx: &TcContext, protocol: u8, decap_flags: u32) -> Result<(), Stop> {
+    let is_taken = protocol == PROTO_TCP || (protocol == PROTO_UDP && decap_flags != 0);
+    if is_gso(ctx) && !is_taken { Err(Stop::ToKernel) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use overlay_common::{Mac, wire::ETHERTYPE_IPV4};
+
+    #[test]
+    fn how_a_packet_was_sent_survives_the_way_through_a_register() {
+        for by_kernel in [false, true] {
+            let pushed = Pushed { action: 7, by_kernel };
+            assert_eq!(Pushed::from_bits(pushed.to_bits()), pushed);
+        }
+    }
 
     fn config() -> Config {
         Config {

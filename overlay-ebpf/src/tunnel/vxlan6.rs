@@ -18,11 +18,11 @@ use overlay_common::{
 use crate::{
     forward::send,
     maps::{config, work::scratch},
-    outcome,
+    outcome::Stop,
     packet::frame::{ETH_LEN, longest, store_rehash, vlan_tag_length},
     tunnel::{
-        fallback, next_hop,
-        vxlan::{GSO, HANDED_OVER, ROOM_MAC, TTL, flow_hash, length16, tos},
+        next_hop,
+        vxlan::{GSO, ROOM_MAC, TTL, Unpushed, flow_hash, length16, pushed_or_kernel, tos},
     },
 };
 
@@ -40,17 +40,11 @@ const PUSH: u64 = GSO
 #[inline(never)]
 pub fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet) -> i64 {
     let ctx = TcContext::new(skb);
-    match push(&ctx, vni, node, inner) {
-        Err(refused @ (Reason::TooBig | Reason::TunnelRefused)) => {
-            let sent = fallback::send_packed(skb, vni, node, inner, refused as u32);
-            outcome::pack(outcome::unpack(sent).map(|action| action | HANDED_OVER))
-        }
-        sent => outcome::pack(sent.map(|action| action as u32)),
-    }
+    pushed_or_kernel(push(&ctx, vni, node, inner), skb, (vni, node), inner)
 }
 
 #[inline(always)]
-fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Reason> {
+fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Unpushed> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let length = ctx.len();
     let flow_hash = flow_hash(ctx);
@@ -59,10 +53,11 @@ fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, 
     let hop = next_hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
     // A tag waits outside the packet data and would end up on the outer frame.
     if tag != 0 {
-        return Err(Reason::TunnelRefused);
+        return Err(Unpushed::ToKernel(Reason::TunnelRefused));
     }
     let tos = tos(ctx, inner)?;
-    ctx.adjust_room(VXLAN_OVERHEAD6 as i32, ROOM_MAC, PUSH).map_err(|_| Reason::TunnelRefused)?;
+    ctx.adjust_room(VXLAN_OVERHEAD6 as i32, ROOM_MAC, PUSH)
+        .map_err(|_| Unpushed::ToKernel(Reason::TunnelRefused))?;
     let headers = &mut scratch()?.headers6;
     fill(headers, (config, hop), (vni, flow_hash, tos), (inner, length));
     store_rehash(ctx, 0, headers)?;
@@ -113,20 +108,20 @@ fn fill(
 /// which IPv6's header is longer.
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
+/// [`Stop::ToKernel`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
 /// aggregates other than TCP's and UDP's, which the caller keeps from here.
 #[inline(always)]
-pub fn remove(ctx: &TcContext, ethertype: u16, flags: u32) -> Result<(), Reason> {
+pub fn remove(ctx: &TcContext, ethertype: u16, flags: u32) -> Result<(), Stop> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;
     let flags = GSO | u64::from(flags);
     if ethertype != ETHERTYPE_IPV4 {
         return ctx
             .adjust_room(-(VXLAN_OVERHEAD6 as i32), ROOM_MAC, flags)
-            .map_err(|_| Reason::TunnelRefused);
+            .map_err(|_| Stop::ToKernel);
     }
-    ctx.change_proto(ETHERTYPE_IPV4.to_be(), 0).map_err(|_| Reason::TunnelRefused)?;
+    ctx.change_proto(ETHERTYPE_IPV4.to_be(), 0).map_err(|_| Stop::ToKernel)?;
     ctx.adjust_room(-((VXLAN_OVERHEAD6 - LONGER) as i32), ROOM_MAC, flags)
-        .map_err(|_| Reason::RewriteRefused)
+        .map_err(|_| Stop::Drop(Reason::RewriteRefused))
 }
 
 #[cfg(test)]

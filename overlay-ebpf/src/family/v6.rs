@@ -1,0 +1,318 @@
+//! IPv6: the header is in the work area, and the tables name its addresses by numbers
+//! ([`crate::maps::addr6_id`]).
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Ip6, Mac, Reason,
+    maps::{
+        CONNTRACK_FORWARD, ENDPOINT_LOCAL, Endpoint, Link, Link6, NETWORK_INTERNAL, Network,
+        Published,
+    },
+    wire::{ETHERTYPE_IPV6, Ethernet},
+};
+
+use super::{Family, Outward, Sent};
+use crate::{
+    answer::{icmp6, reject6},
+    forward::route6,
+    maps::{
+        CONNTRACK, LINKS6, NETWORKS, SERVICES, addr6_id, config,
+        endpoint::find6,
+        lookup,
+        work::{Area, PART_QUOTED, area},
+    },
+    nat::rewrite6,
+    outcome::{Outcome, Stop},
+    packet::{
+        flow6,
+        frame::{ETH_LEN, is_gso, load},
+    },
+    service::{conntrack, dsr, dsr6, published},
+    tunnel::{underlay, vxlan, vxlan6},
+};
+
+/// IPv6.
+pub struct V6;
+
+impl Family for V6 {
+    const ETHERTYPE: u16 = ETHERTYPE_IPV6;
+    /// It is in the work area.
+    type Header = ();
+    type Address = Ip6;
+
+    #[inline(always)]
+    fn flow(ctx: &TcContext, _ip: &(), offset: usize, vni: u32, _work: Area) -> Result<(), Reason> {
+        // What has no number has no flow.
+        if flow6::find(ctx, offset, vni)? { Ok(()) } else { Err(Reason::ServiceProtocol) }
+    }
+
+    #[inline(always)]
+    fn flow_from_outside(
+        ctx: &TcContext,
+        _ip: &(),
+        offset: usize,
+        vni: u32,
+        _work: Area,
+    ) -> Result<(), Reason> {
+        flow6::read(ctx, offset)?;
+        if flow6::name(ctx, vni, flow6::MAY_BE_NEW)? { Ok(()) } else { Err(Reason::ConntrackFull) }
+    }
+
+    #[inline(always)]
+    fn outward(
+        packet: &Sent<'_, Self>,
+        network: &Network,
+        mut work: Area,
+    ) -> Result<Outward, Reason> {
+        let Sent { ctx, link, .. } = packet;
+        flow6::read(ctx, ETH_LEN).map_err(|_| Reason::NoWayOut)?;
+        if let Some(published) = own_port(ctx, link, network, work)? {
+            return Ok(Outward::OwnPort(published));
+        }
+        if !flow6::name(ctx, link.vni, 0)? {
+            return Err(Reason::NoWayOut);
+        }
+        let work = &mut *work;
+        Ok(Outward::Elsewhere(conntrack::find(&work.flow, &mut work.entry)))
+    }
+
+    /// `from_container` has looked before it went on with the program of flows.
+    #[inline(always)]
+    fn answer_stale(_packet: &Sent<'_, Self>, _network: &Network) -> Option<Outcome> {
+        None
+    }
+
+    /// There is no source NAT of IPv6.
+    #[inline(always)]
+    fn leave(_packet: &Sent<'_, Self>, _network: &Network, _work: Area, _action: u8) -> Outcome {
+        Err(Reason::NoWayOut)
+    }
+
+    /// `from_container` has answered it.
+    #[inline(always)]
+    fn echo(_packet: &Sent<'_, Self>) -> Option<Outcome> {
+        None
+    }
+
+    #[inline(always)]
+    fn translate(ctx: &TcContext, _ip: &(), transport: usize, _work: Area) -> Result<(), Reason> {
+        rewrite6::translate(ctx, transport)
+    }
+
+    #[inline(always)]
+    fn undo(ctx: &TcContext, transport: usize, _work: Area) -> Result<(), Reason> {
+        rewrite6::undo(ctx, transport)
+    }
+
+    #[inline(always)]
+    fn local_client(mut work: Area, vni: u32) -> Result<Endpoint, Reason> {
+        let to = work.ipv6.new[1];
+        match find6(&mut work.ipv6, vni, to) {
+            Some(ENDPOINT_LOCAL) => Ok(work.ipv6.endpoint),
+            _ => Err(Reason::NoEndpoint),
+        }
+    }
+
+    #[inline(always)]
+    fn is_inside(_ip: &(), vni: u32, mut work: Area) -> bool {
+        let work = &mut work.ipv6;
+        addr6_id::inside(vni, &work.ip.src, &mut work.key) != addr6_id::NOBODY
+    }
+
+    #[inline(always)]
+    fn is_in_subnet(
+        _ip: &(),
+        _network: &Network,
+        endpoint: &Endpoint,
+        work: Area,
+    ) -> Result<bool, Reason> {
+        let link: Link6 = lookup(&LINKS6, &endpoint.ifindex).ok_or(Reason::NoEndpoint)?;
+        Ok(work.ipv6.ip.src.is_equal_under(&link.ip, &link.mask))
+    }
+
+    #[inline(always)]
+    fn gateway_mac(_ip: &(), work: Area) -> Result<Mac, Reason> {
+        let (vni, ifindex) = (work.backend.vni, work.backend.ifindex);
+        let link: Option<Link6> = lookup(&LINKS6, &ifindex);
+        let source = work.ipv6.ip.src;
+        if link.is_some_and(|link| source.is_equal_under(&link.ip, &link.mask))
+            || Self::is_inside(&(), vni, work)
+        {
+            return Err(Reason::SpoofedInnerSource);
+        }
+        let network: Option<Network> = lookup(&NETWORKS, &vni);
+        Ok(network.map_or(Mac::default(), |network| Mac::of_ip(network.gateway)))
+    }
+
+    #[inline(always)]
+    fn keep(work: Area) {
+        addr6_id::keep_both(&work);
+    }
+
+    #[inline(always)]
+    fn keep_returning(work: Area) {
+        let reply = conntrack::reply_key(&work.flow.key, &work.entry);
+        if let Some(reply) = CONNTRACK.get_ptr(&reply) {
+            // SAFETY: as in `conntrack::look`.
+            let asked = unsafe { (*reply).saddr };
+            // The client of a flow that is in use is kept with it, and with DSR what it asked.
+            addr6_id::keep(work.flow.key.saddr);
+            addr6_id::keep(asked);
+        }
+    }
+
+    #[inline(always)]
+    fn asked(work: Area) -> Ip6 {
+        work.ipv6.ip.dst
+    }
+
+    #[inline(always)]
+    fn dsr_header(work: Area, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
+        dsr::header6(&work, asked, otherwise)
+    }
+
+    #[inline(always)]
+    fn dsr_asked(ctx: &TcContext, _outer: usize) -> Result<u64, Reason> {
+        Ok(dsr6::asked(ctx))
+    }
+
+    #[inline(always)]
+    fn send_dsr(ctx: &TcContext, _ip: &(), _work: Area) -> Outcome {
+        dsr6::send(ctx)
+    }
+
+    #[inline(always)]
+    fn route_out(ctx: &TcContext, _work: Area) -> Outcome {
+        route6::route_out(ctx)
+    }
+
+    #[inline(always)]
+    fn outside_mtu(ctx: &TcContext, _work: Area) -> Result<u32, Reason> {
+        route6::outside_mtu(ctx)
+    }
+
+    #[inline(always)]
+    fn reject(ctx: &TcContext, _work: Area, reason: Reason) -> Outcome {
+        reject6::answer(ctx, reason)
+    }
+
+    #[inline(always)]
+    fn too_big_from_gateway(
+        ctx: &TcContext,
+        _vni: u32,
+        mtu: u32,
+        translated: bool,
+    ) -> Result<(), Reason> {
+        if translated {
+            let work = area()?;
+            Self::undo(ctx, usize::from(work.flow.transport), work)?;
+        }
+        icmp6::from_gateway(ctx)?;
+        icmp6::too_big(ctx, mtu)
+    }
+
+    #[inline(always)]
+    fn too_big_from_asked(
+        ctx: &TcContext,
+        asked: &Ip6,
+        mtu: u32,
+        mut work: Area,
+    ) -> Result<(), Reason> {
+        Self::undo(ctx, usize::from(work.flow.transport), work)?;
+        work.ipv6.router = *asked;
+        work.ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
+        icmp6::too_big(ctx, mtu)
+    }
+
+    #[inline(always)]
+    fn too_big_to_backend(
+        ctx: &TcContext,
+        transport: usize,
+        mtu: u32,
+        mut work: Area,
+    ) -> Result<(), Reason> {
+        work.ipv6.router = work.ipv6.new[0];
+        work.ipv6.router_mac = Mac::default();
+        Self::undo(ctx, transport, work)?;
+        icmp6::too_big(ctx, mtu)
+    }
+
+    #[inline(always)]
+    fn pop(ctx: &TcContext, _ip: &(), _outer: usize, leaves: bool) -> Result<(), Stop> {
+        pop(ctx, leaves)
+    }
+}
+
+/// Removes the outer headers in front of the packet in the work area. `leaves` says that it goes out of the host
+/// then.
+///
+/// # Errors
+/// [`Stop::ToKernel`] when the kernel's device has to do that.
+#[inline(always)]
+pub fn pop(ctx: &TcContext, leaves: bool) -> Result<(), Stop> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    let protocol = area()?.ipv6.ip.next_header;
+    vxlan::leave_aggregate(ctx, protocol, config.decap_flags)?;
+    // As of IPv4: the mark that an aggregate may keep could mislead a NIC.
+    if leaves && is_gso(ctx) && config.decap_flags == 0 {
+        return Err(Stop::ToKernel);
+    }
+    if underlay::is_ipv6() {
+        vxlan6::remove(ctx, ETHERTYPE_IPV6, config.decap_flags)
+    } else {
+        vxlan::remove_ipv6(ctx, config.decap_flags)
+    }
+}
+
+/// What is published on this host under the port that a container asks of one of its addresses. The flow is
+/// named then.
+#[inline(always)]
+fn own_port(
+    ctx: &TcContext,
+    link: &Link,
+    network: &Network,
+    mut work: Area,
+) -> Result<Option<Published>, Reason> {
+    if network.flags & NETWORK_INTERNAL != 0 || !published::is_on_host6(&work.ipv6.ip.dst) {
+        return Ok(None);
+    }
+    if work.flow.part == PART_QUOTED {
+        // An error about a flow that has a backend: nothing is looked up of what is published. Its sender
+        // may be one from outside to the backend, or be on its network.
+        for how in [0, flow6::SOURCE_OUTSIDE] {
+            if flow6::name(ctx, link.vni, how)? {
+                let work = &mut *work;
+                if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
+                    return Ok(Some(Published::default()));
+                }
+            }
+        }
+        return Ok(None);
+    }
+    // A later fragment says its port only by its flow.
+    let is_later = work.ipv6.fragment == flow6::LATER_FRAGMENT;
+    if is_later && !name_client(ctx, link, 0)? {
+        return Ok(None);
+    }
+    let (proto, port) = (work.flow.key.proto, work.flow.key.dport);
+    let Some(published) = published::find_on_host6(&work.ipv6.ip.dst, proto, port) else {
+        return Ok(None);
+    };
+    let on_network =
+        lookup(&SERVICES, &published.service).is_some_and(|service| service.vni == link.vni);
+    let how = if on_network { 0 } else { flow6::SOURCE_OUTSIDE };
+    let named = flow6::name(ctx, link.vni, how | flow6::MAY_BE_NEW)?;
+    Ok(if named { Some(published) } else { None })
+}
+
+/// Names a later fragment's flow by either name of its sender.
+#[inline(always)]
+fn name_client(ctx: &TcContext, link: &Link, how: u32) -> Result<bool, Reason> {
+    match flow6::name(ctx, link.vni, how) {
+        Ok(true) => Ok(true),
+        Ok(false) | Err(Reason::Fragment) => {
+            flow6::name(ctx, link.vni, how | flow6::SOURCE_OUTSIDE)
+        }
+        error => error,
+    }
+}

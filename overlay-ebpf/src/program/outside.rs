@@ -1,0 +1,34 @@
+//! `from_outside`: what an interface receives that has a way out and is not the underlay's: published ports, and
+//! what comes back to containers.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{Reason, VXLAN_OVERHEAD};
+
+use crate::{
+    maps::config,
+    outcome::{Outcome, Verdict},
+    packet::frame::{has_vlan_tag, pull},
+    tunnel::outer::is_to_vtep,
+    walk::host4::{self, HEADERS, not_ipv4, outer_headers},
+};
+
+/// What the interface receives.
+#[inline(always)]
+pub fn receive(ctx: &TcContext) -> Outcome {
+    // As much as the packet that an ICMP error quotes needs.
+    pull(ctx, VXLAN_OVERHEAD + HEADERS);
+    let Some(config) = config() else {
+        return Ok(Verdict::Pass);
+    };
+    if has_vlan_tag(ctx) {
+        // The VLAN's own interface sees it again, without the tag.
+        return Ok(Verdict::Pass);
+    }
+    if is_to_vtep(ctx, config) {
+        return Err(Reason::NotPeer);
+    }
+    match outer_headers(ctx) {
+        Some((ip, udp)) => host4::receive(ctx, config, &ip, &udp),
+        None => not_ipv4(ctx),
+    }
+}

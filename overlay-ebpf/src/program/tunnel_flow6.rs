@@ -1,0 +1,77 @@
+//! `tunnel_flow6`: IPv6 out of the tunnel that may be of a translated flow. The program of the interface has
+//! checked the packet and left it as it came.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Reason,
+    maps::{ENDPOINT_LOCAL, ENDPOINT_REMOTE},
+    wire::ETHERTYPE_IPV6,
+};
+
+use crate::{
+    family::V6,
+    forward::deliver_as,
+    maps::{endpoint::find6, work::area},
+    observe::Party,
+    outcome::{Outcome, Stop},
+    packet::frame::pull,
+    tunnel::{
+        fallback,
+        peers::{self, check_peer},
+        underlay,
+    },
+    walk::tunnel::{Inner, Way, from_outside, reply, to_client},
+};
+
+/// Outer headers of either family, Ethernet, IPv6 and TCP.
+const HEADERS: u32 = 70 + 74;
+
+/// What the program of the interface has left in the work area.
+#[inline(always)]
+pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
+    pull(ctx, HEADERS);
+    let inner = {
+        let work = &area()?.ipv6;
+        let outer = work.outer as usize;
+        Inner::<V6> { ctx, vni: work.vni, sender: work.sender, outer, ip: () }
+    };
+    receiver.vni = inner.vni;
+    let stop = match accept(&inner, receiver) {
+        Ok(verdict) => return Ok(verdict),
+        Err(stop) => stop,
+    };
+    // What a stranger sends is dropped as that, whatever else is wrong with it. On an IPv6 underlay the
+    // number of its node says that it is none.
+    if !underlay::is_ipv6()
+        && let Err(stranger) = check_peer(inner.sender)
+    {
+        *receiver = Party::receiver();
+        return Err(stranger);
+    }
+    match stop {
+        Stop::ToKernel => fallback::leave(ctx),
+        Stop::Drop(reason) => Err(peers::classify(inner.vni, inner.sender, reason)),
+    }
+}
+
+#[inline(always)]
+fn accept(inner: &Inner<'_, V6>, receiver: &mut Party) -> Way {
+    let mut work = area()?;
+    let destination = work.ipv6.ip.dst;
+    if find6(&mut work.ipv6, inner.vni, destination) != Some(ENDPOINT_LOCAL) {
+        return to_client(inner);
+    }
+    let endpoint = work.ipv6.endpoint;
+    receiver.slot = endpoint.slot;
+    let source = work.ipv6.ip.src;
+    if find6(&mut work.ipv6, inner.vni, source) != Some(ENDPOINT_REMOTE) {
+        return from_outside(inner, &endpoint);
+    }
+    // From a backend: a reply to a client of this node, or on its own behalf.
+    let from = work.ipv6.endpoint.mac;
+    if inner.is_reply(work) {
+        return reply(inner, work);
+    }
+    inner.pop(false)?;
+    Ok(deliver_as(ETHERTYPE_IPV6, inner.ctx, &endpoint, from, Reason::Decapsulated)?)
+}

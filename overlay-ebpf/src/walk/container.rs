@@ -1,0 +1,219 @@
+//! What an endpoint sends: to a VIP, to another endpoint, to a published port, or out of its network.
+
+use aya_ebpf::programs::TcContext;
+use overlay_common::{
+    Be32, Mac, Reason, UNDERLAY_VNI,
+    maps::{
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_LOCAL, Endpoint, IPV6_SIDE, Published, VIA_VIP,
+    },
+    wire::Ethernet,
+};
+
+use crate::{
+    family::{Family, Outward, Sent},
+    forward::{back_out, deliver_as, deliver_backend_as},
+    maps::{
+        NETWORKS, lookup,
+        work::{Area, area},
+    },
+    outcome::Outcome,
+    packet::frame::{has_vlan_tag, refuse_vlan_tag},
+    service::{collision, conntrack, dsr, route, stats},
+    tunnel::vxlan,
+};
+
+/// Where the transport header of the packet in the work area is.
+#[inline(always)]
+fn transport(work: Area) -> usize {
+    usize::from(work.flow.transport)
+}
+
+/// The action of the entry of the work area's flow, which is in the work area then; 0 without one.
+#[inline(always)]
+fn tracked(mut work: Area) -> u8 {
+    let work = &mut *work;
+    conntrack::find(&work.flow, &mut work.entry)
+}
+
+/// To a VIP, of the service with a number.
+#[inline(always)]
+pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
+    refuse_vlan_tag(packet.ctx)?;
+    let mut work = area()?;
+    if let Err(reason) = packet.flow(work) {
+        return F::echo(packet).unwrap_or(Err(reason));
+    }
+    // The reply of a backend that reached itself through the VIP.
+    if packet.is_from(ENDPOINT_FLAG_BACKEND) && tracked(work) == CONNTRACK_REPLY {
+        return reply(packet, work);
+    }
+    let port = work.flow.key.dport;
+    if let Err(reason) = route::route(&mut work, number, port, (packet.ctx.len(), VIA_VIP)) {
+        return F::reject(packet.ctx, work, reason);
+    }
+    to_backend(packet, work)
+}
+
+/// To another endpoint of the network. If the sender serves a service, this may be the reply of a flow that was
+/// translated on this node; if the receiver does, its replies may look like those of one.
+#[inline(always)]
+pub fn to_endpoint<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint) -> Outcome {
+    let mut translated = false;
+    let is_with_backend =
+        packet.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
+    // Tags cross between endpoints and mean nothing elsewhere, so tagged flows are never translated.
+    if is_with_backend && !has_vlan_tag(packet.ctx) {
+        let work = area()?;
+        if packet.flow(work).is_ok() {
+            match tracked(work) {
+                CONNTRACK_REPLY => return reply(packet, work),
+                CONNTRACK_FORWARD => translated = true,
+                _ => translated = collision::open(&work)?,
+            }
+            if translated {
+                F::translate(packet.ctx, &packet.ip, transport(work), work)?;
+            }
+        }
+    }
+    pass_on(packet, endpoint, translated)
+}
+
+/// Delivers a packet to an endpoint of its network, here or on another node. `translated` says that it was
+/// rewritten as the work area has it.
+#[inline(always)]
+pub fn pass_on<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint, translated: bool) -> Outcome {
+    let Sent { ctx, link, ethernet, .. } = packet;
+    if endpoint.kind == ENDPOINT_LOCAL {
+        return deliver_as(F::ETHERTYPE, ctx, endpoint, ethernet.src, Reason::DeliveredLocal);
+    }
+    tunnel(packet, (link.vni, endpoint.node), endpoint.mac, translated)
+}
+
+/// To an address that no endpoint of the network has: back on the way that a flow from outside came in, to a
+/// port that this host publishes, or out on a new flow.
+#[inline(always)]
+pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
+    refuse_vlan_tag(packet.ctx)?;
+    let network = lookup(&NETWORKS, &packet.link.vni).ok_or(Reason::NoEndpoint)?;
+    if let Some(answered) = F::answer_stale(packet, &network) {
+        return answered;
+    }
+    let work = area()?;
+    let action = match F::outward(packet, &network, work)? {
+        Outward::OwnPort(published) => return to_own_port(packet, work, &published),
+        Outward::Elsewhere(action) => action,
+    };
+    match action {
+        CONNTRACK_REPLY => reply(packet, work),
+        CONNTRACK_RETURN => to_ingress_node(packet, network.gateway, work),
+        action => F::leave(packet, &network, work, action),
+    }
+}
+
+/// A reply to a client outside whose flow came through another node: back through that, or straight to the
+/// client (DSR).
+#[inline(always)]
+fn to_ingress_node<F: Family>(packet: &Sent<'_, F>, gateway: Be32, work: Area) -> Outcome {
+    if dsr::is_straight(&work) {
+        match F::send_dsr(packet.ctx, &packet.ip, work) {
+            // The client may be where only the ingress node has a way to.
+            Err(Reason::NoRoute) => {}
+            sent => return or_told(packet, work, sent, false),
+        }
+    }
+    let translated = work.entry.dport != work.flow.key.dport;
+    if translated {
+        F::translate(packet.ctx, &packet.ip, transport(work), work)?;
+    }
+    tunnel(packet, (packet.link.vni, work.entry.node), Mac::of_ip(gateway), translated)
+}
+
+/// To a port that this host publishes, from a container of any network: as from a client outside, under the
+/// container's own address.
+#[inline(always)]
+fn to_own_port<F: Family>(packet: &Sent<'_, F>, mut work: Area, published: &Published) -> Outcome {
+    let (number, target) = (published.service, published.target);
+    if let Err(reason) = route::route(&mut work, number, target, (packet.ctx.len(), 0)) {
+        return F::reject(packet.ctx, work, reason);
+    }
+    let vni = work.backend.vni;
+    // Networks that overlap: no packet comes from outside with an address from inside.
+    if vni != packet.link.vni && F::is_inside(&packet.ip, vni, work) {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    F::keep(work);
+    to_backend(packet, work)
+}
+
+/// Translates a client's packet and sends it to its backend.
+#[inline(always)]
+pub fn to_backend<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
+    let Sent { ctx, ethernet, ip, .. } = packet;
+    stats::asked(&work, ctx.len());
+    F::translate(ctx, ip, transport(work), work)?;
+    let backend = &work.backend;
+    if backend.node == Be32::ZERO {
+        return deliver_backend_as(F::ETHERTYPE, ctx, backend, ethernet.src);
+    }
+    tunnel(packet, (backend.vni, backend.node), backend.mac, true)
+}
+
+/// Into the tunnel on a network to a node, for the MAC `to` there.
+#[inline(always)]
+fn tunnel<F: Family>(
+    packet: &Sent<'_, F>,
+    (vni, node): (u32, Be32),
+    to: Mac,
+    translated: bool,
+) -> Outcome {
+    let inner = Ethernet { dst: to, ..packet.ethernet };
+    match vxlan::encapsulate(packet.ctx, vni, node, &inner) {
+        Err(Reason::TooBig) => {
+            let mtu = vxlan::inner_mtu(packet.ctx, node)?;
+            too_big::<F>(packet.ctx, packet.link.vni, mtu, translated)
+        }
+        sent => sent,
+    }
+}
+
+/// Answers a packet of network `vni` that a path of `mtu` bytes does not take, from the gateway.
+#[inline(always)]
+pub fn too_big<F: Family>(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Outcome {
+    F::too_big_from_gateway(ctx, vni, mtu, translated)?;
+    Ok(back_out(ctx, Reason::TooBigAnswered))
+}
+
+/// What became of a reply to a client outside: its backend is told when the reply is too big. `translated` as
+/// for [`too_big`].
+#[inline(always)]
+fn or_told<F: Family>(
+    packet: &Sent<'_, F>,
+    work: Area,
+    sent: Outcome,
+    translated: bool,
+) -> Outcome {
+    match sent {
+        Err(Reason::TooBig) => {
+            let mtu = F::outside_mtu(packet.ctx, work)?;
+            too_big::<F>(packet.ctx, packet.link.vni, mtu, translated)
+        }
+        sent => sent,
+    }
+}
+
+/// Translates a backend's reply back and sends it to the client: outside, or an endpoint of this node.
+#[inline(always)]
+fn reply<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
+    let Sent { ctx, ip, .. } = packet;
+    stats::answered(&work, ctx.len());
+    F::translate(ctx, ip, transport(work), work)?;
+    let vni = work.entry.vni & !IPV6_SIDE;
+    if vni == UNDERLAY_VNI {
+        let sent = F::route_out(ctx, work);
+        return or_told(packet, work, sent, true);
+    }
+    let client = F::local_client(work, vni)?;
+    let from = Mac::of_ip(work.entry.saddr);
+    deliver_as(F::ETHERTYPE, ctx, &client, from, Reason::DeliveredLocal)
+}

@@ -1,0 +1,126 @@
+//! The ways of packets of translated flows through XDP: a client's packet to a backend elsewhere, and a reply out
+//! of the tunnel to its client. What XDP cannot do, because it has to wait, to answer or to cut, passes to TC.
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use overlay_common::{
+    Be32, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
+    maps::{CONNTRACK_REPLY, IPV6_SIDE, Published},
+};
+
+use crate::{
+    family::xdp::XdpFamily,
+    maps::{
+        config,
+        work::{Area, area},
+    },
+    outcome::{Outcome, Verdict},
+    packet::{
+        frame::ETH_LEN,
+        xdp_frame::{length, push, send, write},
+    },
+    service::{
+        conntrack::{self, check_backend},
+        route, stats,
+    },
+    tunnel::{next_hop, vxlan::INNER},
+};
+
+/// The action of what is left to TC.
+pub const PASS: i32 = xdp_action::XDP_PASS as i32;
+
+/// A client outside asked a port of the host, and its flow is in the work area: if the backend is elsewhere, the
+/// packet goes there from here.
+#[inline(always)]
+pub fn to_published<F: XdpFamily>(
+    ctx: &XdpContext,
+    ip: &F::Header,
+    published: &Published,
+    mut work: Area,
+) -> Outcome {
+    let (number, target) = (published.service, published.target);
+    match route::route(&mut work, number, target, (length(ctx), 0)) {
+        // The answer is TC's to give.
+        Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
+        routed => routed?,
+    }
+    Ok(verdict(F::to_backend(ctx, ip)?, Reason::XdpEncapsulated))
+}
+
+/// The reply of a flow that was translated here, out of the tunnel from the node `sender`. The flow is in the work
+/// area.
+#[inline(always)]
+pub fn reply<F: XdpFamily>(
+    ctx: &XdpContext,
+    ip: &F::Header,
+    sender: Be32,
+    mut work: Area,
+) -> Result<Option<Verdict>, Reason> {
+    {
+        let work = &mut *work;
+        if conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_REPLY {
+            return Ok(None);
+        }
+    }
+    // Clients on this node are TC's.
+    if work.entry.vni & !IPV6_SIDE != UNDERLAY_VNI {
+        return Ok(Some(Verdict::Pass));
+    }
+    check_backend(&work.entry, sender)?;
+    Ok(Some(verdict(F::to_client(ctx, ip)?, Reason::XdpSentToClient)))
+}
+
+/// What [`to_backend`] and [`to_client`] made of a packet.
+#[inline(always)]
+fn verdict(action: i32, reason: Reason) -> Verdict {
+    if action == PASS { Verdict::Pass } else { Verdict::Done(action, reason) }
+}
+
+/// Sends a packet of the flow in the work area to its backend, if that is elsewhere and the way there is known.
+#[inline(always)]
+pub fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    let work = area()?;
+    if work.backend.node == Be32::ZERO {
+        return Ok(PASS);
+    }
+    let gateway = F::inner_source(ip, work)?;
+    let length = length(ctx);
+    let total = length + VXLAN_OVERHEAD - ETH_LEN as u32;
+    let hop = match next_hop::to_node(ctx.ctx.cast(), config, work.backend.node, total) {
+        // TC can wait for the neighbour and tell the client what fits, XDP cannot.
+        Err(Reason::TooBig) => return Ok(PASS),
+        hop => hop?,
+    };
+    if hop.resolved == 0 {
+        return Ok(PASS);
+    }
+    F::keep(work);
+    stats::asked(&work, length);
+    F::resolve()?;
+    F::rewrite(ctx, ip, ETH_LEN, work)?;
+    push(ctx, VXLAN_OVERHEAD as i32)?;
+    F::write_headers(ctx, config, hop, ip, (gateway, length), work)?;
+    Ok(send(ctx, hop.ifindex))
+}
+
+/// Sends a reply of the flow in the work area out of the tunnel to its client, if the way there is known.
+#[inline(always)]
+pub fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    let work = area()?;
+    F::resolve()?;
+    let total = F::total_length(ip, work);
+    let hop = match F::next_hop(ctx, config, total, work) {
+        // TC can tell the backend what fits.
+        Err(Reason::TooBig) => return Ok(PASS),
+        hop => hop?,
+    };
+    if !hop.resolved {
+        return Ok(PASS);
+    }
+    stats::answered(&work, total + ETH_LEN as u32);
+    F::rewrite(ctx, ip, INNER + ETH_LEN, work)?;
+    push(ctx, -(VXLAN_OVERHEAD as i32))?;
+    write(ctx, 0, hop.ethernet)?;
+    Ok(send(ctx, hop.ifindex))
+}
