@@ -15,15 +15,11 @@ use crate::{
     outcome::{self, Outcome},
     packet::{
         frame::{ETH_LEN, load_at, store},
-        ipv4::IPV4_LEN,
+        ipv4::{ECHO_REPLY, ECHO_REQUEST, IPV4_LEN},
         ipv6::ICMPV6,
     },
 };
 
-/// ICMP type and code of an echo request, as one half word (RFC 792).
-const ECHO_REQUEST: u16 = 0x0800;
-/// ICMP type and code of an echo reply.
-const ECHO_REPLY: u16 = 0x0000;
 /// ICMPv6 type and code of an echo request, as one half word (RFC 4443, section 4.1).
 const ECHO_REQUEST6: u16 = 0x8000;
 /// ICMPv6 type and code of an echo reply.

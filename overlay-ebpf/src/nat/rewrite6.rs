@@ -22,6 +22,7 @@ use crate::{
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     outcome,
     packet::{
+        flow6::FARTHEST,
         frame::{ETH_LEN, load_at, load_into, store, store_rehash},
         ipv6::{ICMPV6, IPV6_LEN},
     },
@@ -37,7 +38,8 @@ const QUOTED: usize = ICMPV6 + 8;
 const QUOTED_TRANSPORT: usize = QUOTED + IPV6_LEN;
 
 /// Which bits an offset of a transport header has.
-pub const TRANSPORT_MASK: usize = 0x3ff;
+const TRANSPORT_MASK: usize = 0x3ff;
+const _: () = assert!(FARTHEST <= TRANSPORT_MASK);
 
 /// Rewrites the packet, whose IPv6 header is right behind the Ethernet header and in `work.ipv6.ip`, and whose
 /// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`; of an ICMPv6

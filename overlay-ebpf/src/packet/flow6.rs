@@ -20,7 +20,6 @@ use crate::{
         FRAGMENTS, addr6_id,
         work::{Ipv6Work, PART_LATER, PART_QUOTED, PART_WHOLE, Scratch, Work, scratch, work},
     },
-    nat::rewrite6,
     outcome,
     packet::{
         frame::{ETH_LEN, is_gso, load_at, load_into},
@@ -259,7 +258,7 @@ pub fn find(ctx: &TcContext, offset: usize, vni: u32) -> Result<bool, Reason> {
 pub const HOST: u32 = UNDERLAY_VNI;
 
 const _: () = assert!(ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN < 0xff);
-// What `nat::rewrite6` is given of an offset, the longest outer headers and an ICMPv6 error's quote included.
-const _: () = assert!(
-    70 + ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN + LONGEST_EXTENSIONS <= rewrite6::TRANSPORT_MASK
-);
+
+/// The farthest that a transport header is from the start of the frame, behind the longest outer headers: in an
+/// ICMPv6 error's quote, or behind extension headers.
+pub const FARTHEST: usize = 70 + ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN + LONGEST_EXTENSIONS;

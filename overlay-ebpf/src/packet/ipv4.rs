@@ -10,6 +10,11 @@ use crate::packet::transport::SCTP_CHUNK;
 
 /// Length of an IPv4 header without options.
 pub const IPV4_LEN: usize = size_of::<Ipv4>();
+/// ICMP type and code of an echo request, as one half word (RFC 792).
+pub const ECHO_REQUEST: u16 = 0x0800;
+/// ICMP type and code of an echo reply.
+pub const ECHO_REPLY: u16 = 0x0000;
+
 /// Checks what every IPv4 header must satisfy. `available` is the length of the packet from this
 /// header on; aggregates over 64 KiB have a total length of 0 (BIG TCP, Linux 6.3).
 #[inline(always)]

@@ -18,10 +18,9 @@ use crate::{
     outcome,
     packet::{
         frame::{ETH_LEN, load_at, store, store_rehash},
-        ipv4::IPV4_LEN,
+        ipv4::{ECHO_REQUEST, IPV4_LEN},
         transport::has_ports,
     },
-    service::snat::ECHO_REQUEST,
 };
 
 /// Length of the header of an ICMP error.

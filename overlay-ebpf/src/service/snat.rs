@@ -27,16 +27,12 @@ use crate::{
         flow::flow,
         fragment,
         frame::{ETH_LEN, ifindex, is_gso, load_at, longest, store},
-        ipv4::{IPV4_LEN, check_ipv4},
+        ipv4::{ECHO_REPLY, ECHO_REQUEST, IPV4_LEN, check_ipv4},
         related,
     },
     service::{conntrack, snat_flow, snat_limit},
 };
 
-/// ICMP type and code of an echo request, as one half word (RFC 792).
-pub const ECHO_REQUEST: u16 = 0x0800;
-/// ICMP type and code of an echo reply.
-const ECHO_REPLY: u16 = 0x0000;
 /// Length of an ICMP echo header.
 const ECHO_LEN: usize = 8;
 /// Offset of TTL and protocol in an IPv4 header.

@@ -1,7 +1,10 @@
 //! The ways of packets of translated flows through XDP: a client's packet to a backend elsewhere, and a reply out
 //! of the tunnel to its client. What XDP cannot do, because it has to wait, to answer or to cut, passes to TC.
 
-use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    programs::XdpContext,
+};
 use overlay_common::{
     Be32, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
     maps::{CONNTRACK_REPLY, IPV6_SIDE, Published},
@@ -13,7 +16,7 @@ use crate::{
         config,
         work::{Area, area},
     },
-    outcome::{Outcome, Verdict},
+    outcome::{Outcome, Verdict, pack, unpack},
     packet::{
         frame::ETH_LEN,
         xdp_frame::{length, push, send, write},
@@ -26,7 +29,7 @@ use crate::{
 };
 
 /// The action of what is left to TC.
-pub const PASS: i32 = xdp_action::XDP_PASS as i32;
+const PASS: i32 = xdp_action::XDP_PASS as i32;
 
 /// A client outside asked a port of the host, and its flow is in the work area: if the backend is elsewhere, the
 /// packet goes there from here.
@@ -43,7 +46,14 @@ pub fn to_published<F: XdpFamily>(
         Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
         routed => routed?,
     }
-    Ok(verdict(F::to_backend(ctx, ip)?, Reason::XdpEncapsulated))
+    Ok(verdict(
+        if F::OWN_FUNCTIONS {
+            unpack(to_backend_packed::<F>(ctx.ctx, ip))? as i32
+        } else {
+            to_backend::<F>(ctx, ip)?
+        },
+        Reason::XdpEncapsulated,
+    ))
 }
 
 /// The reply of a flow that was translated here, out of the tunnel from the node `sender`. The flow is in the work
@@ -66,7 +76,14 @@ pub fn reply<F: XdpFamily>(
         return Ok(Some(Verdict::Pass));
     }
     check_backend(&work.entry, sender)?;
-    Ok(Some(verdict(F::to_client(ctx, ip)?, Reason::XdpSentToClient)))
+    Ok(Some(verdict(
+        if F::OWN_FUNCTIONS {
+            unpack(to_client_packed::<F>(ctx.ctx, ip))? as i32
+        } else {
+            to_client::<F>(ctx, ip)?
+        },
+        Reason::XdpSentToClient,
+    )))
 }
 
 /// What [`to_backend`] and [`to_client`] made of a packet.
@@ -75,9 +92,19 @@ fn verdict(action: i32, reason: Reason) -> Verdict {
     if action == PASS { Verdict::Pass } else { Verdict::Done(action, reason) }
 }
 
+#[inline(never)]
+fn to_backend_packed<F: XdpFamily>(ctx: *mut xdp_md, ip: &F::Header) -> i64 {
+    pack(to_backend::<F>(&XdpContext::new(ctx), ip).map(|action| action as u32))
+}
+
+#[inline(never)]
+fn to_client_packed<F: XdpFamily>(ctx: *mut xdp_md, ip: &F::Header) -> i64 {
+    pack(to_client::<F>(&XdpContext::new(ctx), ip).map(|action| action as u32))
+}
+
 /// Sends a packet of the flow in the work area to its backend, if that is elsewhere and the way there is known.
 #[inline(always)]
-pub fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
+fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let work = area()?;
     if work.backend.node == Be32::ZERO {
@@ -105,7 +132,7 @@ pub fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32,
 
 /// Sends a reply of the flow in the work area out of the tunnel to its client, if the way there is known.
 #[inline(always)]
-pub fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
+fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let work = area()?;
     F::resolve()?;

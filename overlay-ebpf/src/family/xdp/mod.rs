@@ -22,6 +22,9 @@ use crate::{
 
 /// An address family, as XDP sees it.
 pub trait XdpFamily: Family {
+    /// Whether the ways of packets are functions of their own, for the stack's sake: what they call has used
+    /// its part of the stack only while they run.
+    const OWN_FUNCTIONS: bool;
     /// What has been read of a packet to the host.
     type Head;
 
@@ -35,18 +38,6 @@ pub trait XdpFamily: Family {
         config: &Config,
         head: Self::Head,
     ) -> Result<Option<(Self::Header, Published, Area)>, Reason>;
-
-    /// [`crate::walk::xdp::to_backend`], in a function of its own where the stack wants it.
-    ///
-    /// # Errors
-    /// The reasons why the packet is dropped.
-    fn to_backend(ctx: &XdpContext, ip: &Self::Header) -> Result<i32, Reason>;
-
-    /// [`crate::walk::xdp::to_client`], likewise.
-    ///
-    /// # Errors
-    /// The reasons why the packet is dropped.
-    fn to_client(ctx: &XdpContext, ip: &Self::Header) -> Result<i32, Reason>;
 
     /// Ethernet source of a client's packet inside the tunnel.
     ///

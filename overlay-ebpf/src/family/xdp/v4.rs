@@ -21,10 +21,10 @@ use crate::{
     },
     service::{dsr, published},
     tunnel::vxlan,
-    walk::xdp,
 };
 
 impl XdpFamily for V4 {
+    const OWN_FUNCTIONS: bool = false;
     type Head = (Ipv4, Udp);
 
     #[inline(always)]
@@ -46,16 +46,6 @@ impl XdpFamily for V4 {
         let mut work = area()?;
         flow(ctx, &ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow)?;
         Ok(Some((ip, published, work)))
-    }
-
-    #[inline(always)]
-    fn to_backend(ctx: &XdpContext, ip: &Ipv4) -> Result<i32, Reason> {
-        xdp::to_backend::<Self>(ctx, ip)
-    }
-
-    #[inline(always)]
-    fn to_client(ctx: &XdpContext, ip: &Ipv4) -> Result<i32, Reason> {
-        xdp::to_client::<Self>(ctx, ip)
     }
 
     /// The backend's node has the gateway's MAC, and checks where the packet is from.

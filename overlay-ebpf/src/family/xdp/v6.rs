@@ -1,8 +1,5 @@
 //! IPv6 in XDP: TCP and UDP right behind their IPv6 header, over an IPv4 underlay. Anything else, or with anything
 //! wrong with it, passes to TC, which says so.
-//!
-//! Both ways are functions with the look-up of the flow between them, one after the other from the entry point: what
-//! they call has used their part of the stack only while they run.
 
 use core::mem::offset_of;
 
@@ -36,7 +33,6 @@ use crate::{
         peers::check_peer,
         vxlan::{self, INNER},
     },
-    walk::xdp,
 };
 
 /// In place of a service's number, none of which is zero: the packet is not for XDP.
@@ -50,6 +46,7 @@ const TRANSPORT: usize = ETH_LEN + IPV6_LEN;
 const INNER_TRANSPORT: usize = INNER + TRANSPORT;
 
 impl XdpFamily for V6 {
+    const OWN_FUNCTIONS: bool = true;
     type Head = ();
 
     #[inline(always)]
@@ -65,16 +62,6 @@ impl XdpFamily for V6 {
         let work = area()?;
         let target = work.ipv6.target;
         Ok(Some(((), Published { service, target, ..Published::default() }, work)))
-    }
-
-    #[inline(always)]
-    fn to_backend(ctx: &XdpContext, _ip: &()) -> Result<i32, Reason> {
-        outcome::unpack(to_backend_packed(ctx.ctx)).map(|action| action as i32)
-    }
-
-    #[inline(always)]
-    fn to_client(ctx: &XdpContext, _ip: &()) -> Result<i32, Reason> {
-        outcome::unpack(to_client_packed(ctx.ctx)).map(|action| action as i32)
     }
 
     #[inline(always)]
@@ -135,18 +122,6 @@ impl XdpFamily for V6 {
         *headers = vxlan::headers(config, hop.ethernet, backend.node, tunnel, (inner, length));
         store(ctx, 0, headers)
     }
-}
-
-#[inline(never)]
-fn to_backend_packed(ctx: *mut xdp_md) -> i64 {
-    let sent = xdp::to_backend::<V6>(&XdpContext::new(ctx), &());
-    outcome::pack(sent.map(|action| action as u32))
-}
-
-#[inline(never)]
-fn to_client_packed(ctx: *mut xdp_md) -> i64 {
-    let sent = xdp::to_client::<V6>(&XdpContext::new(ctx), &());
-    outcome::pack(sent.map(|action| action as u32))
 }
 
 /// The number of the service that a packet asks, with its port in the work area, and the flow.
