@@ -144,15 +144,13 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     let length = (ctx.data_end() - ctx.data()) as u32;
     let mut receiver = Party::receiver();
     match xdp_program::receive(&ctx, &mut receiver) {
-        Ok(Verdict::Pass) => xdp_action::XDP_PASS,
-        Ok(Verdict::Done(action, reason)) => {
-            observe::forwarded(&receiver, 0, reason, length);
-            action as u32
-        }
-        Ok(Verdict::Delivered(action, reason, slot)) => {
-            observe::forwarded(&receiver, slot, reason, length);
-            event::tell_delivery_in_xdp(&ctx, slot, reason);
-            action as u32
+        Ok(Verdict::PASS) => xdp_action::XDP_PASS,
+        Ok(verdict) => {
+            observe::forwarded(&receiver, verdict, length);
+            if verdict.slot() != 0 {
+                event::tell_delivery_in_xdp(&ctx, verdict.slot(), verdict.reason());
+            }
+            verdict.action() as u32
         }
         Err(reason) => {
             observe::dropped(&receiver, reason, length);
@@ -224,36 +222,23 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i32 {
     if kept != 0 {
         let reason = match outcome {
-            Ok(Verdict::Done(_, reason) | Verdict::Delivered(_, reason, _)) | Err(reason) => reason,
-            Ok(Verdict::Pass) => return TC_ACT_OK,
+            Ok(Verdict::PASS) => return TC_ACT_OK,
+            Ok(verdict) => verdict.reason() as u32,
+            Err(reason) => reason as u32,
         };
-        event::tell_kept(party.vni, party.slot, reason as u32);
+        event::tell_kept(party.vni, party.slot, reason);
     }
     match outcome {
-        Ok(Verdict::Pass) => TC_ACT_OK,
-        Ok(Verdict::Done(action, reason)) => {
-            observe::forwarded(party, 0, reason, ctx.len());
-            // An answer goes back into the container that asked.
-            if party.traffic == Traffic::Sent
-                && matches!(
-                    reason,
-                    Reason::ArpAnswered
-                        | Reason::NdAnswered
-                        | Reason::EchoAnswered
-                        | Reason::TooBigAnswered
-                        | Reason::TtlExceededAnswered
-                        | Reason::NoBackendAnswered
-                        | Reason::BackendGoneAnswered
-                )
-            {
-                event::tell_delivery(ctx, party.slot, reason);
+        Ok(Verdict::PASS) => TC_ACT_OK,
+        Ok(verdict) => {
+            observe::forwarded(party, verdict, ctx.len());
+            if verdict.slot() != 0 {
+                event::tell_delivery(ctx, verdict.slot(), verdict.reason());
+            } else if party.traffic == Traffic::Sent && is_answer(verdict.reason()) {
+                // An answer goes back into the container that asked.
+                event::tell_delivery(ctx, party.slot, verdict.reason());
             }
-            action
-        }
-        Ok(Verdict::Delivered(action, reason, slot)) => {
-            observe::forwarded(party, slot, reason, ctx.len());
-            event::tell_delivery(ctx, slot, reason);
-            action
+            verdict.action()
         }
         Err(reason) => {
             observe::dropped(party, reason, ctx.len());
@@ -262,6 +247,21 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
             TC_ACT_SHOT
         }
     }
+}
+
+/// Whether the sender was answered.
+#[inline(always)]
+fn is_answer(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ArpAnswered
+            | Reason::NdAnswered
+            | Reason::EchoAnswered
+            | Reason::TooBigAnswered
+            | Reason::TtlExceededAnswered
+            | Reason::NoBackendAnswered
+            | Reason::BackendGoneAnswered
+    )
 }
 
 #[cfg(target_arch = "bpf")]

@@ -7,16 +7,53 @@
 
 use overlay_common::Reason;
 
-/// What to do with a packet that is not dropped.
-#[derive(Clone, Copy)]
-pub enum Verdict {
+/// What to do with a packet that is not dropped: the program type's action, the reason that is counted, and the slot of
+/// the endpoint of this node that the packet went to, 0 for none.
+///
+/// One number, as a [`Reason`] is: so an [`Outcome`] has no field that only some outcomes have. The compiler would keep
+/// such a field on the stack across calls, and the verifier refuses to store what was never written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict(u32);
+
+impl Verdict {
     /// The packet is not ours: the host's stack goes on with it.
-    Pass,
-    /// The program dealt with the packet, for a reason that is counted. The number is the program
-    /// type's action.
-    Done(i32, Reason),
-    /// As `Done`: the packet went to the endpoint of this node with the slot that is last.
-    Delivered(i32, Reason, u32),
+    pub const PASS: Self = Self(u32::MAX);
+
+    /// The program dealt with the packet.
+    #[inline(always)]
+    pub const fn done(action: i32, reason: Reason) -> Self {
+        Self::delivered(action, reason, 0)
+    }
+
+    /// The packet went to the endpoint of this node with a slot. Actions are smaller than 255.
+    #[inline(always)]
+    pub const fn delivered(action: i32, reason: Reason, slot: u32) -> Self {
+        Self(action as u32 & 0xff | (reason as u32) << 8 | slot << 16)
+    }
+
+    /// The program type's action; meaningless of [`Verdict::PASS`].
+    #[inline(always)]
+    pub const fn action(self) -> i32 {
+        (self.0 & 0xff) as i32
+    }
+
+    /// The reason, likewise.
+    #[inline(always)]
+    pub fn reason(self) -> Reason {
+        Reason::from_index(self.0 >> 8 & 0xff).unwrap_or(Reason::Malformed)
+    }
+
+    /// The endpoint's slot, likewise.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 >> 16
+    }
+
+    /// The same, counted for another reason.
+    #[inline(always)]
+    pub fn because(self, reason: Reason) -> Self {
+        Self::delivered(self.action(), reason, self.slot())
+    }
 }
 
 /// The way of a packet: on, or dropped for a reason.
@@ -78,6 +115,17 @@ pub fn unpack_stop(packed: i64) -> Result<u32, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_keeps_what_it_is_made_of() {
+        for reason in Reason::ALL {
+            let verdict = Verdict::delivered(7, *reason, 2047);
+            let parts = (verdict.action(), verdict.reason(), verdict.slot());
+            assert_eq!(parts, (7, *reason, 2047));
+            assert_ne!(verdict, Verdict::PASS);
+        }
+        assert_eq!(size_of::<Outcome>(), 8, "no field that only some outcomes have");
+    }
 
     #[test]
     fn every_result_survives_the_way_through_a_register() {

@@ -8,7 +8,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::back_out,
+    forward::deliver::back_out,
     maps::{ENDPOINTS, lookup},
     outcome::Outcome,
     packet::frame::{ETH_LEN, load, store},

@@ -10,7 +10,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::back_out,
+    forward::deliver::back_out,
     maps::work::{Ipv6Work, work},
     outcome::{self, Outcome},
     packet::{

@@ -18,7 +18,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::back_out,
+    forward::deliver::back_out,
     maps::{
         LINKS6,
         endpoint::find6,

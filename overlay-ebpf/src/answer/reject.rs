@@ -1,13 +1,11 @@
-//! New flows to a service without a backend are refused at once, as a host refuses a port on which
-//! nobody listens: TCP with a reset, UDP with ICMP "port unreachable". A client that hears nothing
-//! would wait for as long as its own patience lasts.
+//! The answer to TCP that is rejected: a reset (RFC 9293, section 3.10.7.1), as a host answers for a port on which
+//! no program listens. A client that hears nothing would wait for as long as its own patience lasts.
 
 use core::mem::offset_of;
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_change_tail, programs::TcContext};
 use overlay_common::{
     Be16, Reason, checksum,
-    maps::SERVICE_RESETS,
     wire::{
         ETHERTYPE_IPV4, Ethernet, IPV4_DF, Ipv4, PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
         Tcp, TcpSegment,
@@ -16,12 +14,8 @@ use overlay_common::{
 
 use crate::{
     answer::icmp,
-    forward::back_out,
-    maps::{
-        SERVICES, lookup,
-        work::{Work, scratch},
-    },
-    outcome::{self, Outcome},
+    maps::work::scratch,
+    outcome::{self},
     packet::{
         frame::{ETH_LEN, load, store_rehash},
         ipv4::IPV4_LEN,
@@ -34,44 +28,15 @@ const RESET_LEN: u32 = size_of::<TcpSegment>() as u32;
 pub const TCP_LEN: u32 = size_of::<Tcp>() as u32;
 const TTL: u8 = 64;
 
-/// What becomes of a packet that was refused for `reason`: its sender is told, if it may be, of
-/// [`Reason::NoBackend`], and, where the service says so and it is TCP, of [`Reason::BackendGone`]. The packet is as it came: TCP or UDP, whole, not translated.
+/// Makes of a TCP packet, which is as it came, the reset that answers it, from the address that was asked. `false` when
+/// the packet is not TCP.
 ///
 /// # Errors
-/// The reason, where nobody is told: for other reasons, resets, TCP behind IPv4 options, later fragments, and packets to
-/// or from addresses that are not one host's (RFC 1122, section 3.2.2).
+/// [`Reason::NoBackend`] for what gets no answer: resets, TCP behind IPv4 options, later fragments, and packets to or
+/// from addresses that are not one host's (RFC 1122, section 3.2.2).
 #[inline(always)]
-pub fn answer(ctx: &TcContext, work: &Work, reason: Reason) -> Outcome {
-    if reason == Reason::BackendGone && says_so(work) {
-        return reset_gone(ctx);
-    }
-    if reason != Reason::NoBackend {
-        return Err(reason);
-    }
-    // One after the other and not one in the other: they share the stack with the entry point.
-    if outcome::unpack(reset_packed(ctx.skb.skb))? != ANSWERED {
-        icmp::port_unreachable(ctx)?;
-    }
-    Ok(back_out(ctx, Reason::NoBackendAnswered))
-}
-
-/// Answers TCP to a backend that is gone with a reset, from the address that was asked. The packet is as it
-/// came.
-///
-/// # Errors
-/// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
-#[inline(always)]
-pub fn reset_gone(ctx: &TcContext) -> Outcome {
-    match outcome::unpack(reset_packed(ctx.skb.skb)) {
-        Ok(ANSWERED) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
-        _ => Err(Reason::BackendGone),
-    }
-}
-
-/// Whether clients of the flow's service are told that their backend has gone.
-#[inline(always)]
-fn says_so(work: &Work) -> bool {
-    lookup(&SERVICES, &work.entry.service).is_some_and(|s| s.flags & SERVICE_RESETS != 0)
+pub fn reset(ctx: &TcContext) -> Result<bool, Reason> {
+    Ok(outcome::unpack(reset_packed(ctx.skb.skb))? == ANSWERED)
 }
 
 /// The packet was TCP and is its answer now.
@@ -98,7 +63,7 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
     }
     let tcp: Tcp = load(ctx, ETH_LEN + IPV4_LEN)?;
     let segment = &mut scratch()?.segment;
-    *segment = reset(&ethernet, &ip, &tcp).ok_or(Reason::NoBackend)?;
+    *segment = reset_segment(&ethernet, &ip, &tcp).ok_or(Reason::NoBackend)?;
     let refused = Reason::RewriteRefused;
     // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, RESET_LEN, 0) } != 0 {
@@ -118,7 +83,7 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
 /// The reset that answers a segment (RFC 9293, section 3.10.7.1), with the pseudo-header's sum in
 /// place of the checksum. `None` for what gets no answer: a reset, or a header that is impossible.
 #[inline(always)]
-fn reset(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
+fn reset_segment(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
     let available = u32::from(ip.total_length.get()).saturating_sub(IPV4_LEN as u32);
     let tcp = reset_header(available, tcp)?;
     let mut ipv4 = Ipv4 {
@@ -146,7 +111,7 @@ fn reset(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
 }
 
 /// The header of the reset that answers a segment of `length` bytes, without its checksum; `None` as of
-/// [`reset`].
+/// [`reset_segment`].
 #[inline(always)]
 pub fn reset_header(length: u32, tcp: &Tcp) -> Option<Tcp> {
     if tcp.flags & TCP_RST != 0 {
@@ -222,7 +187,7 @@ mod tests {
     }
 
     fn answered(total: u16, flags: u8) -> Option<(u32, u32, u8)> {
-        let tcp = reset(&Ethernet::default(), &ip(total), &segment(flags))?.tcp;
+        let tcp = reset_segment(&Ethernet::default(), &ip(total), &segment(flags))?.tcp;
         let [sequence, acknowledgement] =
             [tcp.sequence, tcp.acknowledgement].map(u32::from_be_bytes);
         Some((sequence, acknowledgement, tcp.flags))
@@ -243,13 +208,13 @@ mod tests {
         assert_eq!(answered(44, TCP_RST | TCP_ACK), None);
         assert_eq!(answered(43, TCP_SYN), None, "the header is longer than the packet");
         let short = Tcp { data_offset: 4 << 4, ..segment(TCP_SYN) };
-        assert_eq!(reset(&Ethernet::default(), &ip(44), &short), None);
+        assert_eq!(reset_segment(&Ethernet::default(), &ip(44), &short), None);
     }
 
     #[test]
     fn the_checksum_comes_out_right_where_the_helper_applies_the_difference() {
         let TcpSegment { ipv4, tcp, .. } =
-            reset(&Ethernet::default(), &ip(44), &segment(TCP_SYN)).expect("a reset");
+            reset_segment(&Ethernet::default(), &ip(44), &segment(TCP_SYN)).expect("a reset");
         let pseudo = pseudo_sum(&ipv4);
         assert_eq!(tcp.checksum.raw(), pseudo);
         let difference = checksum::fold(2 * u64::from(pseudo) + header_sum(&tcp));

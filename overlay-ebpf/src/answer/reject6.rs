@@ -1,26 +1,17 @@
-//! As `answer::reject`, over IPv6: new flows to a service without a backend are refused at once, TCP with a reset, UDP
-//! with ICMPv6 "port unreachable".
+//! As `answer::reject`, over IPv6.
 
 use core::mem::offset_of;
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_change_tail, programs::TcContext};
 use overlay_common::{
     Be16, Ip6, Reason, checksum,
-    maps::SERVICE_RESETS,
     wire::{ETHERTYPE_IPV6, Ethernet, Ipv6, PROTO_TCP, PackedIpv6, Tcp, TcpSegment6},
 };
 
 use crate::{
-    answer::{
-        icmp6,
-        reject::{TCP_LEN, header_sum, reset_header},
-    },
-    forward::back_out,
-    maps::{
-        SERVICES, lookup,
-        work::{PART_LATER, Work, scratch, work},
-    },
-    outcome::{self, Outcome},
+    answer::reject::{TCP_LEN, header_sum, reset_header},
+    maps::work::{PART_LATER, Work, scratch, work},
+    outcome::{self},
     packet::{
         frame::{ETH_LEN, load, store_rehash},
         ipv6::{ICMPV6, IPV6_LEN},
@@ -31,45 +22,13 @@ use crate::{
 const RESET_LEN: u32 = size_of::<TcpSegment6>() as u32;
 const HOP_LIMIT: u8 = 64;
 
-/// What becomes of a packet that was refused for `reason`, as `reject::answer` says. The packet is as it came,
-/// with its header in `work.ipv6.ip`.
+/// As `reject::reset`, of a packet with its header and flow in the work area.
 ///
 /// # Errors
-/// The reason, where nobody is told: as there, and TCP behind extension headers.
+/// [`Reason::NoBackend`] for what gets no answer: as there, and TCP behind extension headers.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, reason: Reason) -> Outcome {
-    if reason == Reason::BackendGone && says_so()? {
-        reset_gone(ctx)?;
-        return Ok(back_out(ctx, Reason::BackendGoneAnswered));
-    }
-    if reason != Reason::NoBackend {
-        return Err(reason);
-    }
-    match outcome::unpack(reset6_packed(ctx.skb.skb)) {
-        Ok(ANSWERED) => return Ok(back_out(ctx, Reason::NoBackendAnswered)),
-        answered => answered?,
-    };
-    icmp6::port_unreachable(ctx)?;
-    Ok(back_out(ctx, Reason::NoBackendAnswered))
-}
-
-/// Makes the reset that answers TCP to a backend that is gone of its packet, when `flow6::read` has read that.
-///
-/// # Errors
-/// [`Reason::BackendGone`] for what gets no answer, as [`answer`] has it.
-#[inline(always)]
-pub fn reset_gone(ctx: &TcContext) -> Result<(), Reason> {
-    match outcome::unpack(reset6_packed(ctx.skb.skb)) {
-        Ok(ANSWERED) => Ok(()),
-        _ => Err(Reason::BackendGone),
-    }
-}
-
-/// Whether clients of the flow's service are told that their backend has gone.
-#[inline(always)]
-fn says_so() -> Result<bool, Reason> {
-    let service = work()?.entry.service;
-    Ok(lookup(&SERVICES, &service).is_some_and(|s| s.flags & SERVICE_RESETS != 0))
+pub fn reset(ctx: &TcContext) -> Result<bool, Reason> {
+    Ok(outcome::unpack(reset6_packed(ctx.skb.skb))? == ANSWERED)
 }
 
 /// The packet was TCP and is its answer now.

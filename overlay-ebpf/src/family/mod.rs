@@ -8,7 +8,7 @@ pub mod xdp;
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
-    Mac, Reason,
+    Be32, Mac, Reason,
     maps::{Endpoint, Link, Network, Published},
     wire::Ethernet,
 };
@@ -99,9 +99,18 @@ pub trait Family: Sized {
     /// Those of [`Family::flow`]; [`Reason::NoWayOut`] for what may not leave.
     fn outward(packet: &Sent<'_, Self>, network: &Network, work: Area) -> Result<Outward, Reason>;
 
-    /// Answers a container's packet to an address of its network that no endpoint has; `None` when the
-    /// address is outside.
-    fn answer_stale(packet: &Sent<'_, Self>, network: &Network) -> Option<Outcome>;
+    /// Whether a container's packet to no endpoint is for an address of its network, as far as the program that looked
+    /// it up has left that open.
+    fn is_in_own_subnet(packet: &Sent<'_, Self>, network: &Network) -> bool;
+
+    /// The IPv4 address of the backend that a TCP packet to no endpoint may once have been for.
+    fn stale_backend(packet: &Sent<'_, Self>) -> Option<Be32>;
+
+    /// As [`Family::reset`], for such a packet, of which no flow has been read.
+    ///
+    /// # Errors
+    /// Those of [`Family::flow`] and [`Family::reset`].
+    fn reset_stale(ctx: &TcContext) -> Result<bool, Reason>;
 
     /// Sends a container's packet, which is of no tracked service, out of the cluster's networks.
     fn leave(packet: &Sent<'_, Self>, network: &Network, work: Area, action: u8) -> Outcome;
@@ -195,11 +204,18 @@ pub trait Family: Sized {
     /// [`Reason::NoRoute`].
     fn outside_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason>;
 
-    /// What becomes of a packet that was rejected for `reason`: its sender may be told.
+    /// Makes of a TCP packet, which is as it came, the reset that answers it. `false` when it is not TCP.
     ///
     /// # Errors
-    /// The reason, where the sender is not told.
-    fn reject(ctx: &TcContext, work: Area, reason: Reason) -> Outcome;
+    /// [`Reason::NoBackend`] for what gets no answer.
+    fn reset(ctx: &TcContext) -> Result<bool, Reason>;
+
+    /// Makes of a packet, which is as it came, the answer that no program listens on its port: a reset, or
+    /// ICMP "port unreachable".
+    ///
+    /// # Errors
+    /// [`Reason::NoBackend`] for what gets no answer; [`Reason::RewriteRefused`].
+    fn answer_closed_port(ctx: &TcContext) -> Result<(), Reason>;
 
     /// Makes the answer "too big" of a container's packet of network `vni`, from its gateway; a path takes
     /// `mtu` bytes. `translated` says that the packet was rewritten as the work area has it.

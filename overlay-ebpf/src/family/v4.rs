@@ -17,7 +17,7 @@ use crate::{
         icmp::{self, Router},
         reject,
     },
-    forward::{self, back_out},
+    forward::{deliver::back_out, route},
     maps::{
         ENDPOINTS, NETWORKS, config, lookup,
         work::{Area, PART_QUOTED, area},
@@ -29,7 +29,7 @@ use crate::{
         frame::{ETH_LEN, is_gso, load},
         ipv4::is_icmp,
     },
-    service::{conntrack, dsr, published, snat, stale},
+    service::{conntrack, dsr, published, snat},
     tunnel::{
         vxlan,
         vxlan6::{self, INNER6},
@@ -94,9 +94,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn answer_stale(packet: &Sent<'_, Self>, network: &Network) -> Option<Outcome> {
-        let Sent { ctx, link, ip, .. } = packet;
-        if network.contains(ip.daddr()) { Some(stale::answer(ctx, link.vni, ip)) } else { None }
+    fn is_in_own_subnet(packet: &Sent<'_, Self>, network: &Network) -> bool {
+        network.contains(packet.ip.daddr())
+    }
+
+    #[inline(always)]
+    fn stale_backend(packet: &Sent<'_, Self>) -> Option<Be32> {
+        if packet.ip.protocol == PROTO_TCP { Some(packet.ip.daddr()) } else { None }
+    }
+
+    #[inline(always)]
+    fn reset_stale(ctx: &TcContext) -> Result<bool, Reason> {
+        reject::reset(ctx)
     }
 
     /// The host itself has ways of its own.
@@ -111,7 +120,7 @@ impl Family for V4 {
         }
         match snat::send(ctx, ip, network, &mut work, action) {
             Err(Reason::TooBig) => {
-                let mtu = forward::outside_mtu(ctx, Be32::ZERO, ip.daddr())?;
+                let mtu = route::outside_mtu(ctx, Be32::ZERO, ip.daddr())?;
                 Self::too_big_from_gateway(ctx, link.vni, mtu, false)?;
                 Ok(back_out(ctx, Reason::TooBigAnswered))
             }
@@ -199,17 +208,23 @@ impl Family for V4 {
 
     #[inline(always)]
     fn route_out(ctx: &TcContext, work: Area) -> Outcome {
-        forward::route_out(ctx, work.entry.saddr, work.entry.daddr)
+        route::route_out(ctx, work.entry.saddr, work.entry.daddr)
     }
 
     #[inline(always)]
     fn outside_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason> {
-        forward::outside_mtu(ctx, work.entry.saddr, work.entry.daddr)
+        route::outside_mtu(ctx, work.entry.saddr, work.entry.daddr)
     }
 
     #[inline(always)]
-    fn reject(ctx: &TcContext, work: Area, reason: Reason) -> Outcome {
-        reject::answer(ctx, &work, reason)
+    fn reset(ctx: &TcContext) -> Result<bool, Reason> {
+        reject::reset(ctx)
+    }
+
+    #[inline(always)]
+    fn answer_closed_port(ctx: &TcContext) -> Result<(), Reason> {
+        // One after the other and not one in the other: they share the stack with the entry point.
+        if reject::reset(ctx)? { Ok(()) } else { icmp::port_unreachable(ctx) }
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! IPv6: the header is in the work area, and the tables name its addresses by numbers
 //! ([`crate::maps::addr6_id`]).
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
-    Ip6, Mac, Reason,
+    Be32, Ip6, Mac, Reason,
     maps::{
         CONNTRACK_FORWARD, ENDPOINT_LOCAL, Endpoint, Link, Link6, NETWORK_INTERNAL, Network,
         Published,
@@ -14,7 +14,7 @@ use overlay_common::{
 use super::{Family, Outward, Sent};
 use crate::{
     answer::{icmp6, reject6},
-    forward::route6,
+    forward::route,
     maps::{
         CONNTRACK, LINKS6, NETWORKS, SERVICES, addr6_id, config,
         endpoint::find6,
@@ -22,7 +22,7 @@ use crate::{
         work::{Area, PART_QUOTED, area},
     },
     nat::rewrite6,
-    outcome::{Outcome, Stop},
+    outcome::{self, Outcome, Stop},
     packet::{
         flow6,
         frame::{ETH_LEN, is_gso, load},
@@ -78,8 +78,19 @@ impl Family for V6 {
 
     /// `from_container` has looked before it went on with the program of flows.
     #[inline(always)]
-    fn answer_stale(_packet: &Sent<'_, Self>, _network: &Network) -> Option<Outcome> {
-        None
+    fn is_in_own_subnet(_packet: &Sent<'_, Self>, _network: &Network) -> bool {
+        false
+    }
+
+    /// Sockets send to the MAC that they have learned, which says the backend's IPv4 address.
+    #[inline(always)]
+    fn stale_backend(packet: &Sent<'_, Self>) -> Option<Be32> {
+        Some(addr6_id::ipv4_of(packet.ethernet.dst))
+    }
+
+    #[inline(always)]
+    fn reset_stale(ctx: &TcContext) -> Result<bool, Reason> {
+        Ok(outcome::unpack(reset_stale_packed(ctx.skb.skb))? != 0)
     }
 
     /// There is no source NAT of IPv6.
@@ -183,17 +194,22 @@ impl Family for V6 {
 
     #[inline(always)]
     fn route_out(ctx: &TcContext, _work: Area) -> Outcome {
-        route6::route_out(ctx)
+        route::route_out6(ctx)
     }
 
     #[inline(always)]
     fn outside_mtu(ctx: &TcContext, _work: Area) -> Result<u32, Reason> {
-        route6::outside_mtu(ctx)
+        route::outside_mtu6(ctx)
     }
 
     #[inline(always)]
-    fn reject(ctx: &TcContext, _work: Area, reason: Reason) -> Outcome {
-        reject6::answer(ctx, reason)
+    fn reset(ctx: &TcContext) -> Result<bool, Reason> {
+        reject6::reset(ctx)
+    }
+
+    #[inline(always)]
+    fn answer_closed_port(ctx: &TcContext) -> Result<(), Reason> {
+        outcome::unpack(answer_closed_port6_packed(ctx.skb.skb)).map(|_| ())
     }
 
     #[inline(always)]
@@ -241,6 +257,24 @@ impl Family for V6 {
     fn pop(ctx: &TcContext, _ip: &(), _outer: usize, leaves: bool) -> Result<(), Stop> {
         pop(ctx, leaves)
     }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn answer_closed_port6_packed(skb: *mut __sk_buff) -> i64 {
+    let ctx = TcContext::new(skb);
+    let answered = match reject6::reset(&ctx) {
+        Ok(false) => icmp6::port_unreachable(&ctx),
+        reset => reset.map(|_| ()),
+    };
+    outcome::pack(answered.map(|()| 0))
+}
+
+#[inline(never)]
+fn reset_stale_packed(skb: *mut __sk_buff) -> i64 {
+    let ctx = TcContext::new(skb);
+    let reset = flow6::read(&ctx, ETH_LEN).and_then(|()| reject6::reset(&ctx));
+    outcome::pack(reset.map(u32::from))
 }
 
 /// Removes the outer headers in front of the packet in the work area. `leaves` says that it goes out of the host

@@ -9,7 +9,10 @@ use overlay_common::{
     observe::{DropKey, Traffic, WAYS, way},
 };
 
-use crate::maps::{COUNTER, DROP_COUNTER, ENDPOINT_COUNTERS, NETWORKS, lookup};
+use crate::{
+    maps::{COUNTER, DROP_COUNTER, ENDPOINT_COUNTERS, NETWORKS, lookup},
+    outcome::Verdict,
+};
 
 /// The endpoint of this node that a packet is counted for, as far as it is known.
 #[derive(Clone, Copy)]
@@ -44,10 +47,10 @@ pub fn count(reason: Reason, length: u32) {
     }
 }
 
-/// Counts a packet that goes on: for itself, for its sender, and for the endpoint with slot
-/// `receiver` if that is not 0.
+/// Counts a packet that goes on: for itself, for its sender, and for the endpoint that it went to, if any.
 #[inline(always)]
-pub fn forwarded(party: &Party, receiver: u32, reason: Reason, length: u32) {
+pub fn forwarded(party: &Party, verdict: Verdict, length: u32) {
+    let (reason, receiver) = (verdict.reason(), verdict.slot());
     count(reason, length);
     if party.traffic == Traffic::Sent {
         tally(party.slot, way(Traffic::Sent, reason), length);

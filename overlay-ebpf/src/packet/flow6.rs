@@ -7,7 +7,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be16, Ip6, Reason, UNDERLAY_VNI,
-    maps::{FRAGMENT_TIME, Fragment, FragmentKey, IPV6_SIDE},
+    maps::{FragmentKey, IPV6_SIDE},
     wire::{
         FragmentHeader6, ICMP6_PARAMETER_PROBLEM, ICMP6_UNREACHABLE, PROTO_ICMPV6, PROTO_SCTP,
         PROTO_TCP, Udp,
@@ -15,13 +15,13 @@ use overlay_common::{
 };
 
 use crate::{
-    clock::now,
     maps::{
-        FRAGMENTS, addr6_id,
-        work::{Ipv6Work, PART_LATER, PART_QUOTED, PART_WHOLE, Scratch, Work, scratch, work},
+        addr6_id,
+        work::{Ipv6Work, PART_LATER, PART_QUOTED, PART_WHOLE, Work, scratch, work},
     },
     outcome,
     packet::{
+        fragment,
         frame::{ETH_LEN, is_gso, load_at, load_into},
         ipv6::{IPV6_LEN, extension_length, extension_unit},
         transport::{SCTP_CHUNK, TCP_FLAGS, has_ports, possible, sctp_flags, tcp_flags},
@@ -184,7 +184,7 @@ pub extern "C" fn name_flow6_packed(skb: *mut __sk_buff, vni: u32, how: u32) -> 
 #[inline(always)]
 fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
     let Work { flow, ipv6, .. } = work()?;
-    let Ipv6Work { ip, quoted, key, fragment, id, .. } = ipv6;
+    let Ipv6Work { ip, quoted, key, fragment: part, id, .. } = ipv6;
     let (source, dest): (&Ip6, &Ip6) =
         if flow.part == PART_QUOTED { (&quoted.dst, &quoted.src) } else { (&ip.src, &ip.dst) };
     let may_be_new = how & MAY_BE_NEW != 0;
@@ -198,50 +198,23 @@ fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
     if flow.key.saddr == addr6_id::NOBODY || flow.key.daddr == addr6_id::NOBODY {
         return Ok(false);
     }
-    if *fragment == NO_FRAGMENT {
+    if *part == NO_FRAGMENT {
         return Ok(true);
     }
-    let (sport, dport) = head(
-        ctx,
-        &FragmentKey {
-            saddr: flow.key.saddr,
-            daddr: flow.key.daddr,
-            vni: flow.key.vni,
-            id: *id,
-            proto: flow.key.proto,
-            pad: [0; 3],
-        },
-        usize::from(flow.transport),
-        *fragment == LATER_FRAGMENT,
-    )?;
-    flow.key.sport = sport;
-    flow.key.dport = dport;
+    let packet = FragmentKey {
+        saddr: flow.key.saddr,
+        daddr: flow.key.daddr,
+        vni: flow.key.vni,
+        id: *id,
+        proto: flow.key.proto,
+        pad: [0; 3],
+    };
+    let transport = usize::from(flow.transport);
+    fragment::keep_or_find(ctx, &packet, transport, *part == LATER_FRAGMENT)?;
+    let Udp { source, dest, .. } = scratch()?.fragment.head;
+    flow.key.sport = source;
+    flow.key.dport = dest;
     Ok(true)
-}
-
-/// As `fragment::head`: the ports of the packet that a fragment is of.
-#[inline(always)]
-fn head(
-    ctx: &TcContext,
-    packet: &FragmentKey,
-    transport: usize,
-    is_later: bool,
-) -> Result<(Be16, Be16), Reason> {
-    let Scratch { fragment_key: key, fragment, .. } = scratch()?;
-    *key = *packet;
-    let now = now();
-    if !is_later {
-        let head: Udp = load_at(ctx, transport)?;
-        *fragment = Fragment { head, seen: now };
-        // If the map takes no entry, the later fragments are dropped and counted as such.
-        let _ = FRAGMENTS.insert(&*key, &*fragment, 0);
-        return Ok((head.source, head.dest));
-    }
-    let kept = FRAGMENTS.get_ptr(&*key).ok_or(Reason::Fragment)?;
-    // SAFETY: as in `packet::fragment`.
-    *fragment = unsafe { *kept };
-    let is_old = now.wrapping_sub(fragment.seen) > FRAGMENT_TIME && now > fragment.seen;
-    if is_old { Err(Reason::Fragment) } else { Ok((fragment.head.source, fragment.head.dest)) }
 }
 
 /// Both steps, for a packet of network `vni` whose addresses have numbers already if it has a flow.

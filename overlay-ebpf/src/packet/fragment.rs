@@ -41,9 +41,7 @@ pub extern "C" fn fragment_head_packed(skb: *mut __sk_buff, offset: u32, vni: u3
 #[inline(always)]
 fn find_head(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
     let ip: Ipv4 = load_at(ctx, offset)?;
-    let now = now();
-    let Scratch { fragment_key: key, fragment, .. } = scratch()?;
-    *key = FragmentKey {
+    let packet = FragmentKey {
         saddr: ip.saddr(),
         daddr: ip.daddr(),
         vni,
@@ -51,9 +49,27 @@ fn find_head(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
         proto: ip.protocol,
         pad: [0; 3],
     };
-    if !ip.is_later_fragment() {
-        let head = load_at(ctx, offset + usize::from(ip.version_ihl & 0xf) * 4)?;
-        *fragment = Fragment { head, seen: now };
+    let transport = offset + usize::from(ip.version_ihl & 0xf) * 4;
+    keep_or_find(ctx, &packet, transport, ip.is_later_fragment())
+}
+
+/// Leaves how the transport header of `packet` begins in the scratch area: of the first fragment, with its transport
+/// header at `transport`, which is kept for the later ones; or what was kept.
+///
+/// # Errors
+/// [`Reason::Fragment`] when the first fragment was not seen, [`Reason::Truncated`] when it ends too early.
+#[inline(always)]
+pub fn keep_or_find(
+    ctx: &TcContext,
+    packet: &FragmentKey,
+    transport: usize,
+    is_later: bool,
+) -> Result<(), Reason> {
+    let now = now();
+    let Scratch { fragment_key: key, fragment, .. } = scratch()?;
+    *key = *packet;
+    if !is_later {
+        *fragment = Fragment { head: load_at(ctx, transport)?, seen: now };
         // If the map takes no entry, the later fragments are dropped and counted as such.
         let _ = FRAGMENTS.insert(&*key, &*fragment, 0);
         return Ok(());

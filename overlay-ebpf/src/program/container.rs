@@ -12,7 +12,7 @@ use overlay_common::{
 };
 
 use crate::{
-    answer::{arp, echo, reject},
+    answer::{arp, echo},
     family::{Sent, V4},
     maps::{cache, work::area},
     outcome::Outcome,
@@ -22,7 +22,7 @@ use crate::{
     },
     service::{published, route},
     tunnel::head_end,
-    walk::{container, container6},
+    walk::{container, container6, reject},
 };
 
 /// Headers that are read directly: Ethernet, IPv4 and TCP without options.
@@ -92,7 +92,7 @@ fn to_gateway(packet: &Sent<'_, V4>) -> Outcome {
         published::find(work.flow.key.proto, work.flow.key.dport).ok_or(Reason::GatewayPort)?;
     let (number, target) = (published.service, published.target);
     if let Err(reason) = route::route(&mut work, number, target, (packet.ctx.len(), 0)) {
-        return reject::answer(packet.ctx, &work, reason);
+        return reject::answer::<V4>(packet.ctx, work, reason);
     }
     container::to_backend(packet, work)
 }

@@ -9,10 +9,10 @@ use crate::{
     maps::work::area,
     outcome::Outcome,
     packet::frame::pull,
-    service::stale,
     walk::{
         container,
         container6::{AIM_OUTSIDE, AIM_SERVICE, AIM_STALE},
+        reject,
     },
 };
 
@@ -37,7 +37,7 @@ pub fn receive(ctx: &TcContext) -> Outcome {
     match work.ipv6.aim {
         AIM_SERVICE => container::to_service(&packet, work.ipv6.endpoint.service),
         AIM_OUTSIDE => container::to_outside(&packet),
-        AIM_STALE => stale::answer6(ctx),
+        AIM_STALE => reject::stale(&packet),
         _ => container::to_endpoint(&packet, &work.ipv6.endpoint),
     }
 }

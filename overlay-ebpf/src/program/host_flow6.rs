@@ -33,14 +33,14 @@ pub fn receive(ctx: &TcContext) -> Outcome {
         || load_into(ctx, ETH_LEN, &mut work.ipv6.ip).is_err()
         || !published::is_on_host6(&work.ipv6.ip.dst)
     {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let read = flow6::read(ctx, ETH_LEN);
     if read.is_ok() && work.flow.part != PART_WHOLE {
         return of_known_flow(ctx, work);
     }
     let Some(published) = published_port(work) else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     read?;
     check(ctx, work)?;
@@ -54,7 +54,7 @@ pub fn receive(ctx: &TcContext) -> Outcome {
 #[inline(always)]
 fn of_known_flow(ctx: &TcContext, mut work: Area) -> Outcome {
     if flow6::name(ctx, flow6::HOST, 0) != Ok(true) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let published = if work.flow.part == PART_QUOTED {
         let work = &mut *work;
@@ -65,7 +65,7 @@ fn of_known_flow(ctx: &TcContext, mut work: Area) -> Outcome {
         published_port(work)
     };
     let Some(published) = published else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     check(ctx, work)?;
     host::to_published::<V6>(ctx, &(), &published, work)

@@ -18,11 +18,11 @@ pub fn receive(ctx: &TcContext) -> Outcome {
     // As much as the packet that an ICMP error quotes needs.
     pull(ctx, VXLAN_OVERHEAD + HEADERS);
     let Some(config) = config() else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     if has_vlan_tag(ctx) {
         // The VLAN's own interface sees it again, without the tag.
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if is_to_vtep(ctx, config) {
         return Err(Reason::NotPeer);

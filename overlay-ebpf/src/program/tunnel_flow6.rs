@@ -10,7 +10,7 @@ use overlay_common::{
 
 use crate::{
     family::V6,
-    forward::deliver_as,
+    forward::deliver::deliver_as,
     maps::{endpoint::find6, work::area},
     observe::Party,
     outcome::{Outcome, Stop},

@@ -53,7 +53,7 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
 pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, VXLAN_OVERHEAD6 + HEADERS);
     let Some(config) = config() else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     let ethernet: Ethernet = load(ctx, 0)?;
     if ethernet.ethertype.get() == ETHERTYPE_IPV6 {
@@ -62,7 +62,7 @@ pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         if !is_tunnel6(config, outer, load::<Udp>(ctx, UDP6)) {
             // Where that program is missing, the host is not cut off.
             tail_call(ctx, CALL_HOST);
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         // No other node has this node's own address under its number.
         let sender = underlay::node_of(&outer.src).ok_or(Reason::NotPeer)?;
@@ -72,7 +72,7 @@ pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     }
     match outer_headers(ctx) {
         Some((ip, udp)) => host4::receive(ctx, config, &ip, &udp),
-        None => Ok(Verdict::Pass),
+        None => Ok(Verdict::PASS),
     }
 }
 

@@ -41,18 +41,18 @@ use crate::{
 #[inline(always)]
 pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
     let Some(config) = config() else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     if is_of(ctx, 0, ETHERTYPE_IPV6) {
         return to_published::<V6>(ctx, config, ());
     }
     let Some((ip, udp)) = outer_headers(ctx) else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     if is_tunnel(config, &ip, &udp) {
         // What routers marked is TC's to bring inside.
         if ecn::is_marked(ip.tos) {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         return from_tunnel(ctx, config, ip.saddr(), receiver);
     }
@@ -64,11 +64,11 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
 fn to_published<F: XdpFamily>(ctx: &XdpContext, config: &Config, head: F::Head) -> Outcome {
     // On an IPv6 underlay both ways are TC's.
     if underlay::is_ipv6() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     match F::asked_port(ctx, config, head)? {
         Some((ip, published, work)) => xdp::to_published::<F>(ctx, &ip, &published, work),
-        None => Ok(Verdict::Pass),
+        None => Ok(Verdict::PASS),
     }
 }
 
@@ -86,7 +86,7 @@ struct Inner {
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
     check_other(config, sender)?;
     let outcome = accept(ctx, config, sender, receiver);
-    if let Ok(Verdict::Done(..) | Verdict::Delivered(..)) = outcome {
+    if outcome.is_ok_and(|verdict| verdict != Verdict::PASS) {
         return outcome;
     }
     // What a stranger sends is dropped as that, whatever else is wrong with it.
@@ -104,9 +104,9 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     receiver.vni = vni;
     if is_of(ctx, INNER, ETHERTYPE_IPV6) {
         if !may_be_reply6(ctx, vni, sender)? {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
-        return Ok(xdp::reply::<V6>(ctx, &(), sender, area()?)?.unwrap_or(Verdict::Pass));
+        return Ok(xdp::reply::<V6>(ctx, &(), sender, area()?)?.unwrap_or(Verdict::PASS));
     }
     let _: *mut [u8; INNER + ETH_LEN + IPV4_LEN] = at(ctx, 0).ok_or(Reason::Truncated)?;
     let ethernet: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
@@ -118,7 +118,7 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
         && !ip.is_fragment()
         && length <= config.underlay_mtu + ETH_LEN as u32;
     if !simple {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     check_ipv4(&ip, length - (INNER + ETH_LEN) as u32, false)?;
     let inner = Inner { vni, sender, ip };
@@ -127,7 +127,7 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
             receiver.slot = endpoint.slot;
             to_local(ctx, config, &inner, &endpoint)
         }
-        Some(_) => Ok(Verdict::Pass),
+        Some(_) => Ok(Verdict::PASS),
         None => to_client(ctx, &inner),
     }
 }
@@ -142,10 +142,10 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
         || endpoint.flags & ENDPOINT_FLAG_HOST != 0
         || ip.protocol == PROTO_TCP
     {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let Some(from) = cache::endpoint(&EndpointKey { vni: *vni, ip: ip.saddr() }) else {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     };
     if from.kind != ENDPOINT_REMOTE || from.node != *sender {
         return Err(Reason::SpoofedInnerSource);
@@ -153,13 +153,13 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
     if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
         // Replies of SCTP and ICMP errors about flows are TC's.
         if ip.protocol != PROTO_UDP {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         let work = &mut *area()?;
         if flow(ctx, ip, INNER + ETH_LEN, *vni, &mut work.flow).is_ok()
             && conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
         {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
     }
     push(ctx, -(VXLAN_OVERHEAD as i32))?;
@@ -168,7 +168,7 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
     // What leaves by the host's end of a veth arrives at the container's, where NAPI takes it.
     // SAFETY: a helper without preconditions.
     let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
-    Ok(Verdict::Delivered(action as i32, Reason::XdpDecapsulated, endpoint.slot))
+    Ok(Verdict::delivered(action as i32, Reason::XdpDecapsulated, endpoint.slot))
 }
 
 /// To an address that no endpoint has: it may be the reply of a flow from outside.
@@ -184,5 +184,5 @@ fn to_client(ctx: &XdpContext, inner: &Inner) -> Outcome {
     }
     // To a group of the network, or to no endpoint.
     peers::check(*vni, *sender)?;
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }

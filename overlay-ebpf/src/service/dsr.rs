@@ -15,13 +15,13 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::route_out,
+    forward::route::route_out,
     maps::{
         LOCAL_ADDRS, SERVICES, SUBNETS, lookup,
         work::{Flow, PART_QUOTED, Work},
     },
     nat,
-    outcome::{Outcome, Verdict},
+    outcome::Outcome,
     service::{dsr6, published},
 };
 
@@ -122,9 +122,7 @@ pub fn is_straight(work: &Work) -> bool {
 #[inline(always)]
 pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
     // Routed first, because what does not get there from here must not have been changed.
-    let Verdict::Done(action, _) = route_out(ctx, work.entry.saddr, work.entry.daddr)? else {
-        return Err(Reason::NoRoute);
-    };
+    let routed = route_out(ctx, work.entry.saddr, work.entry.daddr)?;
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
-    Ok(Verdict::Done(action, Reason::SentDirect))
+    Ok(routed.because(Reason::SentDirect))
 }

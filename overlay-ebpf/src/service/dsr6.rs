@@ -9,7 +9,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::route6,
+    forward::route,
     maps::{
         ASKED6, LOCAL_ADDRS6, SUBNETS6, addr6_id,
         work::{PART_QUOTED, work},
@@ -71,7 +71,7 @@ fn is_elsewhere(address: &Ip6) -> bool {
 #[inline(always)]
 pub fn send(ctx: &TcContext) -> Outcome {
     let action = outcome::unpack(send_straight6_packed(ctx.skb.skb))?;
-    Ok(Verdict::Done(action as i32, Reason::SentDirect))
+    Ok(Verdict::done(action as i32, Reason::SentDirect))
 }
 
 #[inline(never)]
@@ -85,9 +85,7 @@ fn route_and_translate(ctx: &TcContext) -> Result<u32, Reason> {
     let work = work()?;
     let asked = addr6_id::address(work.entry.vni, work.entry.saddr).ok_or(Reason::NoRoute)?;
     work.ipv6.new = [*asked, work.ipv6.ip.dst];
-    let Verdict::Done(action, _) = route6::route_out(ctx)? else {
-        return Err(Reason::NoRoute);
-    };
+    let routed = route::route_out6(ctx)?;
     rewrite6::translate(ctx, usize::from(work.flow.transport))?;
-    Ok(action as u32)
+    Ok(routed.action() as u32)
 }

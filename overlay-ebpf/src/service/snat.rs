@@ -16,13 +16,16 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::{deliver, next_hop, route_out},
+    forward::{
+        deliver::deliver,
+        route::{next_hop, route_out},
+    },
     maps::{
         EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, config, lookup,
         work::{Flow, PART_LATER, PART_QUOTED, Work, work},
     },
     nat,
-    outcome::{self, Outcome, Verdict},
+    outcome::{self, Outcome},
     packet::{
         flow::flow,
         fragment,
@@ -87,12 +90,10 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, acti
         snat_limit::add(ifindex(ctx));
     }
     // Routed first, because what does not fit must not have been changed.
-    let Verdict::Done(action, _) = route_out(ctx, work.entry.saddr, work.entry.daddr)? else {
-        return Err(Reason::NoRoute);
-    };
+    let routed = route_out(ctx, work.entry.saddr, work.entry.daddr)?;
     let ip = count_down(ctx, ip)?;
     nat::translate(ctx, &ip, usize::from(work.flow.transport), work)?;
-    Ok(Verdict::Done(action, Reason::Masqueraded))
+    Ok(routed.because(Reason::Masqueraded))
 }
 
 /// Whether a flow may go outside: not from an internal network, and not to this host itself or to

@@ -33,7 +33,7 @@ use crate::{
 const FLAGS: u64 = BPF_F_ZERO_CSUM_TX as u64 | BPF_F_DONT_FRAGMENT as u64;
 
 /// The packet itself has been copied to everybody: only the kernel's own buffer is dropped.
-const COPIED: Verdict = Verdict::Done(TC_ACT_SHOT, Reason::Replicated);
+const COPIED: Verdict = Verdict::done(TC_ACT_SHOT, Reason::Replicated);
 
 /// Copies what an endpoint sends to a group: to the other endpoints of its network.
 ///

@@ -11,7 +11,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::{next_hop, route6, via},
+    forward::route::{next_hop, via},
     maps::NEXT_HOPS,
     outcome,
     tunnel::underlay,
@@ -54,7 +54,7 @@ fn ask(ctx: *mut c_void, config: &Config, hop: &mut Hop, total: u32) -> i64 {
         match underlay::vtep6(&hop.node) {
             Some(vtep) => {
                 hop.vtep6 = *vtep;
-                route6::next_hop(ctx, config, &hop.vtep6, total)
+                next_hop(ctx, config, (&config.vtep6, &hop.vtep6), total)
             }
             None => Err(Reason::NoRoute),
         }

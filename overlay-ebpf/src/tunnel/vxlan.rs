@@ -1,35 +1,25 @@
 //! The tunnel (RFC 7348): pushing and popping 50 bytes.
 
-use core::mem::offset_of;
-
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        bpf_adj_room_mode,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode,
     },
-    helpers::bpf_get_hash_recalc,
     programs::TcContext,
 };
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, checksum, hash,
-    maps::Config,
+    maps::{Config, Hop},
     wire::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encapsulation, Ethernet, IPV4_DF, Ipv4, Ipv6, PROTO_TCP,
-        PROTO_UDP, Udp, Vxlan,
+        ETHERTYPE_IPV6, Encapsulation, Ethernet, IPV4_DF, Ipv4, Ipv6, PROTO_TCP, PROTO_UDP, Udp,
+        Vxlan,
     },
 };
 
 use crate::{
-    forward::{path_mtu, route6, send},
-    maps::{config, work::scratch},
-    outcome::{self, Outcome, Stop, Verdict},
-    packet::{
-        ecn,
-        frame::{ETH_LEN, is_gso, load, longest, store_rehash, vlan_tag_length},
-        ipv4::IPV4_LEN,
-    },
-    tunnel::{fallback, next_hop, underlay, vxlan6},
+    maps::work::scratch,
+    outcome::Stop,
+    packet::frame::{ETH_LEN, is_gso, store_rehash},
 };
 
 /// Offset of the inner Ethernet header.
@@ -109,168 +99,44 @@ fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
     Be16::from_raw(!checksum::fold(sum))
 }
 
-/// How a packet was sent into the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pushed {
-    /// The action of TC.
-    pub action: u32,
-    /// Whether the kernel's vxlan device encapsulates it.
-    pub by_kernel: bool,
+/// Outer headers of one family.
+pub trait Outer {
+    /// Their length in bytes, with the inner Ethernet header.
+    const OVERHEAD: u32;
+    /// Flags of `bpf_skb_adjust_room` when they are pushed.
+    const PUSH: u64;
+
+    /// Writes them. `tunnel` is the VNI, the flow's hash and the outer TOS byte or traffic class; `inner` the inner
+    /// Ethernet header and the length of the inner frame.
+    ///
+    /// # Errors
+    /// [`Reason::RewriteRefused`].
+    fn write(
+        ctx: &TcContext,
+        way: (&Config, &Hop),
+        tunnel: (u32, u32, u8),
+        inner: (&Ethernet, u32),
+    ) -> Result<(), Reason>;
 }
 
-impl Pushed {
-    const BY_KERNEL: u32 = 1 << 31;
+/// Outer headers over IPv4, 50 bytes.
+pub struct Outer4;
 
-    /// As one number, for functions that are not inlined.
+impl Outer for Outer4 {
+    const OVERHEAD: u32 = VXLAN_OVERHEAD;
+    const PUSH: u64 = PUSH;
+
     #[inline(always)]
-    const fn to_bits(self) -> u32 {
-        if self.by_kernel { self.action | Self::BY_KERNEL } else { self.action }
+    fn write(
+        ctx: &TcContext,
+        (config, hop): (&Config, &Hop),
+        tunnel: (u32, u32, u8),
+        (inner, length): (&Ethernet, u32),
+    ) -> Result<(), Reason> {
+        let scratch = scratch()?;
+        scratch.headers = headers(config, hop.ethernet, hop.node, tunnel, (*inner, length));
+        store_rehash(ctx, 0, &scratch.headers)
     }
-
-    /// The other way round.
-    #[inline(always)]
-    const fn from_bits(bits: u32) -> Self {
-        Self { action: bits & !Self::BY_KERNEL, by_kernel: bits & Self::BY_KERNEL != 0 }
-    }
-}
-
-/// Why the programs do not encapsulate a packet themselves.
-pub enum Unpushed {
-    /// It is dropped.
-    Drop(Reason),
-    /// It is one for the kernel's vxlan device; without one it is dropped for this reason.
-    ToKernel(Reason),
-}
-
-impl From<Reason> for Unpushed {
-    /// What is too long for the path as it is may be fragmented outside.
-    #[inline(always)]
-    fn from(reason: Reason) -> Self {
-        if reason == Reason::TooBig { Self::ToKernel(reason) } else { Self::Drop(reason) }
-    }
-}
-
-/// What an encapsulating function returns: of a packet that was not pushed, what the kernel's device says.
-#[inline(always)]
-pub fn pushed_or_kernel(
-    pushed: Result<i32, Unpushed>,
-    skb: *mut __sk_buff,
-    (vni, node): (u32, Be32),
-    inner: &Ethernet,
-) -> i64 {
-    let (sent, by_kernel) = match pushed {
-        Ok(action) => (Ok(action as u32), false),
-        Err(Unpushed::Drop(reason)) => (Err(reason), false),
-        Err(Unpushed::ToKernel(why)) => {
-            (outcome::unpack(fallback::send_packed(skb, vni, node, inner, why as u32)), true)
-        }
-    };
-    outcome::pack(sent.map(|action| Pushed { action, by_kernel }.to_bits()))
-}
-
-/// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`:
-/// here, or where that cannot be by the kernel's vxlan device.
-///
-/// # Errors
-/// [`Reason::NoRoute`], [`Reason::TunnelRefused`], [`Reason::TooBig`] for what must not be
-/// fragmented.
-#[inline(always)]
-pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Outcome {
-    let packed = if underlay::is_ipv6() {
-        vxlan6::encapsulate_packed(ctx.skb.skb, vni, node, inner)
-    } else {
-        encapsulate_packed(ctx.skb.skb, vni, node, inner)
-    };
-    let Pushed { action, by_kernel } = Pushed::from_bits(outcome::unpack(packed)?);
-    let reason = if by_kernel { Reason::HandedOver } else { Reason::Encapsulated };
-    Ok(Verdict::Done(action as i32, reason))
-}
-
-#[inline(never)]
-fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet) -> i64 {
-    let ctx = TcContext::new(skb);
-    pushed_or_kernel(push(&ctx, vni, node, inner), skb, (vni, node), inner)
-}
-
-#[inline(always)]
-fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Unpushed> {
-    let config = config().ok_or(Reason::NotConfigured)?;
-    let length = ctx.len();
-    let flow_hash = flow_hash(ctx);
-    // The inner Ethernet header is inside now.
-    let tag = vlan_tag_length(ctx);
-    let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD + tag;
-    let hop = next_hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
-    // A tag waits outside the packet data and would end up on the outer frame.
-    if tag != 0 {
-        return Err(Unpushed::ToKernel(Reason::TunnelRefused));
-    }
-    let tos = tos(ctx, inner)?;
-    ctx.adjust_room(VXLAN_OVERHEAD as i32, ROOM_MAC, PUSH)
-        .map_err(|_| Unpushed::ToKernel(Reason::TunnelRefused))?;
-    let scratch = scratch()?;
-    scratch.headers = headers(config, hop.ethernet, node, (vni, flow_hash, tos), (*inner, length));
-    store_rehash(ctx, 0, &scratch.headers)?;
-    Ok(send(hop.ifindex, hop.resolved != 0))
-}
-
-/// A hash of the packet's flow: the kernel's, if the sending socket or the NIC has left one, or one of
-/// our own, because the kernel's dissector takes longer than all else that happens to a packet here.
-#[inline(always)]
-pub fn flow_hash(ctx: &TcContext) -> u32 {
-    // SAFETY: the context is valid for the whole run of the program.
-    let known = unsafe { (*ctx.skb.skb).hash };
-    if known != 0 {
-        return known;
-    }
-    match load::<Ipv4>(ctx, ETH_LEN) {
-        Ok(ip) if ip.version_ihl == 0x45 && !ip.is_fragment() => {
-            let ports: [Be16; 2] = match ip.protocol {
-                PROTO_TCP | PROTO_UDP => load(ctx, ETH_LEN + IPV4_LEN).unwrap_or_default(),
-                _ => [Be16::ZERO; 2],
-            };
-            hash::of_flow(ip.saddr(), ip.daddr(), ports)
-        }
-        // SAFETY: as above.
-        _ => unsafe { bpf_get_hash_recalc(ctx.skb.skb) },
-    }
-}
-
-/// TOS byte of the outer header.
-#[inline(always)]
-pub fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
-    match inner.ethertype.get() {
-        ETHERTYPE_IPV4 => load::<u8>(ctx, ETH_LEN + offset_of!(Ipv4, tos)).map(ecn::outer),
-        ETHERTYPE_IPV6 => load::<Be16>(ctx, ETH_LEN).map(|word| ecn::outer(ecn::class(word))),
-        _ => Ok(0),
-    }
-}
-
-/// MTU in bytes that packets inside the tunnel to `node` have, after [`encapsulate`] said
-/// [`Reason::TooBig`].
-///
-/// # Errors
-/// Those of [`path_mtu`].
-#[inline(always)]
-pub fn inner_mtu(ctx: &TcContext, node: Be32) -> Result<u32, Reason> {
-    outcome::unpack(inner_mtu_packed(ctx.skb.skb, node.raw()))
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn inner_mtu_packed(skb: *mut __sk_buff, node: u32) -> i64 {
-    let node = Be32::from_raw(node);
-    let Some(config) = config() else { return outcome::pack(Err(Reason::NotConfigured)) };
-    let path = if underlay::is_ipv6() {
-        match underlay::vtep6(&node) {
-            Some(vtep) => route6::path_mtu(skb.cast(), config, vtep),
-            None => Err(Reason::NoRoute),
-        }
-    } else {
-        path_mtu(skb.cast(), config, (config.vtep, node))
-    };
-    let overhead = underlay::overhead() + vlan_tag_length(&TcContext::new(skb));
-    outcome::pack(path.map(|mtu| mtu.saturating_sub(overhead)))
 }
 
 /// Removes the four outer headers. The Ethernet header that is then in front is the outer one: the
@@ -317,14 +183,6 @@ pub fn leave_aggregate(ctx: &TcContext, protocol: u8, decap_flags: u32) -> Resul
 mod tests {
     use super::*;
     use overlay_common::{Mac, wire::ETHERTYPE_IPV4};
-
-    #[test]
-    fn how_a_packet_was_sent_survives_the_way_through_a_register() {
-        for by_kernel in [false, true] {
-            let pushed = Pushed { action: 7, by_kernel };
-            assert_eq!(Pushed::from_bits(pushed.to_bits()), pushed);
-        }
-    }
 
     fn config() -> Config {
         Config {

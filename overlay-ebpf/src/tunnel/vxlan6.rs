@@ -2,13 +2,12 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
     },
     programs::TcContext,
 };
 use overlay_common::{
-    Be16, Be32, Reason, VXLAN_OVERHEAD6, hash,
+    Be16, Reason, VXLAN_OVERHEAD6, hash,
     maps::{Config, Hop},
     wire::{
         ETHERTYPE_IPV4, Encapsulation6, Ethernet, Ipv4, Ipv6, PROTO_UDP, PackedIpv6, Udp, Vxlan,
@@ -16,14 +15,10 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::send,
-    maps::{config, work::scratch},
+    maps::work::scratch,
     outcome::Stop,
-    packet::frame::{ETH_LEN, longest, store_rehash, vlan_tag_length},
-    tunnel::{
-        next_hop,
-        vxlan::{GSO, ROOM_MAC, TTL, Unpushed, flow_hash, length16, pushed_or_kernel, tos},
-    },
+    packet::frame::{ETH_LEN, store_rehash},
+    tunnel::vxlan::{GSO, Outer, ROOM_MAC, TTL, length16},
 };
 
 /// Offset of the inner Ethernet header.
@@ -36,32 +31,24 @@ const PUSH: u64 = GSO
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | ((ETH_LEN as u64) << 56);
 
-/// As `vxlan::encapsulate_packed`.
-#[inline(never)]
-pub fn encapsulate_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet) -> i64 {
-    let ctx = TcContext::new(skb);
-    pushed_or_kernel(push(&ctx, vni, node, inner), skb, (vni, node), inner)
-}
+/// Outer headers over IPv6, 70 bytes.
+pub struct Outer6;
 
-#[inline(always)]
-fn push(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Result<i32, Unpushed> {
-    let config = config().ok_or(Reason::NotConfigured)?;
-    let length = ctx.len();
-    let flow_hash = flow_hash(ctx);
-    let tag = vlan_tag_length(ctx);
-    let total = longest(ctx, ETH_LEN) + VXLAN_OVERHEAD6 + tag;
-    let hop = next_hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
-    // A tag waits outside the packet data and would end up on the outer frame.
-    if tag != 0 {
-        return Err(Unpushed::ToKernel(Reason::TunnelRefused));
+impl Outer for Outer6 {
+    const OVERHEAD: u32 = VXLAN_OVERHEAD6;
+    const PUSH: u64 = PUSH;
+
+    #[inline(always)]
+    fn write(
+        ctx: &TcContext,
+        way: (&Config, &Hop),
+        tunnel: (u32, u32, u8),
+        inner: (&Ethernet, u32),
+    ) -> Result<(), Reason> {
+        let headers = &mut scratch()?.headers6;
+        fill(headers, way, tunnel, inner);
+        store_rehash(ctx, 0, headers)
     }
-    let tos = tos(ctx, inner)?;
-    ctx.adjust_room(VXLAN_OVERHEAD6 as i32, ROOM_MAC, PUSH)
-        .map_err(|_| Unpushed::ToKernel(Reason::TunnelRefused))?;
-    let headers = &mut scratch()?.headers6;
-    fill(headers, (config, hop), (vni, flow_hash, tos), (inner, length));
-    store_rehash(ctx, 0, headers)?;
-    Ok(send(hop.ifindex, hop.resolved != 0))
 }
 
 /// Fills in the outer headers of an inner frame of `inner.1` bytes. `tunnel` is the VNI, the flow's hash

@@ -12,7 +12,7 @@ use overlay_common::{
 
 use crate::{
     family::{Family, Outward, Sent},
-    forward::{back_out, deliver_as, deliver_backend_as},
+    forward::deliver::{back_out, deliver_as, deliver_backend_as},
     maps::{
         NETWORKS, lookup,
         work::{Area, area},
@@ -20,7 +20,8 @@ use crate::{
     outcome::Outcome,
     packet::frame::{has_vlan_tag, refuse_vlan_tag},
     service::{collision, conntrack, dsr, route, stats},
-    tunnel::vxlan,
+    tunnel::encap,
+    walk::reject,
 };
 
 /// Where the transport header of the packet in the work area is.
@@ -50,7 +51,7 @@ pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
     }
     let port = work.flow.key.dport;
     if let Err(reason) = route::route(&mut work, number, port, (packet.ctx.len(), VIA_VIP)) {
-        return F::reject(packet.ctx, work, reason);
+        return reject::answer::<F>(packet.ctx, work, reason);
     }
     to_backend(packet, work)
 }
@@ -96,8 +97,8 @@ pub fn pass_on<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint, translated:
 pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     refuse_vlan_tag(packet.ctx)?;
     let network = lookup(&NETWORKS, &packet.link.vni).ok_or(Reason::NoEndpoint)?;
-    if let Some(answered) = F::answer_stale(packet, &network) {
-        return answered;
+    if F::is_in_own_subnet(packet, &network) {
+        return reject::stale(packet);
     }
     let work = area()?;
     let action = match F::outward(packet, &network, work)? {
@@ -135,7 +136,7 @@ fn to_ingress_node<F: Family>(packet: &Sent<'_, F>, gateway: Be32, work: Area) -
 fn to_own_port<F: Family>(packet: &Sent<'_, F>, mut work: Area, published: &Published) -> Outcome {
     let (number, target) = (published.service, published.target);
     if let Err(reason) = route::route(&mut work, number, target, (packet.ctx.len(), 0)) {
-        return F::reject(packet.ctx, work, reason);
+        return reject::answer::<F>(packet.ctx, work, reason);
     }
     let vni = work.backend.vni;
     // Networks that overlap: no packet comes from outside with an address from inside.
@@ -168,9 +169,9 @@ fn tunnel<F: Family>(
     translated: bool,
 ) -> Outcome {
     let inner = Ethernet { dst: to, ..packet.ethernet };
-    match vxlan::encapsulate(packet.ctx, vni, node, &inner) {
+    match encap::encapsulate(packet.ctx, vni, node, &inner) {
         Err(Reason::TooBig) => {
-            let mtu = vxlan::inner_mtu(packet.ctx, node)?;
+            let mtu = encap::inner_mtu(packet.ctx, node)?;
             too_big::<F>(packet.ctx, packet.link.vni, mtu, translated)
         }
         sent => sent,

@@ -12,7 +12,7 @@ use overlay_common::{
 
 use crate::{
     family::V4,
-    forward::deliver,
+    forward::deliver::deliver,
     maps::{cache, work::area},
     observe::Party,
     packet::{

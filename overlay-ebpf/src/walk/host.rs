@@ -5,11 +5,12 @@ use overlay_common::{Be16, Be32, Reason, maps::Published, wire::Ethernet};
 
 use crate::{
     family::Family,
-    forward::{back_out, deliver_backend_as},
+    forward::deliver::{back_out, deliver_backend_as},
     maps::work::Area,
     outcome::Outcome,
     service::{route, stats},
-    tunnel::vxlan,
+    tunnel::encap,
+    walk::reject,
 };
 
 /// To the backend of a published port. The flow is in the work area.
@@ -22,7 +23,7 @@ pub fn to_published<F: Family>(
 ) -> Outcome {
     let (number, target) = (published.service, published.target);
     if let Err(reason) = route::route(&mut work, number, target, (ctx.len(), 0)) {
-        return F::reject(ctx, work, reason);
+        return reject::answer::<F>(ctx, work, reason);
     }
     let gateway = F::gateway_mac(ip, work)?;
     F::keep(work);
@@ -36,9 +37,9 @@ pub fn to_published<F: Family>(
     let ethertype = Be16::new(F::ETHERTYPE);
     let inner = Ethernet { dst: backend.mac, src: gateway, ethertype };
     let inner = F::dsr_header(work, &asked, inner);
-    match vxlan::encapsulate(ctx, backend.vni, backend.node, &inner) {
+    match encap::encapsulate(ctx, backend.vni, backend.node, &inner) {
         Err(Reason::TooBig) => {
-            let mtu = vxlan::inner_mtu(ctx, backend.node)?;
+            let mtu = encap::inner_mtu(ctx, backend.node)?;
             F::too_big_from_asked(ctx, &asked, mtu, work)?;
             Ok(back_out(ctx, Reason::TooBigAnswered))
         }

@@ -51,7 +51,7 @@ pub fn not_ipv4(ctx: &TcContext) -> Outcome {
         // Where that program is missing, the host is not cut off.
         tail_call(ctx, CALL_HOST);
     }
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }
 
 /// To an address of the host, as far as we can tell.
@@ -59,7 +59,7 @@ pub fn not_ipv4(ctx: &TcContext) -> Outcome {
 pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
     // The VLAN's own interface sees a tagged packet again, without the tag.
     if has_vlan_tag(ctx) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     if let Some(outcome) = snat::receive(ctx, config, ip, udp) {
         return outcome;
@@ -70,7 +70,7 @@ pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcom
     // TCP, UDP and SCTP start with the two ports.
     match published::find_on_host(ip, udp.dest) {
         Some(published) => to_published(ctx, ip, &published),
-        None => Ok(Verdict::Pass),
+        None => Ok(Verdict::PASS),
     }
 }
 
@@ -82,7 +82,7 @@ fn error_to_host(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     if related::flow(ctx, ETH_LEN, UNDERLAY_VNI, &mut work.flow).is_err()
         || conntrack::find(&work.flow, &mut work.entry) != CONNTRACK_FORWARD
     {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     // Its flow has a backend, or had one: nothing is looked up of what is published.
     to_published(ctx, ip, &Published::default())

@@ -6,6 +6,7 @@ pub mod container6;
 pub mod decap;
 pub mod host;
 pub mod host4;
+pub mod reject;
 pub mod tunnel;
 pub mod tunnel6;
 pub mod xdp;

@@ -10,7 +10,7 @@ use overlay_common::{
 
 use crate::{
     family::Family,
-    forward::deliver_as,
+    forward::deliver::deliver_as,
     maps::{
         BACKENDS, NETWORKS, lookup,
         work::{Area, area},
@@ -18,7 +18,7 @@ use crate::{
     outcome::{Outcome, Stop, Verdict},
     packet::frame::{ETH_LEN, has_vlan_tag},
     service::{conntrack, reverse, stats},
-    tunnel::{peers::check_peer, vxlan},
+    tunnel::{encap, peers::check_peer},
 };
 
 /// The way of a packet in the tunnel.
@@ -164,8 +164,5 @@ fn tell_backend<F: Family>(inner: &Inner<'_, F>, transport: usize, mut work: Are
     F::too_big_to_backend(ctx, transport, mtu, work)?;
     let ethertype = Be16::new(F::ETHERTYPE);
     let frame = Ethernet { dst: work.backend.mac, src: Mac::default(), ethertype };
-    match vxlan::encapsulate(ctx, *vni, work.backend.node, &frame)? {
-        Verdict::Done(action, _) => Ok(Verdict::Done(action, Reason::TooBigAnswered)),
-        other => Ok(other),
-    }
+    Ok(encap::encapsulate(ctx, *vni, work.backend.node, &frame)?.because(Reason::TooBigAnswered))
 }

@@ -10,7 +10,7 @@ use overlay_common::{
 
 use crate::{
     family::v6_pop,
-    forward::deliver_as,
+    forward::deliver::deliver_as,
     maps::{endpoint::find6, tail_call, work::work},
     observe::Party,
     outcome::{Stop, Verdict, pack_stop, unpack_stop},
@@ -42,7 +42,7 @@ pub fn receive(
         tail_call(ctx, CALL_TUNNEL);
         return Err(Reason::NotConfigured.into());
     }
-    Ok(Verdict::Delivered(action as i32, Reason::Decapsulated, receiver.slot))
+    Ok(Verdict::delivered(action as i32, Reason::Decapsulated, receiver.slot))
 }
 
 #[inline(never)]
@@ -101,8 +101,6 @@ fn to_local(
         v6_pop(ctx, false)?;
     }
     let from = work.endpoint.mac;
-    match deliver_as(ETHERTYPE_IPV6, ctx, &endpoint, from, Reason::Decapsulated)? {
-        Verdict::Delivered(action, ..) | Verdict::Done(action, _) => Ok(action as u32),
-        Verdict::Pass => Err(Reason::NoEndpoint.into()),
-    }
+    let delivered = deliver_as(ETHERTYPE_IPV6, ctx, &endpoint, from, Reason::Decapsulated)?;
+    Ok(delivered.action() as u32)
 }

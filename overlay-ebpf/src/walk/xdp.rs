@@ -43,7 +43,7 @@ pub fn to_published<F: XdpFamily>(
     let (number, target) = (published.service, published.target);
     match route::route(&mut work, number, target, (length(ctx), 0)) {
         // The answer is TC's to give.
-        Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::Pass),
+        Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::PASS),
         routed => routed?,
     }
     Ok(verdict(
@@ -73,7 +73,7 @@ pub fn reply<F: XdpFamily>(
     }
     // Clients on this node are TC's.
     if work.entry.vni & !IPV6_SIDE != UNDERLAY_VNI {
-        return Ok(Some(Verdict::Pass));
+        return Ok(Some(Verdict::PASS));
     }
     check_backend(&work.entry, sender)?;
     Ok(Some(verdict(
@@ -89,7 +89,7 @@ pub fn reply<F: XdpFamily>(
 /// What [`to_backend`] and [`to_client`] made of a packet.
 #[inline(always)]
 fn verdict(action: i32, reason: Reason) -> Verdict {
-    if action == PASS { Verdict::Pass } else { Verdict::Done(action, reason) }
+    if action == PASS { Verdict::PASS } else { Verdict::done(action, reason) }
 }
 
 #[inline(never)]

@@ -14,7 +14,7 @@ pub use v6::may_be_reply as may_be_reply6;
 
 use crate::{
     family::Family,
-    forward::NextHop,
+    forward::route::NextHop,
     maps::work::{Area, Work},
     nat::{TCP_CHECKSUM, UDP_CHECKSUM},
     packet::xdp_frame::{read, write},

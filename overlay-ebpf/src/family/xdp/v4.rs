@@ -10,7 +10,7 @@ use overlay_common::{
 use super::{XdpFamily, port_difference, rewrite_transport};
 use crate::{
     family::V4,
-    forward::{NextHop, next_hop},
+    forward::route::{NextHop, next_hop},
     maps::work::{Area, area},
     packet::{
         ecn,

@@ -13,7 +13,7 @@ use overlay_common::{
 use super::{XdpFamily, port_difference, rewrite_transport};
 use crate::{
     family::{Family, V6},
-    forward::{NextHop, route6},
+    forward::route::{self, NextHop},
     maps::{
         addr6_id, config,
         endpoint::find6,
@@ -97,7 +97,7 @@ impl XdpFamily for V6 {
         work: Area,
     ) -> Result<NextHop, Reason> {
         let [from, to] = &work.ipv6.new;
-        route6::next_hop_from(ctx.ctx.cast(), config, (from, to), total)
+        route::next_hop(ctx.ctx.cast(), config, (from, to), total)
     }
 
     #[inline(always)]

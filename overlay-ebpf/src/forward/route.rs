@@ -1,0 +1,262 @@
+//! The way of packets by the host's routing table.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
+    },
+    cty::c_void,
+    helpers::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use overlay_common::{
+    Be16, Be32, Ip6, Mac, Reason,
+    maps::Config,
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet},
+};
+
+use crate::{
+    maps::{
+        config,
+        work::{scratch, work},
+    },
+    outcome::{self, Outcome, Verdict},
+    packet::frame::{ETH_LEN, longest, store},
+};
+
+const _: () = assert!(size_of::<FibLookup>() == 64 && align_of::<FibLookup>() <= 8);
+
+/// Where a packet leaves the host.
+pub struct NextHop {
+    /// Index of the interface it leaves by.
+    pub ifindex: u32,
+    /// Its Ethernet header; the MACs are zero when the kernel has yet to resolve them.
+    pub ethernet: Ethernet,
+    /// MTU of the route in bytes (Linux 5.12); 0 when it is not resolved, or not 16 bits long.
+    pub mtu: u16,
+    /// Whether the MACs are known.
+    pub resolved: bool,
+}
+
+/// Source and destination of a packet, of either family, for the routing table.
+pub trait Ends: Copy {
+    /// The address family (`AF_*`).
+    const FAMILY: u8;
+    /// EtherType of the family.
+    const ETHERTYPE: u16;
+
+    /// Says them in a question.
+    fn ask_in(self, params: &mut FibLookup);
+}
+
+impl Ends for (Be32, Be32) {
+    const FAMILY: u8 = 2;
+    const ETHERTYPE: u16 = ETHERTYPE_IPV4;
+
+    #[inline(always)]
+    fn ask_in(self, params: &mut FibLookup) {
+        params.__bindgen_anon_3.ipv4_src = self.0.raw();
+        params.__bindgen_anon_4.ipv4_dst = self.1.raw();
+    }
+}
+
+/// The host link has IPv6 forwarding on for this.
+impl Ends for (&Ip6, &Ip6) {
+    const FAMILY: u8 = 10;
+    const ETHERTYPE: u16 = ETHERTYPE_IPV6;
+
+    #[inline(always)]
+    fn ask_in(self, params: &mut FibLookup) {
+        params.__bindgen_anon_3.ipv6_src = self.0.words();
+        params.__bindgen_anon_4.ipv6_dst = self.1.words();
+    }
+}
+
+/// Sends the packet out of an interface; the kernel resolves and fills in the MACs where they are
+/// not known.
+#[inline(always)]
+pub fn send(ifindex: u32, resolved: bool) -> i32 {
+    // SAFETY: helpers without preconditions; a null parameter makes the kernel route by the packet's
+    // own addresses.
+    unsafe {
+        if resolved {
+            bpf_redirect(ifindex, 0) as i32
+        } else {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        }
+    }
+}
+
+/// The next hop between two addresses by the host's routing table. `total` is the length of the IP packet
+/// for the check against the route's MTU.
+///
+/// The look-up is made as for a packet that came in by the host link: that device is ours and has
+/// forwarding on, whatever the host's own interfaces have.
+///
+/// # Errors
+/// [`Reason::TooBig`] and [`Reason::NoRoute`].
+#[inline(always)]
+pub fn next_hop<E: Ends>(
+    ctx: *mut c_void,
+    config: &Config,
+    ends: E,
+    total: u32,
+) -> Result<NextHop, Reason> {
+    let params = question(config, ends, total)?;
+    match ask(ctx, params) {
+        BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop {
+            ifindex: params.ifindex,
+            ethernet: Ethernet {
+                dst: Mac::new(params.dmac),
+                src: Mac::new(params.smac),
+                ethertype: Be16::new(E::ETHERTYPE),
+            },
+            // SAFETY: both fields of the union are the same integer.
+            mtu: unsafe { params.__bindgen_anon_1.mtu_result },
+            resolved: true,
+        }),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Ok(unresolved::<E>(params.ifindex)),
+        // Only when the host link does not exist (a datapath loaded without a controller).
+        BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(unresolved::<E>(config.underlay_ifindex)),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Reason::TooBig),
+        _ => Err(Reason::NoRoute),
+    }
+}
+
+/// MTU in bytes of the path that [`next_hop`] found too small. What the host has learned of a path
+/// by ICMP counts (RFC 1191, RFC 8201): it is in the routing table.
+///
+/// # Errors
+/// [`Reason::NoRoute`] when there is none any more.
+#[inline(always)]
+pub fn path_mtu<E: Ends>(ctx: *mut c_void, config: &Config, ends: E) -> Result<u32, Reason> {
+    let params = question(config, ends, 0xffff)?;
+    if ask(ctx, params) != BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        return Err(Reason::NoRoute);
+    }
+    // SAFETY: the kernel has written the MTU over the length (Linux 5.12).
+    Ok(unsafe { params.__bindgen_anon_1.mtu_result }.into())
+}
+
+/// Asks the routing table.
+#[inline(always)]
+fn ask(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is the program's own, and the kernel fills in `params` as far as told.
+    unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) as u32 }
+}
+
+/// What to ask of the routing table, in the scratch area.
+#[inline(always)]
+fn question<E: Ends>(
+    config: &Config,
+    ends: E,
+    total: u32,
+) -> Result<&'static mut FibLookup, Reason> {
+    let fib = &mut scratch()?.fib;
+    *fib = [0; 8];
+    // SAFETY: the struct is plain C, as large as its room and no more aligned; zero is a value of it.
+    let params = unsafe { &mut *fib.as_mut_ptr().cast::<FibLookup>() };
+    params.family = E::FAMILY;
+    params.ifindex = via(config);
+    params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
+    ends.ask_in(params);
+    Ok(params)
+}
+
+/// The interface that packets are looked up for as if they came in by it.
+#[inline(always)]
+pub fn via(config: &Config) -> u32 {
+    if config.host_link_ifindex != 0 { config.host_link_ifindex } else { config.underlay_ifindex }
+}
+
+#[inline(always)]
+fn unresolved<E: Ends>(ifindex: u32) -> NextHop {
+    let ethernet = Ethernet { ethertype: Be16::new(E::ETHERTYPE), ..Ethernet::default() };
+    NextHop { ifindex, ethernet, mtu: 0, resolved: false }
+}
+
+/// Routes a packet with addresses of the underlay (a reply that is translated back) out of the host.
+///
+/// # Errors
+/// Those of [`next_hop`].
+#[inline(always)]
+pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
+    let action = outcome::unpack(route_out_packed(ctx.skb.skb, from.raw(), to.raw()))?;
+    Ok(Verdict::done(action as i32, Reason::SentToClient))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn route_out_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+    route(&TcContext::new(skb), (Be32::from_raw(from), Be32::from_raw(to)))
+}
+
+/// As [`route_out`], of an IPv6 packet with the addresses in `work.ipv6.new`.
+///
+/// # Errors
+/// Those of [`next_hop`].
+#[inline(always)]
+pub fn route_out6(ctx: &TcContext) -> Outcome {
+    let action = outcome::unpack(route_out6_packed(ctx.skb.skb))?;
+    Ok(Verdict::done(action as i32, Reason::SentToClient))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn route_out6_packed(skb: *mut __sk_buff) -> i64 {
+    let Ok(work) = work() else { return outcome::pack(Err(Reason::NotConfigured)) };
+    let [from, to] = &work.ipv6.new;
+    route(&TcContext::new(skb), (from, to))
+}
+
+#[inline(always)]
+fn route<E: Ends>(ctx: &TcContext, ends: E) -> i64 {
+    outcome::pack(try_route(ctx, ends).map(|action| action as u32))
+}
+
+#[inline(always)]
+fn try_route<E: Ends>(ctx: &TcContext, ends: E) -> Result<i32, Reason> {
+    let config = config().ok_or(Reason::NotConfigured)?;
+    let hop = next_hop(ctx.skb.skb.cast(), config, ends, longest(ctx, ETH_LEN))?;
+    store(ctx, 0, &hop.ethernet)?;
+    Ok(send(hop.ifindex, hop.resolved))
+}
+
+/// [`path_mtu`] of the way on which [`route_out`] said [`Reason::TooBig`].
+///
+/// # Errors
+/// Those of [`path_mtu`].
+#[inline(always)]
+pub fn outside_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
+    outcome::unpack(outside_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn outside_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+    let ends = (Be32::from_raw(from), Be32::from_raw(to));
+    let Some(config) = config() else { return outcome::pack(Err(Reason::NotConfigured)) };
+    outcome::pack(path_mtu(skb.cast(), config, ends))
+}
+
+/// As [`outside_mtu`], of [`route_out6`].
+///
+/// # Errors
+/// Those of [`path_mtu`].
+#[inline(always)]
+pub fn outside_mtu6(ctx: &TcContext) -> Result<u32, Reason> {
+    outcome::unpack(outside_mtu6_packed(ctx.skb.skb))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn outside_mtu6_packed(skb: *mut __sk_buff) -> i64 {
+    let (Some(config), Ok(work)) = (config(), work()) else {
+        return outcome::pack(Err(Reason::NotConfigured));
+    };
+    let [from, to] = &work.ipv6.new;
+    outcome::pack(path_mtu(skb.cast(), config, (from, to)))
+}
