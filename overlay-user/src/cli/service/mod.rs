@@ -97,7 +97,7 @@ struct BalanceArgs {
     /// What becomes of TCP connections whose backend has gone [default: reset]
     #[arg(long, value_enum, value_name = "WHAT")]
     on_loss: Option<OnLoss>,
-    /// Which way replies of published ports take to IPv4 clients outside [default: asked]
+    /// Which way replies of published ports take to clients outside [default: asked]
     #[arg(long = "return", value_enum, value_name = "WAY")]
     return_path: Option<ReturnPath>,
 }
