@@ -42,7 +42,7 @@ pub struct CargoCall {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// What it finds in the environment beside what [`is_inherited`] lets through.
+    /// What it finds in the environment beside what `is_inherited` lets through.
     pub env: Vec<(OsString, OsString)>,
 }
 

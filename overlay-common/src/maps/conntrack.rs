@@ -166,7 +166,7 @@ pub const ANSWERED: u8 = 1 << 4;
 pub const VIA_VIP: u8 = 1 << 5;
 
 /// Replies go straight to the client. `FORWARD`, on the node that was asked: the backend's node is told what the
-/// client asked ([`crate::wire::Asked`]). `RETURN`, there: the source is what the client asked.
+/// client asked ([`crate::Asked`]). `RETURN`, there: the source is what the client asked.
 pub const DIRECT: u8 = 1 << 6;
 
 /// A FIN of the other direction was seen.

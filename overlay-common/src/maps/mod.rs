@@ -1,7 +1,7 @@
 //! Keys and values of the BPF maps: one struct per map side, with its writer and its readers.
 //!
 //! Unless a field says otherwise, integers are in host byte order and addresses and ports are in
-//! network byte order ([`Be32`], [`Be16`]). All types are `repr(C)` without hidden padding; the
+//! network byte order ([`crate::Be32`], [`crate::Be16`]). All types are `repr(C)` without hidden padding; the
 //! layout tests at the end of this file hold them to that.
 //!
 //! "Written by the agent" means: by reconciliation of the compiled state, never by hand.

@@ -1,7 +1,7 @@
 //! The DNS server of every container: 127.0.0.11, port 53, UDP and TCP, inside its namespace.
 //!
 //! The names of the cluster come from the state that the maps are compiled from: [`Directory`] is
-//! the part of it that this host's containers may see, [`resolve`] is a pure function over that.
+//! the part of it that this host's containers may see, [`fn@resolve`] is a pure function over that.
 //! Everything else goes to the upstreams through sockets of the agent's own namespace.
 //!
 //! The wire format is hickory-proto's. The server around it is our own: hickory-server encodes

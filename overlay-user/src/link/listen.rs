@@ -48,7 +48,7 @@ pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkErr
     })?
 }
 
-/// What a line of /proc/net/{tcp,udp}[6] or of /proc/net/sctp/eps says about a socket.
+/// What a line of `/proc/net/{tcp,udp}[6]` or of /proc/net/sctp/eps says about a socket.
 #[derive(Debug, PartialEq, Eq)]
 struct Socket {
     loopback: bool,

@@ -5,7 +5,7 @@
 //! slow, and its datapath forwards without it: it is down after the cluster's node timeout, or after six times that if this
 //! manager has not heard of it since it began ([`starting`]). A host
 //! that does not answer either is dead or cut off: it is down after a part of that time
-//! ([`unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
+//! ([`fn@unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
 //! connection whatever its processes do.
 
 use std::{

@@ -2,7 +2,7 @@
 //!
 //! Every mutation is a pure function from state and request to changes (`plan/`), committed if
 //! nobody wrote in between and decided again otherwise. What is heard from the agents
-//! ([`liveness`]) stays in memory; the store sees only nodes that change between ready and down.
+//! (`liveness`) stays in memory; the store sees only nodes that change between ready and down.
 
 mod authorize;
 pub mod client;

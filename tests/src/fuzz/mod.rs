@@ -1,5 +1,5 @@
 //! The differential test: random maps and packets, run through the real programs and through the
-//! [model](crate::model), which must agree on the verdict, every byte, every counter and every
+//! [`model`], which must agree on the verdict, every byte, every counter and every
 //! conntrack entry.
 
 mod check;
