@@ -70,6 +70,9 @@ pub const EVENT_CAPTURE: u8 = 2;
 pub const EVENT_KINDS: usize = 3;
 
 /// The beginning of a record.
+///
+/// Map `events`, ring buffer: drops, new flows and captured packets, as map `watch` asks for them.
+/// Written by the programs; read by the agent, which passes the records on to its watchers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {

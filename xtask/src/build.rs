@@ -32,5 +32,7 @@ impl Build {
 
 /// Builds the `overlay` binary of the dev profile.
 pub fn overlay() -> Result<PathBuf> {
-    cargo::binary(&cargo::build::<&str>(&[])?, "overlay")
+    // The whole workspace is named, so that crates keep the features that they have in other
+    // builds.
+    cargo::binary(&cargo::build(&["--workspace", "--bin", "overlay"])?, "overlay")
 }

@@ -1,10 +1,11 @@
-//! `cargo xtask`: sets a machine up, builds, loads the datapath, runs the demo, the tests and the
-//! benchmarks.
+//! `cargo xtask`: sets a machine up, builds, checks, writes documents, loads the datapath, runs the
+//! demo, the tests and the benchmarks.
 
 mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod docs;
 mod fuzz;
 mod load;
 mod machine;
@@ -13,6 +14,7 @@ mod root;
 mod setup;
 mod test;
 mod totals;
+mod tree;
 mod unload;
 mod vm_test;
 
@@ -44,6 +46,7 @@ struct Cli {
 enum Command {
     Setup(setup::Setup),
     Build(build::Build),
+    Docs(docs::Docs),
     Load(load::Load),
     Unload(unload::Unload),
     Demo(demo::Demo),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Docs(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),
         Command::Demo(command) => command.run(),
