@@ -19,7 +19,8 @@ fn main() {
             watch_tools(&built);
             say("warning", built.warnings.iter().map(String::as_str));
         }
-        // Cargo fails the build for it, and shows no more than this as long as we exit with success.
+        // Cargo fails the build for it, and shows no more than this as long as we exit with
+        // success.
         Err(error) => say("error", [error.to_string().as_str()]),
     }
 }

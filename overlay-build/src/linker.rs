@@ -77,7 +77,8 @@ fn version_of(path: &Path) -> Option<String> {
     text.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// Makes a folder inside `target_dir` with nothing but a link to the LLVM that bpf-linker must load.
+/// Makes a folder inside `target_dir` with nothing but a link to the LLVM that bpf-linker must
+/// load.
 ///
 /// bpf-linker opens the first `libLLVM*` that it meets in the folders of LD_LIBRARY_PATH. Debian
 /// keeps the libraries of several LLVMs in one folder, so only a folder of our own is unambiguous.

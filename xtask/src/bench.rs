@@ -28,8 +28,8 @@ enum What {
     Services(Services),
 }
 
-/// Services: by their virtual addresses and published ports, beside the backends' own addresses and beside
-/// nftables over the kernel's vxlan device, measured in turns.
+/// Services: by their virtual addresses and published ports, beside the backends' own addresses and
+/// beside nftables over the kernel's vxlan device, measured in turns.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -65,8 +65,8 @@ struct Services {
     kernel: Option<String>,
 }
 
-/// Two hosts in network namespaces: the bare underlay, the kernel's vxlan device with a bridge (what
-/// Docker's overlay uses), and overlay, measured in turns.
+/// Two hosts in network namespaces: the bare underlay, the kernel's vxlan device with a bridge
+/// (what Docker's overlay uses), and overlay, measured in turns.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:

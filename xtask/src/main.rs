@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod cargo;
+mod check;
 mod demo;
 mod docs;
 mod fuzz;
@@ -46,6 +47,7 @@ struct Cli {
 enum Command {
     Setup(setup::Setup),
     Build(build::Build),
+    Check(check::Check),
     Docs(docs::Docs),
     Load(load::Load),
     Unload(unload::Unload),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Docs(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Unload(command) => command.run(),

@@ -162,10 +162,11 @@ const SERVICES: [(&str, &str); 3] =
     [("etcd-server", "etcd"), ("nginx", "nginx"), ("ipvsadm", "ipvsadm")];
 
 /// Services that come with the packages must not run: the demo starts its own etcd where it wants
-/// one, and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start anything, and 101 means
-/// "no" to them. It says nothing about enabling, so that is undone for what was installed just now.
-/// The shell's trap takes the file away also when the installation is interrupted. In front of `--` are
-/// words `PACKAGE:SERVICE`, behind it the packages.
+/// one, and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask
+/// policy-rc.d before they start anything, and 101 means "no" to them. It says nothing about
+/// enabling, so that is undone for what was installed just now. The shell's trap takes the file
+/// away also when the installation is interrupted. In front of `--` are words `PACKAGE:SERVICE`,
+/// behind it the packages.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then

@@ -46,11 +46,16 @@ pub fn require(why: &str) -> Result<()> {
     Err(error).context("cannot run sudo")
 }
 
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    ids().is_ok_and(|(uid, _)| uid == 0)
+}
+
 /// Lets a command run as the person who started us, when sudo stands between.
 pub fn step_down(command: &mut Command) {
     let caller = env::var(CALLER).ok();
     if let Some((uid, gid)) = caller.as_deref().and_then(parse_caller)
-        && ids().is_ok_and(|(own, _)| own == 0)
+        && is_root()
     {
         // Dropping the user id drops root's supplementary groups as well.
         command.uid(uid).gid(gid);
