@@ -94,7 +94,7 @@ pub struct Work {
 pub struct Pick {
     /// The service.
     pub service: Service,
-    /// The client, for [`AFFINITY`].
+    /// The client, for [`super::AFFINITY`].
     pub client: AffinityKey,
     /// What it keeps.
     pub affinity: Affinity,
