@@ -64,19 +64,21 @@ fn is_about_us(name: &OsStr) -> bool {
 /// # Errors
 /// Cargo cannot be run or fails.
 pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
-    match build_what_can_be(args)? {
+    let args: Vec<&OsStr> =
+        [OsStr::new("build")].into_iter().chain(args.iter().map(AsRef::as_ref)).collect();
+    match build_what_can_be(&args)? {
         (products, true) => Ok(products),
         (_, false) => bail!("the build failed; cargo's messages are above"),
     }
 }
 
-/// As [`build`], but when cargo fails lists what was built all the same, and says so with `false`.
+/// As [`build`], with `build` itself or another command that builds as the first argument. When cargo
+/// fails, lists what was built all the same, and says so with `false`.
 ///
 /// # Errors
 /// Cargo cannot be run.
 pub fn build_what_can_be<S: AsRef<OsStr>>(args: &[S]) -> Result<(Vec<Product>, bool)> {
     let output = command()
-        .arg("build")
         .args(args)
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())

@@ -29,8 +29,8 @@ impl Totals {
         Self { failed: 1, failures: vec![what], ..Self::default() }
     }
 
-    /// Takes in one line of a test program's output.
-    pub fn read_line(&mut self, program: &str, line: &str) {
+    /// Takes in one line of a test program's output. `beginning` goes before a failed test's name.
+    pub fn read_line(&mut self, beginning: &str, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ").and_then(parse_result) {
             let [passed, failed, skipped] = counts;
             self.passed += passed;
@@ -39,7 +39,7 @@ impl Totals {
         } else if let Some(test) =
             line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
-            self.failures.push(format!("{program}: {test}"));
+            self.failures.push(format!("{beginning}{test}"));
         }
     }
 
@@ -93,14 +93,14 @@ test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     fn read(text: &str) -> Totals {
         let mut totals = Totals::default();
-        text.lines().for_each(|line| totals.read_line("datapath_arp", line));
+        text.lines().for_each(|line| totals.read_line("datapath::", line));
         totals
     }
 
     #[test]
     fn counts_and_names_come_from_the_test_programs_own_lines() {
         let totals = read(FAILING);
-        assert_eq!(totals.failures, ["datapath_arp: vxlan::decaps"]);
+        assert_eq!(totals.failures, ["datapath::vxlan::decaps"]);
         assert_eq!(totals.to_string(), "1 passed, 1 failed, 1 skipped");
     }
 
@@ -123,7 +123,7 @@ test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn a_failing_status_is_not_counted_twice() {
         let mut totals = read(FAILING);
-        totals.read_status("datapath_arp", ExitStatus::from_raw(101 << 8));
+        totals.read_status("datapath", ExitStatus::from_raw(101 << 8));
         assert_eq!(totals.failed, 1);
     }
 }

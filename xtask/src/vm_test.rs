@@ -26,7 +26,7 @@ use self::{
 use crate::{
     cargo::{self, Product},
     root, setup,
-    test::{self, Suite},
+    test::{Program, Selection, Suite},
     totals::Totals,
 };
 
@@ -58,7 +58,7 @@ pub struct VmTest {
     /// 120].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=240))]
     minutes: Option<u64>,
-    /// Run only tests whose name contains this, or all of the files of tests whose names begin with it.
+    /// Run only the topics whose names begin with this, or the tests whose names contain it.
     filter: Option<String>,
 }
 
@@ -121,10 +121,9 @@ impl VmTest {
             .iter()
             .map(|asked| kernel::find(asked, cache))
             .collect::<Result<Vec<Kernel>>>()?;
-        // All suites, as `cargo xtask test` builds them: so that neither undoes the other's work.
-        let mut products = cargo::build(&test::build_args(None, &test::test_targets()?)?)?;
-        let filter = test::filter_for(self.filter.as_deref(), &mut products);
-        let (steps, beside) = self.steps(&products, filter)?;
+        let selection = Selection::of(&[Suite::Datapath, Suite::Cluster], self.filter.as_deref())?;
+        let products = cargo::build(&selection.build_args()[1..])?;
+        let (steps, beside) = self.steps(&products, &selection)?;
         let room = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
         let probe = room.path().join("probe.cpio");
         userland::write_probe(&probe, &emulator.busybox)?;
@@ -173,7 +172,7 @@ impl VmTest {
     fn steps(
         &self,
         products: &[Product],
-        filter: Option<&str>,
+        selection: &Selection,
     ) -> Result<(Vec<Step>, Vec<PathBuf>)> {
         let testkit = cargo::binary(products, "overlay-testkit")?;
         let beside = vec![cargo::binary(products, "overlay")?];
@@ -183,34 +182,28 @@ impl VmTest {
             place: "overlay-testkit".to_owned(),
             arguments: vec![VERIFIER.to_owned()],
         }];
-        let mut tests: Vec<&Product> =
-            products.iter().filter(|product| product.test && self.wants(product)).collect();
-        tests.sort_by_key(|product| &product.name);
+        let tests: Vec<Program> =
+            selection.programs(products)?.into_iter().filter(|one| self.wants(one)).collect();
         if tests.is_empty() {
             bail!("the build made no test programs for a machine");
         }
-        steps.extend(tests.into_iter().map(|product| Step {
-            name: product.name.clone(),
-            program: product.executable.clone(),
-            place: format!("deps/{}", product.name),
-            arguments: filter.into_iter().map(str::to_owned).collect(),
+        steps.extend(tests.into_iter().map(|program| Step {
+            name: program.label,
+            program: program.executable,
+            place: format!("deps/{}", program.target),
+            arguments: program.arguments,
         }));
         Ok((steps, beside))
     }
 
-    fn wants(&self, product: &Product) -> bool {
-        let of = |suite: Suite| suite.owns(product);
-        let two_hosts = of(Suite::Cluster) && product.name == TWO_HOSTS;
+    fn wants(&self, program: &Program) -> bool {
+        let two_hosts = program.label == TWO_HOSTS;
         match self.suite {
-            None => of(Suite::Datapath) || two_hosts,
-            Some(VmSuite::Datapath) => of(Suite::Datapath),
+            None => program.suite == Suite::Datapath || two_hosts,
+            Some(VmSuite::Datapath) => program.suite == Suite::Datapath,
             Some(VmSuite::TwoHosts) => two_hosts,
-            Some(VmSuite::Cluster) => {
-                of(Suite::Cluster) && CLUSTER.contains(&product.name.as_str())
-            }
-            Some(VmSuite::Services) => {
-                of(Suite::Cluster) && SERVICES.contains(&product.name.as_str())
-            }
+            Some(VmSuite::Cluster) => CLUSTER.contains(&program.label.as_str()),
+            Some(VmSuite::Services) => SERVICES.contains(&program.label.as_str()),
         }
     }
 

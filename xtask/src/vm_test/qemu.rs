@@ -248,7 +248,7 @@ impl Report {
     fn follow(&mut self, line: &str) {
         let kernel = &self.kernel;
         if let Some((name, totals)) = &mut self.current {
-            totals.read_line(&format!("{kernel} {name}"), line);
+            totals.read_line(&format!("{kernel} {name}: "), line);
             if name == super::VERIFIER || name == super::bench::NAME {
                 self.table.push(line.to_owned());
             }
