@@ -88,15 +88,15 @@ const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 const SERVICES: [&str; 12] = [
     "cluster_30_services",
     "cluster_31_balance",
-    "cluster_32_parts",
-    "cluster_32_rolling",
+    "cluster_32_fragments",
     "cluster_34_services6",
-    "cluster_34_sockets",
-    "cluster_35_direct_return",
-    "cluster_35_direct_return6",
+    "cluster_35_dsr",
+    "cluster_35_dsr6",
     "cluster_36_idle",
+    "cluster_38_rolling",
+    "cluster_39_sockets",
     "cluster_40_published",
-    "cluster_45_xdp",
+    "cluster_46_xdp",
     "cluster_61_node_death",
 ];
 
