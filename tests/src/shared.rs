@@ -1,44 +1,76 @@
 //! A cluster that the tests of one file share.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{
+    panic::Location,
+    sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError},
+};
+
+use anyhow::bail;
 
 use crate::cluster::Cluster;
 
-/// A cluster made by the first test that wants it and removed when the test program ends. Tests
-/// take turns, so that one test's load does not slow another.
+/// A cluster that the first test makes that wants it. It is removed when a test of another file wants
+/// one and no test has this one, or when the test program ends. Tests take turns, so that one test's
+/// load does not slow another.
 pub struct Shared<T = Cluster> {
     make: fn() -> anyhow::Result<T>,
-    made: OnceLock<Result<Mutex<Option<T>>, String>>,
+    file: &'static str,
+    made: Mutex<Made<T>>,
+}
+
+enum Made<T> {
+    Not,
+    Is(T),
+    /// Why it could not be made.
+    Failed(String),
 }
 
 /// The shared cluster while a test has it.
-pub struct Turn<'a, T>(MutexGuard<'a, Option<T>>);
+pub struct Turn<'a, T>(MutexGuard<'a, Made<T>>);
 
 impl<T> std::ops::Deref for Turn<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_ref().expect("a shared cluster lives until the program ends")
+        match &*self.0 {
+            Made::Is(made) => made,
+            Made::Not | Made::Failed(_) => unreachable!("only what was made is lent"),
+        }
     }
 }
 
-type Teardown = Box<dyn FnOnce() + Send>;
+/// What removes a shared cluster. Told to wait, it waits until no test has the cluster; otherwise it
+/// leaves a cluster alone that a test has, and says so with `false`.
+type Removal = Box<dyn Fn(bool) -> bool + Send>;
 
-/// What the end of the program has to remove.
-static TEARDOWN: Mutex<Vec<Teardown>> = Mutex::new(Vec::new());
+/// Every cluster that was made and not removed, with the file whose tests share it.
+static MADE: Mutex<Vec<(&str, Removal)>> = Mutex::new(Vec::new());
+
+fn made() -> MutexGuard<'static, Vec<(&'static str, Removal)>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 extern "C" fn teardown() {
-    let all = std::mem::take(&mut *TEARDOWN.lock().unwrap_or_else(PoisonError::into_inner));
-    for teardown in all {
+    let all = std::mem::take(&mut *made());
+    for (_, remove) in all {
         // A panic must not cross into C; the guardian does the rest.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(teardown));
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| remove(true)));
     }
+}
+
+/// Removes the clusters of other files that no test has.
+fn remove_others(file: &str) {
+    let others = made().extract_if(.., |(of, _)| *of != file).collect::<Vec<_>>();
+    let kept: Vec<_> = others.into_iter().filter(|(_, remove)| !remove(false)).collect();
+    made().extend(kept);
 }
 
 impl<T: Send + 'static> Shared<T> {
     /// Made by `make` when it is first wanted.
+    #[track_caller]
     pub const fn new(make: fn() -> anyhow::Result<T>) -> Self {
-        Self { make, made: OnceLock::new() }
+        let file = Location::caller().file();
+        Self { make, file, made: Mutex::new(Made::Not) }
     }
 
     /// Waits for the turn.
@@ -46,29 +78,42 @@ impl<T: Send + 'static> Shared<T> {
     /// # Errors
     /// If it could not be made: every test then fails with the reason.
     pub fn turn(&'static self) -> anyhow::Result<Turn<'static, T>> {
-        let made = self.made.get_or_init(|| match (self.make)() {
-            Ok(made) => {
-                self.remove_at_exit();
-                Ok(Mutex::new(Some(made)))
-            }
-            Err(error) => Err(format!("{error:?}")),
-        });
-        match made {
-            Ok(mutex) => Ok(Turn(mutex.lock().unwrap_or_else(PoisonError::into_inner))),
-            Err(error) => Err(anyhow::anyhow!("the cluster could not be made: {error}")),
+        let mut turn = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*turn, Made::Not) {
+            remove_others(self.file);
+            *turn = match (self.make)() {
+                Ok(made) => {
+                    self.remove_later();
+                    Made::Is(made)
+                }
+                Err(error) => Made::Failed(format!("{error:?}")),
+            };
         }
+        if let Made::Failed(error) = &*turn {
+            bail!("the cluster could not be made: {error}");
+        }
+        Ok(Turn(turn))
     }
 
-    fn remove_at_exit(&'static self) {
-        let mut all = TEARDOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.is_empty() {
+    fn remove_later(&'static self) {
+        static AT_EXIT: Once = Once::new();
+        AT_EXIT.call_once(|| {
             // SAFETY: the function takes no arguments, does not unwind and may run on any thread.
             unsafe { nix::libc::atexit(teardown) };
-        }
-        all.push(Box::new(|| {
-            if let Some(Ok(mutex)) = self.made.get() {
-                drop(mutex.lock().unwrap_or_else(PoisonError::into_inner).take());
-            }
-        }));
+        });
+        made().push((
+            self.file,
+            Box::new(|wait| {
+                let guard = match self.made.try_lock() {
+                    Ok(guard) => Some(guard),
+                    Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+                    Err(TryLockError::WouldBlock) if wait => {
+                        Some(self.made.lock().unwrap_or_else(PoisonError::into_inner))
+                    }
+                    Err(TryLockError::WouldBlock) => None,
+                };
+                guard.map(|mut made| *made = Made::Not).is_some()
+            }),
+        ));
     }
 }
