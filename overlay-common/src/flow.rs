@@ -69,10 +69,11 @@ const fn is_alone(entry: &Conntrack) -> bool {
     matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)
 }
 
-/// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC.
+/// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC. Times
+/// may be before the clock's beginning, so that an entry can be older than the machine is up.
 #[inline(always)]
 pub const fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
-    now.wrapping_sub(entry.last_seen) > timeout(key.proto, entry) && now > entry.last_seen
+    now.wrapping_sub(entry.last_seen).cast_signed() > timeout(key.proto, entry).cast_signed()
 }
 
 /// Whether another flow may have the tuple of an entry at time `now`: its own is over, and out of TIME-WAIT.
@@ -175,5 +176,10 @@ mod tests {
         assert!(!is_expired(&key, &entry, 1_000 + TCP_OPENING));
         assert!(is_expired(&key, &entry, 1_001 + TCP_OPENING));
         assert!(!is_expired(&key, &entry, 999), "clocks of two CPUs may differ a little");
+        let entry = Conntrack { last_seen: 0_u64.wrapping_sub(TCP_OPENING), ..entry };
+        assert!(
+            !is_expired(&key, &entry, 0) && is_expired(&key, &entry, 1),
+            "before the clock began"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! The maps that the programs write: flows, and what they keep and count of them.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _};
+use std::{collections::BTreeMap, os::fd::AsFd as _, time::Duration};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     Be32, Ip6,
     maps::{
@@ -155,24 +156,26 @@ impl Rig {
         self.write("usage", IFINDEX, usage);
     }
 
-    /// Makes every conntrack entry look `seconds` older. Says whether that could be done: times are
-    /// those of the kernel's clock, on which nothing is older than the machine.
-    #[must_use]
-    pub fn age_conntrack(&mut self, seconds: u64) -> bool {
+    /// Makes every conntrack entry look `seconds` older, older than the machine is up if need be.
+    pub fn age_conntrack(&mut self, seconds: u64) {
         for map in FLOWS {
-            let aged: Option<Vec<_>> = self
-                .flows(map)
-                .into_iter()
-                .map(|(key, entry)| {
-                    let last_seen = entry.last_seen.checked_sub(seconds * 1_000_000_000)?;
-                    Some((key, Conntrack { last_seen, ..entry }))
-                })
-                .collect();
-            let Some(aged) = aged else { return false };
-            for (key, entry) in aged {
-                self.write(map, key, Some(entry));
+            for (key, entry) in self.flows(map) {
+                let last_seen = entry.last_seen.wrapping_sub(seconds * 1_000_000_000);
+                self.write(map, key, Some(Conntrack { last_seen, ..entry }));
             }
         }
-        true
+    }
+}
+
+/// Waits until the machine has been up for so long: what comes after it can be made older by as many
+/// seconds, and has a time of the maps' clock still. That begins when the machine boots.
+pub fn wait_for_uptime(seconds: u64) {
+    let uptime = || {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock that every kernel has");
+        Duration::from(now)
+    };
+    let wanted = Duration::from_secs(seconds);
+    while let Some(missing) = wanted.checked_sub(uptime()) {
+        std::thread::sleep(missing);
     }
 }

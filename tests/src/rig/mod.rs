@@ -28,6 +28,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunResult, Xdp},
     util::nr_cpus,
 };
+pub use flows::wait_for_uptime;
 pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
 use overlay_common::{

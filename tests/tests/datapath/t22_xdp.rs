@@ -123,7 +123,8 @@ fn a_backends_packets_are_delivered_unless_they_are_replies_to_translate() {
         proto: 17,
         scope: [0; 3],
     };
-    let entry = Conntrack { action: CONNTRACK_REPLY, last_seen: u64::MAX, ..Conntrack::default() };
+    let entry =
+        Conntrack { action: CONNTRACK_REPLY, last_seen: i64::MAX as u64, ..Conntrack::default() };
     rig.set_conntrack(key, Some(entry));
     assert_passed(&mut rig, "a reply", &packet);
 }

@@ -11,7 +11,7 @@ use overlay_common::{
     },
     wire::PROTO_TCP,
 };
-use overlay_tests::rig::{NODE, REDIRECT, Rig, VNI, mac, packets::*};
+use overlay_tests::rig::{NODE, REDIRECT, Rig, VNI, mac, packets::*, wait_for_uptime};
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
@@ -247,13 +247,14 @@ fn with_affinity(seconds: u32) -> Rig {
 /// Lets time go by for what clients keep.
 fn age_affinity(rig: &mut Rig, seconds: u64) {
     for (key, mut entry) in rig.affinity() {
-        entry.last_used = entry.last_used.saturating_sub(seconds * 1_000_000_000);
+        entry.last_used -= seconds * 1_000_000_000;
         rig.set_affinity(key, Some(entry));
     }
 }
 
 #[test]
 fn a_client_keeps_its_backend_for_the_time_of_the_affinity() {
+    wait_for_uptime(61);
     let mut rig = with_affinity(60);
     let kept = connect(&mut rig, 40_000);
     for port in 40_001..40_010 {

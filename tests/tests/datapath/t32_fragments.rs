@@ -9,6 +9,7 @@ use overlay_common::{
 };
 use overlay_tests::rig::{
     CLIENT, CLIENT_MAC, DROP, NODE, PASS, PEER, REDIRECT, Ran, Rig, VNI, XDP_PASS, packets::*,
+    wait_for_uptime,
 };
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
@@ -152,6 +153,7 @@ fn the_backends_node_knows_the_way_back_of_fragments() {
 
 #[test]
 fn a_later_fragment_without_its_first_one_goes_nowhere() {
+    wait_for_uptime(31);
     let mut rig = rig(NEAR);
     let [first, later] = in_two(&udp((ME, 40_000), (VIP, 53), QUESTION), 6);
     let dropped = |ran: Ran| {
@@ -164,10 +166,7 @@ fn a_later_fragment_without_its_first_one_goes_nowhere() {
     let [_, other] = in_two(&udp((ME, 40_000), (VIP, 53), QUESTION), 7);
     dropped(rig.run("from_container", &other));
     for (key, fragment) in rig.fragments() {
-        let Some(seen) = fragment.seen.checked_sub(31_000_000_000) else {
-            println!("skipped: this machine is younger than what is to be forgotten");
-            return;
-        };
+        let seen = fragment.seen - 31_000_000_000;
         rig.set_fragment(key, Some(overlay_common::maps::Fragment { seen, ..fragment }));
     }
     dropped(rig.run("from_container", &later));
