@@ -34,7 +34,7 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
     let own = entry.idle as u64 * SECOND;
     if connects && has_ended(proto, entry) {
         TCP_CLOSING
-    } else if connects && entry.state & TCP_SEEN_ACK == 0 {
+    } else if connects && entry.flags & TCP_SEEN_ACK == 0 {
         TCP_OPENING
     } else if entry.node.raw() != 0 {
         RETURNING
@@ -42,7 +42,7 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
         own
     } else if connects {
         TCP_ESTABLISHED
-    } else if proto == PROTO_UDP && entry.state & ANSWERED != 0 {
+    } else if proto == PROTO_UDP && entry.flags & ANSWERED != 0 {
         UDP_CONVERSATION
     } else {
         UDP
@@ -54,7 +54,7 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
 #[inline(always)]
 const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
     const FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
-    match entry.state & (FINS | TCP_SEEN_RST) {
+    match entry.flags & (FINS | TCP_SEEN_RST) {
         0 => false,
         // SHUTDOWN COMPLETE is said once (RFC 9260, section 9.2).
         TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN => proto == PROTO_SCTP || is_alone(entry),
@@ -81,7 +81,7 @@ pub const fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool
 /// answered with an old acknowledgement and has to be sent again (RFC 9293, sections 3.6.1 and 3.10.7.4; RFC 6191).
 #[inline(always)]
 pub const fn is_free_again(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
-    let waits = key.proto == PROTO_TCP && entry.state & TCP_SEEN_FIN != 0;
+    let waits = key.proto == PROTO_TCP && entry.flags & TCP_SEEN_FIN != 0;
     is_expired(key, entry, now) && (!waits || now.wrapping_sub(entry.last_seen) > TCP_TIME_WAIT)
 }
 
@@ -90,14 +90,14 @@ mod tests {
     use super::*;
     use crate::{
         Be32,
-        maps::{CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, DIRECT, TCP_SEEN_SYN},
+        maps::{CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, DSR, TCP_SEEN_SYN},
         wire::PROTO_ICMP,
     };
 
     const BOTH_FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
 
     fn entry(state: u8) -> Conntrack {
-        Conntrack { state, ..Conntrack::default() }
+        Conntrack { flags: state, ..Conntrack::default() }
     }
 
     #[test]
@@ -121,8 +121,8 @@ mod tests {
         let timeout = |proto, action, state| {
             timeout(proto, &Conntrack { action, ..entry(TCP_SEEN_ACK | state) })
         };
-        for fin in [TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_FIN | DIRECT] {
-            for action in [CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN] {
+        for fin in [TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_FIN | DSR] {
+            for action in [CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE] {
                 assert_eq!(timeout(PROTO_TCP, action, fin), TCP_ESTABLISHED);
                 assert_eq!(timeout(PROTO_TCP, action, BOTH_FINS), TCP_CLOSING);
                 assert_eq!(timeout(PROTO_SCTP, action, fin), TCP_CLOSING);
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn an_entry_expires_after_its_timeout_and_not_before() {
         let key = ConntrackKey { proto: PROTO_TCP, ..ConntrackKey::default() };
-        let entry = Conntrack { last_seen: 1_000, state: TCP_SEEN_SYN, ..Conntrack::default() };
+        let entry = Conntrack { last_seen: 1_000, flags: TCP_SEEN_SYN, ..Conntrack::default() };
         assert!(!is_expired(&key, &entry, 1_000 + TCP_OPENING));
         assert!(is_expired(&key, &entry, 1_001 + TCP_OPENING));
         assert!(!is_expired(&key, &entry, 999), "clocks of two CPUs may differ a little");

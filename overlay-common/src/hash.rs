@@ -44,9 +44,9 @@ pub const fn of_node(vtep: &Ip6) -> Be32 {
     Be32::new(if hash == 0 { 1 } else { hash })
 }
 
-/// One of the numbers that an IPv6 address outside may have, in 240.0.0.0/4 ([`crate::maps::Client6`]).
+/// One of the numbers that an IPv6 address outside may have, in 240.0.0.0/4 ([`crate::maps::Addr6`]).
 #[inline(always)]
-pub const fn of_client6(ip: &Ip6, key: [u64; 2], attempt: u32) -> Be32 {
+pub const fn addr6_id(ip: &Ip6, key: [u64; 2], attempt: u32) -> Be32 {
     let [a, b, c, d] = ip.words();
     let hash = sip(key, [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]);
     let hash = mix(hash as u32, (hash >> 32) as u32 ^ attempt);
@@ -124,7 +124,7 @@ mod tests {
             octets[15] = last;
             Ip6::from_octets(octets)
         };
-        let number = |last, key, attempt| of_client6(&ip(last), [key, 7], attempt);
+        let number = |last, key, attempt| addr6_id(&ip(last), [key, 7], attempt);
         let all: std::collections::HashSet<_> =
             (0..=255).flat_map(|last| (0..4).map(move |i| number(last, 1, i).octets())).collect();
         assert!(all.len() > 1000, "{}", all.len());

@@ -5,10 +5,10 @@
 #![cfg_attr(not(test), no_std)]
 
 mod addr;
-mod asked;
 pub mod checksum;
 pub mod event;
 pub mod flow;
+mod frontend;
 pub mod hash;
 pub mod maps;
 pub mod observe;
@@ -17,7 +17,7 @@ mod reason;
 pub mod wire;
 
 pub use addr::{Be16, Be32, Ip6, Mac};
-pub use asked::Asked;
+pub use frontend::Frontend;
 pub use pod::Plain;
 pub use reason::{COUNTERS, Direction, Reason};
 

@@ -80,14 +80,14 @@ ways! {
     10 = Received DeliveredHost;
     11 = Received ReturnedFromOutside;
     12 = Sent TtlExceededAnswered;
-    13 = Sent HandedOver;
+    13 = Sent KernelEncap;
     14 = Sent NdAnswered;
     15 = Received XdpDecapsulated;
     16 = Received Replicated;
     17 = Sent Replicated;
     18 = Sent NoBackendAnswered;
     19 = Sent BackendGoneAnswered;
-    20 = Sent SentDirect;
+    20 = Sent SentDsr;
 }
 
 /// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by
@@ -142,7 +142,7 @@ mod tests {
         // These count what happens to flows and sockets, and packets that are no endpoint's of this node, or not
         // yet.
         let of_no_endpoint = [
-            Reason::HandedUp,
+            Reason::KernelDecap,
             Reason::FlowCreated,
             Reason::FlowRepicked,
             Reason::SocketBalanced,

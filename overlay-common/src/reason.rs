@@ -142,9 +142,9 @@ reasons! {
     /// "packet too big".
     TooBigAnswered = 37, Forward, "too_big_answered";
     /// Given to the kernel's vxlan device to send.
-    HandedOver = 38, Forward, "handed_over";
+    KernelEncap = 38, Forward, "kernel_encap";
     /// From the tunnel, left to the kernel's vxlan device to take apart.
-    HandedUp = 39, Forward, "handed_up";
+    KernelDecap = 39, Forward, "kernel_decap";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
     /// Decapsulated from another node and delivered by XDP.
@@ -181,7 +181,7 @@ reasons! {
     /// A packet of a TCP connection whose backend has gone, answered with a reset.
     BackendGoneAnswered = 55, Forward, "backend_gone_answered";
     /// A reply of a published port that another node was asked, sent straight to the client.
-    SentDirect = 56, Forward, "sent_direct";
+    SentDsr = 56, Forward, "sent_dsr";
     /// VXLAN of a network that this node has no endpoints of.
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP

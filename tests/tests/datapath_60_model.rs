@@ -49,8 +49,8 @@ fn programs_and_model_agree_on_an_ipv6_underlay() {
     let met = [
         Reason::Encapsulated,
         Reason::Decapsulated,
-        Reason::HandedOver,
-        Reason::HandedUp,
+        Reason::KernelEncap,
+        Reason::KernelDecap,
         Reason::TooBigAnswered,
         Reason::SentToClient,
         Reason::Replicated,

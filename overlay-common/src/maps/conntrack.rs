@@ -2,34 +2,34 @@
 
 use crate::{Be16, Be32, Ip6, wire::Udp};
 
-/// Added to the VNI in keys and entries of `conntrack` and `opening` and in `affinity` for an IPv6 flow,
+/// Added to the VNI in keys and entries of `conntrack` and `ct_new` and in `affinity` for an IPv6 flow,
 /// whose addresses are numbers there: that of an endpoint or a VIP on its network is its IPv4 address, and
-/// one outside has a number in `clients6`. So both families have the same tables, and an IPv6 flow is never
+/// one outside has a number in `addr6_ids`. So both families have the same tables, and an IPv6 flow is never
 /// taken for one of IPv4.
-pub const IPV6_SIDE: u32 = 1 << 24;
+pub const VNI_FLAG_IPV6: u32 = 1 << 24;
 
-/// Maps `clients6` and `opening6`, LRU hashes by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
+/// Maps `addr6_ids` and `addr6_ids_new`, LRU hashes by number ([`Be32`], in 240.0.0.0/4, which is nobody's): IPv6 addresses outside
 /// that have spoken to published ports, and those of the host that they asked, of another one where replies go straight to
-/// them ([`DIRECT`]). As flows go from `opening` to
-/// `conntrack`, their addresses go from `opening6` to `clients6`. An address's number is one of [`CLIENT6_TRIES`] by a hash under the secret of map `seed6`, so that nobody can look for addresses that
+/// them ([`DSR`]). As flows go from `ct_new` to
+/// `conntrack`, their addresses go from `addr6_ids_new` to `addr6_ids`. An address's number is one of [`ADDR6_ID_TRIES`] by a hash under the secret of map `addr6_secret`, so that nobody can look for addresses that
 /// get in each other's way. Written and read by the programs, on every packet of such a flow; read by the
 /// agent to show them.
-pub type Client6 = Ip6;
+pub type Addr6 = Ip6;
 
-/// Most entries of `clients6`, the least recent of which are forgotten.
-pub const CLIENTS6: usize = 1 << 17;
+/// Most entries of `addr6_ids`, the least recent of which are forgotten.
+pub const ADDR6_IDS: usize = 1 << 17;
 
-/// Most entries of `opening6`, likewise: as many as of `opening`, and those that they ask.
-pub const OPENING6: usize = 1 << 17;
+/// Most entries of `addr6_ids_new`, likewise: as many as of `ct_new`, and those that they ask.
+pub const ADDR6_IDS_NEW: usize = 1 << 17;
 
 /// How many numbers an IPv6 address outside may get.
-pub const CLIENT6_TRIES: u32 = 4;
+pub const ADDR6_ID_TRIES: u32 = 4;
 
-/// Map `seed6`, array of one: the secret of `clients6`, random numbers that the programs make when they
+/// Map `addr6_secret`, array of one: the secret of `addr6_ids`, random numbers that the programs make when they
 /// first need them; zero before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Seed6 {
+pub struct Addr6Secret {
     /// A key of SipHash.
     pub key: [u64; 2],
 }
@@ -46,7 +46,7 @@ pub struct ConntrackKey {
     pub sport: Be16,
     /// Destination port; the identifier of an ICMP echo reply, zero of a request.
     pub dport: Be16,
-    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`IPV6_SIDE`] is
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`VNI_FLAG_IPV6`] is
     /// added for IPv6.
     pub vni: u32,
     /// IP protocol number.
@@ -66,8 +66,8 @@ impl ConntrackKey {
     }
 }
 
-/// Maps `conntrack` and `opening`, LRU hashes: translated flows, one entry per direction. A flow to a backend
-/// begins in `opening` and goes over to `conntrack` when its client speaks again after an answer, so that
+/// Maps `conntrack` and `ct_new`, LRU hashes: translated flows, one entry per direction. A flow to a backend
+/// begins in `ct_new` and goes over to `conntrack` when its client speaks again after an answer, so that
 /// what strangers begin and nobody goes on with, as a flood of SYNs, evicts no flow that is in use. Written
 /// and read by the programs; listed by the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub struct Conntrack {
     pub sport: Be16,
     /// Destination port after translation.
     pub dport: Be16,
-    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay; [`IPV6_SIDE`]
+    /// Network the packet is on after translation, [`crate::UNDERLAY_VNI`] for the underlay; [`VNI_FLAG_IPV6`]
     /// is added for IPv6.
     pub vni: u32,
     /// Number of the service.
@@ -92,8 +92,8 @@ pub struct Conntrack {
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`], [`VIA_VIP`] and [`DIRECT`].
-    pub state: u8,
+    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`], [`VIA_VIP`] and [`DSR`].
+    pub flags: u8,
     /// For how many seconds an established TCP or SCTP flow, or one of UDP, may be idle; 0 for as long as
     /// flows may by default ([`crate::flow`]).
     pub idle: u16,
@@ -110,7 +110,7 @@ pub struct FragmentKey {
     pub saddr: Be32,
     /// Destination address.
     pub daddr: Be32,
-    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`IPV6_SIDE`] is
+    /// The network it is seen on, [`crate::UNDERLAY_VNI`] for the host's own addresses; [`VNI_FLAG_IPV6`] is
     /// added for IPv6.
     pub vni: u32,
     /// Identification, of 16 bits in IPv4.
@@ -145,7 +145,7 @@ pub const CONNTRACK_FORWARD: u8 = 1;
 pub const CONNTRACK_REPLY: u8 = 2;
 /// Backend to client, on the backend's node: send through the tunnel to the node the flow came
 /// through, which translates. Only a source port that was changed here is changed back here.
-pub const CONNTRACK_RETURN: u8 = 3;
+pub const CONNTRACK_REVERSE: u8 = 3;
 /// Container to the outside: rewrite the source to this host's address.
 pub const CONNTRACK_MASQUERADE: u8 = 4;
 /// The outside to a container of this node: undo [`CONNTRACK_MASQUERADE`].
@@ -166,8 +166,8 @@ pub const ANSWERED: u8 = 1 << 4;
 pub const VIA_VIP: u8 = 1 << 5;
 
 /// Replies go straight to the client. `FORWARD`, on the node that was asked: the backend's node is told what the
-/// client asked ([`crate::Asked`]). `RETURN`, there: the source is what the client asked.
-pub const DIRECT: u8 = 1 << 6;
+/// client asked ([`crate::Frontend`]). `RETURN`, there: the source is what the client asked.
+pub const DSR: u8 = 1 << 6;
 
 /// A FIN of the other direction was seen.
 pub const TCP_SEEN_OTHER_FIN: u8 = 1 << 7;

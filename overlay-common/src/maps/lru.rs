@@ -1,22 +1,22 @@
 //! Maps that forget the least recent entry when they are full.
 
-/// Map `turnover`, per-CPU array indexed by [`Lru`]: what the programs have made in an LRU map, and removed. The kernel
+/// Map `lru_stats`, per-CPU array indexed by [`Lru`]: what the programs have made in an LRU map, and removed. The kernel
 /// tells nobody what it throws out of a full one, but whatever was made, was not removed and is not there was
 /// evicted. Written by the programs with each entry; read by the agent, which writes it once, when it finds maps
 /// that are older than this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Turnover {
+pub struct LruStats {
     /// Entries made; one that replaces another of the same key is none.
     pub made: u64,
     /// Entries removed by programs.
     pub removed: u64,
 }
 
-/// Entries of `turnover`, with room for further maps: a pinned array keeps its size.
-pub const TURNOVERS: usize = 16;
+/// Entries of `lru_stats`, with room for further maps: a pinned array keeps its size.
+pub const LRU_STATS_ENTRIES: usize = 16;
 
-impl Turnover {
+impl LruStats {
     /// The sum of two CPUs' numbers.
     #[must_use]
     pub const fn with(self, other: &Self) -> Self {
@@ -40,15 +40,15 @@ pub enum Lru {
     /// Flows in use.
     Conntrack = 0,
     /// Flows that begin.
-    Opening = 1,
+    CtNew = 1,
     /// Clients and the backends that they keep.
     Affinity = 2,
     /// Packets in fragments.
     Fragments = 3,
     /// IPv6 addresses outside, of flows in use.
-    Clients6 = 4,
+    Addr6Ids = 4,
     /// IPv6 addresses outside, of flows that begin.
-    Opening6 = 5,
+    Addr6IdsNew = 5,
     /// What unconnected sockets of the host have asked for.
     SockOrigin = 6,
 }
@@ -57,11 +57,11 @@ impl Lru {
     /// All of them, in the order of the array.
     pub const ALL: [Self; 7] = [
         Self::Conntrack,
-        Self::Opening,
+        Self::CtNew,
         Self::Affinity,
         Self::Fragments,
-        Self::Clients6,
-        Self::Opening6,
+        Self::Addr6Ids,
+        Self::Addr6IdsNew,
         Self::SockOrigin,
     ];
 
@@ -69,11 +69,11 @@ impl Lru {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Conntrack => "conntrack",
-            Self::Opening => "opening",
+            Self::CtNew => "ct_new",
             Self::Affinity => "affinity",
             Self::Fragments => "fragments",
-            Self::Clients6 => "clients6",
-            Self::Opening6 => "opening6",
+            Self::Addr6Ids => "addr6_ids",
+            Self::Addr6IdsNew => "addr6_ids_new",
             Self::SockOrigin => "sock_origin",
         }
     }
@@ -82,11 +82,11 @@ impl Lru {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Conntrack => "flows in use, and flows to the outside",
-            Self::Opening => "flows whose client has not gone on after an answer",
+            Self::CtNew => "flows whose client has not gone on after an answer",
             Self::Affinity => "clients that keep a backend",
             Self::Fragments => "packets whose first fragment was seen",
-            Self::Clients6 => "IPv6 addresses outside, of flows in use",
-            Self::Opening6 => "IPv6 addresses outside, of flows that begin",
+            Self::Addr6Ids => "IPv6 addresses outside, of flows in use",
+            Self::Addr6IdsNew => "IPv6 addresses outside, of flows that begin",
             Self::SockOrigin => "datagrams of the host's sockets to published ports",
         }
     }
@@ -101,7 +101,7 @@ mod tests {
         for (index, lru) in Lru::ALL.into_iter().enumerate() {
             assert_eq!(lru as usize, index, "{lru:?}");
         }
-        assert!(Lru::ALL.len() <= TURNOVERS);
+        assert!(Lru::ALL.len() <= LRU_STATS_ENTRIES);
         let names: std::collections::HashSet<_> = Lru::ALL.map(Lru::name).into();
         assert_eq!(names.len(), Lru::ALL.len());
     }
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn what_was_made_and_is_not_there_was_evicted() {
         let evicted = |made, removed, held| {
-            let turnover = Turnover { made, removed };
-            turnover.evicted(held, &turnover)
+            let lru_stats = LruStats { made, removed };
+            lru_stats.evicted(held, &lru_stats)
         };
         assert_eq!(evicted(0, 0, 0), 0);
         assert_eq!(evicted(100, 40, 60), 0);
@@ -119,8 +119,8 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_meanwhile_is_not_taken_for_evicted() {
-        let before = Turnover { made: 100, removed: 40 };
-        let after = Turnover { made: 103, removed: 42 };
+        let before = LruStats { made: 100, removed: 40 };
+        let after = LruStats { made: 103, removed: 42 };
         // Of the 60 that were there two have gone, and three more have come.
         for held in 58..=63 {
             assert_eq!(before.evicted(held, &after), 0, "{held}");

@@ -6,8 +6,8 @@
 //!
 //! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
 
+mod cache;
 mod conntrack;
-mod known;
 mod lru;
 mod network;
 mod node;
@@ -16,7 +16,7 @@ mod service;
 mod socket;
 
 pub use self::{
-    conntrack::*, known::*, lru::*, network::*, node::*, outside::*, service::*, socket::*,
+    cache::*, conntrack::*, lru::*, network::*, node::*, outside::*, service::*, socket::*,
 };
 use crate::pod::plain;
 
@@ -25,28 +25,28 @@ use crate::pod::plain;
 /// possible entry, are there from the start.
 pub const LARGE_TABLE: usize = 1 << 18;
 
-/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables`, `gone` and `published`: room for 10,000 services with
+/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables`, `stale_backends` and `published`: room for 10,000 services with
 /// several networks and every port there is.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
-/// Most entries of `links`, `links6`, `spaces`, `local_addrs` and `local_addrs6`, which hold what is on one node.
+/// Most entries of `links`, `links6`, `netns`, `local_addrs` and `local_addrs6`, which hold what is on one node.
 pub const SMALL_TABLE: usize = 1 << 14;
 
-/// Entries of `hops`, a power of two: as many nodes as a cluster is made for.
-pub const HOPS: usize = 1 << 10;
+/// Entries of `next_hops`, a power of two: as many nodes as a cluster is made for.
+pub const NEXT_HOPS_ENTRIES: usize = 1 << 10;
 
-/// Entries of `known_ends`, a power of two: endpoints that a node's own endpoints speak with at a time,
+/// Entries of `endpoint_cache`, a power of two: endpoints that a node's own endpoints speak with at a time,
 /// 80 KiB for each CPU. More only means looking up more often.
-pub const KNOWN_ENDPOINTS: usize = 1 << 11;
+pub const ENDPOINT_CACHE_ENTRIES: usize = 1 << 11;
 
-/// Entries of `known_links`, a power of two.
-pub const KNOWN_LINKS: usize = 1 << 8;
+/// Entries of `link_cache`, a power of two.
+pub const LINK_CACHE_ENTRIES: usize = 1 << 8;
 
-/// Entries of `served`: ways to be asked of all backends together; what more there is is not counted.
-pub const SERVED_ENTRIES: usize = 1 << 17;
+/// Entries of `backend_stats`: ways to be asked of all backends together; what more there is is not counted.
+pub const BACKEND_STATS_ENTRIES: usize = 1 << 17;
 
-/// Entries of `opening`: flows that nobody has gone on with yet, the least recent of which are forgotten.
-pub const OPENING_ENTRIES: usize = 1 << 16;
+/// Entries of `ct_new`: flows that nobody has gone on with yet, the least recent of which are forgotten.
+pub const CT_NEW_ENTRIES: usize = 1 << 16;
 
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;
@@ -62,11 +62,11 @@ pub struct Counter {
 }
 plain!(
     Config,
-    Hop,
-    KnownEndpoint,
-    KnownLink,
+    CachedNextHop,
+    CachedEndpoint,
+    CachedLink,
     Network,
-    Replicas,
+    Flood,
     EndpointKey,
     Endpoint,
     Endpoint6Key,
@@ -80,26 +80,26 @@ plain!(
     AffinityKey,
     Affinity,
     Backend,
-    ServedKey,
-    Served,
+    BackendStatsKey,
+    BackendStats,
     PublishedKey,
     Published,
-    Asked6Key,
+    Frontend6Key,
     SubnetKey,
     Subnet6Key,
-    Usage,
+    SnatUsage,
     ConntrackKey,
     Conntrack,
     FragmentKey,
     Fragment,
-    Seed6,
+    Addr6Secret,
     SockOriginKey,
     SockOrigin,
-    SpaceNetwork,
-    Space,
+    NetnsNetwork,
+    Netns,
     SockFlow,
     Counter,
-    Turnover,
+    LruStats,
 );
 
 #[cfg(test)]
@@ -136,11 +136,22 @@ mod tests {
             reserved,
             vtep6,
         });
-        packed!(Hop { asked, node, vtep, via, ifindex, mtu, ethernet, resolved, pad, vtep6 });
-        packed!(KnownEndpoint { epoch, key, endpoint });
-        packed!(KnownLink { epoch, ifindex, link });
+        packed!(CachedNextHop {
+            asked,
+            node,
+            vtep,
+            via,
+            ifindex,
+            mtu,
+            ethernet,
+            resolved,
+            pad,
+            vtep6
+        });
+        packed!(CachedEndpoint { generation, key, endpoint });
+        packed!(CachedLink { generation, ifindex, link });
         packed!(Network { subnet, mask, gateway, mtu, flags });
-        packed!(Replicas { endpoints, nodes, links, vteps });
+        packed!(Flood { endpoints, nodes, links, vteps });
         packed!(EndpointKey { vni, ip });
         packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
         packed!(Link { vni, ip, mac, flags, slot });
@@ -165,14 +176,14 @@ mod tests {
         packed!(AffinityKey { service, vni, client });
         packed!(Affinity { backend, pad, last_used });
         packed!(Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags });
-        packed!(ServedKey { service, backend, port, proto, ipv6 });
-        packed!(Served { flows, in_packets, in_bytes, out_packets, out_bytes });
+        packed!(BackendStatsKey { service, backend, port, proto, ipv6 });
+        packed!(BackendStats { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });
         packed!(Published { service, target, flags });
-        packed!(Asked6Key { node, number });
+        packed!(Frontend6Key { node, number });
         packed!(SubnetKey { prefix, ip });
         packed!(Subnet6Key { prefix, ip });
-        packed!(Usage { flows, pad, counted });
+        packed!(SnatUsage { flows, pad, counted });
         packed!(FragmentKey { saddr, daddr, vni, id, proto, pad });
         packed!(Fragment { head, seen });
         packed!(ConntrackKey { saddr, daddr, sport, dport, vni, proto, scope });
@@ -186,14 +197,14 @@ mod tests {
             backend,
             node,
             action,
-            state,
+            flags,
             idle,
             last_seen,
         });
         packed!(SockOriginKey { cookie, addr, port, pad });
         packed!(SockOrigin { addr, port, pad });
-        packed!(SpaceNetwork { vni, subnet, mask, ip });
-        packed!(Space { networks });
+        packed!(NetnsNetwork { vni, subnet, mask, ip });
+        packed!(Netns { networks });
         packed!(SockFlow {
             asked,
             ip,
@@ -208,7 +219,7 @@ mod tests {
             since,
         });
         packed!(Counter { packets, bytes });
-        packed!(Turnover { made, removed });
+        packed!(LruStats { made, removed });
     }
 
     #[test]
@@ -216,11 +227,11 @@ mod tests {
         assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
         assert_eq!(size_of::<Config>(), 80);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
-        assert_eq!(size_of::<Hop>(), 64);
-        assert_eq!(size_of::<KnownEndpoint>(), 40);
-        assert_eq!(size_of::<KnownLink>(), 32);
+        assert_eq!(size_of::<CachedNextHop>(), 64);
+        assert_eq!(size_of::<CachedEndpoint>(), 40);
+        assert_eq!(size_of::<CachedLink>(), 32);
         assert_eq!(size_of::<Network>(), 20);
-        assert_eq!(size_of::<Replicas>(), 8 + 8 * MAX_REPLICAS);
+        assert_eq!(size_of::<Flood>(), 8 + 8 * MAX_FLOOD);
         assert_eq!(size_of::<EndpointKey>(), 8);
         assert_eq!(size_of::<Endpoint>(), 24);
         assert_eq!(offset_of!(Endpoint, mac), 2);
@@ -228,20 +239,20 @@ mod tests {
         assert_eq!(size_of::<Endpoint6Key>(), 20);
         assert_eq!(size_of::<Link6>(), 48);
         assert_eq!(
-            (size_of::<Service>(), size_of::<ServedKey>(), size_of::<Served>()),
+            (size_of::<Service>(), size_of::<BackendStatsKey>(), size_of::<BackendStats>()),
             (28, 12, 40)
         );
         assert_eq!(size_of::<Affinity>(), 16);
         assert_eq!(size_of::<Backend>(), 32);
-        assert_eq!((size_of::<Asked6Key>(), size_of::<Asked6>()), (8, 16));
+        assert_eq!((size_of::<Frontend6Key>(), size_of::<Frontend6>()), (8, 16));
         assert_eq!((size_of::<SubnetKey>(), size_of::<Subnet6Key>()), (8, 20));
-        assert_eq!(size_of::<Usage>(), 16);
+        assert_eq!(size_of::<SnatUsage>(), 16);
         assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (20, 16));
         assert_eq!(size_of::<ConntrackKey>(), 20);
         assert_eq!(size_of::<Conntrack>(), 40);
         assert_eq!(offset_of!(Conntrack, last_seen), 32);
-        assert_eq!((size_of::<Turnover>(), size_of::<SockOriginKey>()), (16, 16));
-        assert_eq!(size_of::<Space>(), 16 * SPACE_NETWORKS);
+        assert_eq!((size_of::<LruStats>(), size_of::<SockOriginKey>()), (16, 16));
+        assert_eq!(size_of::<Netns>(), 16 * NETNS_NETWORKS);
         assert_eq!((size_of::<SockFlow>(), offset_of!(SockFlow, netns)), (56, 40));
     }
 }

@@ -23,7 +23,7 @@ pub struct Network {
 pub const NETWORK_INTERNAL: u32 = 1 << 0;
 /// The network exists on one node only: nothing of it is ever encapsulated.
 pub const NETWORK_LOCAL: u32 = 1 << 1;
-/// Packets to groups are copied to all endpoints (`--opt multicast=replicate`), as map `replicas`
+/// Packets to groups are copied to all endpoints (`--opt multicast=replicate`), as map `flood`
 /// says.
 pub const NETWORK_REPLICATE: u32 = 1 << 2;
 
@@ -51,27 +51,27 @@ impl Network {
 
 /// Most endpoints of a node, and most other nodes, that a packet to a group of a network is copied
 /// to.
-pub const MAX_REPLICAS: usize = 64;
+pub const MAX_FLOOD: usize = 64;
 
-/// Map `replicas`, hash by VNI (`u32`): where packets to groups of a network are copied. Written by
+/// Map `flood`, hash by VNI (`u32`): where packets to groups of a network are copied. Written by
 /// the agent for networks with [`NETWORK_REPLICATE`] that have endpoints here, the host link never
 /// among them; read by `from_container` and `from_underlay`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Replicas {
-    /// How many endpoints the network has here; those over [`MAX_REPLICAS`] get no copies.
+pub struct Flood {
+    /// How many endpoints the network has here; those over [`MAX_FLOOD`] get no copies.
     pub endpoints: u32,
-    /// How many other nodes have endpoints of it; those over [`MAX_REPLICAS`] get no copies.
+    /// How many other nodes have endpoints of it; those over [`MAX_FLOOD`] get no copies.
     pub nodes: u32,
     /// Indexes of the endpoints' host-side interfaces; zero behind the last.
-    pub links: [u32; MAX_REPLICAS],
+    pub links: [u32; MAX_FLOOD],
     /// VTEPs of the nodes; zero behind the last.
-    pub vteps: [Be32; MAX_REPLICAS],
+    pub vteps: [Be32; MAX_FLOOD],
 }
 
-impl Default for Replicas {
+impl Default for Flood {
     fn default() -> Self {
-        Self { endpoints: 0, nodes: 0, links: [0; MAX_REPLICAS], vteps: [Be32::ZERO; MAX_REPLICAS] }
+        Self { endpoints: 0, nodes: 0, links: [0; MAX_FLOOD], vteps: [Be32::ZERO; MAX_FLOOD] }
     }
 }
 
@@ -125,7 +125,7 @@ pub struct Endpoint6Key {
 /// Map `addresses6`, hash by [`EndpointKey`]: the IPv6 address of the endpoint or VIP that has an IPv4
 /// address of a dual-stack network, of all that are in `endpoints6`. Written by the agent before `endpoints6`
 /// and `backends`; read where an IPv6 packet is translated, whose flow is named by IPv4 addresses
-/// ([`crate::maps::IPV6_SIDE`]).
+/// ([`crate::maps::VNI_FLAG_IPV6`]).
 pub type Address6 = Ip6;
 
 /// An endpoint on this node.

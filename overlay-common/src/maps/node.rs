@@ -1,6 +1,6 @@
 //! The node itself, and the way to other nodes.
 
-use super::HOPS;
+use super::NEXT_HOPS_ENTRIES;
 use crate::{Be16, Be32, Ip6, Mac, wire::Ethernet};
 
 /// Map `config`, array of one: what the programs must know about the node itself. Written by the
@@ -56,28 +56,28 @@ impl Config {
     }
 }
 
-/// Map `calls`, program array: programs that others go on with, by what the packet is. Written by the
+/// Map `tail_calls`, program array: programs that others go on with, by what the packet is. Written by the
 /// loader. They are for IPv6 packets that need a look at flows: the verifier follows each of them by itself,
 /// and each has a stack of its own.
-pub const CALLS: usize = 3;
+pub const TAIL_CALLS_ENTRIES: usize = 3;
 
-/// In `calls`: what a container sends to a VIP, as a backend or to one (`container_flow6`).
-pub const CALL_CONTAINER: u32 = 0;
-/// In `calls`: what comes to an IPv6 address of the host (`host_flow6`).
-pub const CALL_HOST: u32 = 1;
-/// In `calls`: what comes through the tunnel and is no endpoint's of its network alone (`tunnel_flow6`).
-pub const CALL_TUNNEL: u32 = 2;
+/// In `tail_calls`: what a container sends to a VIP, as a backend or to one (`container_flow6`).
+pub const TAIL_CALL_CONTAINER: u32 = 0;
+/// In `tail_calls`: what comes to an IPv6 address of the host (`host_flow6`).
+pub const TAIL_CALL_HOST: u32 = 1;
+/// In `tail_calls`: what comes through the tunnel and is no endpoint's of its network alone (`tunnel_flow6`).
+pub const TAIL_CALL_TUNNEL: u32 = 2;
 
 /// `xdp_underlay` may decapsulate: what it sees has its checksums filled in, or XDP is generic and the
 /// kernel still knows which are not. Native XDP on a veth forgets that (`veth_xdp_rcv_skb`).
 pub const CONFIG_XDP_DECAP: u32 = 1 << 0;
 
-/// Map `hops`, per-CPU array indexed by [`Hop::slot`]: what the host's routing table last said of the
+/// Map `next_hops`, per-CPU array indexed by [`CachedNextHop::slot`]: what the host's routing table last said of the
 /// way to another node. Written and read by the programs only, each CPU by itself; an answer is used
-/// for [`Hop::LIFETIME`], so a change of routes, neighbours, links or MTU is followed after that.
+/// for [`CachedNextHop::LIFETIME`], so a change of routes, neighbours, links or MTU is followed after that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Hop {
+pub struct CachedNextHop {
     /// When it was asked, in ticks of the kernel's clock (`bpf_jiffies64`); 0 for never.
     pub asked: u64,
     /// The node's VTEP or its number, which was asked for.
@@ -101,7 +101,7 @@ pub struct Hop {
     pub vtep6: Ip6,
 }
 
-impl Hop {
+impl CachedNextHop {
     /// For how many ticks an answer is used: 32 ms where the kernel's clock ticks 1000 times a
     /// second (CONFIG_HZ), 128 ms at 250, 320 ms at 100.
     pub const LIFETIME: u64 = 32;
@@ -110,7 +110,7 @@ impl Hop {
     /// (Fibonacci hashing).
     #[inline(always)]
     pub const fn slot(node: Be32) -> u32 {
-        node.get().wrapping_mul(0x9e37_79b9) >> (32 - HOPS.ilog2())
+        node.get().wrapping_mul(0x9e37_79b9) >> (32 - NEXT_HOPS_ENTRIES.ilog2())
     }
 }
 
@@ -127,8 +127,9 @@ mod tests {
     #[test]
     fn nodes_with_consecutive_addresses_have_slots_of_their_own() {
         let node = |n: u32| Be32::new(0xac10_0000 + n);
-        assert!((0..100_000).all(|n| (Hop::slot(node(n)) as usize) < HOPS));
-        let slots: std::collections::HashSet<u32> = (0..500).map(|n| Hop::slot(node(n))).collect();
+        assert!((0..100_000).all(|n| (CachedNextHop::slot(node(n)) as usize) < NEXT_HOPS_ENTRIES));
+        let slots: std::collections::HashSet<u32> =
+            (0..500).map(|n| CachedNextHop::slot(node(n))).collect();
         assert!(slots.len() > 450, "{} slots for 500 nodes", slots.len());
     }
 

@@ -36,11 +36,11 @@ pub struct Subnet6Key {
 /// read by `tunnel_flow6`, where a client outside is to be answered straight.
 pub type Subnet6 = u32;
 
-/// Map `usage`, hash by interface index (`u32`): how many flows to the outside an endpoint has.
+/// Map `snat_usage`, hash by interface index (`u32`): how many flows to the outside an endpoint has.
 /// `from_container` counts new ones; the agent counts what is live and corrects the number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Usage {
+pub struct SnatUsage {
     /// Flows.
     pub flows: u32,
     /// Spare, zero.
@@ -49,6 +49,6 @@ pub struct Usage {
     pub counted: u64,
 }
 
-/// While nobody corrects [`Usage::flows`] for so long, in ns, it is halved when it is in the way:
+/// While nobody corrects [`SnatUsage::flows`] for so long, in ns, it is halved when it is in the way:
 /// flows end, and an endpoint must not be shut out for as long as the agent is away.
-pub const USAGE_UNCOUNTED: u64 = 60_000_000_000;
+pub const SNAT_USAGE_UNCOUNTED: u64 = 60_000_000_000;

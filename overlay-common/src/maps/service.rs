@@ -34,7 +34,7 @@ pub struct Service {
 pub const SERVICE_RESETS: u16 = 1 << 0;
 
 /// In [`Service::flags`]: replies to clients outside leave from the backends' nodes.
-pub const SERVICE_DIRECT: u16 = 1 << 1;
+pub const SERVICE_DSR: u16 = 1 << 1;
 
 /// Round robin.
 pub const LB_ROUND_ROBIN: u8 = 0;
@@ -153,10 +153,10 @@ pub const BACKEND_DRAINING: u16 = 2;
 /// The backend's node is down: it keeps the flows that cannot do without it, and no others.
 pub const BACKEND_DOWN: u16 = 3;
 
-/// Key of map `served`: a backend, and one of the ways in which its service is asked.
+/// Key of map `backend_stats`: a backend, and one of the ways in which its service is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
-pub struct ServedKey {
+pub struct BackendStatsKey {
     /// The service's number.
     pub service: u32,
     /// The backend's number.
@@ -169,11 +169,11 @@ pub struct ServedKey {
     pub ipv6: u8,
 }
 
-/// Map `served`, per-CPU hash: what went between clients and a backend, counted on the node that
+/// Map `backend_stats`, per-CPU hash: what went between clients and a backend, counted on the node that
 /// translates it. Entries are made by the programs and removed by the agent when the backend is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
-pub struct Served {
+pub struct BackendStats {
     /// Flows that began.
     pub flows: u64,
     /// Packets of clients.
@@ -186,7 +186,7 @@ pub struct Served {
     pub out_bytes: u64,
 }
 
-impl Served {
+impl BackendStats {
     /// Both together.
     #[must_use]
     pub const fn with(self, other: &Self) -> Self {
@@ -236,20 +236,20 @@ pub const PUBLISHED_IPV6: u16 = 1 << 0;
 /// [`PUBLISHED_IPV6`].
 pub type LocalAddr = u32;
 
-/// Key of map `asked6`.
+/// Key of map `frontends6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
-pub struct Asked6Key {
+pub struct Frontend6Key {
     /// The node, as the maps call it: its VTEP, or the number of an IPv6 one.
     pub node: Be32,
     /// [`crate::hash::of_node`] of the address.
     pub number: Be32,
 }
 
-/// Map `asked6`, hash of IPv6 addresses ([`crate::Ip6`]): those on which published ports answer on the other
-/// nodes, by the numbers that these tell them by ([`crate::Asked`]). Two of one node with the same number are
+/// Map `frontends6`, hash of IPv6 addresses ([`crate::Ip6`]): those on which published ports answer on the other
+/// nodes, by the numbers that these tell them by ([`crate::Frontend`]). Two of one node with the same number are
 /// left out. Written by the agent; read by `tunnel_flow6`.
-pub type Asked6 = crate::Ip6;
+pub type Frontend6 = crate::Ip6;
 
-/// Most entries of `asked6`: sixteen addresses of each of 1,000 nodes.
-pub const ASKED6_ENTRIES: usize = 1 << 14;
+/// Most entries of `frontends6`: sixteen addresses of each of 1,000 nodes.
+pub const FRONTENDS6_ENTRIES: usize = 1 << 14;

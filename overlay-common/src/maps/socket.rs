@@ -29,23 +29,23 @@ pub struct SockOrigin {
     pub pad: u16,
 }
 
-/// Map `spaces`, hash by network namespace cookie (`u64`, `bpf_get_netns_cookie`): the networks that a
+/// Map `netns`, hash by network namespace cookie (`u64`, `bpf_get_netns_cookie`): the networks that a
 /// namespace of containers has endpoints on. Written by the agent, read by `connect4` and `connect6`. Where
 /// it has no entry, sockets connect to what they ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Space {
+pub struct Netns {
     /// The networks; behind the last one zeroes.
-    pub networks: [SpaceNetwork; SPACE_NETWORKS],
+    pub networks: [NetnsNetwork; NETNS_NETWORKS],
 }
 
-/// How many networks of a namespace [`Space`] holds. Connections on further ones are balanced by packets.
-pub const SPACE_NETWORKS: usize = 8;
+/// How many networks of a namespace [`Netns`] holds. Connections on further ones are balanced by packets.
+pub const NETNS_NETWORKS: usize = 8;
 
 /// A network that a namespace has an endpoint on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct SpaceNetwork {
+pub struct NetnsNetwork {
     /// The network; 0 for none.
     pub vni: u32,
     /// Its subnet's address.
@@ -56,7 +56,7 @@ pub struct SpaceNetwork {
     pub ip: Be32,
 }
 
-impl SpaceNetwork {
+impl NetnsNetwork {
     /// Whether an address is of the network's subnet.
     #[inline(always)]
     pub const fn contains(&self, ip: Be32) -> bool {
@@ -99,10 +99,10 @@ pub struct SockFlow {
 /// Most entries of `sock_flows`. Further connections are balanced by packets.
 pub const SOCK_FLOWS: usize = 1 << 18;
 
-/// Map `gone`, hash by [`super::EndpointKey`] of `u32`, bits of `GONE_*`: addresses of backends that are gone
+/// Map `stale_backends`, hash by [`super::EndpointKey`] of `u32`, bits of `STALE_*`: addresses of backends that are gone
 /// while sockets are connected to them. Written by the agent, read by `from_container` when nobody has an
 /// address; for IPv6 the one in the MAC that the packet is sent to ([`crate::Mac::of_ip`]).
-pub type Gone = u32;
+pub type StaleBackend = u32;
 
 /// TCP to the address is answered with a reset.
-pub const GONE_RESETS: Gone = 1 << 0;
+pub const STALE_RESETS: StaleBackend = 1 << 0;

@@ -178,7 +178,7 @@ pub trait Family: Sized {
     /// which address and port of this node the client asked.
     fn dsr_header(work: Area, asked: &Self::Address, otherwise: Ethernet) -> Ethernet;
 
-    /// What the Ethernet header at `outer` says of that: [`overlay_common::Asked::bits`].
+    /// What the Ethernet header at `outer` says of that: [`overlay_common::Frontend::bits`].
     ///
     /// # Errors
     /// [`Reason::Truncated`].

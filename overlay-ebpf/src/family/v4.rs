@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
-    Asked, Be32, Mac, Reason,
+    Be32, Frontend, Mac, Reason,
     maps::{
         CONNTRACK_FORWARD, ENDPOINT_FLAG_HOST, ENDPOINT_LOCAL, Endpoint, EndpointKey,
         NETWORK_INTERNAL, Network, Published,
@@ -198,7 +198,7 @@ impl Family for V4 {
     #[inline(always)]
     fn dsr_asked(ctx: &TcContext, outer: usize) -> Result<u64, Reason> {
         let ethernet: Ethernet = load(ctx, outer)?;
-        Ok(Asked::bits(&ethernet))
+        Ok(Frontend::bits(&ethernet))
     }
 
     #[inline(always)]

@@ -1,15 +1,15 @@
-//! Numbers of IPv6 addresses, which name them in the tables of flows ([`overlay_common::maps::IPV6_SIDE`]).
+//! Numbers of IPv6 addresses, which name them in the tables of flows ([`overlay_common::maps::VNI_FLAG_IPV6`]).
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_prandom_u32};
 use overlay_common::{
     Be32, Ip6, Mac, UNDERLAY_VNI, hash,
     maps::{
-        ANSWERED, CLIENT6_TRIES, CONNTRACK_FORWARD, ENDPOINT_FLAG_HOST, Endpoint6Key, EndpointKey,
-        IPV6_SIDE,
+        ADDR6_ID_TRIES, ANSWERED, CONNTRACK_FORWARD, ENDPOINT_FLAG_HOST, Endpoint6Key, EndpointKey,
+        VNI_FLAG_IPV6,
     },
 };
 
-use crate::maps::{ADDRESSES6, CLIENTS6, ENDPOINTS6, OPENING6, SEED6, work::Work};
+use crate::maps::{ADDR6_IDS, ADDR6_IDS_NEW, ADDR6_SECRET, ADDRESSES6, ENDPOINTS6, work::Work};
 
 /// In place of a number: the address has none.
 pub const NOBODY: Be32 = Be32::ZERO;
@@ -47,8 +47,8 @@ pub fn ipv4_of(mac: Mac) -> Be32 {
 pub fn outside(address: &Ip6, may_be_new: bool) -> Be32 {
     let Some(key) = secret() else { return NOBODY };
     let mut free = NOBODY;
-    for attempt in 0..CLIENT6_TRIES {
-        let number = hash::of_client6(address, key, attempt);
+    for attempt in 0..ADDR6_ID_TRIES {
+        let number = hash::addr6_id(address, key, attempt);
         match outsider(number) {
             Some(found) if *found == *address => return number,
             Some(_) => {}
@@ -59,7 +59,7 @@ pub fn outside(address: &Ip6, may_be_new: bool) -> Be32 {
     if free == NOBODY || !may_be_new {
         return NOBODY;
     }
-    match OPENING6.insert(&free, address, u64::from(BPF_ANY)) {
+    match ADDR6_IDS_NEW.insert(&free, address, u64::from(BPF_ANY)) {
         Ok(()) => free,
         Err(_) => NOBODY,
     }
@@ -68,8 +68,8 @@ pub fn outside(address: &Ip6, may_be_new: bool) -> Be32 {
 /// The address outside that has a number.
 #[inline(always)]
 fn outsider(number: Be32) -> Option<&'static Ip6> {
-    let found = match CLIENTS6.get_ptr(&number) {
-        None => OPENING6.get_ptr(&number),
+    let found = match ADDR6_IDS.get_ptr(&number) {
+        None => ADDR6_IDS_NEW.get_ptr(&number),
         found => found,
     };
     // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped. One that is reused
@@ -83,7 +83,7 @@ pub fn address(side: u32, number: Be32) -> Option<&'static Ip6> {
     if is_outside(number) {
         return outsider(number);
     }
-    let key = EndpointKey { vni: side & !IPV6_SIDE, ip: number };
+    let key = EndpointKey { vni: side & !VNI_FLAG_IPV6, ip: number };
     // SAFETY: the pointer comes from a successful look-up. A slot that is reused in this moment has the
     // address of another endpoint, and the packet goes astray as if it had been sent a moment later.
     ADDRESSES6.get_ptr(&key).map(|address| unsafe { &*address })
@@ -98,14 +98,14 @@ pub fn is_outside(number: Be32) -> bool {
 /// The flow of an address outside is in use: it is kept with what is.
 #[inline(always)]
 pub fn keep(number: Be32) {
-    if !is_outside(number) || CLIENTS6.get_ptr(&number).is_some() {
+    if !is_outside(number) || ADDR6_IDS.get_ptr(&number).is_some() {
         return;
     }
-    if let Some(address) = OPENING6.get_ptr(&number) {
+    if let Some(address) = ADDR6_IDS_NEW.get_ptr(&number) {
         // SAFETY: as in `outsider`.
-        let kept = CLIENTS6.insert(&number, unsafe { &*address }, u64::from(BPF_ANY));
+        let kept = ADDR6_IDS.insert(&number, unsafe { &*address }, u64::from(BPF_ANY));
         if kept.is_ok() {
-            let _ = OPENING6.remove(&number);
+            let _ = ADDR6_IDS_NEW.remove(&number);
         }
     }
 }
@@ -114,7 +114,7 @@ pub fn keep(number: Be32) {
 /// use: both sides have spoken, and the client again.
 #[inline(always)]
 pub fn keep_both(work: &Work) {
-    if work.entry.action == CONNTRACK_FORWARD && work.entry.state & ANSWERED != 0 {
+    if work.entry.action == CONNTRACK_FORWARD && work.entry.flags & ANSWERED != 0 {
         keep(work.flow.key.saddr);
         keep(work.flow.key.daddr);
     }
@@ -133,7 +133,7 @@ pub fn hashed(number: Be32) -> Be32 {
 /// number by the one that is lost is nobody's, and its client gets another with its next flow.
 #[inline(always)]
 fn secret() -> Option<[u64; 2]> {
-    let seed = SEED6.get_ptr_mut(0)?;
+    let seed = ADDR6_SECRET.get_ptr_mut(0)?;
     // SAFETY: an array's slot, which exists as long as the program.
     let key = unsafe { (*seed).key };
     if key[1] != 0 {
@@ -161,6 +161,6 @@ mod tests {
         let ip = Be32::from_octets([10, 0, 3, 77]);
         assert_eq!(ipv4_of(Mac::of_ip(ip)), ip);
         assert!(!is_outside(ip));
-        assert!(is_outside(hash::of_client6(&Ip6::UNSPECIFIED, [1, 2], 3)));
+        assert!(is_outside(hash::addr6_id(&Ip6::UNSPECIFIED, [1, 2], 3)));
     }
 }

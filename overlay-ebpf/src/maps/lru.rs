@@ -1,14 +1,14 @@
 //! LRU maps whose entries are counted. The kernel throws out the least recent ones of a full map and tells nobody,
 //! and not every kernel lets its functions be followed; so the programs count what they make and remove, and
-//! the agent, which can count what is there, knows the rest ([`Turnover`]).
+//! the agent, which can count what is there, knows the rest ([`LruStats`]).
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST},
     btf_maps::LruHashMap,
 };
-use overlay_common::maps::{Lru, Turnover};
+use overlay_common::maps::{Lru, LruStats};
 
-use crate::maps::TURNOVER;
+use crate::maps::LRU_STATS;
 
 /// An LRU map, of which every entry made or removed is counted.
 pub struct Counted<K: 'static, V: 'static, const ENTRIES: usize> {
@@ -43,7 +43,7 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
     pub fn insert(self, key: &K, value: &V, flags: u64) -> Result<(), i32> {
         let made = self.map.insert(key, value, u64::from(BPF_NOEXIST));
         if made.is_ok() {
-            self.count(|turnover| turnover.made += 1);
+            self.count(|lru_stats| lru_stats.made += 1);
             return made;
         }
         if flags == u64::from(BPF_ANY) { self.map.insert(key, value, flags) } else { made }
@@ -67,16 +67,16 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
     pub fn remove(self, key: &K) -> Result<(), i32> {
         let removed = self.map.remove(key);
         if removed.is_ok() {
-            self.count(|turnover| turnover.removed += 1);
+            self.count(|lru_stats| lru_stats.removed += 1);
         }
         removed
     }
 
     #[inline(always)]
-    fn count(self, add: impl FnOnce(&mut Turnover)) {
-        if let Some(turnover) = TURNOVER.get_ptr_mut(self.lru as u32) {
+    fn count(self, add: impl FnOnce(&mut LruStats)) {
+        if let Some(lru_stats) = LRU_STATS.get_ptr_mut(self.lru as u32) {
             // SAFETY: this CPU's own value, of a look-up that has succeeded.
-            add(unsafe { &mut *turnover });
+            add(unsafe { &mut *lru_stats });
         }
     }
 }

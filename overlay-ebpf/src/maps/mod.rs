@@ -20,16 +20,16 @@ use overlay_common::{
     Be32, COUNTERS, Ip6, Plain,
     event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
     maps::{
-        AFFINITY_ENTRIES, ASKED6_ENTRIES, Active, Address6, Affinity, AffinityKey, Asked6,
-        Asked6Key, Backend, CALLS, CLIENTS6 as CLIENTS, CONNTRACK_ENTRIES, Client6, Config,
-        Conntrack, ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey,
-        Epoch, FRAGMENT_ENTRIES, Fragment, FragmentKey, Gone, HOPS, Hop, KNOWN_ENDPOINTS,
-        KNOWN_LINKS as LINKS_KNOWN, KnownEndpoint, KnownLink, LARGE_TABLE, Link, Link6, LocalAddr,
-        Lru, MEDIUM_TABLE, Network, OPENING_ENTRIES, OPENING6 as STRANGERS, Peer, PeerKey,
-        Published, PublishedKey, Replicas, SERVED_ENTRIES, SMALL_TABLE,
-        SOCK_FLOWS as FLOWS_OF_SOCKETS, Seed6, Served, ServedKey, Service, Slot, SlotKey, SockFlow,
-        SockOrigin, SockOriginKey, Space, Subnet, Subnet6, TURNOVERS, TableKey, Turnover, Usage,
-        Vtep6,
+        ADDR6_IDS as CLIENTS, ADDR6_IDS_NEW as STRANGERS, AFFINITY_ENTRIES, Active, Addr6,
+        Addr6Secret, Address6, Affinity, AffinityKey, BACKEND_STATS_ENTRIES, Backend, BackendStats,
+        BackendStatsKey, CONNTRACK_ENTRIES, CT_NEW_ENTRIES, CachedEndpoint, CachedLink,
+        CachedNextHop, Config, Conntrack, ConntrackKey, Counter, Cursor, ENDPOINT_CACHE_ENTRIES,
+        Egress, Endpoint, Endpoint6Key, EndpointKey, FRAGMENT_ENTRIES, FRONTENDS6_ENTRIES, Flood,
+        Fragment, FragmentKey, Frontend6, Frontend6Key, Generation, LARGE_TABLE,
+        LINK_CACHE_ENTRIES, LRU_STATS_ENTRIES, Link, Link6, LocalAddr, Lru, LruStats, MEDIUM_TABLE,
+        NEXT_HOPS_ENTRIES, Netns, Network, Peer, PeerKey, Published, PublishedKey, SMALL_TABLE,
+        SOCK_FLOWS as FLOWS_OF_SOCKETS, Service, Slot, SlotKey, SnatUsage, SockFlow, SockOrigin,
+        SockOriginKey, StaleBackend, Subnet, Subnet6, TAIL_CALLS_ENTRIES, TableKey, Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
 };
@@ -51,23 +51,23 @@ type LbTable = Array<Slot, 1, { BPF_F_INNER_MAP as usize }>;
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
 
-#[btf_map(name = "hops")]
-pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
+#[btf_map(name = "next_hops")]
+pub static NEXT_HOPS: PerCpuArray<CachedNextHop, NEXT_HOPS_ENTRIES> = PerCpuArray::new();
 
-#[btf_map(name = "epoch")]
-pub static EPOCH: Array<Epoch, 1> = Array::new();
+#[btf_map(name = "generation")]
+pub static GENERATION: Array<Generation, 1> = Array::new();
 
-#[btf_map(name = "known_ends")]
-pub static KNOWN_ENDS: PerCpuArray<KnownEndpoint, KNOWN_ENDPOINTS> = PerCpuArray::new();
+#[btf_map(name = "endpoint_cache")]
+pub static ENDPOINT_CACHE: PerCpuArray<CachedEndpoint, ENDPOINT_CACHE_ENTRIES> = PerCpuArray::new();
 
-#[btf_map(name = "known_links")]
-pub static KNOWN_LINKS: PerCpuArray<KnownLink, LINKS_KNOWN> = PerCpuArray::new();
+#[btf_map(name = "link_cache")]
+pub static LINK_CACHE: PerCpuArray<CachedLink, LINK_CACHE_ENTRIES> = PerCpuArray::new();
 
 #[btf_map(name = "networks")]
 pub static NETWORKS: Table<u32, Network, MEDIUM_TABLE> = Table::new();
 
-#[btf_map(name = "replicas")]
-pub static REPLICAS: Table<u32, Replicas, SMALL_TABLE> = Table::new();
+#[btf_map(name = "flood")]
+pub static FLOOD: Table<u32, Flood, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: Table<EndpointKey, Endpoint, LARGE_TABLE> = Table::new();
@@ -113,9 +113,13 @@ pub const AFFINITY: Counted<AffinityKey, Affinity, AFFINITY_ENTRIES> =
 #[btf_map(name = "backends")]
 pub static BACKENDS: Table<u32, Backend, LARGE_TABLE> = Table::new();
 
-#[btf_map(name = "served")]
-pub static SERVED: PerCpuHashMap<ServedKey, Served, SERVED_ENTRIES, NO_PREALLOC> =
-    PerCpuHashMap::new();
+#[btf_map(name = "backend_stats")]
+pub static BACKEND_STATS: PerCpuHashMap<
+    BackendStatsKey,
+    BackendStats,
+    BACKEND_STATS_ENTRIES,
+    NO_PREALLOC,
+> = PerCpuHashMap::new();
 
 #[btf_map(name = "published")]
 pub static PUBLISHED: Table<PublishedKey, Published, MEDIUM_TABLE> = Table::new();
@@ -126,8 +130,8 @@ pub static LOCAL_ADDRS: Table<Be32, LocalAddr, SMALL_TABLE> = Table::new();
 #[btf_map(name = "local_addrs6")]
 pub static LOCAL_ADDRS6: Table<Ip6, LocalAddr, SMALL_TABLE> = Table::new();
 
-#[btf_map(name = "asked6")]
-pub static ASKED6: Table<Asked6Key, Asked6, ASKED6_ENTRIES> = Table::new();
+#[btf_map(name = "frontends6")]
+pub static FRONTENDS6: Table<Frontend6Key, Frontend6, FRONTENDS6_ENTRIES> = Table::new();
 
 #[btf_map(name = "egress")]
 pub static EGRESS: Table<u32, Egress, SMALL_TABLE> = Table::new();
@@ -138,29 +142,30 @@ pub static SUBNETS: LpmTrie<Be32, Subnet, MEDIUM_TABLE> = LpmTrie::new();
 #[btf_map(name = "subnets6")]
 pub static SUBNETS6: LpmTrie<Ip6, Subnet6, MEDIUM_TABLE> = LpmTrie::new();
 
-#[btf_map(name = "usage")]
-pub static USAGE: Table<u32, Usage, SMALL_TABLE> = Table::new();
+#[btf_map(name = "snat_usage")]
+pub static SNAT_USAGE: Table<u32, SnatUsage, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "conntrack")]
 static CONNTRACK_MAP: LruHashMap<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> = LruHashMap::new();
 pub const CONNTRACK: Counted<ConntrackKey, Conntrack, CONNTRACK_ENTRIES> =
     Counted::new(&CONNTRACK_MAP, Lru::Conntrack);
 
-#[btf_map(name = "opening")]
-static OPENING_MAP: LruHashMap<ConntrackKey, Conntrack, OPENING_ENTRIES> = LruHashMap::new();
-pub const OPENING: Counted<ConntrackKey, Conntrack, OPENING_ENTRIES> =
-    Counted::new(&OPENING_MAP, Lru::Opening);
+#[btf_map(name = "ct_new")]
+static CT_NEW_MAP: LruHashMap<ConntrackKey, Conntrack, CT_NEW_ENTRIES> = LruHashMap::new();
+pub const CT_NEW: Counted<ConntrackKey, Conntrack, CT_NEW_ENTRIES> =
+    Counted::new(&CT_NEW_MAP, Lru::CtNew);
 
-#[btf_map(name = "clients6")]
-static CLIENTS6_MAP: LruHashMap<Be32, Client6, CLIENTS> = LruHashMap::new();
-pub const CLIENTS6: Counted<Be32, Client6, CLIENTS> = Counted::new(&CLIENTS6_MAP, Lru::Clients6);
+#[btf_map(name = "addr6_ids")]
+static ADDR6_IDS_MAP: LruHashMap<Be32, Addr6, CLIENTS> = LruHashMap::new();
+pub const ADDR6_IDS: Counted<Be32, Addr6, CLIENTS> = Counted::new(&ADDR6_IDS_MAP, Lru::Addr6Ids);
 
-#[btf_map(name = "opening6")]
-static OPENING6_MAP: LruHashMap<Be32, Client6, STRANGERS> = LruHashMap::new();
-pub const OPENING6: Counted<Be32, Client6, STRANGERS> = Counted::new(&OPENING6_MAP, Lru::Opening6);
+#[btf_map(name = "addr6_ids_new")]
+static ADDR6_IDS_NEW_MAP: LruHashMap<Be32, Addr6, STRANGERS> = LruHashMap::new();
+pub const ADDR6_IDS_NEW: Counted<Be32, Addr6, STRANGERS> =
+    Counted::new(&ADDR6_IDS_NEW_MAP, Lru::Addr6IdsNew);
 
-#[btf_map(name = "seed6")]
-pub static SEED6: Array<Seed6, 1> = Array::new();
+#[btf_map(name = "addr6_secret")]
+pub static ADDR6_SECRET: Array<Addr6Secret, 1> = Array::new();
 
 #[btf_map(name = "fragments")]
 static FRAGMENTS_MAP: LruHashMap<FragmentKey, Fragment, FRAGMENT_ENTRIES> = LruHashMap::new();
@@ -172,20 +177,20 @@ static SOCK_ORIGIN_MAP: LruHashMap<SockOriginKey, SockOrigin, SOCK_ORIGINS> = Lr
 pub const SOCK_ORIGIN: Counted<SockOriginKey, SockOrigin, SOCK_ORIGINS> =
     Counted::new(&SOCK_ORIGIN_MAP, Lru::SockOrigin);
 
-#[btf_map(name = "turnover")]
-pub static TURNOVER: PerCpuArray<Turnover, TURNOVERS> = PerCpuArray::new();
+#[btf_map(name = "lru_stats")]
+pub static LRU_STATS: PerCpuArray<LruStats, LRU_STATS_ENTRIES> = PerCpuArray::new();
 
-#[btf_map(name = "calls")]
-pub static CALLED: ProgramArray<CALLS> = ProgramArray::new();
+#[btf_map(name = "tail_calls")]
+pub static TAIL_CALLS: ProgramArray<TAIL_CALLS_ENTRIES> = ProgramArray::new();
 
-#[btf_map(name = "spaces")]
-pub static SPACES: Table<u64, Space, SMALL_TABLE> = Table::new();
+#[btf_map(name = "netns")]
+pub static NETNS: Table<u64, Netns, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "sock_flows")]
 pub static SOCK_FLOWS: Table<u64, SockFlow, FLOWS_OF_SOCKETS> = Table::new();
 
-#[btf_map(name = "gone")]
-pub static GONE: Table<EndpointKey, Gone, MEDIUM_TABLE> = Table::new();
+#[btf_map(name = "stale_backends")]
+pub static STALE_BACKENDS: Table<EndpointKey, StaleBackend, MEDIUM_TABLE> = Table::new();
 
 #[btf_map(name = "work")]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
@@ -240,5 +245,5 @@ pub fn config() -> Option<&'static Config> {
 #[inline(always)]
 pub fn tail_call(ctx: &TcContext, program: u32) {
     // SAFETY: nothing waits to be dropped, and the programs called end with a verdict as this one would.
-    unsafe { CALLED.tail_call(ctx, program) };
+    unsafe { TAIL_CALLS.tail_call(ctx, program) };
 }

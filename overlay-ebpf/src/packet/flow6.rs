@@ -7,7 +7,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be16, Ip6, Reason, UNDERLAY_VNI,
-    maps::{FragmentKey, IPV6_SIDE},
+    maps::{FragmentKey, VNI_FLAG_IPV6},
     wire::{
         FragmentHeader6, ICMP6_PARAMETER_PROBLEM, ICMP6_UNREACHABLE, PROTO_ICMPV6, PROTO_SCTP,
         PROTO_TCP, Udp,
@@ -188,7 +188,7 @@ fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
     let (source, dest): (&Ip6, &Ip6) =
         if flow.part == PART_QUOTED { (&quoted.dst, &quoted.src) } else { (&ip.src, &ip.dst) };
     let may_be_new = how & MAY_BE_NEW != 0;
-    flow.key.vni = vni | IPV6_SIDE;
+    flow.key.vni = vni | VNI_FLAG_IPV6;
     flow.key.saddr = if how & SOURCE_OUTSIDE != 0 {
         addr6_id::outside(source, may_be_new)
     } else {

@@ -153,7 +153,7 @@ fn takes_ipv4(ctx: &SockAddrContext) -> bool {
 pub fn show_asked(ctx: &SockAddrContext) {
     let asked = match address6(ctx).unmapped() {
         Some(ip) => socket::asked(ctx, ip),
-        None => socket::asked6(ctx),
+        None => socket::frontends6(ctx),
     };
     if let Some(asked) = asked {
         set_address6(ctx, asked);

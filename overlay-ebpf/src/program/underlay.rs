@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, VXLAN_OVERHEAD6,
-    maps::{CALL_HOST, Config},
+    maps::{Config, TAIL_CALL_HOST},
     wire::{ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet, Udp, Vxlan},
 };
 
@@ -61,7 +61,7 @@ pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         load_into(ctx, ETH_LEN, outer)?;
         if !is_tunnel6(config, outer, load::<Udp>(ctx, UDP6)) {
             // Where that program is missing, the host is not cut off.
-            tail_call(ctx, CALL_HOST);
+            tail_call(ctx, TAIL_CALL_HOST);
             return Ok(Verdict::PASS);
         }
         // No other node has this node's own address under its number.

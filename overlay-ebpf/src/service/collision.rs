@@ -9,7 +9,7 @@ use overlay_common::{
 
 use crate::{
     maps::{
-        CONNTRACK, OPENING,
+        CONNTRACK, CT_NEW,
         work::{PART_WHOLE, Work, work},
     },
     outcome,
@@ -46,7 +46,7 @@ fn open_if_taken(work: &mut Work) -> Result<bool, Reason> {
         dport: key.sport,
         ..*key
     };
-    if !is_reply(CONNTRACK.get_ptr(&replies)) && !is_reply(OPENING.get_ptr(&replies)) {
+    if !is_reply(CONNTRACK.get_ptr(&replies)) && !is_reply(CT_NEW.get_ptr(&replies)) {
         return Ok(false);
     }
     let (ip, port, vni) = (key.daddr, key.dport, key.vni);

@@ -6,15 +6,15 @@ use overlay_common::{
     flow::{is_expired, is_free_again},
     hash,
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
-        DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, VIA_VIP,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, Conntrack, ConntrackKey,
+        DSR, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, VIA_VIP,
     },
     wire::PROTO_SCTP,
 };
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{BACKENDS, CONNTRACK, OPENING, lookup, work::Flow},
+    maps::{BACKENDS, CONNTRACK, CT_NEW, lookup, work::Flow},
 };
 
 /// How many source ports are tried when a tuple is taken.
@@ -49,7 +49,7 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
             return action;
         }
     }
-    let Some(entry) = OPENING.get_ptr_mut(&flow.key) else {
+    let Some(entry) = CT_NEW.get_ptr_mut(&flow.key) else {
         return 0;
     };
     let action = look(entry, flow, now, out);
@@ -66,7 +66,7 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
 /// the client do not pass here.
 #[inline(always)]
 fn is_unanswered_for_long(forward: &Conntrack, now: u64) -> bool {
-    forward.state & DIRECT != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
+    forward.flags & DSR != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
 }
 
 /// Keeps the tuple that replies to the flow of `forward` have: it would be given to another one when its time is over.
@@ -90,7 +90,7 @@ fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
 /// Whether a packet is a reset, or the first one with a FIN of its direction.
 #[inline(always)]
 fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
-    flow.flags & (!before.state & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
+    flow.flags & (!before.flags & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
 
 /// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a backend's reset,
@@ -104,7 +104,7 @@ fn tell_end(flow: &Flow, entry: &Conntrack) {
         CONNTRACK_FORWARD => (reply_key(key, entry), TCP_SEEN_OTHER_FIN),
         CONNTRACK_REPLY => (reply_key(key, entry), END),
         // What came through another node with another port (`service::reverse`).
-        CONNTRACK_RETURN if entry.dport != key.dport => {
+        CONNTRACK_REVERSE if entry.dport != key.dport => {
             let asked = ConntrackKey {
                 saddr: key.daddr,
                 daddr: key.saddr,
@@ -120,15 +120,15 @@ fn tell_end(flow: &Flow, entry: &Conntrack) {
     };
     if let (Some(other), _) = held(&other) {
         // SAFETY: as in `look`.
-        unsafe { (*other).state |= as_other(flow.flags) & tells };
+        unsafe { (*other).flags |= as_other(flow.flags) & tells };
     }
 }
 
-/// An entry, wherever it is, and whether that is [`OPENING`].
+/// An entry, wherever it is, and whether that is [`CT_NEW`].
 #[inline(always)]
 pub fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
     match CONNTRACK.get_ptr_mut(key) {
-        None => (OPENING.get_ptr_mut(key), true),
+        None => (CT_NEW.get_ptr_mut(key), true),
         entry => (entry, false),
     }
 }
@@ -152,15 +152,15 @@ fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8
             return 0;
         }
         // A new connection on the tuple of one that has ended is not that one.
-        if flow.is_syn() && out.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
+        if flow.is_syn() && out.flags & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
             return 0;
         }
         if now.wrapping_sub(out.last_seen) > RESOLUTION {
             (*entry).last_seen = now;
         }
         let state = after(out, flow);
-        if state != out.state {
-            (*entry).state = state;
+        if state != out.flags {
+            (*entry).flags = state;
         }
         out.action
     }
@@ -170,9 +170,9 @@ fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8
 #[inline(always)]
 fn after(entry: &Conntrack, flow: &Flow) -> u8 {
     // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
-    let goes_on = goes_on(flow) && entry.action != CONNTRACK_RETURN;
-    let before = if goes_on { entry.state & !TCP_SEEN_RST } else { entry.state };
-    let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_RETURN;
+    let goes_on = goes_on(flow) && entry.action != CONNTRACK_REVERSE;
+    let before = if goes_on { entry.flags & !TCP_SEEN_RST } else { entry.flags };
+    let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_REVERSE;
     before | flow.flags | if answers { ANSWERED } else { 0 }
 }
 
@@ -185,28 +185,28 @@ pub fn goes_on(flow: &Flow) -> bool {
 }
 
 /// The client speaks again: if there was an answer, the flow is one that is in use, and leaves
-/// [`OPENING`]. Where [`CONNTRACK`] takes no entry it stays.
+/// [`CT_NEW`]. Where [`CONNTRACK`] takes no entry it stays.
 #[inline(always)]
 fn confirm(flow: &Flow, forward: &mut Conntrack) {
     let key = reply_key(&flow.key, forward);
-    let Some(reply) = OPENING.get_ptr(&key) else {
+    let Some(reply) = CT_NEW.get_ptr(&key) else {
         return;
     };
     // SAFETY: as in `look`.
     let reply = unsafe { &*reply };
-    if reply.action != CONNTRACK_REPLY || reply.state & ANSWERED == 0 {
+    if reply.action != CONNTRACK_REPLY || reply.flags & ANSWERED == 0 {
         return;
     }
-    let before = forward.state;
-    forward.state |= flow.flags | ANSWERED;
+    let before = forward.flags;
+    forward.flags |= flow.flags | ANSWERED;
     let any = u64::from(BPF_ANY);
     if CONNTRACK.insert(&key, reply, any).is_ok()
         && CONNTRACK.insert(&flow.key, &*forward, any).is_ok()
     {
-        let _ = OPENING.remove(&key);
-        let _ = OPENING.remove(&flow.key);
+        let _ = CT_NEW.remove(&key);
+        let _ = CT_NEW.remove(&flow.key);
     }
-    forward.state = before;
+    forward.flags = before;
 }
 
 /// Where a new flow goes.
@@ -224,7 +224,7 @@ pub struct Target {
     /// [`Conntrack::idle`] of the flow.
     pub idle: u16,
     /// Bits of [`Conntrack::state`] that the client's direction begins with: [`VIA_VIP`],
-    /// [`overlay_common::maps::DIRECT`].
+    /// [`overlay_common::maps::DSR`].
     pub via: u8,
 }
 
@@ -244,7 +244,7 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
         backend: target.backend,
         node: Be32::ZERO,
         action: CONNTRACK_FORWARD,
-        state: flow.flags | target.via,
+        flags: flow.flags | target.via,
         idle: target.idle,
         last_seen: now,
     };
@@ -287,7 +287,7 @@ fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
         backend: forward.backend,
         node: Be32::ZERO,
         action: CONNTRACK_REPLY,
-        state: forward.state & VIA_VIP,
+        flags: forward.flags & VIA_VIP,
         idle: forward.idle,
         last_seen: now,
     }
@@ -323,8 +323,8 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
         let key = reply_key(&flow.key, forward);
         let patient = attempt < PATIENT_TRIES;
         if is_free(&key, &reply, now, patient)
-            && (OPENING.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-                || take_over(OPENING.get_ptr_mut(&key), &key, &reply, now, patient))
+            && (CT_NEW.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+                || take_over(CT_NEW.get_ptr_mut(&key), &key, &reply, now, patient))
         {
             // What another connection on this tuple has left.
             let _ = CONNTRACK.remove(&flow.key);
@@ -403,7 +403,7 @@ pub fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
 /// [`Reason::ConntrackFull`] when the map refuses, which with [`BPF_NOEXIST`] it does where there is one.
 #[inline(always)]
 pub fn open(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
-    OPENING.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
+    CT_NEW.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)
 }
 
 #[cfg(test)]

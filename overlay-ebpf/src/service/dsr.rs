@@ -6,10 +6,10 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
-    Asked, Be32, Ip6, Reason, hash,
+    Be32, Frontend, Ip6, Reason, hash,
     maps::{
-        ANSWERED, Conntrack, ConntrackKey, DIRECT, IPV6_SIDE, SERVICE_DIRECT, TCP_SEEN_FIN,
-        TCP_SEEN_RST, TCP_SEEN_SYN,
+        ANSWERED, Conntrack, ConntrackKey, DSR, SERVICE_DSR, TCP_SEEN_FIN, TCP_SEEN_RST,
+        TCP_SEEN_SYN, VNI_FLAG_IPV6,
     },
     wire::{Ethernet, Ipv4},
 };
@@ -34,7 +34,7 @@ pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
         return otherwise;
     }
     let key = &work.flow.key;
-    Asked { address: key.daddr, port: key.dport }.header()
+    Frontend { address: key.daddr, port: key.dport }.header()
 }
 
 /// As [`header`], of an IPv6 packet to the address `asked`, whose number is this node's own.
@@ -43,31 +43,31 @@ pub fn header6(work: &Work, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
     if !tells(work) {
         return otherwise;
     }
-    Asked { address: hash::of_node(asked), port: work.flow.key.dport }.header6()
+    Frontend { address: hash::of_node(asked), port: work.flow.key.dport }.header6()
 }
 
 /// Whether the backend's node is told what the client of the flow in `work` asked.
 #[inline(always)]
 fn tells(work: &Work) -> bool {
     let Work { flow, entry, .. } = work;
-    entry.state & DIRECT != 0 && entry.sport == flow.key.sport
+    entry.flags & DSR != 0 && entry.sport == flow.key.sport
 }
 
 /// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
-/// `asked` is [`Asked::bits`] of it, for IPv6 what [`dsr6::asked`] made of that.
+/// `asked` is [`Frontend::bits`] of it, for IPv6 what [`dsr6::asked`] made of that.
 #[inline(always)]
 pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64) {
-    let is_direct = entry.state & DIRECT != 0;
-    match Asked::from_bits(asked) {
-        None if !is_direct => {}
-        Some(asked) if is_direct && entry.saddr == asked.address && entry.sport == asked.port => {}
+    let is_dsr = entry.flags & DSR != 0;
+    match Frontend::from_bits(asked) {
+        None if !is_dsr => {}
+        Some(asked) if is_dsr && entry.saddr == asked.address && entry.sport == asked.port => {}
         Some(asked) if may_answer(flow, asked) => {
             entry.saddr = asked.address;
             entry.sport = asked.port;
-            entry.state |= DIRECT;
+            entry.flags |= DSR;
         }
         _ => {
-            entry.state &= !DIRECT;
+            entry.flags &= !DSR;
             entry.saddr = key.saddr;
             entry.sport = key.sport;
         }
@@ -78,14 +78,14 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64
 /// and for no other port, and under no address that cannot be its own. Clients that are this host itself, or in
 /// a network of the cluster, have no way from here.
 #[inline(always)]
-fn may_answer(flow: &Flow, asked: Asked) -> bool {
+fn may_answer(flow: &Flow, asked: Frontend) -> bool {
     let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
-    let is_direct = published.target == flow.key.dport
-        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DIRECT != 0);
-    if !is_direct {
+    let is_dsr = published.target == flow.key.dport
+        && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DSR != 0);
+    if !is_dsr {
         return false;
     }
-    if flow.key.vni & IPV6_SIDE != 0 {
+    if flow.key.vni & VNI_FLAG_IPV6 != 0 {
         return dsr6::may_answer(&published);
     }
     is_a_hosts(asked.address) && is_elsewhere(asked.address) && is_elsewhere(flow.key.saddr)
@@ -108,9 +108,9 @@ fn is_elsewhere(address: Be32) -> bool {
 /// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
 #[inline(always)]
 pub fn is_straight(work: &Work) -> bool {
-    const KNOWN: u8 = DIRECT | ANSWERED;
+    const KNOWN: u8 = DSR | ANSWERED;
     let Work { flow, entry, .. } = work;
-    entry.state & KNOWN == KNOWN
+    entry.flags & KNOWN == KNOWN
         && flow.part != PART_QUOTED
         && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
 }
@@ -124,5 +124,5 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
     // Routed first, because what does not get there from here must not have been changed.
     let routed = route_out(ctx, work.entry.saddr, work.entry.daddr)?;
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
-    Ok(routed.because(Reason::SentDirect))
+    Ok(routed.because(Reason::SentDsr))
 }

@@ -3,15 +3,15 @@
 
 use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
-    Asked, Ip6, Reason,
-    maps::{Asked6Key, PUBLISHED_IPV6, Published},
+    Frontend, Ip6, Reason,
+    maps::{Frontend6Key, PUBLISHED_IPV6, Published},
     wire::Ethernet,
 };
 
 use crate::{
     forward::route,
     maps::{
-        ASKED6, LOCAL_ADDRS6, SUBNETS6, addr6_id,
+        FRONTENDS6, LOCAL_ADDRS6, SUBNETS6, addr6_id,
         work::{PART_QUOTED, work},
     },
     nat::rewrite6,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What the frame in the tunnel, as `ipv6::from_tunnel` has left it, says of the address and port that were asked:
-/// [`Asked::bits`] with this node's own number of the address, 0 where it says nothing or the node that sent it
+/// [`Frontend::bits`] with this node's own number of the address, 0 where it says nothing or the node that sent it
 /// has no address with the number that it tells.
 #[inline(always)]
 pub fn asked(ctx: &TcContext) -> u64 {
@@ -30,20 +30,20 @@ pub fn asked(ctx: &TcContext) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn asked6_packed(skb: *mut __sk_buff) -> u64 {
-    told(&TcContext::new(skb)).map_or(0, Asked::to_bits)
+    told(&TcContext::new(skb)).map_or(0, Frontend::to_bits)
 }
 
 #[inline(always)]
-fn told(ctx: &TcContext) -> Option<Asked> {
+fn told(ctx: &TcContext) -> Option<Frontend> {
     let work = &mut work().ok()?.ipv6;
     // Outer headers are short; the verifier must see so of a function of its own.
     let ethernet: Ethernet = load_at(ctx, (work.outer & 0xff) as usize).ok()?;
-    let Asked { address, port } = Asked::from_bits(Asked::bits(&ethernet))?;
-    let asked = ASKED6.get_ptr(&Asked6Key { node: work.sender, number: address })?;
+    let Frontend { address, port } = Frontend::from_bits(Frontend::bits(&ethernet))?;
+    let asked = FRONTENDS6.get_ptr(&Frontend6Key { node: work.sender, number: address })?;
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     work.new[0] = unsafe { *asked };
     let number = addr6_id::outside(&work.new[0], true);
-    (number != addr6_id::NOBODY).then_some(Asked { address: number, port })
+    (number != addr6_id::NOBODY).then_some(Frontend { address: number, port })
 }
 
 /// Whether the client whose packet is in the work area may be answered from here under a port that is published
@@ -71,7 +71,7 @@ fn is_elsewhere(address: &Ip6) -> bool {
 #[inline(always)]
 pub fn send(ctx: &TcContext) -> Outcome {
     let action = outcome::unpack(send_straight6_packed(ctx.skb.skb))?;
-    Ok(Verdict::done(action as i32, Reason::SentDirect))
+    Ok(Verdict::done(action as i32, Reason::SentDsr))
 }
 
 #[inline(never)]

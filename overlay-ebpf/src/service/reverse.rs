@@ -5,7 +5,7 @@ use overlay_common::{
     Be32, Reason,
     flow::{is_expired, is_free_again},
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_RETURN, Conntrack, ConntrackKey, TCP_SEEN_FIN,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REVERSE, Conntrack, ConntrackKey, TCP_SEEN_FIN,
         TCP_SEEN_OTHER_FIN, TCP_SEEN_RST,
     },
     wire::PROTO_SCTP,
@@ -14,7 +14,7 @@ use overlay_common::{
 use crate::{
     clock::{RESOLUTION, now},
     maps::{
-        CONNTRACK, OPENING,
+        CONNTRACK, CT_NEW,
         lru::Counted,
         work::{Flow, PART_QUOTED},
     },
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Notes that replies to `flow` go through `node`, which translated it, or straight to the client, where
-/// `asked` ([`overlay_common::Asked::bits`]) says so and the tuple is no other flow's.
+/// `asked` ([`overlay_common::Frontend::bits`]) says so and the tuple is no other flow's.
 /// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
 /// address and port that came through two nodes are one tuple here, even when the first has ended
 /// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
@@ -98,7 +98,7 @@ fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
     let Some(entry) = entry else { return NOT_YET };
     // SAFETY: as in `conntrack::look`.
     let entry = unsafe { &mut *entry };
-    if entry.action != CONNTRACK_RETURN || entry.node != node || entry.dport != flow.key.sport {
+    if entry.action != CONNTRACK_REVERSE || entry.node != node || entry.dport != flow.key.sport {
         return NOT_YET;
     }
     refresh(entry, flow, as_other(flow.flags), now);
@@ -138,11 +138,11 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     let Some(known) = known else { return NOT_YET };
     // SAFETY: as in `conntrack::look`.
     let known = unsafe { &mut *known };
-    let has_ended = flow.is_syn() && known.state & ENDED != 0;
+    let has_ended = flow.is_syn() && known.flags & ENDED != 0;
     if known.node != node || is_expired(&through, known, now) || has_ended {
         return NOT_YET;
     }
-    let no_reset = if goes_on(flow) { known.state & TCP_SEEN_RST } else { 0 };
+    let no_reset = if goes_on(flow) { known.flags & TCP_SEEN_RST } else { 0 };
     refresh(known, flow, flow.flags, now);
     forward.sport = known.sport;
     let key = reply_key(&flow.key, forward);
@@ -153,15 +153,15 @@ fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
         // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's. When the
         // client goes on after one, the backend may be the next to speak however long both are silent.
         // SAFETY: as above.
-        unsafe { (*reply).state = (*reply).state & !no_reset | end };
+        unsafe { (*reply).flags = (*reply).flags & !no_reset | end };
     }
     if is_opening
-        && let Some(reply) = OPENING.get_ptr(&key)
+        && let Some(reply) = CT_NEW.get_ptr(&key)
         // SAFETY: as above.
         && confirm(&key, unsafe { &*reply }, flow)
     {
         let _ = CONNTRACK.insert(&through, &*known, u64::from(BPF_ANY));
-        let _ = OPENING.remove(&through);
+        let _ = CT_NEW.remove(&through);
     }
     DONE
 }
@@ -183,7 +183,7 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
         let key = reply_key(&flow.key, forward);
         let entry = return_entry(&key, flow, node, now);
         if is_for(CONNTRACK, &key, &entry, patient)
-            && is_for(OPENING, &key, &entry, patient)
+            && is_for(CT_NEW, &key, &entry, patient)
             && open(&key, &entry, BPF_NOEXIST).is_ok()
         {
             // What another flow has left.
@@ -210,17 +210,17 @@ fn is_for<const ENTRIES: usize>(
     (is_own || is_given_up(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
 }
 
-/// As `conntrack::confirm`, for an entry in [`OPENING`]: the client speaks again, through the node that was
+/// As `conntrack::confirm`, for an entry in [`CT_NEW`]: the client speaks again, through the node that was
 /// asked. Returns whether the entry has left.
 #[inline(always)]
 fn confirm(key: &ConntrackKey, entry: &Conntrack, flow: &Flow) -> bool {
-    if flow.is_syn() || entry.state & ANSWERED == 0 {
+    if flow.is_syn() || entry.flags & ANSWERED == 0 {
         return false;
     }
     if CONNTRACK.insert(key, entry, u64::from(BPF_ANY)).is_err() {
         return false;
     }
-    let _ = OPENING.remove(key);
+    let _ = CT_NEW.remove(key);
     true
 }
 
@@ -238,7 +238,7 @@ fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
         backend: 0,
         node,
         action: CONNTRACK_FORWARD,
-        state: flow.flags,
+        flags: flow.flags,
         idle: 0,
         last_seen: now,
     }
@@ -252,8 +252,8 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
         daddr: key.daddr,
         sport: key.sport,
         dport: flow.key.sport,
-        action: CONNTRACK_RETURN,
-        state: as_other(flow.flags),
+        action: CONNTRACK_REVERSE,
+        flags: as_other(flow.flags),
         ..return_forward(flow, node, now)
     }
 }
@@ -261,10 +261,10 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
 /// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
 #[inline(always)]
 fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u8, now: u64) {
-    let before = if goes_on(flow) { entry.state & !TCP_SEEN_RST } else { entry.state };
+    let before = if goes_on(flow) { entry.flags & !TCP_SEEN_RST } else { entry.flags };
     let state = if flow.is_syn() { flags } else { before | flags };
-    if state != entry.state {
-        entry.state = state;
+    if state != entry.flags {
+        entry.flags = state;
     }
     if now.wrapping_sub(entry.last_seen) > RESOLUTION {
         entry.last_seen = now;

@@ -3,8 +3,8 @@
 use overlay_common::{
     Be16, Be32, Reason, UNDERLAY_VNI,
     maps::{
-        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, DIRECT, IPV6_SIDE,
-        SERVICE_DIRECT, Service, TCP_SEEN_FIN, TCP_SEEN_RST,
+        BACKEND_COUNTED, BACKEND_DOWN, Backend, CONNTRACK_FORWARD, DSR, SERVICE_DSR, Service,
+        TCP_SEEN_FIN, TCP_SEEN_RST, VNI_FLAG_IPV6,
     },
     wire::PROTO_UDP,
 };
@@ -100,11 +100,11 @@ fn open(
     // The service is there since a backend was picked.
     let Service { tcp_idle, udp_idle, flags, .. } = work.pick.service;
     let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
-    let direct = if is_direct(work, flags, &backend) { DIRECT } else { 0 };
+    let direct = if is_dsr(work, flags, &backend) { DSR } else { 0 };
     let target = Target {
         service,
         backend: number,
-        vni: backend.vni | work.flow.key.vni & IPV6_SIDE,
+        vni: backend.vni | work.flow.key.vni & VNI_FLAG_IPV6,
         ip: backend.ip,
         port,
         idle,
@@ -123,9 +123,9 @@ fn open(
 
 /// Whether replies go straight to the client: from a backend elsewhere to one outside.
 #[inline(always)]
-fn is_direct(work: &Work, service: u16, backend: &Backend) -> bool {
-    service & SERVICE_DIRECT != 0
-        && work.flow.key.vni & !IPV6_SIDE == UNDERLAY_VNI
+fn is_dsr(work: &Work, service: u16, backend: &Backend) -> bool {
+    service & SERVICE_DSR != 0
+        && work.flow.key.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI
         && backend.node != Be32::ZERO
 }
 
@@ -134,6 +134,6 @@ fn is_direct(work: &Work, service: u16, backend: &Backend) -> bool {
 fn ends_now(work: &Work) -> bool {
     const END: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
     work.flow.flags & END != 0
-        && work.entry.state & END == 0
+        && work.entry.flags & END == 0
         && work.backend.flags & BACKEND_COUNTED != 0
 }

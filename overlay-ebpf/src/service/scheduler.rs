@@ -4,8 +4,8 @@
 use overlay_common::{
     hash,
     maps::{
-        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, ConntrackKey, IPV6_SIDE,
-        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey,
+        Active, Affinity, AffinityKey, BACKEND_ACTIVE, Backend, ConntrackKey, LB_HASH_FLOW,
+        LB_LEAST, LB_MAGLEV, LB_SOURCE_HASH, Service, SlotKey, TableKey, VNI_FLAG_IPV6,
     },
 };
 
@@ -93,7 +93,7 @@ fn scheduled(pick: &Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
 
 #[inline(always)]
 fn client_hash(service: &Service, key: &ConntrackKey) -> u32 {
-    let client = if key.vni & IPV6_SIDE == 0 { key.saddr } else { addr6_id::hashed(key.saddr) };
+    let client = if key.vni & VNI_FLAG_IPV6 == 0 { key.saddr } else { addr6_id::hashed(key.saddr) };
     if service.hash == LB_HASH_FLOW {
         hash::of_client_flow(client, [key.sport, key.dport], key.proto)
     } else {

@@ -100,7 +100,7 @@ fn forward_entry(flow: &Flow, address: Be32, now: u64) -> Conntrack {
         backend: 0,
         node: Be32::ZERO,
         action: CONNTRACK_MASQUERADE,
-        state: flow.flags,
+        flags: flow.flags,
         idle: 0,
         last_seen: now,
     }
@@ -118,7 +118,7 @@ fn reply_entry(key: &ConntrackKey, now: u64) -> Conntrack {
         backend: 0,
         node: Be32::ZERO,
         action: CONNTRACK_UNMASQUERADE,
-        state: 0,
+        flags: 0,
         idle: 0,
         last_seen: now,
     }
@@ -134,7 +134,7 @@ fn outer_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
 #[inline(always)]
 fn is_news(work: &Work, now: u64) -> bool {
     let Work { flow, entry, .. } = work;
-    now.wrapping_sub(entry.last_seen) > RESOLUTION || flow.flags & !entry.state & TCP_SEEN_RST != 0
+    now.wrapping_sub(entry.last_seen) > RESOLUTION || flow.flags & !entry.flags & TCP_SEEN_RST != 0
 }
 
 /// Tells the other direction's entry that the container speaks. False when the flow has to be
@@ -161,7 +161,7 @@ pub fn keep(work: &Work) -> bool {
         && reply.vni == flow.key.vni;
     if ours {
         reply.last_seen = now;
-        reply.state |= flow.flags & TCP_SEEN_RST;
+        reply.flags |= flow.flags & TCP_SEEN_RST;
     }
     ours
 }
@@ -171,7 +171,7 @@ pub fn keep(work: &Work) -> bool {
 pub fn answered(work: &Work) {
     let now = now();
     let Work { flow, entry, .. } = work;
-    let first = flow.key.proto == PROTO_UDP && entry.state & ANSWERED == 0;
+    let first = flow.key.proto == PROTO_UDP && entry.flags & ANSWERED == 0;
     if !first && !is_news(work, now) {
         return;
     }
@@ -193,12 +193,12 @@ pub fn answered(work: &Work) {
             && forward.sport == flow.key.dport
         {
             forward.last_seen = now;
-            forward.state |= state;
+            forward.flags |= state;
         }
     }
     if first && let Some(reply) = CONNTRACK.get_ptr_mut(&flow.key) {
         // SAFETY: as above.
-        unsafe { (*reply).state |= ANSWERED };
+        unsafe { (*reply).flags |= ANSWERED };
     }
 }
 

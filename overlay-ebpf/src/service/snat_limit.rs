@@ -4,10 +4,10 @@
 use aya_ebpf::bindings::BPF_ANY;
 use overlay_common::{
     Reason,
-    maps::{USAGE_UNCOUNTED, Usage},
+    maps::{SNAT_USAGE_UNCOUNTED, SnatUsage},
 };
 
-use crate::{clock::now, maps::USAGE};
+use crate::{clock::now, maps::SNAT_USAGE};
 
 /// Whether the endpoint behind interface `ifindex` may open another flow. CPUs that ask in the
 /// same moment may exceed the limit by one flow each.
@@ -16,7 +16,7 @@ use crate::{clock::now, maps::USAGE};
 /// [`Reason::MasqueradeLimit`].
 #[inline(always)]
 pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
-    let Some(usage) = USAGE.get_ptr_mut(&ifindex) else {
+    let Some(usage) = SNAT_USAGE.get_ptr_mut(&ifindex) else {
         return if limit == 0 { Err(Reason::MasqueradeLimit) } else { Ok(()) };
     };
     // SAFETY: the pointer comes from a successful look-up; what another CPU or the agent writes in
@@ -26,7 +26,7 @@ pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
         return Ok(());
     }
     let now = now();
-    if now.wrapping_sub(usage.counted) > USAGE_UNCOUNTED && now > usage.counted {
+    if now.wrapping_sub(usage.counted) > SNAT_USAGE_UNCOUNTED && now > usage.counted {
         usage.flows /= 2;
         usage.counted = now;
     }
@@ -36,13 +36,13 @@ pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
 /// Counts a flow that was opened.
 #[inline(always)]
 pub fn add(ifindex: u32) {
-    if let Some(usage) = USAGE.get_ptr_mut(&ifindex) {
+    if let Some(usage) = SNAT_USAGE.get_ptr_mut(&ifindex) {
         // SAFETY: as above.
         let usage = unsafe { &mut *usage };
         usage.flows = usage.flows.wrapping_add(1);
         return;
     }
-    let usage = Usage { flows: 1, pad: 0, counted: now() };
+    let usage = SnatUsage { flows: 1, pad: 0, counted: now() };
     // A table without room for another interface limits nobody.
-    let _ = USAGE.insert(&ifindex, &usage, u64::from(BPF_ANY));
+    let _ = SNAT_USAGE.insert(&ifindex, &usage, u64::from(BPF_ANY));
 }

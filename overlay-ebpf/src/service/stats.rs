@@ -2,17 +2,17 @@
 
 use overlay_common::{
     Be16, Reason,
-    maps::{IPV6_SIDE, Served, ServedKey, VIA_VIP},
+    maps::{BackendStats, BackendStatsKey, VIA_VIP, VNI_FLAG_IPV6},
 };
 
 use crate::{
-    maps::{SERVED, work::Work},
+    maps::{BACKEND_STATS, work::Work},
     outcome,
 };
 
 /// What a new entry has counted; not on the stack, which is short here.
-static NOTHING: Served =
-    Served { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
+static NOTHING: BackendStats =
+    BackendStats { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
 
 /// A flow that begins.
 const FLOW: u32 = 0;
@@ -49,8 +49,8 @@ fn count(work: &Work, port: Be16, length: u32, what: u32) {
         // Of no service: translated for another flow's sake.
         return;
     }
-    let port = if entry.state & VIA_VIP != 0 { Be16::ZERO } else { port };
-    let what = if work.flow.key.vni & IPV6_SIDE != 0 { what | IPV6 } else { what };
+    let port = if entry.flags & VIA_VIP != 0 { Be16::ZERO } else { port };
+    let what = if work.flow.key.vni & VNI_FLAG_IPV6 != 0 { what | IPV6 } else { what };
     let way = u32::from(port.raw()) << 16 | u32::from(work.flow.key.proto) << 8 | what;
     // What is not counted goes on all the same.
     let _ = count_served(entry.service, entry.backend, way, length);
@@ -64,13 +64,13 @@ pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32
     let port = Be16::from_raw((way >> 16) as u16);
     let what = u32::from(what);
     let ipv6 = u8::from(what & IPV6 != 0);
-    let key = ServedKey { service, backend, port, proto, ipv6 };
-    let served = match SERVED.get_ptr_mut(&key) {
+    let key = BackendStatsKey { service, backend, port, proto, ipv6 };
+    let served = match BACKEND_STATS.get_ptr_mut(&key) {
         Some(served) => served,
         None => {
             // Another CPU may be first.
-            let _ = SERVED.insert(&key, &NOTHING, 0);
-            match SERVED.get_ptr_mut(&key) {
+            let _ = BACKEND_STATS.insert(&key, &NOTHING, 0);
+            match BACKEND_STATS.get_ptr_mut(&key) {
                 Some(served) => served,
                 None => return outcome::pack(Err(Reason::ConntrackFull)),
             }

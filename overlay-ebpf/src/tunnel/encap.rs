@@ -79,7 +79,7 @@ pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> O
         encapsulate_packed::<Outer4>(ctx.skb.skb, vni, node, inner)
     };
     let Pushed { action, by_kernel } = Pushed::from_bits(outcome::unpack(packed)?);
-    let reason = if by_kernel { Reason::HandedOver } else { Reason::Encapsulated };
+    let reason = if by_kernel { Reason::KernelEncap } else { Reason::Encapsulated };
     Ok(Verdict::done(action as i32, reason))
 }
 

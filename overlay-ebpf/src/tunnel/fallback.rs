@@ -140,7 +140,7 @@ pub fn leave(ctx: &TcContext) -> Outcome {
     let vxlan: Vxlan = load_at(ctx, at)?;
     let vni = vxlan.vni().ok_or(Reason::InvalidVni)?;
     store(ctx, at, &Vxlan::new(vni))?;
-    Ok(Verdict::done(TC_ACT_OK, Reason::HandedUp))
+    Ok(Verdict::done(TC_ACT_OK, Reason::KernelDecap))
 }
 
 /// Where a frame from the device comes from: its VNI, and the outer source.

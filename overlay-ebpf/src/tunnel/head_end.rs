@@ -15,14 +15,13 @@ use overlay_common::observe::Traffic;
 use overlay_common::{
     Mac, Reason,
     maps::{
-        ENDPOINT_REMOTE, EndpointKey, Link, MAX_REPLICAS, NETWORK_REPLICATE, Network, PeerKey,
-        Replicas,
+        ENDPOINT_REMOTE, EndpointKey, Flood, Link, MAX_FLOOD, NETWORK_REPLICATE, Network, PeerKey,
     },
     wire::{Ethernet, Ipv4, PROTO_IGMP},
 };
 
 use crate::{
-    maps::{ENDPOINTS, LINKS, NETWORKS, REPLICAS, config, lookup},
+    maps::{ENDPOINTS, FLOOD, LINKS, NETWORKS, config, lookup},
     observe::{self, Party},
     outcome::{Outcome, Verdict},
     packet::frame::store,
@@ -95,10 +94,10 @@ fn is_replicated(network: &Network, destination: Mac, ip: &Ipv4) -> bool {
 /// Where packets to groups of a network are copied. The value is not copied to the stack, which it
 /// would fill.
 #[inline(always)]
-fn replicas(vni: u32) -> Option<&'static Replicas> {
+fn replicas(vni: u32) -> Option<&'static Flood> {
     // SAFETY: the value outlives the run of the program. The agent may put another one in its place,
     // whose fields are as good as the old one's: every index and address is one that was right.
-    REPLICAS.get_ptr(&vni).map(|replicas| unsafe { &*replicas })
+    FLOOD.get_ptr(&vni).map(|replicas| unsafe { &*replicas })
 }
 
 /// Copies a packet to the endpoints of network `vni` on this node, but not to the interface that it
@@ -125,7 +124,7 @@ extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u3
             observe::received(link.slot, Reason::Replicated, length);
         }
     }
-    if count > MAX_REPLICAS {
+    if count > MAX_FLOOD {
         observe::dropped(party, Reason::ReplicateLimit, length);
     }
     0
@@ -149,7 +148,7 @@ extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, slot: u32) -> i64 {
             observe::dropped(party, Reason::ReplicateRefused, length);
         }
     }
-    if count > MAX_REPLICAS {
+    if count > MAX_FLOOD {
         observe::dropped(party, Reason::ReplicateLimit, length);
     }
     0

@@ -2,12 +2,12 @@
 //!
 //! The kernel's look-up costs as much as everything else that is looked up for a packet, and its
 //! answer is the same for all packets to a node. Nothing tells the programs of a change, so an answer
-//! is simply not used for long ([`Hop::LIFETIME`]); what the kernel cannot resolve is asked each time.
+//! is simply not used for long ([`CachedNextHop::LIFETIME`]); what the kernel cannot resolve is asked each time.
 
 use aya_ebpf::{cty::c_void, helpers::bpf_jiffies64};
 use overlay_common::{
     Be32, Reason,
-    maps::{Config, Hop},
+    maps::{CachedNextHop, Config},
 };
 
 use crate::{
@@ -28,14 +28,14 @@ pub fn to_node(
     config: &Config,
     node: Be32,
     total: u32,
-) -> Result<&'static Hop, Reason> {
-    let hop = NEXT_HOPS.get_ptr_mut(Hop::slot(node)).ok_or(Reason::NotConfigured)?;
+) -> Result<&'static CachedNextHop, Reason> {
+    let hop = NEXT_HOPS.get_ptr_mut(CachedNextHop::slot(node)).ok_or(Reason::NotConfigured)?;
     // SAFETY: the slot exists as long as the program, and no other run on this CPU overlaps.
     let hop = unsafe { &mut *hop };
     // SAFETY: a helper without preconditions; the JIT makes one load of it.
     let now = unsafe { bpf_jiffies64() };
     let asked_so = hop.node == node && hop.vtep == config.vtep && hop.via == via(config);
-    if !asked_so || now.wrapping_sub(hop.asked) > Hop::LIFETIME {
+    if !asked_so || now.wrapping_sub(hop.asked) > CachedNextHop::LIFETIME {
         hop.node = node;
         hop.asked = now;
         outcome::unpack(ask(ctx, config, hop, total))?;
@@ -47,7 +47,7 @@ pub fn to_node(
 
 /// Asks the kernel for the way to `hop.node`, at the time `hop.asked`.
 #[inline(never)]
-fn ask(ctx: *mut c_void, config: &Config, hop: &mut Hop, total: u32) -> i64 {
+fn ask(ctx: *mut c_void, config: &Config, hop: &mut CachedNextHop, total: u32) -> i64 {
     hop.vtep = config.vtep;
     hop.via = via(config);
     let answer = if underlay::is_ipv6() {

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Be32, Reason, VXLAN_OVERHEAD, checksum, hash,
-    maps::{Config, Hop},
+    maps::{CachedNextHop, Config},
     wire::{
         ETHERTYPE_IPV6, Encapsulation, Ethernet, IPV4_DF, Ipv4, Ipv6, PROTO_TCP, PROTO_UDP, Udp,
         Vxlan,
@@ -113,7 +113,7 @@ pub trait Outer {
     /// [`Reason::RewriteRefused`].
     fn write(
         ctx: &TcContext,
-        way: (&Config, &Hop),
+        way: (&Config, &CachedNextHop),
         tunnel: (u32, u32, u8),
         inner: (&Ethernet, u32),
     ) -> Result<(), Reason>;
@@ -129,7 +129,7 @@ impl Outer for Outer4 {
     #[inline(always)]
     fn write(
         ctx: &TcContext,
-        (config, hop): (&Config, &Hop),
+        (config, hop): (&Config, &CachedNextHop),
         tunnel: (u32, u32, u8),
         (inner, length): (&Ethernet, u32),
     ) -> Result<(), Reason> {

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be16, Reason, VXLAN_OVERHEAD6, hash,
-    maps::{Config, Hop},
+    maps::{CachedNextHop, Config},
     wire::{
         ETHERTYPE_IPV4, Encapsulation6, Ethernet, Ipv4, Ipv6, PROTO_UDP, PackedIpv6, Udp, Vxlan,
     },
@@ -41,7 +41,7 @@ impl Outer for Outer6 {
     #[inline(always)]
     fn write(
         ctx: &TcContext,
-        way: (&Config, &Hop),
+        way: (&Config, &CachedNextHop),
         tunnel: (u32, u32, u8),
         inner: (&Ethernet, u32),
     ) -> Result<(), Reason> {
@@ -56,7 +56,7 @@ impl Outer for Outer6 {
 #[inline(always)]
 fn fill(
     headers: &mut Encapsulation6,
-    (config, hop): (&Config, &Hop),
+    (config, hop): (&Config, &CachedNextHop),
     tunnel: (u32, u32, u8),
     (inner, length): (&Ethernet, u32),
 ) {
@@ -125,7 +125,7 @@ mod tests {
             src: Mac::new([3; 6]),
             ethertype: Be16::new(ETHERTYPE_IPV6),
         };
-        let hop = Hop { vtep6: ip6(11), ethernet, ..Hop::default() };
+        let hop = CachedNextHop { vtep6: ip6(11), ethernet, ..CachedNextHop::default() };
         let mut headers = Encapsulation6::default();
         fill(&mut headers, (&config, &hop), (4097, 0x1234_5678, 3), (&ethernet, 98));
         let Encapsulation6 { ipv6, udp, vxlan, .. } = headers;

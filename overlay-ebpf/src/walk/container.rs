@@ -4,8 +4,8 @@ use aya_ebpf::programs::TcContext;
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, ENDPOINT_FLAG_BACKEND,
-        ENDPOINT_LOCAL, Endpoint, IPV6_SIDE, Published, VIA_VIP,
+        CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_LOCAL, Endpoint, Published, VIA_VIP, VNI_FLAG_IPV6,
     },
     wire::Ethernet,
 };
@@ -107,7 +107,7 @@ pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     };
     match action {
         CONNTRACK_REPLY => reply(packet, work),
-        CONNTRACK_RETURN => to_ingress_node(packet, network.gateway, work),
+        CONNTRACK_REVERSE => to_ingress_node(packet, network.gateway, work),
         action => F::leave(packet, &network, work, action),
     }
 }
@@ -209,7 +209,7 @@ fn reply<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
     let Sent { ctx, ip, .. } = packet;
     stats::answered(&work, ctx.len());
     F::translate(ctx, ip, transport(work), work)?;
-    let vni = work.entry.vni & !IPV6_SIDE;
+    let vni = work.entry.vni & !VNI_FLAG_IPV6;
     if vni == UNDERLAY_VNI {
         let sent = F::route_out(ctx, work);
         return or_told(packet, work, sent, true);

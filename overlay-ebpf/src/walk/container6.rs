@@ -5,8 +5,8 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Ip6, Reason,
     maps::{
-        CALL_CONTAINER, ENDPOINT_FLAG_BACKEND, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, Link, Link6,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE, ENDPOINT_SERVICE,
+        Link, Link6, TAIL_CALL_CONTAINER,
     },
     wire::{Ethernet, ICMP6_ECHO_REQUEST, ND_SOLICITATION, PROTO_ICMPV6, PROTO_TCP},
 };
@@ -61,7 +61,7 @@ pub fn receive(ctx: &TcContext, link: Link, ethernet: Ethernet, kept: i64) -> Ou
         DISCOVERY => nd::answer(ctx),
         ECHO => echo::answer6(ctx),
         FLOW => {
-            tail_call(ctx, CALL_CONTAINER);
+            tail_call(ctx, TAIL_CALL_CONTAINER);
             Err(Reason::NotConfigured)
         }
         _ => {

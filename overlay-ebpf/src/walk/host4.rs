@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
     UNDERLAY_VNI,
-    maps::{CALL_HOST, CONNTRACK_FORWARD, Config, Published},
+    maps::{CONNTRACK_FORWARD, Config, Published, TAIL_CALL_HOST},
     wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Udp},
 };
 
@@ -49,7 +49,7 @@ pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
 pub fn not_ipv4(ctx: &TcContext) -> Outcome {
     if load::<Ethernet>(ctx, 0).is_ok_and(|e| e.ethertype.get() == ETHERTYPE_IPV6) {
         // Where that program is missing, the host is not cut off.
-        tail_call(ctx, CALL_HOST);
+        tail_call(ctx, TAIL_CALL_HOST);
     }
     Ok(Verdict::PASS)
 }

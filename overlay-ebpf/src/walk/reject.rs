@@ -4,13 +4,13 @@
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
     Reason,
-    maps::{EndpointKey, GONE_RESETS, SERVICE_RESETS},
+    maps::{EndpointKey, SERVICE_RESETS, STALE_RESETS},
 };
 
 use crate::{
     family::{Family, Sent},
     forward::deliver::back_out,
-    maps::{GONE, SERVICES, lookup, work::Area},
+    maps::{SERVICES, STALE_BACKENDS, lookup, work::Area},
     outcome::Outcome,
 };
 
@@ -42,8 +42,8 @@ pub fn answer<F: Family>(ctx: &TcContext, work: Area, reason: Reason) -> Outcome
 pub fn stale<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     let ip = F::stale_backend(packet).ok_or(Reason::NoEndpoint)?;
     let key = EndpointKey { vni: packet.link.vni, ip };
-    let flags = lookup(&GONE, &key).ok_or(Reason::NoEndpoint)?;
-    if flags & GONE_RESETS == 0 {
+    let flags = lookup(&STALE_BACKENDS, &key).ok_or(Reason::NoEndpoint)?;
+    if flags & STALE_RESETS == 0 {
         return Err(Reason::BackendGone);
     }
     told_of_reset(packet.ctx, F::reset_stale(packet.ctx))

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI,
-    maps::{CONNTRACK_REPLY, ENDPOINT_FLAG_PUBLISHED, Endpoint, IPV6_SIDE},
+    maps::{CONNTRACK_REPLY, ENDPOINT_FLAG_PUBLISHED, Endpoint, VNI_FLAG_IPV6},
     wire::Ethernet,
 };
 
@@ -137,7 +137,7 @@ pub fn to_client<F: Family>(inner: &Inner<'_, F>) -> Way {
 #[inline(always)]
 pub fn reply<F: Family>(inner: &Inner<'_, F>, work: Area) -> Way {
     let Inner { ctx, ip, .. } = inner;
-    let vni = work.entry.vni & !IPV6_SIDE;
+    let vni = work.entry.vni & !VNI_FLAG_IPV6;
     inner.pop(vni == UNDERLAY_VNI)?;
     let transport = inner.transport(work);
     stats::answered(&work, ctx.len());

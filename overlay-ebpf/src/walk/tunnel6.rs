@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
     Be32, Reason,
-    maps::{CALL_TUNNEL, ENDPOINT_FLAG_BACKEND, ENDPOINT_LOCAL, ENDPOINT_REMOTE},
+    maps::{ENDPOINT_FLAG_BACKEND, ENDPOINT_LOCAL, ENDPOINT_REMOTE, TAIL_CALL_TUNNEL},
     wire::ETHERTYPE_IPV6,
 };
 
@@ -39,7 +39,7 @@ pub fn receive(
         work.vni = receiver.vni;
         work.sender = sender;
         work.outer = outer as u32;
-        tail_call(ctx, CALL_TUNNEL);
+        tail_call(ctx, TAIL_CALL_TUNNEL);
         return Err(Reason::NotConfigured.into());
     }
     Ok(Verdict::delivered(action as i32, Reason::Decapsulated, receiver.slot))

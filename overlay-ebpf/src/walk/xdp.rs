@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be32, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD,
-    maps::{CONNTRACK_REPLY, IPV6_SIDE, Published},
+    maps::{CONNTRACK_REPLY, Published, VNI_FLAG_IPV6},
 };
 
 use crate::{
@@ -72,7 +72,7 @@ pub fn reply<F: XdpFamily>(
         }
     }
     // Clients on this node are TC's.
-    if work.entry.vni & !IPV6_SIDE != UNDERLAY_VNI {
+    if work.entry.vni & !VNI_FLAG_IPV6 != UNDERLAY_VNI {
         return Ok(Some(Verdict::PASS));
     }
     check_backend(&work.entry, sender)?;

@@ -9,7 +9,7 @@ use std::{
 use ipnet::Ipv6Net;
 use overlay_common::{
     Ip6, hash,
-    maps::{ASKED6_ENTRIES, Asked6Key, Subnet6Key},
+    maps::{FRONTENDS6_ENTRIES, Frontend6Key, Subnet6Key},
 };
 
 use super::LocalFacts;
@@ -18,7 +18,7 @@ use crate::{
     model::{ClusterState, Node},
 };
 
-/// Fills `local_addrs6`, `subnets6` and `asked6` of a node.
+/// Fills `local_addrs6`, `subnets6` and `frontends6` of a node.
 pub(super) fn compile(
     state: &ClusterState,
     me: &Node,
@@ -58,9 +58,9 @@ fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
             if out.local_addrs6.contains_key(&address) {
                 continue;
             }
-            let is_full = out.asked6.len() >= ASKED6_ENTRIES;
-            let key = Asked6Key { node: node.vtep(), number: hash::of_node(&address) };
-            match out.asked6.entry(key) {
+            let is_full = out.frontends6.len() >= FRONTENDS6_ENTRIES;
+            let key = Frontend6Key { node: node.vtep(), number: hash::of_node(&address) };
+            match out.frontends6.entry(key) {
                 Entry::Occupied(other) if *other.get() != address => ambiguous.push(key),
                 Entry::Occupied(_) => {}
                 Entry::Vacant(_) if is_full => left_out += 1,
@@ -70,10 +70,12 @@ fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
     }
     // Replies to what either was asked go back through their node.
     for key in ambiguous {
-        out.asked6.remove(&key);
+        out.frontends6.remove(&key);
     }
     if left_out > 0 {
-        tracing::debug!("the map asked6 has no room for {left_out} IPv6 addresses of other nodes");
+        tracing::debug!(
+            "the map frontends6 has no room for {left_out} IPv6 addresses of other nodes"
+        );
     }
 }
 
@@ -113,8 +115,8 @@ mod tests {
         let state = compiled(&cluster, &[own, shared]);
         let node = cluster.state.nodes[&id("h2")].vtep();
         let number = hash::of_node(&theirs.into());
-        let expected = BTreeMap::from([(Asked6Key { node, number }, theirs.into())]);
-        assert_eq!(state.asked6, expected, "neither this host's nor those inside");
+        let expected = BTreeMap::from([(Frontend6Key { node, number }, theirs.into())]);
+        assert_eq!(state.frontends6, expected, "neither this host's nor those inside");
         let key = Subnet6Key { prefix: subnet.prefix_len().into(), ip: subnet.network().into() };
         assert_eq!(state.subnets6, BTreeMap::from([(key, network.vni)]));
     }
@@ -136,7 +138,7 @@ mod tests {
         let mut cluster = TestCluster::with_nodes(2);
         let other = ip("fd00::2");
         says(&mut cluster, vec![a, other, b]);
-        let held: Vec<_> = compiled(&cluster, &[]).asked6.into_values().collect();
+        let held: Vec<_> = compiled(&cluster, &[]).frontends6.into_values().collect();
         assert_eq!(held, [other.into()]);
     }
 
@@ -144,8 +146,8 @@ mod tests {
     fn more_addresses_than_the_map_takes_are_left_out() {
         let mut cluster = TestCluster::with_nodes(2);
         says(&mut cluster, (1..20_000).map(|n| Ipv6Addr::from_bits(1 << 100 | n)).collect());
-        let held = compiled(&cluster, &[]).asked6.len();
+        let held = compiled(&cluster, &[]).frontends6.len();
         // But for what happens to have one number.
-        assert!((ASKED6_ENTRIES - 10..=ASKED6_ENTRIES).contains(&held), "{held}");
+        assert!((FRONTENDS6_ENTRIES - 10..=FRONTENDS6_ENTRIES).contains(&held), "{held}");
     }
 }

@@ -7,7 +7,7 @@ use overlay_common::{
     maps::{
         self, BACKEND_COUNTED, CONNTRACK_FORWARD, Conntrack, ConntrackKey, LB_HASH_ADDRESS,
         LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED,
-        SERVICE_DIRECT, SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        SERVICE_DSR, SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 
@@ -86,7 +86,7 @@ fn flags(balance: &Balance) -> u16 {
     };
     let direct = match balance.return_path {
         ReturnPath::Asked => 0,
-        ReturnPath::Direct => SERVICE_DIRECT,
+        ReturnPath::Direct => SERVICE_DSR,
     };
     resets | direct
 }
@@ -165,7 +165,7 @@ fn open_flows(entries: &[(ConntrackKey, Conntrack)], now: u64) -> BTreeMap<u32, 
     for (key, entry) in entries {
         let is_open = entry.action == CONNTRACK_FORWARD
             && entry.backend != 0
-            && entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) == 0
+            && entry.flags & (TCP_SEEN_FIN | TCP_SEEN_RST) == 0
             && !is_expired(key, entry, now);
         if is_open {
             *flows.entry(entry.backend).or_default() += 1;
@@ -191,8 +191,8 @@ mod tests {
     fn the_programs_are_told_what_becomes_of_lost_connections_and_which_way_replies_take() {
         for (on_loss, return_path, expected) in [
             (OnLoss::Reset, ReturnPath::Asked, SERVICE_RESETS),
-            (OnLoss::Reset, ReturnPath::Direct, SERVICE_RESETS | SERVICE_DIRECT),
-            (OnLoss::Drop, ReturnPath::Direct, SERVICE_DIRECT),
+            (OnLoss::Reset, ReturnPath::Direct, SERVICE_RESETS | SERVICE_DSR),
+            (OnLoss::Drop, ReturnPath::Direct, SERVICE_DSR),
             (OnLoss::Drop, ReturnPath::Asked, 0),
         ] {
             let balance = Balance { on_loss, return_path, ..Balance::default() };
@@ -246,7 +246,13 @@ mod tests {
         let entry = |backend, action, state, age| {
             (
                 key,
-                Conntrack { backend, action, state, last_seen: NOW - age, ..Conntrack::default() },
+                Conntrack {
+                    backend,
+                    action,
+                    flags: state,
+                    last_seen: NOW - age,
+                    ..Conntrack::default()
+                },
             )
         };
         let flows = open_flows(

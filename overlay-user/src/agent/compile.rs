@@ -71,7 +71,7 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
         view.add_endpoints(network, &mut out);
         view.add_peers(network, &mut out);
     }
-    out.spaces = spaces::compile(state, facts);
+    out.netns = spaces::compile(state, facts);
     view.add_ingress(&mut out);
     view.add_cluster_peers(&mut out);
     for service in state.services.values() {
@@ -204,10 +204,10 @@ impl<'a> View<'a> {
         let other = |e: &&Endpoint| Some(self.vtep(&e.node)).filter(|vtep| *vtep != Be32::ZERO);
         let vteps: BTreeSet<Be32> = endpoints.iter().filter_map(other).collect();
         let count = |length| u32::try_from(length).unwrap_or(u32::MAX);
-        let mut replicas = Box::new(maps::Replicas {
+        let mut replicas = Box::new(maps::Flood {
             endpoints: count(links.len()),
             nodes: count(vteps.len()),
-            ..maps::Replicas::default()
+            ..maps::Flood::default()
         });
         for (slot, link) in replicas.links.iter_mut().zip(links) {
             *slot = link;
@@ -215,7 +215,7 @@ impl<'a> View<'a> {
         for (slot, vtep) in replicas.vteps.iter_mut().zip(vteps) {
             *slot = vtep;
         }
-        out.replicas.insert(network.vni, replicas);
+        out.flood.insert(network.vni, replicas);
     }
 
     fn add_endpoints(&self, network: &Network, out: &mut DatapathState) {

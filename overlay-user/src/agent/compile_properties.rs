@@ -161,7 +161,7 @@ fn dangling(state: &DatapathState) -> Option<String> {
         }
     }
     for (vni, network) in &state.networks {
-        if network.flags & NETWORK_REPLICATE != 0 && !state.replicas.contains_key(vni) {
+        if network.flags & NETWORK_REPLICATE != 0 && !state.flood.contains_key(vni) {
             return Some(format!("network {vni}: nowhere to copy to"));
         }
     }
@@ -219,7 +219,7 @@ fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
 fn apply(state: &mut DatapathState, op: &MapOp) {
     match op.clone() {
         MapOp::Network(k, v) => set(&mut state.networks, k, v),
-        MapOp::Replicas(k, v) => set(&mut state.replicas, k, v),
+        MapOp::Flood(k, v) => set(&mut state.flood, k, v),
         MapOp::Endpoint(k, v) => set(&mut state.endpoints, k, v),
         MapOp::Endpoint6(k, v) => set(&mut state.endpoints6, k, v),
         MapOp::Address6(k, v) => set(&mut state.addresses6, k, v),
@@ -237,9 +237,9 @@ fn apply(state: &mut DatapathState, op: &MapOp) {
         MapOp::Egress(k, v) => set(&mut state.egress, k, v),
         MapOp::Subnet(k, v) => set(&mut state.subnets, k, v),
         MapOp::Subnet6(k, v) => set(&mut state.subnets6, k, v),
-        MapOp::Asked6(k, v) => set(&mut state.asked6, k, v),
-        MapOp::Space(k, v) => set(&mut state.spaces, k, v),
-        MapOp::Gone(k, v) => set(&mut state.gone, k, v),
+        MapOp::Frontend6(k, v) => set(&mut state.frontends6, k, v),
+        MapOp::Netns(k, v) => set(&mut state.netns, k, v),
+        MapOp::StaleBackend(k, v) => set(&mut state.stale_backends, k, v),
     }
 }
 

@@ -265,7 +265,7 @@ fn groups_are_copied_to_endpoints_here_and_to_other_nodes_once_each() {
     let state = compiled(&cluster, "h1");
     let vni = cluster.state.networks[&id("group")].vni;
     assert_eq!(state.networks[&vni].flags, NETWORK_REPLICATE);
-    let replicas = &state.replicas[&vni];
+    let replicas = &state.flood[&vni];
     assert_eq!((replicas.endpoints, replicas.nodes), (2, 2));
     let links = cluster.facts("h1").links;
     let mut here = [links[&id("p")], links[&id("q")]];
@@ -273,7 +273,7 @@ fn groups_are_copied_to_endpoints_here_and_to_other_nodes_once_each() {
     assert_eq!(replicas.links[..3], [here[0], here[1], 0]);
     let others = [host([172, 16, 1, 11]), host([172, 16, 1, 12]), Be32::ZERO];
     assert_eq!(replicas.vteps[..3], others);
-    assert!(!state.replicas.contains_key(&4098), "mynet drops");
+    assert!(!state.flood.contains_key(&4098), "mynet drops");
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn copies_are_made_for_so_many_endpoints_and_the_number_of_all_is_known() {
         cluster.endpoint(&format!("e{last}"), "group", "h1", last);
     }
     let state = compiled(&cluster, "h1");
-    let replicas = state.replicas.values().next().expect("one network");
+    let replicas = state.flood.values().next().expect("one network");
     assert_eq!((replicas.endpoints, replicas.nodes), (70, 0));
     assert!(replicas.links.iter().all(|link| *link != 0));
 }

@@ -3,8 +3,8 @@
 use overlay_common::{
     Be32,
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN,
-        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_REVERSE,
+        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DSR, TCP_SEEN_ACK, TCP_SEEN_FIN,
         TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
     },
 };
@@ -42,7 +42,7 @@ fn row(
     let action = match entry.action {
         CONNTRACK_FORWARD => "forward",
         CONNTRACK_REPLY => "reply",
-        CONNTRACK_RETURN => "return",
+        CONNTRACK_REVERSE => "return",
         CONNTRACK_MASQUERADE => "masquerade",
         CONNTRACK_UNMASQUERADE => "unmasquerade",
         _ => "unknown",
@@ -54,7 +54,7 @@ fn row(
         (TCP_SEEN_FIN, 'F'),
         (TCP_SEEN_OTHER_FIN, 'f'),
         (TCP_SEEN_RST, 'R'),
-        (DIRECT, 'D'),
+        (DSR, 'D'),
     ];
     ConntrackRow {
         protocol: protocol(key.proto),
@@ -69,14 +69,14 @@ fn row(
         service: entry.service,
         backend: entry.backend,
         node: (entry.node != Be32::ZERO).then(|| names.address(entry.node)),
-        state: seen.iter().filter(|(bit, _)| entry.state & bit != 0).map(|(_, c)| c).collect(),
+        state: seen.iter().filter(|(bit, _)| entry.flags & bit != 0).map(|(_, c)| c).collect(),
         idle_ms: now.saturating_sub(entry.last_seen) / 1_000_000,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::{maps::IPV6_SIDE, wire::PROTO_TCP};
+    use overlay_common::{maps::VNI_FLAG_IPV6, wire::PROTO_TCP};
 
     use super::*;
     use crate::agent::numbers6::tests::Known;
@@ -86,14 +86,14 @@ mod tests {
         let entry = |seen, state| Conntrack {
             action: CONNTRACK_FORWARD,
             last_seen: seen,
-            state,
+            flags: state,
             ..Conntrack::default()
         };
         let key = ConntrackKey { proto: PROTO_TCP, ..ConntrackKey::default() };
         let entries = vec![
             (key, entry(1_000_000, TCP_SEEN_SYN)),
             (key, entry(5_000_000, TCP_SEEN_SYN | TCP_SEEN_ACK)),
-            (key, entry(3_000_000, ANSWERED | DIRECT)),
+            (key, entry(3_000_000, ANSWERED | DSR)),
         ];
         let rows = conntrack(entries, &Names::default(), &Known::default(), 7_000_000);
         assert_eq!(rows[0].state, "SA");
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn ipv6_flows_are_shown_with_their_addresses_and_networks() {
         let ip = |last| Be32::from_octets([10, 0, 1, last]);
-        let vni = IPV6_SIDE | 4097;
+        let vni = VNI_FLAG_IPV6 | 4097;
         let key = ConntrackKey {
             saddr: ip(2),
             daddr: ip(9),

@@ -95,7 +95,7 @@ fn live_flows(
     let mine = || entries.iter().filter(|(_, entry)| backends.contains(&entry.backend));
     let is = |action: u8| mine().filter(move |(_, entry)| entry.action == action);
     let replies: HashMap<ConntrackKey, u8> =
-        is(CONNTRACK_REPLY).map(|(key, entry)| (*key, entry.state)).collect();
+        is(CONNTRACK_REPLY).map(|(key, entry)| (*key, entry.flags)).collect();
     let mut live = BTreeMap::new();
     for (key, entry) in is(CONNTRACK_FORWARD) {
         let reply = ConntrackKey {
@@ -107,9 +107,9 @@ fn live_flows(
             proto: key.proto,
             ..ConntrackKey::default()
         };
-        let back = replies.get(&reply).copied().unwrap_or(entry.state);
-        let reset = (entry.state | back) & TCP_SEEN_RST != 0;
-        let closed = entry.state & back & TCP_SEEN_FIN != 0;
+        let back = replies.get(&reply).copied().unwrap_or(entry.flags);
+        let reset = (entry.flags | back) & TCP_SEEN_RST != 0;
+        let closed = entry.flags & back & TCP_SEEN_FIN != 0;
         if !reset && !closed && !is_expired(key, entry, now) {
             *live.entry(entry.backend).or_default() += 1;
         }
@@ -119,7 +119,7 @@ fn live_flows(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::{Be16, Be32, flow, maps::IPV6_SIDE, wire::PROTO_TCP};
+    use overlay_common::{Be16, Be32, flow, maps::VNI_FLAG_IPV6, wire::PROTO_TCP};
 
     use super::*;
 
@@ -146,7 +146,7 @@ mod tests {
             vni: 4098,
             backend: 7,
             action: CONNTRACK_FORWARD,
-            state: client,
+            flags: client,
             last_seen: NOW,
             ..Conntrack::default()
         };
@@ -157,7 +157,7 @@ mod tests {
             dport: Be16::new(sport),
             ..key
         };
-        let reply = Conntrack { action: CONNTRACK_REPLY, state: server, ..entry };
+        let reply = Conntrack { action: CONNTRACK_REPLY, flags: server, ..entry };
         [(key, entry), (back, reply)]
     }
 
@@ -181,8 +181,8 @@ mod tests {
     fn the_two_directions_of_an_ipv6_flow_belong_together() {
         let ipv6 = |flow: [(ConntrackKey, Conntrack); 2]| {
             flow.map(|(key, entry)| {
-                let entry = Conntrack { vni: entry.vni | IPV6_SIDE, ..entry };
-                (ConntrackKey { vni: key.vni | IPV6_SIDE, ..key }, entry)
+                let entry = Conntrack { vni: entry.vni | VNI_FLAG_IPV6, ..entry };
+                (ConntrackKey { vni: key.vni | VNI_FLAG_IPV6, ..key }, entry)
             })
         };
         assert_eq!(live(&[flow(1, 0, 0), ipv6(flow(1, 0, 0))], NOW), Some(2));

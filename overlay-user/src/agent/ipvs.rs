@@ -9,8 +9,8 @@ use overlay_common::{
     Be16, Be32,
     flow::is_expired,
     maps::{
-        BACKEND_ACTIVE, BACKEND_DOWN, CONNTRACK_FORWARD, Conntrack, ConntrackKey, PUBLISHED_IPV6,
-        Served, ServedKey, SockFlow, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        BACKEND_ACTIVE, BACKEND_DOWN, BackendStats, BackendStatsKey, CONNTRACK_FORWARD, Conntrack,
+        ConntrackKey, PUBLISHED_IPV6, SockFlow, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
     },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -39,7 +39,7 @@ pub(super) fn virtual_servers(
     state: &ClusterState,
     held: &DatapathState,
     (entries, sockets, now): (&[(ConntrackKey, Conntrack)], &BTreeMap<u64, SockFlow>, u64),
-    served: &BTreeMap<ServedKey, Served>,
+    served: &BTreeMap<BackendStatsKey, BackendStats>,
 ) -> Vec<VirtualServer> {
     let mut flows = flows(held, entries, now);
     // Of sockets that were given a backend in place of the VIP, connections are all that there is.
@@ -58,7 +58,7 @@ pub(super) fn virtual_servers(
             let vips = [on.vip.map(IpAddr::V4), on.vip6.map(IpAddr::V6)];
             for vip in vips.into_iter().flatten() {
                 for proto in [PROTO_TCP, PROTO_UDP, PROTO_SCTP] {
-                    let of = |key: &ServedKey| {
+                    let of = |key: &BackendStatsKey| {
                         (key.service, key.proto, key.port) == (on.number, proto, Be16::ZERO)
                             && (key.ipv6 != 0) == vip.is_ipv6()
                     };
@@ -105,7 +105,7 @@ impl Server<'_> {
         &self,
         state: &ClusterState,
         held: &DatapathState,
-        (flows, served): &(HashMap<Of, Flows>, &BTreeMap<ServedKey, Served>),
+        (flows, served): &(HashMap<Of, Flows>, &BTreeMap<BackendStatsKey, BackendStats>),
         (address, port, target): (IpAddr, u16, u16),
     ) -> VirtualServer {
         let mut backends: Vec<&Endpoint> =
@@ -124,7 +124,7 @@ impl Server<'_> {
             };
             let of = (self.proto, own.is_ipv6(), self.number, port, endpoint.number);
             let flows = flows.get(&of).copied().unwrap_or_default();
-            let key = ServedKey {
+            let key = BackendStatsKey {
                 service: self.number,
                 backend: endpoint.number,
                 port: Be16::new(port),
@@ -164,8 +164,8 @@ impl Server<'_> {
     }
 }
 
-impl From<&Served> for ServerStats {
-    fn from(served: &Served) -> Self {
+impl From<&BackendStats> for ServerStats {
+    fn from(served: &BackendStats) -> Self {
         Self {
             connections: served.flows,
             in_packets: served.in_packets,
@@ -193,7 +193,7 @@ fn flows(
         let port = if vip == Some(key.daddr) { Be16::ZERO } else { key.dport };
         let of = (key.proto, is_ipv6(key.vni), entry.service, port.get(), entry.backend);
         let flows = flows.entry(of).or_default();
-        let established = entry.state & (TCP_SEEN_ACK | TCP_SEEN_FIN | TCP_SEEN_RST);
+        let established = entry.flags & (TCP_SEEN_ACK | TCP_SEEN_FIN | TCP_SEEN_RST);
         if key.proto == PROTO_TCP && established == TCP_SEEN_ACK {
             flows.active += 1;
         } else {
@@ -205,7 +205,7 @@ fn flows(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::{IPV6_SIDE, TCP_SEEN_SYN};
+    use overlay_common::maps::{TCP_SEEN_SYN, VNI_FLAG_IPV6};
 
     use super::*;
     use crate::{
@@ -233,7 +233,17 @@ mod tests {
             let dport = Be16::new(dport);
             let key = ConntrackKey { proto, daddr, dport, ..ConntrackKey::default() };
             let last_seen = NOW;
-            (key, Conntrack { action, backend, service, state, last_seen, ..Conntrack::default() })
+            (
+                key,
+                Conntrack {
+                    action,
+                    backend,
+                    service,
+                    flags: state,
+                    last_seen,
+                    ..Conntrack::default()
+                },
+            )
         };
         let open = TCP_SEEN_SYN | TCP_SEEN_ACK;
         let host = Be32::from_octets([172, 16, 1, 10]);
@@ -244,15 +254,20 @@ mod tests {
             entry(PROTO_TCP, (host, 8080), open, far, CONNTRACK_FORWARD),
             entry(PROTO_TCP, (host, 8080), open, far, overlay_common::maps::CONNTRACK_REPLY),
         ];
-        let served = |port, proto, backend| ServedKey {
+        let served = |port, proto, backend| BackendStatsKey {
             service,
             backend,
             port: Be16::new(port),
             proto,
             ipv6: 0,
         };
-        let counted =
-            |flows| Served { flows, in_packets: 2, in_bytes: 3, out_packets: 4, out_bytes: 5 };
+        let counted = |flows| BackendStats {
+            flows,
+            in_packets: 2,
+            in_bytes: 3,
+            out_packets: 4,
+            out_bytes: 5,
+        };
         let served = BTreeMap::from([
             (served(8080, PROTO_TCP, far), counted(7)),
             (served(0, PROTO_TCP, near), counted(8)),
@@ -312,15 +327,15 @@ mod tests {
         let (vip, vni) = (held.services[&service].vip, held.services[&service].vni);
         let entries = [
             entry(vip, 80, vni),
-            entry(vip, 80, vni | IPV6_SIDE),
-            entry(vip, 81, vni | IPV6_SIDE),
-            entry(client, 8080, IPV6_SIDE),
+            entry(vip, 80, vni | VNI_FLAG_IPV6),
+            entry(vip, 81, vni | VNI_FLAG_IPV6),
+            entry(client, 8080, VNI_FLAG_IPV6),
         ];
         let key = |port, ipv6| {
             let proto = PROTO_TCP;
-            ServedKey { service, backend, port: Be16::new(port), proto, ipv6 }
+            BackendStatsKey { service, backend, port: Be16::new(port), proto, ipv6 }
         };
-        let counted = |flows| Served { flows, ..Served::default() };
+        let counted = |flows| BackendStats { flows, ..BackendStats::default() };
         let served = [(key(0, 0), counted(4)), (key(0, 1), counted(6)), (key(8080, 1), counted(8))];
         let servers = virtual_servers(
             &cluster.state,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use overlay_common::{
     Be16, Be32, Ip6,
-    maps::{Conntrack, ConntrackKey, IPV6_SIDE},
+    maps::{Conntrack, ConntrackKey, VNI_FLAG_IPV6},
 };
 
 use super::names::Names;
@@ -29,7 +29,7 @@ impl<D: Datapath> Numbers for Live<'_, D> {
 
     fn outside(&self, number: Be32) -> Option<Ip6> {
         // What cannot be read is not known.
-        self.1.client6(number).ok().flatten()
+        self.1.addr6(number).ok().flatten()
     }
 }
 
@@ -59,12 +59,12 @@ impl Sockets {
 
 /// Whether a VNI of the tables of flows is of an IPv6 flow.
 pub(super) const fn is_ipv6(side: u32) -> bool {
-    side & IPV6_SIDE != 0
+    side & VNI_FLAG_IPV6 != 0
 }
 
 /// The network that a VNI of the tables of flows stands for.
 pub(super) const fn network(side: u32) -> u32 {
-    side & !IPV6_SIDE
+    side & !VNI_FLAG_IPV6
 }
 
 /// What is called `number` in a flow on this side.
@@ -140,7 +140,7 @@ pub(super) mod tests {
             .with(4097, [10, 0, 1, 7], "fd00:1::7")
             .with(4098, [10, 0, 1, 7], "fd00:2::7");
         assert_eq!(
-            shown(IPV6_SIDE, &known),
+            shown(VNI_FLAG_IPV6, &known),
             ["[2001:db8::9]:40000", "[2001:db8::1]:8080", "[2001:db8::9]:40000", "[fd00:1::7]:80"]
         );
         let ipv4 = ["240.1.2.3:40000", "250.0.0.1:8080", "240.1.2.3:40000", "10.0.1.7:80"];
@@ -151,7 +151,7 @@ pub(super) mod tests {
     fn numbers_that_stand_for_nothing_any_more_are_shown_as_they_are() {
         let known = Known::default().with(0, [240, 1, 2, 3], "2001:db8::9");
         assert_eq!(
-            shown(IPV6_SIDE, &known),
+            shown(VNI_FLAG_IPV6, &known),
             ["[2001:db8::9]:40000", "250.0.0.1:8080", "[2001:db8::9]:40000", "10.0.1.7:80"]
         );
     }

@@ -10,7 +10,7 @@ use std::{
 use overlay_common::{
     Be32,
     flow::is_expired,
-    maps::{CONNTRACK_MASQUERADE, Conntrack, ConntrackKey, Link, USAGE_UNCOUNTED, Usage},
+    maps::{CONNTRACK_MASQUERADE, Conntrack, ConntrackKey, Link, SNAT_USAGE_UNCOUNTED, SnatUsage},
 };
 
 use super::{
@@ -99,7 +99,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     /// # Errors
     /// [`AgentError::Datapath`] when a map cannot be read or written.
     pub(super) fn count_flows_now(&self) -> Result<(), AgentError> {
-        let before = self.datapath.usage()?;
+        let before = self.datapath.snat_usage()?;
         if before.is_empty() {
             return Ok(());
         }
@@ -113,18 +113,18 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let (flows, after) = if crowded {
             let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
             let flows = live_flows(&self.datapath.conntrack(limit)?, now);
-            (Some(flows), self.datapath.usage()?)
+            (Some(flows), self.datapath.snat_usage()?)
         } else {
             (None, before.clone())
         };
         for (ifindex, then) in &before {
             let Some(link) = links.get(ifindex) else {
-                self.datapath.set_usage(*ifindex, None)?;
+                self.datapath.set_snat_usage(*ifindex, None)?;
                 continue;
             };
             let after = after.get(ifindex).copied().unwrap_or_default();
             if let Some(usage) = corrected(then, &after, (flows.as_ref(), link), now) {
-                self.datapath.set_usage(*ifindex, Some(usage))?;
+                self.datapath.set_snat_usage(*ifindex, Some(usage))?;
             }
         }
         Ok(())
@@ -148,18 +148,18 @@ fn live_flows(entries: &[(ConntrackKey, Conntrack)], now: u64) -> Flows {
 /// counted. Without a count only the time is brought up to date, so that the programs know that
 /// somebody watches.
 fn corrected(
-    before: &Usage,
-    after: &Usage,
+    before: &SnatUsage,
+    after: &SnatUsage,
     (flows, link): (Option<&Flows>, &Link),
     now: u64,
-) -> Option<Usage> {
+) -> Option<SnatUsage> {
     let Some(flows) = flows else {
-        let due = now.saturating_sub(before.counted) > USAGE_UNCOUNTED / 2;
-        return due.then_some(Usage { counted: now, ..*before });
+        let due = now.saturating_sub(before.counted) > SNAT_USAGE_UNCOUNTED / 2;
+        return due.then_some(SnatUsage { counted: now, ..*before });
     };
     let live = flows.get(&(link.vni, link.ip)).copied().unwrap_or_default();
     let opened = after.flows.saturating_sub(before.flows);
-    Some(Usage { flows: live.saturating_add(opened), pad: 0, counted: now })
+    Some(SnatUsage { flows: live.saturating_add(opened), pad: 0, counted: now })
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn flows_that_are_opened_during_the_count_are_added() {
         let a = link(2);
-        let usage = |flows| Usage { flows, pad: 0, counted: 7 };
+        let usage = |flows| SnatUsage { flows, pad: 0, counted: 7 };
         let flows: Flows = [((4097, a.ip), 5)].into();
         let count = |before, after| {
             corrected(&usage(before), &usage(after), (Some(&flows), &a), NOW).map(|u| u.flows)
@@ -208,12 +208,12 @@ mod tests {
         assert_eq!(count(9, 4), Some(5), "the programs have halved it meanwhile");
         let none = Flows::new();
         let gone = corrected(&usage(9), &usage(9), (Some(&none), &a), NOW);
-        assert_eq!(gone, Some(Usage { flows: 0, pad: 0, counted: NOW }));
+        assert_eq!(gone, Some(SnatUsage { flows: 0, pad: 0, counted: NOW }));
     }
 
     #[test]
     fn without_a_count_only_the_time_moves() {
-        let at = |counted| Usage { flows: 3, pad: 0, counted };
+        let at = |counted| SnatUsage { flows: 3, pad: 0, counted };
         let a = link(2);
         assert_eq!(corrected(&at(NOW - 1), &at(0), (None, &a), NOW), None);
         assert_eq!(corrected(&at(0), &at(0), (None, &a), NOW), Some(at(NOW)));

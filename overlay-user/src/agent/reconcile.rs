@@ -52,7 +52,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let mut target = compile(&state, self.node(), &facts);
         if !self.config.socket_lb {
             // Known all the same: connections of before may still be there.
-            target.spaces.clear();
+            target.netns.clear();
         }
         let remembered = applied.known.take();
         let drift_is_news = look == Look::Maps && remembered.is_some();
@@ -74,7 +74,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if !fresh.is_empty() {
             self.datapath.forget(&fresh, &BTreeSet::new())?;
         }
-        target.gone = self.gone(&current, &target)?;
+        target.stale_backends = self.gone(&current, &target)?;
         let operations = diff(&current, &target);
         self.datapath.apply(&operations)?;
         self.forget_gone(&current, &target)?;
@@ -101,7 +101,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let backends = old.backends.keys().copied();
         let backends: BTreeSet<u32> = backends.filter(|n| !new.backends.contains_key(n)).collect();
         if !backends.is_empty() {
-            self.datapath.forget_served(&backends)?;
+            self.datapath.forget_backend_stats(&backends)?;
         }
         Ok(())
     }

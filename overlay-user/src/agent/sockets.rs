@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use overlay_common::maps::{EndpointKey, GONE_RESETS, Gone, SERVICE_RESETS, SockFlow};
+use overlay_common::maps::{EndpointKey, SERVICE_RESETS, STALE_RESETS, SockFlow, StaleBackend};
 use overlay_common::wire::PROTO_TCP;
 
 use super::{
@@ -59,10 +59,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         &self,
         current: &DatapathState,
         target: &DatapathState,
-    ) -> Result<BTreeMap<EndpointKey, Gone>, AgentError> {
+    ) -> Result<BTreeMap<EndpointKey, StaleBackend>, AgentError> {
         let due = self.gone_due.swap(false, Ordering::Relaxed);
         let removed = || current.backends.keys().any(|n| !target.backends.contains_key(n));
-        if !due && current.gone.is_empty() && !removed() {
+        if !due && current.stale_backends.is_empty() && !removed() {
             return Ok(BTreeMap::new());
         }
         Ok(gone(&self.datapath.sockets()?, target))
@@ -86,7 +86,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             return Ok(());
         }
         let sockets = self.datapath.sockets()?;
-        let stale = |known: &DatapathState| known.gone != gone(&sockets, known);
+        let stale = |known: &DatapathState| known.stale_backends != gone(&sockets, known);
         if lock(&self.applied).known.as_ref().is_some_and(stale) {
             self.gone_due.store(true, Ordering::Relaxed);
             self.wake.notify_one();
@@ -151,7 +151,10 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 }
 
 /// Where sockets are connected to a backend that `state` does not have, at an address that nobody has.
-fn gone(sockets: &BTreeMap<u64, SockFlow>, state: &DatapathState) -> BTreeMap<EndpointKey, Gone> {
+fn gone(
+    sockets: &BTreeMap<u64, SockFlow>,
+    state: &DatapathState,
+) -> BTreeMap<EndpointKey, StaleBackend> {
     let mut gone = BTreeMap::new();
     for flow in sockets.values() {
         let key = EndpointKey { vni: flow.vni, ip: flow.ip };
@@ -161,7 +164,7 @@ fn gone(sockets: &BTreeMap<u64, SockFlow>, state: &DatapathState) -> BTreeMap<En
         if is_gone {
             let service = state.services.get(&flow.service);
             let resets = service.is_some_and(|service| service.flags & SERVICE_RESETS != 0);
-            *gone.entry(key).or_default() |= if resets { GONE_RESETS } else { 0 };
+            *gone.entry(key).or_default() |= if resets { STALE_RESETS } else { 0 };
         }
     }
     gone
@@ -176,9 +179,9 @@ pub(super) fn by_backend(sockets: &BTreeMap<u64, SockFlow>) -> BTreeMap<u32, u32
     flows
 }
 
-/// `spaces` in words: a row for each network.
+/// `netns` in words: a row for each network.
 pub(super) fn dump_spaces(state: &DatapathState, names: &Names) -> TableDump {
-    let rows = state.spaces.iter().flat_map(|(cookie, space)| {
+    let rows = state.netns.iter().flat_map(|(cookie, space)| {
         let networks = space.networks.iter().filter(|network| network.vni != 0);
         networks.map(|network| {
             let prefix = network.mask.get().count_ones();
@@ -194,23 +197,23 @@ pub(super) fn dump_spaces(state: &DatapathState, names: &Names) -> TableDump {
     });
     let columns = ["netns_cookie", "vni", "network", "subnet", "ip", "name"];
     TableDump {
-        name: "spaces".to_owned(),
+        name: "netns".to_owned(),
         columns: columns.map(str::to_owned).to_vec(),
         rows: rows.collect(),
     }
 }
 
-/// `gone` in words.
+/// `stale_backends` in words.
 pub(super) fn dump_gone(state: &DatapathState, names: &Names) -> TableDump {
-    let row = |(key, gone): (&EndpointKey, &Gone)| {
-        let answer = if gone & GONE_RESETS != 0 { "reset" } else { "drop" };
+    let row = |(key, gone): (&EndpointKey, &StaleBackend)| {
+        let answer = if gone & STALE_RESETS != 0 { "reset" } else { "drop" };
         let network = names.network(key.vni).unwrap_or_else(|| "-".to_owned());
         vec![key.vni.to_string(), network, ip(key.ip), answer.to_owned()]
     };
     TableDump {
-        name: "gone".to_owned(),
+        name: "stale_backends".to_owned(),
         columns: ["vni", "network", "ip", "answer"].map(str::to_owned).to_vec(),
-        rows: state.gone.iter().map(row).collect(),
+        rows: state.stale_backends.iter().map(row).collect(),
     }
 }
 
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_address_of_a_backend_that_is_gone_is_answered_as_its_service_says() {
-        assert_eq!(gone(&sockets(), &state(SERVICE_RESETS)), [(key(), GONE_RESETS)].into());
+        assert_eq!(gone(&sockets(), &state(SERVICE_RESETS)), [(key(), STALE_RESETS)].into());
         assert_eq!(gone(&sockets(), &state(0)), [(key(), 0)].into());
         assert_eq!(gone(&sockets(), &DatapathState::default()), [(key(), 0)].into());
     }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use overlay_common::maps::{SPACE_NETWORKS, Space, SpaceNetwork};
+use overlay_common::maps::{NETNS_NETWORKS, Netns, NetnsNetwork};
 
 use super::compile::LocalFacts;
 use crate::model::{ClusterState, Endpoint, Network};
 
-/// Map `spaces`: by the namespaces' cookies, the networks that their endpoints are on, the first
-/// [`SPACE_NETWORKS`] by VNI. Of networks that overlap the host does not know which one a
+/// Map `netns`: by the namespaces' cookies, the networks that their endpoints are on, the first
+/// [`NETNS_NETWORKS`] by VNI. Of networks that overlap the host does not know which one a
 /// container's routes prefer: such are left out, and VIPs on them balanced by packets.
-pub(super) fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64, Space> {
+pub(super) fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64, Netns> {
     let mut found: BTreeMap<u64, Vec<(&Endpoint, &Network)>> = BTreeMap::new();
     for (id, cookie) in &facts.spaces {
         let endpoint = state.endpoints.get(id).filter(|_| facts.links.contains_key(id));
@@ -19,10 +19,10 @@ pub(super) fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64,
         found.entry(*cookie).or_default().push((endpoint, network));
     }
     let spaces = found.into_iter().map(|(cookie, ends)| (cookie, space(ends)));
-    spaces.filter(|(_, space)| *space != Space::default()).collect()
+    spaces.filter(|(_, space)| *space != Netns::default()).collect()
 }
 
-fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Space {
+fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Netns {
     ends.sort_by_key(|(endpoint, network)| (network.vni, endpoint.ip));
     ends.dedup_by_key(|(_, network)| network.vni);
     let is_alone = |network: &Network| {
@@ -30,9 +30,9 @@ fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Space {
         others.into_iter().all(|(_, other)| !overlap(other, network))
     };
     let alone = ends.iter().filter(|(_, network)| is_alone(network));
-    let mut space = Space::default();
-    for (slot, (endpoint, network)) in space.networks.iter_mut().zip(alone.take(SPACE_NETWORKS)) {
-        *slot = SpaceNetwork {
+    let mut space = Netns::default();
+    for (slot, (endpoint, network)) in space.networks.iter_mut().zip(alone.take(NETNS_NETWORKS)) {
+        *slot = NetnsNetwork {
             vni: network.vni,
             subnet: network.subnet.network().into(),
             mask: network.subnet.netmask().into(),
@@ -72,7 +72,7 @@ mod tests {
         (cluster, facts)
     }
 
-    fn shown(space: &Space) -> Vec<(u32, Be32)> {
+    fn shown(space: &Netns) -> Vec<(u32, Be32)> {
         let networks = space.networks.iter().filter(|network| network.vni != 0);
         networks.map(|network| (network.vni, network.ip)).collect()
     }
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(shown(&spaces[&6]), [(4098, c)]);
         let [one, two, ..] = spaces[&5].networks;
         assert!(one.contains(a) && !one.contains(b) && two.contains(b));
-        assert!(!SpaceNetwork::default().contains(Be32::ZERO), "of no network");
+        assert!(!NetnsNetwork::default().contains(Be32::ZERO), "of no network");
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod tests {
             facts.spaces.insert(id(&name), 8);
         }
         let networks = shown(&compile(&cluster.state, &facts)[&8]);
-        assert_eq!(networks.len(), SPACE_NETWORKS);
+        assert_eq!(networks.len(), NETNS_NETWORKS);
         assert_eq!(networks[0].0, 5000, "always the same ones");
     }
 }

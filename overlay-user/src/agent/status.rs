@@ -109,7 +109,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
     [
         ("networks", state.networks.len()),
-        ("replicas", state.replicas.len()),
+        ("flood", state.flood.len()),
         ("endpoints", state.endpoints.len()),
         ("endpoints6", state.endpoints6.len()),
         ("addresses6", state.addresses6.len()),
@@ -122,12 +122,12 @@ fn entries(state: &DatapathState) -> BTreeMap<String, u64> {
         ("published", state.published.len()),
         ("local_addrs", state.local_addrs.len()),
         ("local_addrs6", state.local_addrs6.len()),
-        ("asked6", state.asked6.len()),
+        ("frontends6", state.frontends6.len()),
         ("egress", state.egress.len()),
         ("subnets", state.subnets.len()),
         ("subnets6", state.subnets6.len()),
-        ("spaces", state.spaces.len()),
-        ("gone", state.gone.len()),
+        ("netns", state.netns.len()),
+        ("stale_backends", state.stale_backends.len()),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), u64::try_from(count).unwrap_or(u64::MAX)))

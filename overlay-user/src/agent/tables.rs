@@ -8,10 +8,10 @@ use std::{
 use overlay_common::{
     Be32, Ip6, UNDERLAY_VNI,
     maps::{
-        Asked6Key, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND,
-        ENDPOINT_FLAG_HOST, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, MAX_REPLICAS, NETWORK_INTERNAL,
-        NETWORK_LOCAL, NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DIRECT, Service,
+        BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
+        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
+        ENDPOINT_SERVICE, Endpoint, EndpointKey, Frontend6Key, MAX_FLOOD, NETWORK_INTERNAL,
+        NETWORK_LOCAL, NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DSR, Service,
     },
     wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -28,7 +28,7 @@ use crate::{
     link::Links,
 };
 
-/// Most entries of `clients6` shown.
+/// Most entries of `addr6_ids` shown.
 const CLIENT_ROWS: usize = 10_000;
 
 impl<D: Datapath, L: Links> Agent<D, L> {
@@ -42,11 +42,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let now = monotonic_ns();
         let held = self.datapath.read()?;
         let entries = self.datapath.conntrack(limit)?;
-        let served = self.datapath.served()?;
+        let served = self.datapath.backend_stats()?;
         let sockets = self.datapath.sockets()?;
         let mut state = dump(&held, &names);
         state.push(self.lb_tables(&held, &names)?);
-        state.push(clients6(&self.datapath.clients6(CLIENT_ROWS)?));
+        state.push(addr6_ids(&self.datapath.addr6_ids(CLIENT_ROWS)?));
         state.push(sockets::dump_sockets(&sockets, &held, &names, now));
         Ok(Tables {
             traffic: self.traffic(&held, &names)?,
@@ -141,7 +141,7 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         published(state, names),
         table("local_addrs", &["address"], &state.local_addrs, |address, _| vec![ip(*address)]),
         table("local_addrs6", &["address"], &state.local_addrs6, |address, _| vec![ip6(*address)]),
-        asked6(state, names),
+        frontends6(state, names),
         table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
             vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
         }),
@@ -150,10 +150,10 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
     ]
 }
 
-fn asked6(state: &DatapathState, names: &Names) -> TableDump {
+fn frontends6(state: &DatapathState, names: &Names) -> TableDump {
     let columns = ["node", "name", "number", "address"];
-    table("asked6", &columns, &state.asked6, |key, address| {
-        let Asked6Key { node, number } = key;
+    table("frontends6", &columns, &state.frontends6, |key, address| {
+        let Frontend6Key { node, number } = key;
         vec![ip(*node), named(&names.nodes, node), ip(*number), ip6(*address)]
     })
 }
@@ -175,8 +175,8 @@ fn networks(state: &DatapathState, names: &Names) -> TableDump {
 
 fn replicas(state: &DatapathState, names: &Names) -> TableDump {
     let columns = ["vni", "network", "endpoints", "interfaces", "nodes", "names"];
-    table("replicas", &columns, &state.replicas, |vni, replicas| {
-        let copied = |count: u32| usize::try_from(count).unwrap_or(usize::MAX).min(MAX_REPLICAS);
+    table("flood", &columns, &state.flood, |vni, replicas| {
+        let copied = |count: u32| usize::try_from(count).unwrap_or(usize::MAX).min(MAX_FLOOD);
         let links = &replicas.links[..copied(replicas.endpoints)];
         let vteps = &replicas.vteps[..copied(replicas.nodes)];
         vec![
@@ -230,8 +230,8 @@ fn addresses6(state: &DatapathState, names: &Names) -> TableDump {
     })
 }
 
-fn clients6(clients: &BTreeMap<Be32, Ip6>) -> TableDump {
-    table("clients6", &["number", "address"], clients, |number, address| {
+fn addr6_ids(clients: &BTreeMap<Be32, Ip6>) -> TableDump {
+    table("addr6_ids", &["number", "address"], clients, |number, address| {
         vec![ip(*number), ip6(*address)]
     })
 }
@@ -321,7 +321,7 @@ fn services(state: &DatapathState, names: &Names) -> TableDump {
 
 /// Which way replies to clients outside take.
 fn return_word(service: &Service) -> &'static str {
-    if service.flags & SERVICE_DIRECT == 0 { "asked" } else { "direct" }
+    if service.flags & SERVICE_DSR == 0 { "asked" } else { "direct" }
 }
 
 fn slots(state: &DatapathState, names: &Names) -> TableDump {
@@ -394,7 +394,7 @@ fn published(state: &DatapathState, names: &Names) -> TableDump {
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::{EndpointKey, GONE_RESETS};
+    use overlay_common::maps::{EndpointKey, STALE_RESETS};
 
     use super::*;
     use crate::{
@@ -431,7 +431,7 @@ mod tests {
         cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = theirs;
         let mut state = compile(&cluster.state, &id("h1"), &facts);
         let gone = EndpointKey { vni: 4098, ip: Be32::from_octets([10, 0, 1, 22]) };
-        state.gone.insert(gone, GONE_RESETS);
+        state.stale_backends.insert(gone, STALE_RESETS);
         let tables = dump(&state, &Names::new(&cluster.state));
         for table in &tables {
             assert!(!table.rows.is_empty(), "{} is shown", table.name);
@@ -459,10 +459,10 @@ mod tests {
             ]
         );
         assert_eq!(cell(rows(&tables, "local_addrs6"), 0, "address"), "2001:db8::1");
-        let asked = rows(&tables, "asked6");
+        let asked = rows(&tables, "frontends6");
         assert_eq!((cell(asked, 0, "name"), cell(asked, 0, "address")), ("h2", "2001:db8::2"));
         let client = (Be32::from_octets([240, 0, 0, 9]), Ip6::from_octets([0x20; 16]));
-        let clients = clients6(&BTreeMap::from([client]));
+        let clients = addr6_ids(&BTreeMap::from([client]));
         assert_eq!(clients.rows, [["240.0.0.9", "2020:2020:2020:2020:2020:2020:2020:2020"]]);
         let vip = rows(&tables, "endpoints").rows.iter().find(|r| r[3] == "service");
         assert_eq!(vip.expect("the VIP")[4], "web");
@@ -471,10 +471,10 @@ mod tests {
         assert_eq!(ip6.expect("an IPv6 address")[4], "a");
         let own = rows(&tables, "links6");
         assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
-        let replicas = rows(&tables, "replicas");
+        let replicas = rows(&tables, "flood");
         assert_eq!((cell(replicas, 0, "endpoints"), cell(replicas, 0, "names")), ("1", "h2"));
-        let spaces = rows(&tables, "spaces");
+        let spaces = rows(&tables, "netns");
         assert_eq!((cell(spaces, 0, "netns_cookie"), cell(spaces, 0, "name")), ("77", "a"));
-        assert_eq!(cell(rows(&tables, "gone"), 0, "answer"), "reset");
+        assert_eq!(cell(rows(&tables, "stale_backends"), 0, "answer"), "reset");
     }
 }

@@ -43,13 +43,15 @@ enum TableName {
     /// The IPv6 address beside each IPv4 one, by which flows of either family name it
     Addresses6,
     /// IPv6 addresses outside and the numbers that flows have for them
-    Clients6,
+    #[value(alias = "addr6_ids")]
+    Addr6Ids,
     /// Nodes that may send us VXLAN, by network
     Peers,
     /// Networks this host takes part in
     Networks,
     /// Where multicast and broadcast are copied, by network
-    Replicas,
+    #[value(alias = "flood")]
+    Flood,
     /// Services and how they pick
     Services,
     /// Backends that take new flows, of services without a table
@@ -70,16 +72,19 @@ enum TableName {
     /// IPv6 addresses of the host on which published ports answer
     LocalAddrs6,
     /// IPv6 addresses of the other hosts on which published ports answer
-    Asked6,
+    #[value(alias = "frontends6")]
+    Frontends6,
     /// Interfaces that lead outside and the host's address on each
     Egress,
     /// Networks of the namespaces whose connections to VIPs are given a backend when they are made
-    Spaces,
+    #[value(alias = "netns")]
+    Netns,
     /// Sockets that are connected to something else than they asked for
     #[value(alias = "sockets")]
     SockFlows,
     /// Addresses of backends that are gone and that sockets are connected to
-    Gone,
+    #[value(alias = "stale_backends")]
+    StaleBackends,
     /// Translated flows, newest first
     Conntrack,
     /// Packets by named reason, drops included
@@ -105,10 +110,10 @@ impl TableName {
             Self::Endpoints => "endpoints",
             Self::Endpoints6 => "endpoints6",
             Self::Addresses6 => "addresses6",
-            Self::Clients6 => "clients6",
+            Self::Addr6Ids => "addr6_ids",
             Self::Peers => "peers",
             Self::Networks => "networks",
-            Self::Replicas => "replicas",
+            Self::Flood => "flood",
             Self::Services => "services",
             Self::Slots => "slots",
             Self::LbTables => "lb_tables",
@@ -118,11 +123,11 @@ impl TableName {
             Self::Links6 => "links6",
             Self::LocalAddrs => "local_addrs",
             Self::LocalAddrs6 => "local_addrs6",
-            Self::Asked6 => "asked6",
+            Self::Frontends6 => "frontends6",
             Self::Egress => "egress",
-            Self::Spaces => "spaces",
+            Self::Netns => "netns",
             Self::SockFlows => "sock_flows",
-            Self::Gone => "gone",
+            Self::StaleBackends => "stale_backends",
             Self::Conntrack => "conntrack",
             Self::Counters => "counters",
         }

@@ -150,7 +150,7 @@ mod tests {
             last_error: None,
             pin_dir: "/sys/fs/bpf/overlay/v1".to_owned(),
             entries: [("endpoints".to_owned(), 5)].into(),
-            fills: vec![fill("conntrack", 12, 0), fill("opening", 0, 0), fill("affinity", 0, 7)],
+            fills: vec![fill("conntrack", 12, 0), fill("ct_new", 0, 0), fill("affinity", 0, 7)],
             counters: vec![row("delivered_local", "forward"), row("not_peer", "drop")],
         }
     }

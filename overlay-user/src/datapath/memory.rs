@@ -11,8 +11,8 @@ use overlay_common::{
     Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, BACKEND_COUNTED, Client6, Config, Conntrack, ConntrackKey, Counter, Cursor, Lru,
-        Served, ServedKey, Slot, SockFlow, TableKey, Usage,
+        Active, Addr6, BACKEND_COUNTED, BackendStats, BackendStatsKey, Config, Conntrack,
+        ConntrackKey, Counter, Cursor, Lru, Slot, SnatUsage, SockFlow, TableKey,
     },
     observe::{DropKey, Tally},
 };
@@ -53,9 +53,9 @@ pub enum DatapathCall {
     /// [`Datapath::conntrack`]
     Conntrack,
     /// [`Datapath::usage`]
-    Usage,
-    /// [`Datapath::set_usage`]
-    SetUsage,
+    SnatUsage,
+    /// [`Datapath::set_snat_usage`]
+    SetSnatUsage,
 }
 
 /// A call that fails: how many go well first, and how many fail then.
@@ -71,13 +71,13 @@ struct Kernel {
     state: DatapathState,
     cursors: BTreeMap<u32, Cursor>,
     active: BTreeMap<u32, Active>,
-    served: BTreeMap<ServedKey, Served>,
+    served: BTreeMap<BackendStatsKey, BackendStats>,
     applied: Vec<MapOp>,
     containers: Vec<String>,
     underlay: Option<(String, XdpMode)>,
     vxlan: Option<String>,
     outside: Vec<String>,
-    usage: BTreeMap<u32, Usage>,
+    usage: BTreeMap<u32, SnatUsage>,
     cgroup: Option<PathBuf>,
     counters: BTreeMap<Reason, Counter>,
     fills: BTreeMap<Lru, Fill>,
@@ -86,7 +86,7 @@ struct Kernel {
     events: VecDeque<Vec<u8>>,
     lost: [u64; EVENT_KINDS],
     conntrack: Vec<(ConntrackKey, Conntrack)>,
-    clients6: BTreeMap<Be32, Client6>,
+    addr6_ids: BTreeMap<Be32, Addr6>,
     sockets: BTreeMap<u64, SockFlow>,
     failures: BTreeMap<DatapathCall, Failure>,
 }
@@ -112,7 +112,7 @@ impl Kernel {
         let state = &mut self.state;
         match op {
             MapOp::Network(key, value) => set(&mut state.networks, *key, *value),
-            MapOp::Replicas(key, value) => set(&mut state.replicas, *key, value.clone()),
+            MapOp::Flood(key, value) => set(&mut state.flood, *key, value.clone()),
             MapOp::Endpoint(key, value) => set(&mut state.endpoints, *key, *value),
             MapOp::Endpoint6(key, value) => set(&mut state.endpoints6, *key, *value),
             MapOp::Address6(key, value) => set(&mut state.addresses6, *key, *value),
@@ -139,9 +139,9 @@ impl Kernel {
             MapOp::Egress(key, value) => set(&mut state.egress, *key, *value),
             MapOp::Subnet(key, value) => set(&mut state.subnets, *key, *value),
             MapOp::Subnet6(key, value) => set(&mut state.subnets6, *key, *value),
-            MapOp::Asked6(key, value) => set(&mut state.asked6, *key, *value),
-            MapOp::Space(key, value) => set(&mut state.spaces, *key, *value),
-            MapOp::Gone(key, value) => set(&mut state.gone, *key, *value),
+            MapOp::Frontend6(key, value) => set(&mut state.frontends6, *key, *value),
+            MapOp::Netns(key, value) => set(&mut state.netns, *key, *value),
+            MapOp::StaleBackend(key, value) => set(&mut state.stale_backends, *key, *value),
         }
         self.applied.push(op.clone());
     }
@@ -281,7 +281,7 @@ impl MemoryDatapath {
     }
 
     /// Adds a conntrack entry.
-    pub fn set_served(&self, key: ServedKey, served: Served) {
+    pub fn set_backend_stats(&self, key: BackendStatsKey, served: BackendStats) {
         self.kernel().served.insert(key, served);
     }
 
@@ -296,8 +296,8 @@ impl MemoryDatapath {
     }
 
     /// Gives an address outside a number in IPv6 flows.
-    pub fn set_client6(&self, number: Be32, address: Client6) {
-        self.kernel().clients6.insert(number, address);
+    pub fn set_addr6(&self, number: Be32, address: Addr6) {
+        self.kernel().addr6_ids.insert(number, address);
     }
 
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
@@ -440,21 +440,21 @@ impl Datapath for MemoryDatapath {
         Ok(kernel.conntrack.iter().take(limit).copied().collect())
     }
 
-    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
+    fn addr6_ids(&self, limit: usize) -> Result<BTreeMap<Be32, Addr6>, DatapathError> {
         let kernel = self.enter(DatapathCall::Conntrack)?;
-        Ok(kernel.clients6.iter().take(limit).map(|(number, ip)| (*number, *ip)).collect())
+        Ok(kernel.addr6_ids.iter().take(limit).map(|(number, ip)| (*number, *ip)).collect())
     }
 
-    fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
-        Ok(self.enter(DatapathCall::Conntrack)?.clients6.get(&number).copied())
+    fn addr6(&self, number: Be32) -> Result<Option<Addr6>, DatapathError> {
+        Ok(self.enter(DatapathCall::Conntrack)?.addr6_ids.get(&number).copied())
     }
 
-    fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
-        Ok(self.enter(DatapathCall::Usage)?.usage.clone())
+    fn snat_usage(&self) -> Result<BTreeMap<u32, SnatUsage>, DatapathError> {
+        Ok(self.enter(DatapathCall::SnatUsage)?.usage.clone())
     }
 
-    fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
-        set(&mut self.enter(DatapathCall::SetUsage)?.usage, ifindex, usage);
+    fn set_snat_usage(&self, ifindex: u32, usage: Option<SnatUsage>) -> Result<(), DatapathError> {
+        set(&mut self.enter(DatapathCall::SetSnatUsage)?.usage, ifindex, usage);
         Ok(())
     }
 
@@ -469,11 +469,11 @@ impl Datapath for MemoryDatapath {
         Ok(())
     }
 
-    fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
+    fn backend_stats(&self) -> Result<BTreeMap<BackendStatsKey, BackendStats>, DatapathError> {
         Ok(self.kernel().served.clone())
     }
 
-    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+    fn forget_backend_stats(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
         self.kernel().served.retain(|key, _| !backends.contains(&key.backend));
         Ok(())
     }

@@ -15,8 +15,8 @@ use std::{
 };
 
 pub use bpf::{
-    BpfDatapath, CALLED, LoadOptions, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_called,
-    set_table,
+    BpfDatapath, LoadOptions, OBJECT, TAIL_CALLED, UNDERLAY_IPV6, decap_flags, load_program,
+    set_table, set_tail_calls,
 };
 pub use lb_table::{Filling, LbTable, MAX_TURNS};
 pub use memory::{DatapathCall, MemoryDatapath};
@@ -351,25 +351,29 @@ pub trait Datapath: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be read.
-    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, maps::Client6>, DatapathError>;
+    fn addr6_ids(&self, limit: usize) -> Result<BTreeMap<Be32, maps::Addr6>, DatapathError>;
 
     /// The address outside that has a number in IPv6 flows; `None` when none has it any more.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be read.
-    fn client6(&self, number: Be32) -> Result<Option<maps::Client6>, DatapathError>;
+    fn addr6(&self, number: Be32) -> Result<Option<maps::Addr6>, DatapathError>;
 
     /// How many flows to the outside endpoints have, by interface index.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be read.
-    fn usage(&self) -> Result<BTreeMap<u32, maps::Usage>, DatapathError>;
+    fn snat_usage(&self) -> Result<BTreeMap<u32, maps::SnatUsage>, DatapathError>;
 
     /// Corrects or, with `None`, forgets the number of an endpoint's flows to the outside.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
-    fn set_usage(&self, ifindex: u32, usage: Option<maps::Usage>) -> Result<(), DatapathError>;
+    fn set_snat_usage(
+        &self,
+        ifindex: u32,
+        usage: Option<maps::SnatUsage>,
+    ) -> Result<(), DatapathError>;
 
     /// About how many flows counted backends have, by number.
     ///
@@ -387,13 +391,15 @@ pub trait Datapath: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be read.
-    fn served(&self) -> Result<BTreeMap<maps::ServedKey, maps::Served>, DatapathError>;
+    fn backend_stats(
+        &self,
+    ) -> Result<BTreeMap<maps::BackendStatsKey, maps::BackendStats>, DatapathError>;
 
     /// Removes what is counted for these backends.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
-    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError>;
+    fn forget_backend_stats(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
     /// Sockets that are connected to something else than they asked for, by their cookies.
     ///

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use overlay_common::{
     Be32, Ip6,
     maps::{
-        Address6, Asked6, Asked6Key, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Gone,
-        Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas, Service,
-        Slot, SlotKey, Space, Subnet, Subnet6, Subnet6Key, SubnetKey, TableKey, Vtep6,
+        Address6, Backend, Egress, Endpoint, Endpoint6Key, EndpointKey, Flood, Frontend6,
+        Frontend6Key, Link, Link6, LocalAddr, Netns, Network, Peer, PeerKey, Published,
+        PublishedKey, Service, Slot, SlotKey, StaleBackend, Subnet, Subnet6, Subnet6Key, SubnetKey,
+        TableKey, Vtep6,
     },
 };
 
@@ -18,8 +19,8 @@ use super::LbTable;
 pub struct DatapathState {
     /// Map `networks`, by VNI.
     pub networks: BTreeMap<u32, Network>,
-    /// Map `replicas`, by VNI.
-    pub replicas: BTreeMap<u32, Box<Replicas>>,
+    /// Map `flood`, by VNI.
+    pub flood: BTreeMap<u32, Box<Flood>>,
     /// Map `endpoints`.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// Map `endpoints6`.
@@ -49,18 +50,18 @@ pub struct DatapathState {
     pub local_addrs: BTreeMap<Be32, LocalAddr>,
     /// Map `local_addrs6`.
     pub local_addrs6: BTreeMap<Ip6, LocalAddr>,
-    /// Map `asked6`.
-    pub asked6: BTreeMap<Asked6Key, Asked6>,
+    /// Map `frontends6`.
+    pub frontends6: BTreeMap<Frontend6Key, Frontend6>,
     /// Map `egress`, by interface index.
     pub egress: BTreeMap<u32, Egress>,
     /// Map `subnets`.
     pub subnets: BTreeMap<SubnetKey, Subnet>,
     /// Map `subnets6`.
     pub subnets6: BTreeMap<Subnet6Key, Subnet6>,
-    /// Map `spaces`, by network namespace cookie.
-    pub spaces: BTreeMap<u64, Space>,
-    /// Map `gone`.
-    pub gone: BTreeMap<EndpointKey, Gone>,
+    /// Map `netns`, by network namespace cookie.
+    pub netns: BTreeMap<u64, Netns>,
+    /// Map `stale_backends`.
+    pub stale_backends: BTreeMap<EndpointKey, StaleBackend>,
 }
 
 /// One write to one map. `None` as a value removes the key; removing what is not there is no error.
@@ -68,8 +69,8 @@ pub struct DatapathState {
 pub enum MapOp {
     /// `networks`
     Network(u32, Option<Network>),
-    /// `replicas`
-    Replicas(u32, Option<Box<Replicas>>),
+    /// `flood`
+    Flood(u32, Option<Box<Flood>>),
     /// `endpoints`
     Endpoint(EndpointKey, Option<Endpoint>),
     /// `endpoints6`
@@ -100,18 +101,18 @@ pub enum MapOp {
     LocalAddr(Be32, Option<LocalAddr>),
     /// `local_addrs6`
     LocalAddr6(Ip6, Option<LocalAddr>),
-    /// `asked6`
-    Asked6(Asked6Key, Option<Asked6>),
+    /// `frontends6`
+    Frontend6(Frontend6Key, Option<Frontend6>),
     /// `egress`
     Egress(u32, Option<Egress>),
     /// `subnets`
     Subnet(SubnetKey, Option<Subnet>),
     /// `subnets6`
     Subnet6(Subnet6Key, Option<Subnet6>),
-    /// `spaces`
-    Space(u64, Option<Space>),
-    /// `gone`
-    Gone(EndpointKey, Option<Gone>),
+    /// `netns`
+    Netns(u64, Option<Netns>),
+    /// `stale_backends`
+    StaleBackend(EndpointKey, Option<StaleBackend>),
 }
 
 fn puts<K: Ord + Copy, V: PartialEq + Clone>(
@@ -145,7 +146,7 @@ fn removes<K: Ord + Copy, V>(
 /// removed after it.
 pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     let mut ops = Vec::new();
-    puts(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
+    puts(&old.flood, &new.flood, &mut ops, MapOp::Flood);
     // What is inside is known before anything may go outside.
     puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     puts(&old.subnets6, &new.subnets6, &mut ops, MapOp::Subnet6);
@@ -155,7 +156,7 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     // Before whatever leads to an IPv6 flow.
     puts(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
     // Before the endpoints themselves go.
-    puts(&old.gone, &new.gone, &mut ops, MapOp::Gone);
+    puts(&old.stale_backends, &new.stale_backends, &mut ops, MapOp::StaleBackend);
     puts(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     puts(&old.slots, &new.slots, &mut ops, MapOp::Slot);
     puts(&old.tables, &new.tables, &mut ops, MapOp::Table);
@@ -166,15 +167,15 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     puts(&old.links6, &new.links6, &mut ops, MapOp::Link6);
     puts(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     puts(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
-    puts(&old.asked6, &new.asked6, &mut ops, MapOp::Asked6);
+    puts(&old.frontends6, &new.frontends6, &mut ops, MapOp::Frontend6);
     puts(&old.published, &new.published, &mut ops, MapOp::Published);
     puts(&old.egress, &new.egress, &mut ops, MapOp::Egress);
-    puts(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
+    puts(&old.netns, &new.netns, &mut ops, MapOp::Netns);
 
-    removes(&old.spaces, &new.spaces, &mut ops, MapOp::Space);
+    removes(&old.netns, &new.netns, &mut ops, MapOp::Netns);
     removes(&old.egress, &new.egress, &mut ops, MapOp::Egress);
     removes(&old.published, &new.published, &mut ops, MapOp::Published);
-    removes(&old.asked6, &new.asked6, &mut ops, MapOp::Asked6);
+    removes(&old.frontends6, &new.frontends6, &mut ops, MapOp::Frontend6);
     removes(&old.local_addrs, &new.local_addrs, &mut ops, MapOp::LocalAddr);
     removes(&old.local_addrs6, &new.local_addrs6, &mut ops, MapOp::LocalAddr6);
     removes(&old.links6, &new.links6, &mut ops, MapOp::Link6);
@@ -186,12 +187,12 @@ pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     removes(&old.tables, &new.tables, &mut ops, MapOp::Table);
     removes(&old.backends, &new.backends, &mut ops, MapOp::Backend);
     removes(&old.addresses6, &new.addresses6, &mut ops, MapOp::Address6);
-    removes(&old.gone, &new.gone, &mut ops, MapOp::Gone);
+    removes(&old.stale_backends, &new.stale_backends, &mut ops, MapOp::StaleBackend);
     removes(&old.peers, &new.peers, &mut ops, MapOp::Peer);
     removes(&old.vteps6, &new.vteps6, &mut ops, MapOp::Vtep6);
     removes(&old.networks, &new.networks, &mut ops, MapOp::Network);
     removes(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     removes(&old.subnets6, &new.subnets6, &mut ops, MapOp::Subnet6);
-    removes(&old.replicas, &new.replicas, &mut ops, MapOp::Replicas);
+    removes(&old.flood, &new.flood, &mut ops, MapOp::Flood);
     ops
 }

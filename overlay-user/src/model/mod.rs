@@ -120,7 +120,7 @@ pub enum Multicast {
     /// It is dropped and counted.
     #[default]
     Drop,
-    /// It is copied to all endpoints, within [`overlay_common::maps::MAX_REPLICAS`].
+    /// It is copied to all endpoints, within [`overlay_common::maps::MAX_FLOOD`].
     Replicate,
 }
 

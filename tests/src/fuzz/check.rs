@@ -9,7 +9,7 @@ use overlay_common::{
         EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS,
         WATCH_FLOWS, Watch,
     },
-    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Usage},
+    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, SnatUsage},
     observe::Traffic,
 };
 
@@ -219,14 +219,14 @@ pub fn fragments(
 
 /// The endpoint's number of flows to the outside.
 pub fn usage(
-    model: Option<Usage>,
-    real: Option<Usage>,
+    model: Option<SnatUsage>,
+    real: Option<SnatUsage>,
     now: u64,
     span: (u64, u64),
 ) -> Result<(), String> {
-    let counted = |usage: Option<Usage>| match usage {
+    let counted = |usage: Option<SnatUsage>| match usage {
         Some(usage) if usage.counted == now || (span.0..=span.1).contains(&usage.counted) => {
-            Some(Usage { counted: now, ..usage })
+            Some(SnatUsage { counted: now, ..usage })
         }
         usage => usage,
     };
@@ -251,7 +251,7 @@ pub fn checksums(step: &Step, ran: &Ran, ipv6: bool) -> Result<bool, String> {
         Reason::XdpDecapsulated,
         Reason::DeliveredHost,
         Reason::SentToClient,
-        Reason::SentDirect,
+        Reason::SentDsr,
     ]
     .iter()
     .any(|reason| ran.counted.contains(reason));

@@ -161,7 +161,7 @@ impl Failure {
         writeln!(f, "egress: {:?} subnets: {:?}", agent.egress, agent.subnets)?;
         writeln!(f, "tables: {:?}", agent.tables)?;
         writeln!(f, "active: {:?} affinity: {:?}", tables.active, tables.affinity)?;
-        writeln!(f, "usage: {:?} gone: {:?}", tables.usage, agent.gone)?;
+        writeln!(f, "usage: {:?} gone: {:?}", tables.usage, agent.stale_backends)?;
         for (key, endpoint) in &agent.endpoints {
             writeln!(f, "{key:?}: {endpoint:?}")?;
         }

@@ -19,8 +19,8 @@ use overlay_common::{
     Be32, Ip6, Reason,
     event::Watch,
     maps::{
-        Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served, ServedKey,
-        Usage,
+        Affinity, AffinityKey, BackendStats, BackendStatsKey, Conntrack, ConntrackKey, Fragment,
+        FragmentKey, SnatUsage,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The maps of addresses outside.
-const OUTSIDERS: [&str; 2] = ["clients6", "opening6"];
+const OUTSIDERS: [&str; 2] = ["addr6_ids", "addr6_ids_new"];
 /// The programs' secret.
 const SEED6: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 
@@ -181,15 +181,15 @@ impl Fuzz {
         let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
         let conntrack = self.rig.flows("conntrack").into_iter().collect();
-        let opening = self.rig.flows("opening").into_iter().collect();
+        let opening = self.rig.flows("ct_new").into_iter().collect();
         let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
         let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
         let affinity = self.rig.affinity().into_iter().collect();
         let fragments = self.rig.fragments().into_iter().collect();
-        let [clients6, opening6] =
+        let [addr6_ids, addr6_ids_new] =
             OUTSIDERS.map(|map| self.rig.outsiders(map).into_iter().collect());
-        let served = self.rig.served();
-        let usage = self.rig.usage();
+        let served = self.rig.backend_stats();
+        let usage = self.rig.snat_usage();
         let real = Real {
             served,
             ran,
@@ -199,8 +199,8 @@ impl Fuzz {
             active,
             affinity,
             fragments,
-            clients6,
-            opening6,
+            addr6_ids,
+            addr6_ids_new,
             usage,
         };
         // A tick of the clock may fall between the two readings; the program saw one of them.
@@ -253,10 +253,10 @@ impl Fuzz {
         if tables.served != real.served {
             return Err(format!("served {:?}\nmodel: {:?}", real.served, tables.served));
         }
-        if (&tables.clients6, &tables.opening6) != (&real.clients6, &real.opening6) {
+        if (&tables.addr6_ids, &tables.addr6_ids_new) != (&real.addr6_ids, &real.addr6_ids_new) {
             return Err(format!(
-                "clients6 {:?}, opening6 {:?}\nmodel: {:?}, {:?}",
-                real.clients6, real.opening6, tables.clients6, tables.opening6
+                "addr6_ids {:?}, addr6_ids_new {:?}\nmodel: {:?}, {:?}",
+                real.addr6_ids, real.addr6_ids_new, tables.addr6_ids, tables.addr6_ids_new
             ));
         }
         check::affinity(&tables.affinity, &real.affinity, now, span)?;
@@ -284,11 +284,11 @@ impl Fuzz {
                 self.rig.set_outsider(map, number, None);
             }
         }
-        self.rig.set_seed6(SEED6);
-        self.tables.seed6 = SEED6;
-        self.tables.clients6.clear();
-        self.tables.opening6.clear();
-        self.rig.clear_served();
+        self.rig.set_addr6_secret(SEED6);
+        self.tables.addr6_secret = SEED6;
+        self.tables.addr6_ids.clear();
+        self.tables.addr6_ids_new.clear();
+        self.rig.clear_backend_stats();
         self.tables.affinity.clear();
         self.tables.served.clear();
         self.tables.fragments.clear();
@@ -302,7 +302,7 @@ impl Fuzz {
             self.rig.set_cursor(number, tables.cursors.get(&number).copied());
             self.rig.set_active(number, tables.active.get(&number).copied());
         }
-        self.rig.set_usage(tables.usage.get(&IFINDEX).copied());
+        self.rig.set_snat_usage(tables.usage.get(&IFINDEX).copied());
         for (key, entry) in &tables.conntrack {
             if self.tables.conntrack.get(key) != Some(entry) {
                 self.rig.set_flow("conntrack", *key, Some(*entry));
@@ -310,12 +310,12 @@ impl Fuzz {
         }
         for (key, entry) in &tables.opening {
             if self.tables.opening.get(key) != Some(entry) {
-                self.rig.set_flow("opening", *key, Some(*entry));
+                self.rig.set_flow("ct_new", *key, Some(*entry));
             }
         }
-        for (number, address) in &tables.clients6 {
-            if !self.tables.clients6.contains_key(number) {
-                self.rig.set_outsider("clients6", *number, Some(*address));
+        for (number, address) in &tables.addr6_ids {
+            if !self.tables.addr6_ids.contains_key(number) {
+                self.rig.set_outsider("addr6_ids", *number, Some(*address));
             }
         }
         for (key, entry) in &tables.affinity {
@@ -341,10 +341,10 @@ struct Real {
     active: BTreeMap<u32, u32>,
     affinity: HashMap<AffinityKey, Affinity>,
     fragments: HashMap<FragmentKey, Fragment>,
-    clients6: HashMap<Be32, Ip6>,
-    opening6: HashMap<Be32, Ip6>,
-    served: BTreeMap<ServedKey, Served>,
-    usage: Option<Usage>,
+    addr6_ids: HashMap<Be32, Ip6>,
+    addr6_ids_new: HashMap<Be32, Ip6>,
+    served: BTreeMap<BackendStatsKey, BackendStats>,
+    usage: Option<SnatUsage>,
 }
 
 /// BPF_PROG_TEST_RUN does not take skbs whose IP header is cut off (Linux 6.18).

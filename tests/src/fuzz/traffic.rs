@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{
     BRIDGE_VNI, Be32, INGRESS_VNI,
-    maps::{CONNTRACK_RETURN, ConntrackKey, IPV6_SIDE},
+    maps::{CONNTRACK_REVERSE, ConntrackKey, VNI_FLAG_IPV6},
 };
 use rand::{Rng as _, RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -117,7 +117,7 @@ fn known(
     tables: &Tables,
     from: impl Fn(&ConntrackKey) -> bool,
 ) -> Option<(u32, Tuple)> {
-    let is_one = |key: &&ConntrackKey| key.vni & IPV6_SIDE == 0 && from(key);
+    let is_one = |key: &&ConntrackKey| key.vni & VNI_FLAG_IPV6 == 0 && from(key);
     let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
     // The map's own order is not the seed's.
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
@@ -128,7 +128,7 @@ fn known(
     let (src, dst) = (key.saddr.into(), key.daddr.into());
     let (sport, dport) = (key.sport.get(), key.dport.get());
     let tuple = Tuple { src, dst, proto: key.proto, sport, dport };
-    let is_return = tables.flows().any(|(k, e)| k == key && e.action == CONNTRACK_RETURN);
+    let is_return = tables.flows().any(|(k, e)| k == key && e.action == CONNTRACK_REVERSE);
     if is_return && rng.random_bool(0.5) {
         // The client speaks again.
         let Tuple { src, dst, sport, dport, .. } = tuple;
@@ -302,7 +302,7 @@ fn error_about(
     if !rng.random_bool(0.15) {
         return None;
     }
-    let is_one = |key: &&ConntrackKey| key.vni & IPV6_SIDE == 0 && of(key);
+    let is_one = |key: &&ConntrackKey| key.vni & VNI_FLAG_IPV6 == 0 && of(key);
     let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
     keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
     let mut key = **keys.choose(rng)?;

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
-    Asked, Be16, Be32, Ip6, hash,
-    maps::{CONNTRACK_RETURN, ConntrackKey, EndpointKey, IPV6_SIDE},
+    Be16, Be32, Frontend, Ip6, hash,
+    maps::{CONNTRACK_REVERSE, ConntrackKey, EndpointKey, VNI_FLAG_IPV6},
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
@@ -50,7 +50,7 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
         3 => address6(rng, link.vni),
         _ => own.ip.into(),
     };
-    let side = link.vni | IPV6_SIDE;
+    let side = link.vni | VNI_FLAG_IPV6;
     if let Some(told) = error_about(rng, tables, |k| k.vni == side && k.saddr == link.ip) {
         return told.frame((link.mac.bytes(), mac(me).bytes()));
     }
@@ -80,10 +80,10 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 /// What somebody outside sends to the host.
 pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
-    if let Some(told) = error_about(rng, tables, |k| k.vni == IPV6_SIDE) {
+    if let Some(told) = error_about(rng, tables, |k| k.vni == VNI_FLAG_IPV6) {
         return told.frame(macs);
     }
-    if let Some(tuple) = known(rng, tables, |k| k.vni == IPV6_SIDE) {
+    if let Some(tuple) = known(rng, tables, |k| k.vni == VNI_FLAG_IPV6) {
         return tuple.frame(rng, macs);
     }
     let to = any(rng, &[NODE6, NODE6, NODE6, ip6(255, 2), PEER6]);
@@ -93,7 +93,7 @@ pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 
 /// The frame inside a tunnel packet on a network, and the node that it comes from.
 pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, Vec<u8>) {
-    let side = vni | IPV6_SIDE;
+    let side = vni | VNI_FLAG_IPV6;
     let told = error_about(rng, tables, |k| k.vni == side);
     let flow = known(rng, tables, |k| k.vni == side);
     if told.is_some() || flow.is_some() {
@@ -150,7 +150,8 @@ fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple6, frame: &mut [u8]) {
         _ => any(rng, &PORTS),
     };
     let address = if rng.random_bool(0.7) { ASKED6[0] } else { any(rng, &ASKED6) };
-    let header = Asked { address: hash::of_node(&address.into()), port: Be16::new(port) }.header6();
+    let header =
+        Frontend { address: hash::of_node(&address.into()), port: Be16::new(port) }.header6();
     frame[..6].copy_from_slice(&header.dst.bytes());
     frame[6..12].copy_from_slice(&header.src.bytes());
 }
@@ -269,7 +270,7 @@ fn address_of(rng: &mut SmallRng, tables: &Tables, number: Be32) -> Ipv6Addr {
     if number.octets()[0] < 240 {
         return beside(number.into());
     }
-    let known = tables.clients6.get(&number).or_else(|| tables.opening6.get(&number));
+    let known = tables.addr6_ids.get(&number).or_else(|| tables.addr6_ids_new.get(&number));
     known.map_or_else(|| any(rng, &CLIENTS6), |ip: &Ip6| (*ip).into())
 }
 
@@ -296,7 +297,7 @@ fn known(
     }
     let key = any(rng, &keys);
     let tuple = tuple_of(rng, tables, &key);
-    let is_return = tables.flows().any(|(k, e)| *k == key && e.action == CONNTRACK_RETURN);
+    let is_return = tables.flows().any(|(k, e)| *k == key && e.action == CONNTRACK_REVERSE);
     if is_return && rng.random_bool(0.5) {
         // The client speaks again.
         let (ends, ports) = ((tuple.ends.1, tuple.ends.0), (tuple.ports.1, tuple.ports.0));

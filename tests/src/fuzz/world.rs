@@ -7,10 +7,10 @@ use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Mac, UNDERLAY_VNI,
     maps::{
-        ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_RETURN, Config, Conntrack,
-        ConntrackKey, DIRECT, Endpoint, EndpointKey, GONE_RESETS, Link, NETWORK_INTERNAL,
-        NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey,
-        Replicas, Service, SlotKey, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, Usage,
+        ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_REVERSE, Config, Conntrack,
+        ConntrackKey, DSR, Endpoint, EndpointKey, Flood, Link, NETWORK_INTERNAL, NETWORK_REPLICATE,
+        Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey, STALE_RESETS, Service,
+        SlotKey, SnatUsage, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -84,7 +84,7 @@ pub fn taken6(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> (I
 
 /// Random maps.
 pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
-    let mut tables = Tables { config: usual(rng, rig), seed6: SEED6, ..Tables::default() };
+    let mut tables = Tables { config: usual(rng, rig), addr6_secret: SEED6, ..Tables::default() };
     if rng.random_bool(0.1) {
         tables.config = config(rng, rig);
     }
@@ -137,11 +137,11 @@ fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
 
 /// Where backends were that sockets are connected to, of whom somebody may be there by now.
 fn gone(rng: &mut SmallRng, agent: &mut DatapathState) {
-    agent.gone.clear();
+    agent.stale_backends.clear();
     for _ in 0..rng.random_range(0..6) {
         let vni = any(rng, &VNIS);
         let key = EndpointKey { vni, ip: address(rng, vni).into() };
-        agent.gone.insert(key, any(rng, &[0, GONE_RESETS, GONE_RESETS, u32::MAX, 2]));
+        agent.stale_backends.insert(key, any(rng, &[0, STALE_RESETS, STALE_RESETS, u32::MAX, 2]));
     }
 }
 
@@ -160,7 +160,7 @@ fn numbered(tables: &mut Tables, rig: &Rig) {
     agent.endpoints.values_mut().for_each(|endpoint| number(&mut endpoint.node));
     agent.endpoints6.values_mut().for_each(|endpoint| number(&mut endpoint.node));
     agent.backends.values_mut().for_each(|backend| number(&mut backend.node));
-    for replicas in agent.replicas.values_mut() {
+    for replicas in agent.flood.values_mut() {
         replicas.vteps.iter_mut().for_each(number);
     }
     conntrack.values_mut().for_each(|entry| number(&mut entry.node));
@@ -171,7 +171,7 @@ fn numbered(tables: &mut Tables, rig: &Rig) {
             (key, peer)
         })
         .collect();
-    agent.asked6 = std::mem::take(&mut agent.asked6)
+    agent.frontends6 = std::mem::take(&mut agent.frontends6)
         .into_iter()
         .map(|(mut key, address)| {
             number(&mut key.node);
@@ -241,7 +241,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             let counted = check::now().saturating_sub(ago);
             let flows = any(rng, &[0, 1, 4, 5, 10, u32::MAX]);
             if rng.random_bool(0.8) {
-                tables.usage.insert(IFINDEX, Usage { flows, pad: 0, counted });
+                tables.usage.insert(IFINDEX, SnatUsage { flows, pad: 0, counted });
             }
         }
         12 => world6::dual_stack(rng, &mut tables.agent),
@@ -330,10 +330,10 @@ fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
         let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]) | any(rng, &[0, NETWORK_REPLICATE]);
         agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags });
     }
-    agent.replicas.remove(&vni);
+    agent.flood.remove(&vni);
     if rng.random_bool(0.9) {
         let replicas = replicas(rng, rig, agent);
-        agent.replicas.insert(vni, Box::new(replicas));
+        agent.flood.insert(vni, Box::new(replicas));
     }
 }
 
@@ -346,8 +346,8 @@ fn hostile_subnet(rng: &mut SmallRng, (subnet, mask): (Be32, Be32)) -> (Be32, Be
 
 /// Where packets to groups are copied: to interfaces that exist, the one that packets come in by
 /// among them, and to some that do not. The numbers need not be those of what is filled in.
-fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Replicas {
-    let mut replicas = Replicas::default();
+fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Flood {
+    let mut replicas = Flood::default();
     // Packets out of `u1` arrive at the NIC, where nothing waits for them.
     let links = [IFINDEX, rig.no_forwarding, rig.no_forwarding, 9_999, 0];
     for i in 0..rng.random_range(0..4) {
@@ -512,8 +512,8 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         // Of what the container answers to a client outside.
         let daddr = any(rng, &CLIENTS).into();
         key = ConntrackKey { saddr: link.ip, daddr, vni: link.vni, ..key };
-        action = CONNTRACK_RETURN;
-        state |= any(rng, &[0, DIRECT | ANSWERED]);
+        action = CONNTRACK_REVERSE;
+        state |= any(rng, &[0, DSR | ANSWERED]);
         state &= any(rng, &[u8::MAX, !(TCP_SEEN_FIN | TCP_SEEN_RST)]);
     }
     let entry = Conntrack {
@@ -526,7 +526,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         backend: rng.random_range(0..8),
         node: any(rng, &NODES).into(),
         action,
-        state,
+        flags: state,
         idle: any(rng, &[0, 0, 0, 30, 600]),
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };

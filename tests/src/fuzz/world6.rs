@@ -6,8 +6,8 @@ use overlay::datapath::DatapathState;
 use overlay_common::{
     Be16, Ip6, hash,
     maps::{
-        ANSWERED, Asked6Key, CONNTRACK_RETURN, Conntrack, ConntrackKey, DIRECT, ENDPOINT_LOCAL,
-        Endpoint6Key, EndpointKey, IPV6_SIDE, Link6, Subnet6Key,
+        ANSWERED, CONNTRACK_REVERSE, Conntrack, ConntrackKey, DSR, ENDPOINT_LOCAL, Endpoint6Key,
+        EndpointKey, Frontend6Key, Link6, Subnet6Key, VNI_FLAG_IPV6,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng};
@@ -60,12 +60,14 @@ pub fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
         }
     }
     inside6(rng, agent);
-    agent.asked6.clear();
+    agent.frontends6.clear();
     for node in NODES {
         for address in &ASKED6[..3] {
             if rng.random_bool(0.8) {
                 let number = hash::of_node(&(*address).into());
-                agent.asked6.insert(Asked6Key { node: node.into(), number }, (*address).into());
+                agent
+                    .frontends6
+                    .insert(Frontend6Key { node: node.into(), number }, (*address).into());
             }
         }
     }
@@ -110,16 +112,16 @@ pub fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
 pub fn returning6(rng: &mut SmallRng, tables: &mut Tables) {
     let Some(link) = tables.agent.links.get(&IFINDEX).copied() else { return };
     let mut number = |address: Ipv6Addr| {
-        let number = hash::of_client6(&address.into(), tables.seed6, 0);
-        if !tables.opening6.contains_key(&number) && rng.random_bool(0.95) {
-            tables.clients6.insert(number, address.into());
+        let number = hash::addr6_id(&address.into(), tables.addr6_secret, 0);
+        if !tables.addr6_ids_new.contains_key(&number) && rng.random_bool(0.95) {
+            tables.addr6_ids.insert(number, address.into());
         }
         number
     };
     let [client, asked] = [CLIENTS6[0], ASKED6[0]].map(&mut number);
     let mut port = || Be16::new(any(rng, &PORTS));
     let [own, other, told] = [port(), port(), port()];
-    let vni = link.vni | IPV6_SIDE;
+    let vni = link.vni | VNI_FLAG_IPV6;
     let key = ConntrackKey {
         saddr: link.ip,
         daddr: client,
@@ -129,8 +131,8 @@ pub fn returning6(rng: &mut SmallRng, tables: &mut Tables) {
         proto: any(rng, &[6, 6, 17, 17, 132]),
         scope: [0; 3],
     };
-    let is_direct = rng.random_bool(0.9);
-    let (saddr, sport) = if is_direct { (asked, told) } else { (link.ip, own) };
+    let is_dsr = rng.random_bool(0.9);
+    let (saddr, sport) = if is_dsr { (asked, told) } else { (link.ip, own) };
     let entry = Conntrack {
         saddr,
         daddr: client,
@@ -138,12 +140,8 @@ pub fn returning6(rng: &mut SmallRng, tables: &mut Tables) {
         dport: if rng.random_bool(0.9) { other } else { told },
         vni,
         node: any(rng, &NODES).into(),
-        action: CONNTRACK_RETURN,
-        state: if is_direct {
-            any(rng, &[DIRECT, DIRECT | ANSWERED, DIRECT | ANSWERED])
-        } else {
-            0
-        },
+        action: CONNTRACK_REVERSE,
+        flags: if is_dsr { any(rng, &[DSR, DSR | ANSWERED, DSR | ANSWERED]) } else { 0 },
         last_seen: check::now(),
         ..Conntrack::default()
     };

@@ -4,8 +4,9 @@ use overlay_common::{
     Be16, Reason, hash,
     maps::{
         Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, BACKEND_DOWN, Backend,
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, IPV6_SIDE, SERVICE_RESETS,
-        Served, ServedKey, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
+        BackendStats, BackendStatsKey, CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey,
+        SERVICE_RESETS, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
+        VNI_FLAG_IPV6,
     },
 };
 
@@ -44,7 +45,7 @@ impl Walk<'_> {
                 self.tables.agent.backends.get(&entry.backend).copied().filter(stays)
             {
                 let end = TCP_SEEN_FIN | TCP_SEEN_RST;
-                if flow.seen & end != 0 && entry.state & end == 0 {
+                if flow.seen & end != 0 && entry.flags & end == 0 {
                     self.count_active(entry.backend, &backend, |flows| flows.saturating_sub(1));
                 }
                 return Ok(Balanced::To(entry, backend));
@@ -70,7 +71,7 @@ impl Walk<'_> {
             _ => service.tcp_idle,
         });
         // The backend is on the flow's side of its network.
-        let side = backend.vni | flow.key.vni & IPV6_SIDE;
+        let side = backend.vni | flow.key.vni & VNI_FLAG_IPV6;
         let on_side = Backend { vni: side, ..backend };
         let via = via | direct_return::bit(self.tables, flow, service, &backend);
         let target = Target { service, port, number, backend: on_side, idle, via };
@@ -84,11 +85,11 @@ impl Walk<'_> {
     }
 
     /// "What goes between clients and a backend is counted by the way that its service is asked."
-    fn served(&mut self, flow: &Flow, entry: &Conntrack, port: Be16) -> &mut Served {
-        let port = if entry.state & VIA_VIP == 0 { port } else { Be16::new(0) };
+    fn served(&mut self, flow: &Flow, entry: &Conntrack, port: Be16) -> &mut BackendStats {
+        let port = if entry.flags & VIA_VIP == 0 { port } else { Be16::new(0) };
         let Conntrack { service, backend, .. } = *entry;
-        let ipv6 = u8::from(flow.key.vni & IPV6_SIDE != 0);
-        let key = ServedKey { service, backend, port, proto: flow.key.proto, ipv6 };
+        let ipv6 = u8::from(flow.key.vni & VNI_FLAG_IPV6 != 0);
+        let key = BackendStatsKey { service, backend, port, proto: flow.key.proto, ipv6 };
         self.tables.served.entry(key).or_default()
     }
 
@@ -220,7 +221,7 @@ impl Walk<'_> {
 
     fn client_hash(&self, flow: &Flow, service: &Service) -> u32 {
         let key = &flow.key;
-        let is_ipv6 = key.vni & IPV6_SIDE != 0;
+        let is_ipv6 = key.vni & VNI_FLAG_IPV6 != 0;
         let client = if is_ipv6 { self.hashed6(key.saddr) } else { key.saddr };
         match service.hash {
             1 => hash::of_client_flow(client, [key.sport, key.dport], key.proto),

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Be16, Be32, Reason, hash,
     maps::{
-        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_RETURN,
-        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DIRECT, TCP_SEEN_ACK, TCP_SEEN_FIN,
+        ANSWERED, CONNTRACK_FORWARD, CONNTRACK_MASQUERADE, CONNTRACK_REPLY, CONNTRACK_REVERSE,
+        CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey, DSR, TCP_SEEN_ACK, TCP_SEEN_FIN,
         TCP_SEEN_OTHER_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, VIA_VIP,
     },
 };
@@ -71,13 +71,13 @@ pub fn reversed(key: ConntrackKey) -> ConntrackKey {
 /// node what another one translates lives for 65,535 s." Time that is ahead has not passed.
 pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
     let connects = [TCP, SCTP].contains(&proto);
-    let seconds = match (connects, is_closed(proto, entry), entry.state & TCP_SEEN_ACK != 0) {
+    let seconds = match (connects, is_closed(proto, entry), entry.flags & TCP_SEEN_ACK != 0) {
         (true, true, _) => 30,
         (true, false, false) => 60,
         _ if entry.node != Be32::ZERO => 65_535,
         _ if entry.idle != 0 => entry.idle.into(),
         (true, ..) => 7_500,
-        _ if proto == UDP && entry.state & ANSWERED != 0 => 300,
+        _ if proto == UDP && entry.flags & ANSWERED != 0 => 300,
         _ => 60,
     };
     now.saturating_sub(entry.last_seen) > seconds * SECOND
@@ -85,7 +85,7 @@ pub fn is_over(proto: u8, entry: &Conntrack, now: u64) -> bool {
 
 /// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside hear of one side.
 fn is_closed(proto: u8, entry: &Conntrack) -> bool {
-    let seen = |bit| entry.state & bit != 0;
+    let seen = |bit| entry.flags & bit != 0;
     let hears_one = [CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE].contains(&entry.action);
     let fins = [seen(TCP_SEEN_FIN), seen(TCP_SEEN_OTHER_FIN)];
     let enough = if proto == SCTP || hears_one { 1 } else { 2 };
@@ -94,7 +94,7 @@ fn is_closed(proto: u8, entry: &Conntrack) -> bool {
 
 /// "A tuple of TCP is nobody's only 62 s after a FIN: the backend may have it in TIME-WAIT until then."
 fn is_free_again(proto: u8, entry: &Conntrack, now: u64) -> bool {
-    let waits = proto == TCP && entry.state & TCP_SEEN_FIN != 0;
+    let waits = proto == TCP && entry.flags & TCP_SEEN_FIN != 0;
     let since = now.saturating_sub(entry.last_seen);
     is_over(proto, entry, now) && (!waits || since > 62 * SECOND)
 }
@@ -105,7 +105,7 @@ fn is_given_up(attempt: u32, proto: u8, entry: &Conntrack, now: u64) -> bool {
 }
 
 fn has_ended(entry: &Conntrack) -> bool {
-    entry.state & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0
+    entry.flags & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
 
 impl Walk<'_> {
@@ -129,13 +129,13 @@ impl Walk<'_> {
 
     /// "The first FIN of each direction is told to the other one's entry, as is every reset of the backend."
     fn tell_end(&mut self, flow: &Flow, entry: &Conntrack) {
-        let is_first_fin = flow.seen & TCP_SEEN_FIN != 0 && entry.state & TCP_SEEN_FIN == 0;
+        let is_first_fin = flow.seen & TCP_SEEN_FIN != 0 && entry.flags & TCP_SEEN_FIN == 0;
         if !is_first_fin && flow.seen & TCP_SEEN_RST == 0 {
             return;
         }
         let other = match entry.action {
             CONNTRACK_FORWARD | CONNTRACK_REPLY => reply_key(&flow.key, entry),
-            CONNTRACK_RETURN if entry.dport != flow.key.dport => {
+            CONNTRACK_REVERSE if entry.dport != flow.key.dport => {
                 let own = ConntrackKey { sport: entry.dport, ..reversed(flow.key) };
                 own.through(entry.node)
             }
@@ -144,7 +144,7 @@ impl Walk<'_> {
         let is_clients = entry.action == CONNTRACK_FORWARD;
         let reset = if is_clients { 0 } else { TCP_SEEN_RST };
         if let Some(other) = self.tables.held(&other) {
-            other.state |= told(flow) & (TCP_SEEN_OTHER_FIN | reset);
+            other.flags |= told(flow) & (TCP_SEEN_OTHER_FIN | reset);
         }
     }
 
@@ -152,7 +152,7 @@ impl Walk<'_> {
     fn remind(&mut self, flow: &Flow, forward: &Conntrack) {
         let now = self.now;
         let is_due = forward.action == CONNTRACK_FORWARD
-            && forward.state & DIRECT != 0
+            && forward.flags & DSR != 0
             && now.wrapping_sub(forward.last_seen) > SECOND;
         let answer = reply_key(&flow.key, forward);
         let Some(reply) = self.tables.conntrack.get_mut(&answer).filter(|_| is_due) else { return };
@@ -170,13 +170,13 @@ impl Walk<'_> {
         let answer = reply_key(&flow.key, forward);
         let Tables { conntrack, opening, .. } = &mut *self.tables;
         let Some(reply) = opening.get(&answer).copied() else { return };
-        if reply.action != CONNTRACK_REPLY || reply.state & ANSWERED == 0 {
+        if reply.action != CONNTRACK_REPLY || reply.flags & ANSWERED == 0 {
             return;
         }
-        // A packet that is known by now has set the time of the entry in `opening`, not of the copy.
-        let state = forward.state | flow.seen | ANSWERED;
+        // A packet that is known by now has set the time of the entry in `ct_new`, not of the copy.
+        let state = forward.flags | flow.seen | ANSWERED;
         conntrack.insert(answer, reply);
-        conntrack.insert(flow.key, Conntrack { state, ..*forward });
+        conntrack.insert(flow.key, Conntrack { flags: state, ..*forward });
         opening.remove(&answer);
         opening.remove(&flow.key);
     }
@@ -205,7 +205,7 @@ impl Walk<'_> {
             service: target.service,
             backend: target.number,
             action: CONNTRACK_FORWARD,
-            state: flow.seen | target.via,
+            flags: flow.seen | target.via,
             idle: target.idle,
             last_seen: self.now,
             ..Conntrack::default()
@@ -217,7 +217,7 @@ impl Walk<'_> {
             dport: key.sport,
             vni: key.vni,
             action: CONNTRACK_REPLY,
-            state: target.via & VIA_VIP,
+            flags: target.via & VIA_VIP,
             ..forward
         };
         // "When two flows would look the same to a backend, the second one's source port is
@@ -274,7 +274,7 @@ impl Walk<'_> {
         let is_error = flow.part == Part::Quoted;
         let is_opening = !self.tables.conntrack.contains_key(&key);
         if let Some(old) = self.tables.held(&key)
-            && (old.action, old.node, old.dport) == (CONNTRACK_RETURN, node, own)
+            && (old.action, old.node, old.dport) == (CONNTRACK_REVERSE, node, own)
         {
             renew(old, flow, told(flow), now);
             if !says(old, said) {
@@ -311,7 +311,7 @@ impl Walk<'_> {
     /// "A flow goes over when its client speaks again after an answer", on the backend's node.
     fn confirm_return(&mut self, key: &ConntrackKey, flow: &Flow) -> bool {
         let Tables { conntrack, opening, .. } = &mut *self.tables;
-        let Some(entry) = opening.get(key).filter(|e| !flow.opens() && e.state & ANSWERED != 0)
+        let Some(entry) = opening.get(key).filter(|e| !flow.opens() && e.flags & ANSWERED != 0)
         else {
             return false;
         };
@@ -325,16 +325,16 @@ impl Walk<'_> {
         let now = self.now;
         let is_opening = !self.tables.conntrack.contains_key(&through);
         let Some(known) = self.tables.held(&through) else { unreachable!("looked up before") };
-        let was_reset = known.state & TCP_SEEN_RST != 0;
+        let was_reset = known.flags & TCP_SEEN_RST != 0;
         renew(known, flow, flow.seen, now);
         let known = *known;
         let key = ConntrackKey { dport: known.sport, ..reversed(flow.key) };
         // "A reset by the client ends both", and neither when it goes on.
         if let Some(reply) = self.tables.held(&key) {
             if was_reset && flow.goes_on() {
-                reply.state &= !TCP_SEEN_RST;
+                reply.flags &= !TCP_SEEN_RST;
             }
-            reply.state |= told(flow) & (TCP_SEEN_RST | TCP_SEEN_OTHER_FIN);
+            reply.flags |= told(flow) & (TCP_SEEN_RST | TCP_SEEN_OTHER_FIN);
         }
         if is_opening && self.confirm_return(&key, flow) {
             self.tables.conntrack.insert(through, known);
@@ -355,7 +355,7 @@ impl Walk<'_> {
             let Tables { conntrack, opening, .. } = &mut *self.tables;
             let now = self.now;
             // "Or one that the client had through the same node before."
-            let own = (CONNTRACK_RETURN, node, flow.key.sport);
+            let own = (CONNTRACK_REVERSE, node, flow.key.sport);
             let is_others = |old: &Conntrack| {
                 (old.action, old.node, old.dport) != own
                     && !is_given_up(attempt - 1, key.proto, old, now)
@@ -394,8 +394,8 @@ impl Walk<'_> {
             dport: flow.key.sport,
             vni: key.vni,
             node,
-            action: CONNTRACK_RETURN,
-            state: told(flow),
+            action: CONNTRACK_REVERSE,
+            flags: told(flow),
             last_seen: self.now,
             ..Conntrack::default()
         }
@@ -414,15 +414,15 @@ impl Tables {
 
 /// Whether an entry of the way back has what a frame says already, or both have nothing.
 fn says(entry: &Conntrack, said: Option<Asked>) -> bool {
-    let has = (entry.state & DIRECT != 0).then_some((entry.saddr, entry.sport));
+    let has = (entry.flags & DSR != 0).then_some((entry.saddr, entry.sport));
     has == said
 }
 
 /// An entry of the way back whose replies leave under what was asked, or as the backend's.
 fn settled(entry: Conntrack, key: &ConntrackKey, asked: Option<Asked>) -> Conntrack {
     let (saddr, sport) = asked.unwrap_or((key.saddr, key.sport));
-    let direct = if asked.is_some() { DIRECT } else { 0 };
-    Conntrack { saddr, sport, state: entry.state & !DIRECT | direct, ..entry }
+    let direct = if asked.is_some() { DSR } else { 0 };
+    Conntrack { saddr, sport, flags: entry.flags & !DSR | direct, ..entry }
 }
 
 /// Whom the flow of a reply entry is with.
@@ -451,12 +451,12 @@ fn noted(entry: &mut Conntrack, flow: &Flow, now: u64) -> Option<Conntrack> {
     }
     let was = *entry;
     // At the backend's node only the client's own packets say so: the backend may not have heard of its reset yet.
-    if flow.goes_on() && entry.action != CONNTRACK_RETURN {
-        entry.state &= !TCP_SEEN_RST;
+    if flow.goes_on() && entry.action != CONNTRACK_REVERSE {
+        entry.flags &= !TCP_SEEN_RST;
     }
-    entry.state |= flow.seen;
-    if [CONNTRACK_REPLY, CONNTRACK_RETURN].contains(&entry.action) {
-        entry.state |= ANSWERED;
+    entry.flags |= flow.seen;
+    if [CONNTRACK_REPLY, CONNTRACK_REVERSE].contains(&entry.action) {
+        entry.flags |= ANSWERED;
     }
     touch(entry, now);
     Some(was)
@@ -479,9 +479,9 @@ fn told(flow: &Flow) -> u8 {
 /// An entry of a packet's flow: a SYN begins it anew.
 fn renew(entry: &mut Conntrack, flow: &Flow, seen: u8, now: u64) {
     if flow.goes_on() {
-        entry.state &= !TCP_SEEN_RST;
+        entry.flags &= !TCP_SEEN_RST;
     }
-    entry.state = if flow.opens() { seen } else { entry.state | seen };
+    entry.flags = if flow.opens() { seen } else { entry.flags | seen };
     touch(entry, now);
 }
 

@@ -3,10 +3,10 @@
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack,
+        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, Conntrack,
         ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, GONE_RESETS, Link,
-        NETWORK_INTERNAL, Published, VIA_VIP,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, Link, NETWORK_INTERNAL,
+        Published, STALE_RESETS, VIA_VIP,
     },
     observe::Traffic,
 };
@@ -222,7 +222,7 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
     }
     match found {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
-        Some(entry) if entry.action == CONNTRACK_RETURN => {
+        Some(entry) if entry.action == CONNTRACK_REVERSE => {
             if direct_return::is_straight(&flow, &entry) {
                 match direct_return::send(walk, &flow, &entry) {
                     // "Through the node that was asked where there is no way from here."
@@ -255,8 +255,8 @@ fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
 /// "A connection that was given its backend at once, and has outlived it, is told as its service says."
 fn to_nobody(walk: &mut Walk<'_>, vni: u32, ip: &Ip) -> Outcome {
     let key = EndpointKey { vni, ip: ip.dst.into() };
-    match walk.tables.agent.gone.get(&key) {
-        Some(flags) if ip.protocol == TCP && flags & GONE_RESETS != 0 => {
+    match walk.tables.agent.stale_backends.get(&key) {
+        Some(flags) if ip.protocol == TCP && flags & STALE_RESETS != 0 => {
             balance::refuse(walk, ip, &Balanced::Lost)
         }
         Some(_) if ip.protocol == TCP => Err(Reason::BackendGone),

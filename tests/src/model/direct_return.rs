@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI, hash,
     maps::{
-        ANSWERED, Asked6Key, Backend, Conntrack, DIRECT, IPV6_SIDE, PUBLISHED_IPV6, Published,
-        PublishedKey, SERVICE_DIRECT, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN,
+        ANSWERED, Backend, Conntrack, DSR, Frontend6Key, PUBLISHED_IPV6, Published, PublishedKey,
+        SERVICE_DSR, TCP_SEEN_FIN, TCP_SEEN_RST, TCP_SEEN_SYN, VNI_FLAG_IPV6,
     },
 };
 
@@ -27,9 +27,9 @@ const MARK: [u8; 4] = *b"\x06ask";
 /// elsewhere".
 pub fn bit(tables: &Tables, flow: &Flow, service: u32, backend: &Backend) -> u8 {
     let service = tables.agent.services.get(&service);
-    let says_so = service.is_some_and(|service| service.flags & SERVICE_DIRECT != 0);
-    let is_elsewhere = flow.key.vni & !IPV6_SIDE == UNDERLAY_VNI && backend.node != Be32::ZERO;
-    if says_so && is_elsewhere { DIRECT } else { 0 }
+    let says_so = service.is_some_and(|service| service.flags & SERVICE_DSR != 0);
+    let is_elsewhere = flow.key.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI && backend.node != Be32::ZERO;
+    if says_so && is_elsewhere { DSR } else { 0 }
 }
 
 /// The header inside the tunnel: "the destination is 02:42 and the address that was asked, the source 06:61:73:6b
@@ -44,7 +44,7 @@ pub fn header6(flow: &Flow, entry: &Conntrack, asked: Ipv6Addr, otherwise: Ether
 }
 
 fn tell(flow: &Flow, entry: &Conntrack, address: Be32, otherwise: Ethernet) -> Ethernet {
-    if entry.state & DIRECT == 0 || entry.sport != flow.key.sport {
+    if entry.flags & DSR == 0 || entry.sport != flow.key.sport {
         return otherwise;
     }
     let [e, f] = flow.key.dport.get().to_be_bytes();
@@ -63,10 +63,10 @@ pub fn asked(ethernet: &Ethernet) -> Option<Asked> {
 
 /// What a frame of a client of IPv6 says, whose address is of those that its node is known to have: with the number
 /// that it has here.
-pub fn asked6(walk: &mut Walk<'_>, ethernet: &Ethernet, sender: Ipv4Addr) -> Option<Asked> {
+pub fn frontends6(walk: &mut Walk<'_>, ethernet: &Ethernet, sender: Ipv4Addr) -> Option<Asked> {
     let (number, port) = asked(ethernet)?;
-    let key = Asked6Key { node: sender.into(), number };
-    let address = *walk.tables.agent.asked6.get(&key)?;
+    let key = Frontend6Key { node: sender.into(), number };
+    let address = *walk.tables.agent.frontends6.get(&key)?;
     Some((walk.outside6(address.into(), true)?, port))
 }
 
@@ -90,7 +90,7 @@ fn straight_port(tables: &Tables, flow: &Flow, port: Be16) -> Option<Published> 
     let key = PublishedKey { port, proto: flow.key.proto, pad: 0 };
     let published = tables.agent.published.get(&key)?;
     let service = tables.agent.services.get(&published.service)?;
-    let is_right = published.target == flow.key.dport && service.flags & SERVICE_DIRECT != 0;
+    let is_right = published.target == flow.key.dport && service.flags & SERVICE_DSR != 0;
     is_right.then_some(*published)
 }
 
@@ -108,8 +108,8 @@ pub fn believed(tables: &Tables, flow: &Flow, said: Option<Asked>) -> Option<Ask
 
 /// Whether a reply goes straight: not the first one, no SYN, no FIN, no reset and no ICMP error.
 pub fn is_straight(flow: &Flow, entry: &Conntrack) -> bool {
-    entry.state & DIRECT != 0
-        && entry.state & ANSWERED != 0
+    entry.flags & DSR != 0
+        && entry.flags & ANSWERED != 0
         && flow.part != Part::Quoted
         && flow.seen & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
 }
@@ -118,5 +118,5 @@ pub fn is_straight(flow: &Flow, entry: &Conntrack) -> bool {
 pub fn send(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
     walk.route(entry)?;
     walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
-    Ok(End::Sent(Reason::SentDirect))
+    Ok(End::Sent(Reason::SentDsr))
 }

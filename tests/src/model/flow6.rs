@@ -7,8 +7,8 @@ use overlay_common::{
     Be16, Be32, Ip6, Reason, hash,
     maps::{
         ANSWERED, CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, ENDPOINT_FLAG_HOST,
-        Endpoint6Key, EndpointKey, Fragment, FragmentKey, IPV6_SIDE, TCP_SEEN_ACK, TCP_SEEN_FIN,
-        TCP_SEEN_RST, TCP_SEEN_SYN,
+        Endpoint6Key, EndpointKey, Fragment, FragmentKey, TCP_SEEN_ACK, TCP_SEEN_FIN, TCP_SEEN_RST,
+        TCP_SEEN_SYN, VNI_FLAG_IPV6,
     },
     wire::Udp,
 };
@@ -73,7 +73,7 @@ impl Walk<'_> {
 
     /// "One outside has one of four numbers by a hash": the one that it has, or the first that is nobody's.
     pub fn outside6(&mut self, ip: Ipv6Addr, may_be_new: bool) -> Option<Be32> {
-        let numbers = (0..4).map(|i| hash::of_client6(&ip.into(), self.tables.seed6, i));
+        let numbers = (0..4).map(|i| hash::addr6_id(&ip.into(), self.tables.addr6_secret, i));
         let numbers: Vec<Be32> = numbers.collect();
         let holder = |number: &Be32| self.outsider(*number);
         if let Some(own) = numbers.iter().find(|number| holder(number) == Some(ip)) {
@@ -81,14 +81,14 @@ impl Walk<'_> {
         }
         let free = *numbers.iter().find(|number| holder(number).is_none())?;
         may_be_new.then(|| {
-            self.tables.opening6.insert(free, ip.into());
+            self.tables.addr6_ids_new.insert(free, ip.into());
             free
         })
     }
 
     fn outsider(&self, number: Be32) -> Option<Ipv6Addr> {
-        let kept = self.tables.clients6.get(&number);
-        kept.or_else(|| self.tables.opening6.get(&number)).map(|ip| (*ip).into())
+        let kept = self.tables.addr6_ids.get(&number);
+        kept.or_else(|| self.tables.addr6_ids_new.get(&number)).map(|ip| (*ip).into())
     }
 
     /// Whose number it is, on a side of a network.
@@ -96,7 +96,7 @@ impl Walk<'_> {
         if number.octets()[0] >= 240 {
             return self.outsider(number);
         }
-        let key = EndpointKey { vni: side & !IPV6_SIDE, ip: number };
+        let key = EndpointKey { vni: side & !VNI_FLAG_IPV6, ip: number };
         self.tables.agent.addresses6.get(&key).map(|ip| (*ip).into())
     }
 
@@ -105,18 +105,18 @@ impl Walk<'_> {
         self.outsider(number).map_or(number, |ip| hash::of_node(&Ip6::from(ip)))
     }
 
-    /// "As flows go from `opening` to `conntrack`, their addresses go from `opening6` to `clients6`."
+    /// "As flows go from `ct_new` to `conntrack`, their addresses go from `addr6_ids_new` to `addr6_ids`."
     pub fn keep6(&mut self, number: Be32) {
-        if !self.tables.clients6.contains_key(&number)
-            && let Some(ip) = self.tables.opening6.remove(&number)
+        if !self.tables.addr6_ids.contains_key(&number)
+            && let Some(ip) = self.tables.addr6_ids_new.remove(&number)
         {
-            self.tables.clients6.insert(number, ip);
+            self.tables.addr6_ids.insert(number, ip);
         }
     }
 
     /// As above, both ends of a flow in use, in the client's direction.
     pub fn keep_both6(&mut self, flow: &Flow, entry: &Conntrack) {
-        if entry.action == CONNTRACK_FORWARD && entry.state & ANSWERED != 0 {
+        if entry.action == CONNTRACK_FORWARD && entry.flags & ANSWERED != 0 {
             self.keep6(flow.key.saddr);
             self.keep6(flow.key.daddr);
         }
@@ -248,7 +248,7 @@ impl Walk<'_> {
             inside => inside,
         };
         let (Some(saddr), Some(daddr)) = (saddr, daddr) else { return Ok(None) };
-        let vni = vni | IPV6_SIDE;
+        let vni = vni | VNI_FLAG_IPV6;
         let [mut sport, mut dport] = said.ports;
         let proto = said.proto;
         if let Some(id) = said.fragment {

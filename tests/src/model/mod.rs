@@ -36,8 +36,8 @@ use overlay::datapath::DatapathState;
 use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
-        Active, Affinity, AffinityKey, Config, Conntrack, ConntrackKey, Counter, Cursor, Fragment,
-        FragmentKey, Served, ServedKey, Usage,
+        Active, Affinity, AffinityKey, BackendStats, BackendStatsKey, Config, Conntrack,
+        ConntrackKey, Counter, Cursor, Fragment, FragmentKey, SnatUsage,
     },
 };
 
@@ -114,20 +114,20 @@ pub struct Tables {
     pub affinity: HashMap<AffinityKey, Affinity>,
     /// Map `conntrack`.
     pub conntrack: HashMap<ConntrackKey, Conntrack>,
-    /// Map `opening`.
+    /// Map `ct_new`.
     pub opening: HashMap<ConntrackKey, Conntrack>,
-    /// Map `clients6`.
-    pub clients6: HashMap<Be32, Ip6>,
-    /// Map `opening6`.
-    pub opening6: HashMap<Be32, Ip6>,
-    /// Map `seed6`.
-    pub seed6: [u64; 2],
-    /// Map `served`, summed over the CPUs.
-    pub served: BTreeMap<ServedKey, Served>,
+    /// Map `addr6_ids`.
+    pub addr6_ids: HashMap<Be32, Ip6>,
+    /// Map `addr6_ids_new`.
+    pub addr6_ids_new: HashMap<Be32, Ip6>,
+    /// Map `addr6_secret`.
+    pub addr6_secret: [u64; 2],
+    /// Map `backend_stats`, summed over the CPUs.
+    pub served: BTreeMap<BackendStatsKey, BackendStats>,
     /// Map `fragments`.
     pub fragments: HashMap<FragmentKey, Fragment>,
-    /// Map `usage`.
-    pub usage: BTreeMap<u32, Usage>,
+    /// Map `snat_usage`.
+    pub usage: BTreeMap<u32, SnatUsage>,
     /// Whether the underlay is IPv6: the programs' constant.
     pub ipv6: bool,
 }

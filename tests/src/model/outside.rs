@@ -4,8 +4,8 @@ use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI, hash,
     maps::{
         ANSWERED, CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, Conntrack, ConntrackKey,
-        ENDPOINT_LOCAL, Endpoint, NETWORK_INTERNAL, Network, TCP_SEEN_ACK, TCP_SEEN_RST,
-        TCP_SEEN_SYN, Usage,
+        ENDPOINT_LOCAL, Endpoint, NETWORK_INTERNAL, Network, SnatUsage, TCP_SEEN_ACK, TCP_SEEN_RST,
+        TCP_SEEN_SYN,
     },
     wire::Udp,
 };
@@ -136,7 +136,7 @@ fn open(walk: &mut Walk<'_>, flow: &Flow) -> Result<Conntrack, Reason> {
                 dport: flow.key.dport,
                 vni: UNDERLAY_VNI,
                 action: CONNTRACK_MASQUERADE,
-                state: flow.seen,
+                flags: flow.seen,
                 last_seen: walk.now,
                 ..Conntrack::default()
             };
@@ -162,7 +162,7 @@ fn port(key: &ConntrackKey, [first, last]: [u16; 2], attempt: u32) -> Be16 {
 fn keep_limit(walk: &mut Walk<'_>) -> Result<(), Reason> {
     let limit = walk.tables.config.outside_flows;
     let now = walk.now;
-    let mut none = Usage::default();
+    let mut none = SnatUsage::default();
     let usage = walk.tables.usage.get_mut(&walk.ifindex).unwrap_or(&mut none);
     if usage.flows >= limit && now.saturating_sub(usage.counted) > 60 * SECOND {
         usage.flows /= 2;
@@ -174,13 +174,13 @@ fn keep_limit(walk: &mut Walk<'_>) -> Result<(), Reason> {
 fn count(walk: &mut Walk<'_>) {
     let now = walk.now;
     let usage = walk.tables.usage.entry(walk.ifindex);
-    let usage = usage.or_insert(Usage { flows: 0, pad: 0, counted: now });
+    let usage = usage.or_insert(SnatUsage { flows: 0, pad: 0, counted: now });
     usage.flows = usage.flows.wrapping_add(1);
 }
 
 /// Whether the other entry is to be told: once a second, and of a reset.
 fn is_news(flow: &Flow, entry: &Conntrack, now: u64) -> bool {
-    now.wrapping_sub(entry.last_seen) > SECOND || flow.seen & !entry.state & TCP_SEEN_RST != 0
+    now.wrapping_sub(entry.last_seen) > SECOND || flow.seen & !entry.flags & TCP_SEEN_RST != 0
 }
 
 /// Tells the way back that the container speaks. False when there is none, or the address is not
@@ -208,14 +208,14 @@ fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> bool {
         return false;
     }
     reply.last_seen = now;
-    reply.state |= flow.seen & TCP_SEEN_RST;
+    reply.flags |= flow.seen & TCP_SEEN_RST;
     true
 }
 
 /// Tells the way out that the outside has answered.
 fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
     let now = walk.now;
-    let is_first = flow.key.proto == UDP && entry.state & ANSWERED == 0;
+    let is_first = flow.key.proto == UDP && entry.flags & ANSWERED == 0;
     if !is_first && !is_news(flow, entry, now) {
         return;
     }
@@ -233,10 +233,10 @@ fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) {
             == (CONNTRACK_MASQUERADE, flow.key.daddr, flow.key.dport)
     {
         forward.last_seen = now;
-        forward.state |= if is_first { ANSWERED } else { flow.seen & TCP_SEEN_RST };
+        forward.flags |= if is_first { ANSWERED } else { flow.seen & TCP_SEEN_RST };
     }
     if is_first && let Some(reply) = walk.tables.conntrack.get_mut(&flow.key) {
-        reply.state |= ANSWERED;
+        reply.flags |= ANSWERED;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use overlay_common::{
     Be32, Mac, Reason,
-    maps::{ENDPOINT_REMOTE, Link, NETWORK_REPLICATE, Replicas},
+    maps::{ENDPOINT_REMOTE, Flood, Link, NETWORK_REPLICATE},
     observe::Traffic,
 };
 
@@ -70,15 +70,15 @@ fn is_copied(walk: &Walk<'_>, vni: u32, dst: Mac, ip: &Ip) -> Option<bool> {
     Some(wanted && dst.bytes() == mac)
 }
 
-fn replicas(walk: &Walk<'_>, vni: u32) -> Replicas {
-    walk.tables.agent.replicas.get(&vni).map(|replicas| **replicas).unwrap_or_default()
+fn replicas(walk: &Walk<'_>, vni: u32) -> Flood {
+    walk.tables.agent.flood.get(&vni).map(|replicas| **replicas).unwrap_or_default()
 }
 
 fn within(count: u32) -> u32 {
     count.min(64)
 }
 
-fn to_endpoints(walk: &mut Walk<'_>, replicas: &Replicas) {
+fn to_endpoints(walk: &mut Walk<'_>, replicas: &Flood) {
     let links = &replicas.links[..within(replicas.endpoints) as usize];
     let (ifindex, length) = (walk.ifindex, walk.frame.len());
     let mut refused = 0;

@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_common::{
     Be32, Ip6, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_RETURN, Conntrack, ConntrackKey,
+        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, Conntrack, ConntrackKey,
         ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, Endpoint, EndpointKey,
-        GONE_RESETS, IPV6_SIDE, Link, Link6, NETWORK_INTERNAL, PUBLISHED_IPV6, Published, VIA_VIP,
+        Link, Link6, NETWORK_INTERNAL, PUBLISHED_IPV6, Published, STALE_RESETS, VIA_VIP,
+        VNI_FLAG_IPV6,
     },
 };
 
@@ -46,9 +47,9 @@ struct Router {
 pub fn to_nobody_here(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     let [_, _, a, b, c, d] = sent.ethernet.dst.bytes();
     let key = EndpointKey { vni: sent.link.vni, ip: Be32::from_octets([a, b, c, d]) };
-    let flags = walk.tables.agent.gone.get(&key).copied().filter(|_| sent.ip.next == TCP);
+    let flags = walk.tables.agent.stale_backends.get(&key).copied().filter(|_| sent.ip.next == TCP);
     let flags = flags.ok_or(Reason::NoEndpoint)?;
-    if flags & GONE_RESETS == 0 {
+    if flags & STALE_RESETS == 0 {
         return Err(Reason::BackendGone);
     }
     let flow = walk.said(&sent.ip).map_err(|_| Reason::BackendGone)?.nameless();
@@ -107,7 +108,7 @@ pub fn to_outside(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     let flow = walk.named(&said, link.vni, Naming::default())?.ok_or(Reason::NoWayOut)?;
     match walk.find(&flow) {
         Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, sent, &flow, &entry),
-        Some(entry) if entry.action == CONNTRACK_RETURN => {
+        Some(entry) if entry.action == CONNTRACK_REVERSE => {
             if direct_return::is_straight(&flow, &entry) {
                 match straight(walk, sent, &flow, &entry) {
                     // "Through the node that was asked where there is no way from here."
@@ -134,7 +135,7 @@ fn straight(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, entry: &Conntrack) ->
         sent => sent?,
     };
     walk.translate6(flow, flow.transport, entry)?;
-    Ok(End::Sent(Reason::SentDirect))
+    Ok(End::Sent(Reason::SentDsr))
 }
 
 /// What this host publishes under the port that a container asks of it, and the flow: under the container's
@@ -244,7 +245,7 @@ fn tell(
 fn reply(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, entry: &Conntrack) -> Outcome {
     walk.count_answered(flow, entry, walk.frame.len());
     let [_, to] = walk.translate6(flow, flow.transport, entry)?;
-    if entry.vni & !IPV6_SIDE == UNDERLAY_VNI {
+    if entry.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI {
         return match walk.route_out6(to) {
             Err(Reason::TooBig) => tell(walk, sent, MTU, Some((flow, entry))),
             sent => sent,
@@ -254,7 +255,7 @@ fn reply(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, entry: &Conntrack) -> Ou
 }
 
 fn to_client(walk: &mut Walk<'_>, entry: &Conntrack, to: Ipv6Addr, reason: Reason) -> Outcome {
-    let client = walk.endpoint6(entry.vni & !IPV6_SIDE, to);
+    let client = walk.endpoint6(entry.vni & !VNI_FLAG_IPV6, to);
     let client = client.filter(|e| e.kind == ENDPOINT_LOCAL).ok_or(Reason::NoEndpoint)?;
     walk.deliver_as(IPV6, &client, Mac::of_ip(entry.saddr), reason)
 }
@@ -405,7 +406,7 @@ pub fn from_outside(
     let how = Naming { may_be_new: true, ..Naming::default() };
     let flow = walk.named(&said, vni, how)?.ok_or(Reason::ConntrackFull)?;
     let tunnel = walk.tunnel_length();
-    let asked = direct_return::asked6(walk, &Ethernet::at(&walk.frame, tunnel)?, sender);
+    let asked = direct_return::frontends6(walk, &Ethernet::at(&walk.frame, tunnel)?, sender);
     let believed = direct_return::believed6(walk.tables, &flow, said.ends[0], asked);
     let sport = walk.note_return(&flow, sender, (asked, believed))?;
     if let Some(entry) = walk.returning_kept(&flow, sport) {
@@ -435,7 +436,7 @@ pub fn to_nobody(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Heade
 }
 
 fn reply_from_tunnel(walk: &mut Walk<'_>, vni: u32, flow: &Flow, entry: &Conntrack) -> Outcome {
-    let leaves = entry.vni & !IPV6_SIDE == UNDERLAY_VNI;
+    let leaves = entry.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI;
     let tunnel = walk.tunnel_length();
     let ip = Header::at(walk, tunnel + ETHERNET)?;
     pop(walk, &ip, leaves)?;

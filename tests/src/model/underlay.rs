@@ -200,7 +200,7 @@ pub fn conclude(walk: &mut Walk<'_>, sender: Ipv4Addr, outcome: Outcome) -> Outc
             let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
             let at = walk.tunnel_length() - 8;
             put(&mut walk.frame, at, &header);
-            Ok(End::Left(Reason::HandedUp))
+            Ok(End::Left(Reason::KernelDecap))
         }
         outcome => outcome.map_err(|reason| membership::judge(walk, sender, reason)),
     }

@@ -368,7 +368,7 @@ impl<'a> Walk<'a> {
             return Err(refused);
         }
         put(&mut self.frame, 0, &inner.bytes());
-        Ok(End::Sent(Reason::HandedOver))
+        Ok(End::Sent(Reason::KernelEncap))
     }
 
     /// Puts the outer headers in front (RFC 7348, section 5). The source port is left at zero: it

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
-    maps::{CONNTRACK_REPLY, Conntrack, IPV6_SIDE},
+    maps::{CONNTRACK_REPLY, Conntrack, VNI_FLAG_IPV6},
 };
 
 use super::{
@@ -82,7 +82,7 @@ pub fn from_tunnel(walk: &mut Walk<'_>, vni: u32, sender: Ipv4Addr) -> Outcome {
     let Some((ip, said)) = plain(walk, here) else { return Ok(End::Pass) };
     let Some(flow) = walk.named(&said, vni, Naming::default())? else { return Ok(End::Pass) };
     match walk.find_action(&flow, CONNTRACK_REPLY) {
-        Some(entry) if entry.vni & !IPV6_SIDE == UNDERLAY_VNI => {
+        Some(entry) if entry.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI => {
             check_backend(walk, &entry, sender)?;
             to_client(walk, &ip, &flow, &entry)
         }

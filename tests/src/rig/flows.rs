@@ -7,8 +7,8 @@ use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     Be32, Ip6,
     maps::{
-        self, Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, Served,
-        ServedKey, Usage,
+        self, Affinity, AffinityKey, BackendStats, BackendStatsKey, Conntrack, ConntrackKey,
+        Fragment, FragmentKey, SnatUsage,
     },
 };
 
@@ -33,7 +33,7 @@ impl Rig {
 
     /// Writes the entry of a flow in use, or removes one, wherever it is.
     pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
-        self.write("opening", key, None::<Conntrack>);
+        self.write("ct_new", key, None::<Conntrack>);
         self.write("conntrack", key, entry);
     }
 
@@ -84,7 +84,7 @@ impl Rig {
         self.write("fragments", key, fragment);
     }
 
-    /// IPv6 addresses outside by their numbers: map `clients6` or `opening6`.
+    /// IPv6 addresses outside by their numbers: map `addr6_ids` or `addr6_ids_new`.
     pub fn outsiders(&self, map: &str) -> Vec<(Be32, Ip6)> {
         entries(self.ebpf.map(map).expect(map))
     }
@@ -95,30 +95,31 @@ impl Rig {
     }
 
     /// Sets the secret that numbers are made with.
-    pub fn set_seed6(&mut self, key: [u64; 2]) {
-        let map = self.ebpf.map_mut("seed6").expect("map seed6");
-        let mut map: Array<&mut MapData, maps::Seed6> = Array::try_from(map).expect("seed6");
-        map.set(0, maps::Seed6 { key }, 0).expect("a seed");
+    pub fn set_addr6_secret(&mut self, key: [u64; 2]) {
+        let map = self.ebpf.map_mut("addr6_secret").expect("map addr6_secret");
+        let mut map: Array<&mut MapData, maps::Addr6Secret> =
+            Array::try_from(map).expect("addr6_secret");
+        map.set(0, maps::Addr6Secret { key }, 0).expect("a seed");
     }
 
     /// What went between clients and backends, of all CPUs together.
-    pub fn served(&self) -> BTreeMap<ServedKey, Served> {
-        let map = self.ebpf.map("served").expect("map served");
-        let map: PerCpuHashMap<&MapData, ServedKey, Served> =
-            PerCpuHashMap::try_from(map).expect("served");
-        let of_all = |(key, values): (ServedKey, PerCpuValues<Served>)| {
-            let sum = values.iter().fold(Served::default(), |sum, one| sum.with(one));
+    pub fn backend_stats(&self) -> BTreeMap<BackendStatsKey, BackendStats> {
+        let map = self.ebpf.map("backend_stats").expect("map backend_stats");
+        let map: PerCpuHashMap<&MapData, BackendStatsKey, BackendStats> =
+            PerCpuHashMap::try_from(map).expect("backend_stats");
+        let of_all = |(key, values): (BackendStatsKey, PerCpuValues<BackendStats>)| {
+            let sum = values.iter().fold(BackendStats::default(), |sum, one| sum.with(one));
             (key, sum)
         };
         map.iter().map(|entry| of_all(entry.expect("an entry"))).collect()
     }
 
     /// Forgets it.
-    pub fn clear_served(&mut self) {
-        let keys: Vec<_> = self.served().into_keys().collect();
-        let map = self.ebpf.map_mut("served").expect("map served");
-        let mut map: PerCpuHashMap<&mut MapData, ServedKey, Served> =
-            PerCpuHashMap::try_from(map).expect("served");
+    pub fn clear_backend_stats(&mut self) {
+        let keys: Vec<_> = self.backend_stats().into_keys().collect();
+        let map = self.ebpf.map_mut("backend_stats").expect("map backend_stats");
+        let mut map: PerCpuHashMap<&mut MapData, BackendStatsKey, BackendStats> =
+            PerCpuHashMap::try_from(map).expect("backend_stats");
         for key in keys {
             map.remove(&key).expect("an entry");
         }
@@ -141,9 +142,9 @@ impl Rig {
     }
 
     /// How many flows to the outside the tests' endpoint has.
-    pub fn usage(&self) -> Option<Usage> {
-        let map = self.ebpf.map("usage").expect("map usage");
-        let map: HashMap<&MapData, u32, Usage> = HashMap::try_from(map).expect("usage");
+    pub fn snat_usage(&self) -> Option<SnatUsage> {
+        let map = self.ebpf.map("snat_usage").expect("map snat_usage");
+        let map: HashMap<&MapData, u32, SnatUsage> = HashMap::try_from(map).expect("snat_usage");
         match map.get(&IFINDEX, 0) {
             Ok(usage) => Some(usage),
             Err(MapError::KeyNotFound) => None,
@@ -152,8 +153,8 @@ impl Rig {
     }
 
     /// Sets or forgets how many flows to the outside the tests' endpoint has.
-    pub fn set_usage(&mut self, usage: Option<Usage>) {
-        self.write("usage", IFINDEX, usage);
+    pub fn set_snat_usage(&mut self, usage: Option<SnatUsage>) {
+        self.write("snat_usage", IFINDEX, usage);
     }
 
     /// Makes every conntrack entry look `seconds` older, older than the machine is up if need be.

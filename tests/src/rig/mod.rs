@@ -7,11 +7,11 @@
 
 mod declare;
 mod flows;
+mod lru_stats;
 mod observe;
 pub mod packets;
 pub mod packets6;
 mod pool;
-mod turnover;
 pub mod underlay6;
 
 use std::{
@@ -61,7 +61,7 @@ const TRACKED: u32 = 4096;
 pub const IFINDEX: u32 = 1;
 
 /// The maps of flows: in use, and those that begin.
-pub const FLOWS: [&str; 2] = ["conntrack", "opening"];
+pub const FLOWS: [&str; 2] = ["conntrack", "ct_new"];
 
 /// TC verdict: on to the host's stack.
 pub const PASS: u32 = 0;
@@ -301,11 +301,12 @@ impl Rig {
         }
     }
 
-    fn end_epoch(&mut self) {
-        let map = self.ebpf.map_mut("epoch").expect("map epoch");
-        let mut map: Array<&mut MapData, maps::Epoch> = Array::try_from(map).expect("map epoch");
-        let epoch = map.get(&0, 0).expect("the epoch");
-        map.set(0, epoch + 1, 0).expect("the next epoch");
+    fn next_generation(&mut self) {
+        let map = self.ebpf.map_mut("generation").expect("map generation");
+        let mut map: Array<&mut MapData, maps::Generation> =
+            Array::try_from(map).expect("map generation");
+        let generation = map.get(&0, 0).expect("the generation");
+        map.set(0, generation + 1, 0).expect("the next generation");
     }
 
     fn write_prefix<A: Pod>(&mut self, map: &str, key: (u32, A), value: Option<Subnet>) {
@@ -323,10 +324,10 @@ impl Rig {
         let mut new = self.state.clone();
         change(&mut new);
         for op in diff(&self.state, &new) {
-            let ends_epoch = matches!(op, MapOp::Endpoint(..) | MapOp::Link(..));
+            let ends_generation = matches!(op, MapOp::Endpoint(..) | MapOp::Link(..));
             match op {
                 MapOp::Network(k, v) => self.write("networks", k, v),
-                MapOp::Replicas(k, v) => self.write("replicas", k, v.map(|v| *v)),
+                MapOp::Flood(k, v) => self.write("flood", k, v.map(|v| *v)),
                 MapOp::Endpoint(k, v) => self.write("endpoints", k, v),
                 MapOp::Endpoint6(k, v) => self.write("endpoints6", k, v),
                 MapOp::Address6(k, v) => self.write("addresses6", k, v),
@@ -350,14 +351,14 @@ impl Rig {
                 MapOp::LocalAddr(k, v) => self.write("local_addrs", k, v),
                 MapOp::LocalAddr6(k, v) => self.write("local_addrs6", k, v),
                 MapOp::Egress(k, v) => self.write("egress", k, v),
-                MapOp::Asked6(k, v) => self.write("asked6", k, v),
+                MapOp::Frontend6(k, v) => self.write("frontends6", k, v),
                 MapOp::Subnet(k, v) => self.write_prefix("subnets", (k.prefix, k.ip), v),
                 MapOp::Subnet6(k, v) => self.write_prefix("subnets6", (k.prefix, k.ip), v),
-                MapOp::Space(k, v) => self.write("spaces", k, v),
-                MapOp::Gone(k, v) => self.write("gone", k, v),
+                MapOp::Netns(k, v) => self.write("netns", k, v),
+                MapOp::StaleBackend(k, v) => self.write("stale_backends", k, v),
             }
-            if ends_epoch {
-                self.end_epoch();
+            if ends_generation {
+                self.next_generation();
             }
         }
         self.state = new;

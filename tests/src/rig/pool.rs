@@ -68,14 +68,14 @@ impl Lent {
     /// A program, loaded, and those that it may go on with.
     pub(super) fn program(&mut self, name: &str) -> &mut Program {
         let Loaded { ebpf, programs, .. } = self.loaded.as_mut().expect("an object");
-        let called = overlay::datapath::CALLED.map(|(name, _)| name);
+        let called = overlay::datapath::TAIL_CALLED.map(|(name, _)| name);
         if name != "xdp_underlay" && !programs.contains(called[0]) {
             for name in called {
                 let program = ebpf.program_mut(name).expect(name);
                 overlay::datapath::load_program(program).expect(name);
                 programs.insert(name.to_owned());
             }
-            overlay::datapath::set_called(ebpf).expect("programs that are called");
+            overlay::datapath::set_tail_calls(ebpf).expect("programs that are called");
         }
         let program = ebpf.program_mut(name).expect(name);
         if !programs.contains(name) {
@@ -121,12 +121,12 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("conntrack", kind.conntrack)
             .map_max_entries(
-                "opening",
-                kind.conntrack.min(overlay_common::maps::OPENING_ENTRIES as u32),
+                "ct_new",
+                kind.conntrack.min(overlay_common::maps::CT_NEW_ENTRIES as u32),
             )
             .map_max_entries("affinity", 4096)
-            .map_max_entries("clients6", 4096)
-            .map_max_entries("opening6", 4096)
+            .map_max_entries("addr6_ids", 4096)
+            .map_max_entries("addr6_ids_new", 4096)
             .map_max_entries("fragments", 4096)
             .override_global(overlay::datapath::UNDERLAY_IPV6, &u32::from(kind.ipv6), true)
             .load(overlay::datapath::OBJECT)

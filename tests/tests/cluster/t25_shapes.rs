@@ -184,10 +184,10 @@ fn datagrams_that_may_be_fragmented_cross_a_path_that_is_too_small_for_them() ->
     let said = "x".repeat(1350);
     let target = b.port(7)?;
     eventually("a datagram is fragmented", Duration::from_secs(15), || {
-        let before = counter(cluster.host(1), "handed_over")?;
+        let before = counter(cluster.host(1), "kernel_encap")?;
         let asked: testkit::Asked = a.ask(&["udp-ask", &target, "--say", &said])?;
         ensure!(asked.answers.len() == 1, "every one is answered: {asked:?}");
-        ensure!(counter(cluster.host(1), "handed_over")? > before, "it was sent as it was");
+        ensure!(counter(cluster.host(1), "kernel_encap")? > before, "it was sent as it was");
         Ok(())
     })
 }
@@ -205,7 +205,8 @@ fn datagrams_of_one_call_arrive_each() -> anyhow::Result<()> {
 fn a_tagged_frame_crosses_between_two_hosts_with_its_tag() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     let [a, b] = asker_and_echo(&cluster, "tags")?;
-    let before = (counter(cluster.host(1), "handed_over")?, counter(cluster.host(2), "handed_up")?);
+    let before =
+        (counter(cluster.host(1), "kernel_encap")?, counter(cluster.host(2), "kernel_decap")?);
     let mut receiver = b.spawn(&binaries::testkit()?, &["tag-recv", "--vlan", "5"])?;
     wait_listening(&mut receiver)?;
     let send = |to: Ipv4Addr| -> anyhow::Result<testkit::Tagged> {
@@ -214,8 +215,8 @@ fn a_tagged_frame_crosses_between_two_hosts_with_its_tag() -> anyhow::Result<()>
     };
     send(b.ip()?)?;
     receiver.wait(Duration::from_secs(20))?.success()?;
-    assert!(counter(cluster.host(1), "handed_over")? > before.0);
-    assert!(counter(cluster.host(2), "handed_up")? > before.1);
+    assert!(counter(cluster.host(1), "kernel_encap")? > before.0);
+    assert!(counter(cluster.host(2), "kernel_decap")? > before.1);
     // Outside its network a tag means nothing.
     let gateway = a.attached().and_then(|c| c.interfaces[0].gateway).expect("a gateway");
     let before = counter(cluster.host(1), "unsupported_protocol")?;
@@ -251,10 +252,10 @@ fn a_tunnel_between_containers_crosses_inside_ours() -> anyhow::Result<()> {
         );
         in_shell(place, &script)?;
     }
-    let before = counter(cluster.host(1), "handed_over")?;
+    let before = counter(cluster.host(1), "kernel_encap")?;
     a.ping("192.168.99.2", 2)?;
     a.bulk_send("192.168.99.2:9000", BULK)?;
-    assert!(counter(cluster.host(1), "handed_over")? > before, "the kernel's device took some");
+    assert!(counter(cluster.host(1), "kernel_encap")? > before, "the kernel's device took some");
     Ok(())
 }
 

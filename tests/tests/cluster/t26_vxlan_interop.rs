@@ -103,16 +103,16 @@ fn is_refused(interop: &Interop, vni: u32, reason: &str) -> anyhow::Result<()> {
         let counters = ours.status()?.counters;
         Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
     };
-    let handed_up = || -> anyhow::Result<u64> {
+    let kernel_decap = || -> anyhow::Result<u64> {
         let counters = ours.status()?.counters;
-        Ok(counters.iter().filter(|row| row.reason == "handed_up").map(|row| row.packets).sum())
+        Ok(counters.iter().filter(|row| row.reason == "kernel_decap").map(|row| row.packets).sum())
     };
-    let before = (counted()?, handed_up()?);
+    let before = (counted()?, kernel_decap()?);
     let (from, to) = (plain.as_str(), here.to_string());
     let tagged = ["tag-send", "--interface", "other", "--vlan", "5", "--from", from, "--to", &to];
     let _: testkit::Tagged = theirs.ask(&tagged)?;
     eventually("the tagged frame is counted", Duration::from_secs(10), || {
-        let now = (counted()?, handed_up()?);
+        let now = (counted()?, kernel_decap()?);
         anyhow::ensure!(now.0 > before.0 && now.1 > before.1, "{before:?}, {now:?}");
         Ok(())
     })?;

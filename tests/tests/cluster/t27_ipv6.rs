@@ -190,11 +190,11 @@ fn a_path_that_is_smaller_than_the_interfaces_is_found_out_over_ipv6() -> anyhow
 fn a_path_that_leaves_ipv6_less_than_its_least_mtu_carries_it_in_fragments() -> anyhow::Result<()> {
     let before = {
         let cluster = CLUSTER.turn()?;
-        counter(cluster.host(1), "handed_over")?
+        counter(cluster.host(1), "kernel_encap")?
     };
     path_is_found_out("smallest", 1300)?;
     let cluster = CLUSTER.turn()?;
-    assert!(counter(cluster.host(1), "handed_over")? > before);
+    assert!(counter(cluster.host(1), "kernel_encap")? > before);
     Ok(())
 }
 

@@ -234,17 +234,17 @@ fn ports_are_published_given_up_and_reused_while_the_service_runs() -> anyhow::R
 #[test]
 fn a_removed_service_is_gone_and_its_backends_stay_as_containers() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    create(&cluster, "gone", &["-p", "8007:80"])?;
-    let backend = cluster.host(2).container("gone.1").service("gone").http(80)?;
-    let target = format!("{}:80", vip(&cluster, "gone")?);
+    create(&cluster, "stale_backends", &["-p", "8007:80"])?;
+    let backend = cluster.host(2).container("gone.1").service("stale_backends").http(80)?;
+    let target = format!("{}:80", vip(&cluster, "stale_backends")?);
     let asker = asker(&cluster, 1)?;
     asker.http_get(&target)?;
-    cluster.host(1).overlay(&["service", "rm", "gone"])?;
+    cluster.host(1).overlay(&["service", "rm", "stale_backends"])?;
     cluster.settle()?;
     asker.cannot_connect(&target)?;
     cluster.client().cannot_connect(&cluster.host(1).port(8007))?;
     assert_eq!(asker.http_get(&backend.port(80)?)?.name, "gone.1");
-    assert_eq!(asker.resolve("gone")?.addresses, Vec::<IpAddr>::new());
+    assert_eq!(asker.resolve("stale_backends")?.addresses, Vec::<IpAddr>::new());
     Ok(())
 }
 

@@ -210,7 +210,7 @@ fn flows_and_services_are_shown_by_their_ipv6_addresses() -> anyhow::Result<()> 
     let line = counted.lines().find(|line| line.contains(&format!("[{vip}]:0")));
     let flows = line.and_then(|line| line.split_whitespace().nth(2)).context("a count")?;
     assert_eq!(flows, "4", "{counted}");
-    let clients = shown(h1, &["bpf", "clients6"])?;
+    let clients = shown(h1, &["bpf", "addr6_ids"])?;
     assert!(clients.contains(&ip6(OUTSIDE)), "{clients}");
     Ok(())
 }

@@ -56,13 +56,13 @@ fn works(options: Options) -> anyhow::Result<Direct> {
 
     // A transfer of which only the client's part goes through the host that was asked.
     client.bulk_send(&h1.port(9000), 32 << 20)?;
-    let (by_h1, by_h2) = (passed_on(h1)?, counter(h2, "sent_direct")?);
+    let (by_h1, by_h2) = (passed_on(h1)?, counter(h2, "sent_dsr")?);
     assert!(by_h1 <= 4, "the first answer, and one more for each time it was lost: {by_h1}");
     assert!(by_h2 > 100, "acknowledgements: {by_h2}");
 
     let answers = client.http_get_many(&h1.port(8080), 20)?;
     assert!(answers.iter().all(|a| a.client == real), "{answers:?}");
-    assert!(counter(h2, "sent_direct")? > by_h2);
+    assert!(counter(h2, "sent_dsr")? > by_h2);
     let answers = client.http_get_many(&h2.port(8080), 20)?;
     assert!(answers.iter().all(|a| a.client == real), "{answers:?}");
 
@@ -132,7 +132,7 @@ fn the_way_back_is_changed_under_load_and_nothing_is_lost() -> anyhow::Result<()
     assert!(load.load_report()?.all_answered()? > 100);
     let chat = chat.chat_report()?;
     assert!(chat.failure.is_none() && chat.lines > 0, "{chat:?}");
-    assert!(counter(h2, "sent_direct")? > 0);
+    assert!(counter(h2, "sent_dsr")? > 0);
     let inspected = h1.overlay(&["service", "inspect", "web"])?;
     assert!(inspected.stdout.contains("\"Return\": \"direct\""));
     Ok(())

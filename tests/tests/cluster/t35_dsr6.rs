@@ -61,7 +61,7 @@ fn direct(options: Options) -> anyhow::Result<Direct> {
 /// Waits until a host has heard what IPv6 addresses the other one has.
 fn knows_addresses(host: &Host) -> anyhow::Result<()> {
     eventually("the other host's addresses are known", Duration::from_secs(10), || {
-        let table = host.overlay(&["bpf", "asked6"])?.stdout;
+        let table = host.overlay(&["bpf", "frontends6"])?.stdout;
         ensure!(table.contains(&ip6(1)), "{table}");
         Ok(())
     })
@@ -80,10 +80,10 @@ fn passed_on(host: &Host) -> anyhow::Result<u64> {
 /// That all but the first answer of a transfer leaves from the backend's host.
 fn transfer(cluster: &Cluster) -> anyhow::Result<()> {
     let (h1, h2) = (cluster.host(1), cluster.host(2));
-    let before = (passed_on(h1)?, counter(h2, "sent_direct")?);
+    let before = (passed_on(h1)?, counter(h2, "sent_dsr")?);
     cluster.client().bulk_send(&port6(9000), 32 << 20)?;
     let by_h1 = passed_on(h1)? - before.0;
-    let by_h2 = counter(h2, "sent_direct")? - before.1;
+    let by_h2 = counter(h2, "sent_dsr")? - before.1;
     ensure!(by_h1 <= 4, "the first answer, and one more for each time it was lost: {by_h1}");
     ensure!(by_h2 > 40, "acknowledgements: {by_h2}");
     Ok(())
@@ -96,10 +96,10 @@ fn works(options: Options) -> anyhow::Result<()> {
     let real: IpAddr = ip6(OUTSIDE).parse()?;
     transfer(cluster)?;
 
-    let before = counter(h2, "sent_direct")?;
+    let before = counter(h2, "sent_dsr")?;
     let answers = client.http_get_many(&port6(8080), 20)?;
     ensure!(answers.iter().all(|answer| answer.client == real), "{answers:?}");
-    ensure!(counter(h2, "sent_direct")? > before);
+    ensure!(counter(h2, "sent_dsr")? > before);
 
     // Also in fragments, of which the first answer's take both ways. The path MTU to the backend is learned by
     // what is lost first, as IPv6 has it.
@@ -142,11 +142,11 @@ fn a_hosts_addresses_are_shown_and_followed_and_outlive_the_manager() -> anyhow:
     // Another address, which clients may ask at once: through the host at first.
     address(h1, 7)?;
     eventually("it is known", Duration::from_secs(30), || {
-        let table = h2.overlay(&["bpf", "asked6"])?.stdout;
+        let table = h2.overlay(&["bpf", "frontends6"])?.stdout;
         table.contains(&ip6(7)).then_some(()).with_context(|| table.clone())
     })?;
-    let before = counter(h2, "sent_direct")?;
+    let before = counter(h2, "sent_dsr")?;
     cluster.client().http_get_many(&format!("[{}]:8080", ip6(7)), 5)?;
-    ensure!(counter(h2, "sent_direct")? > before);
+    ensure!(counter(h2, "sent_dsr")? > before);
     Ok(())
 }

@@ -19,13 +19,13 @@ fn flows_that_were_evicted_are_told_by_status_also_after_a_restart() -> anyhow::
     let _backend = h2.container("echo.1").service("echo").udp_echo(7000)?;
     let asker = h1.container("asker").network("mynet").idle()?;
     asker.udp_ask_many("echo:7000", 100)?;
-    let opening = fill(h1, "opening")?;
+    let opening = fill(h1, "ct_new")?;
     // A flow has two entries. Two questions may have come from one port.
     ensure!((180..=200).contains(&opening.entries), "{opening:?}");
     ensure!((opening.room, opening.evicted) == (1024, 0), "{opening:?}");
 
     asker.udp_ask_many("echo:7000", 1500)?;
-    let opening = fill(h1, "opening")?;
+    let opening = fill(h1, "ct_new")?;
     let flows = 2 * 1600;
     ensure!(opening.entries > 512 && opening.entries <= 1024, "{opening:?}");
     ensure!(opening.evicted > flows * 9 / 10 - opening.entries, "{opening:?}");
@@ -40,14 +40,14 @@ fn flows_that_were_evicted_are_told_by_status_also_after_a_restart() -> anyhow::
         let noted = fill(h1, "sock_origin")?;
         ensure!((noted.entries, noted.evicted) == (1, 0), "{noted:?}");
     }
-    let opening = fill(h1, "opening")?;
+    let opening = fill(h1, "ct_new")?;
     let text = h1.overlay(&["status"])?.stdout;
-    let line = text.lines().find(|line| line.starts_with("opening ")).context("a line")?;
+    let line = text.lines().find(|line| line.starts_with("ct_new ")).context("a line")?;
     ensure!(line.split_whitespace().nth(3) == Some(&opening.evicted.to_string()), "{line}");
 
     h1.kill_agent()?;
     h1.start_agent()?;
-    let restarted = fill(h1, "opening")?;
+    let restarted = fill(h1, "ct_new")?;
     ensure!(restarted.evicted >= opening.evicted, "{opening:?} {restarted:?}");
     Ok(())
 }

@@ -356,7 +356,7 @@ fn a_connection_whose_backend_has_gone_ends_as_its_service_says() -> anyhow::Res
         drop((replica, asker));
     }
     let forgotten = || {
-        let rows = rows(h1, &["bpf", "gone"])?;
+        let rows = rows(h1, &["bpf", "stale_backends"])?;
         ensure!(rows.is_empty(), "{rows:?}");
         Ok(())
     };
@@ -410,7 +410,7 @@ fn without_it_every_packet_of_a_connection_is_translated() -> anyhow::Result<()>
     a_while();
     assert_eq!((balanced(h1)?, entries(h1, vip)?), (0, 2));
     assert_eq!(connections(h1, "packets")?, (2, 2));
-    ensure!(rows(h1, &["bpf", "spaces"])?.is_empty());
+    ensure!(rows(h1, &["bpf", "netns"])?.is_empty());
     let mut names = BTreeSet::new();
     for chat in chats {
         let report = chat.chat_report()?;

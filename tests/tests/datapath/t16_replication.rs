@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{
     Be32, Reason,
-    maps::{MAX_REPLICAS, NETWORK_REPLICATE, Replicas},
+    maps::{Flood, MAX_FLOOD, NETWORK_REPLICATE},
 };
 use overlay_tests::rig::{
     DROP, IFINDEX, OTHER_VNI, PEER, Rig, VNI, mac,
@@ -39,10 +39,10 @@ fn rig(links: &[u32], nodes: &[Ipv4Addr]) -> Rig {
 }
 
 fn replicate(rig: &mut Rig, links: &[u32], nodes: &[Ipv4Addr]) {
-    let mut replicas = Box::new(Replicas {
+    let mut replicas = Box::new(Flood {
         endpoints: links.len() as u32,
         nodes: nodes.len() as u32,
-        ..Replicas::default()
+        ..Flood::default()
     });
     for (slot, link) in replicas.links.iter_mut().zip(links) {
         *slot = *link;
@@ -52,7 +52,7 @@ fn replicate(rig: &mut Rig, links: &[u32], nodes: &[Ipv4Addr]) {
     }
     rig.set(|state| {
         state.networks.get_mut(&VNI).expect("the network").flags = NETWORK_REPLICATE;
-        state.replicas.insert(VNI, replicas);
+        state.flood.insert(VNI, replicas);
     });
 }
 
@@ -164,13 +164,13 @@ fn a_network_that_does_not_replicate_drops_and_counts() {
 fn no_more_than_64_endpoints_and_nodes_get_copies_and_that_is_counted() {
     let mut rig = rig(&[], &[]);
     let u1 = rig.no_forwarding;
-    replicate(&mut rig, &[u1; MAX_REPLICAS], &[PEER; MAX_REPLICAS]);
+    replicate(&mut rig, &[u1; MAX_FLOOD], &[PEER; MAX_FLOOD]);
     let before = (sent("u1"), sent("vx0"));
     let ran = rig.run("from_container", &datagram(ME, GROUP, GROUP_MAC));
     assert_eq!(ran.counted, [Reason::Replicated]);
     assert_eq!((sent("u1") - before.0, sent("vx0") - before.1), (64, 64));
 
-    replicate(&mut rig, &[u1; MAX_REPLICAS + 1], &[PEER; MAX_REPLICAS + 1]);
+    replicate(&mut rig, &[u1; MAX_FLOOD + 1], &[PEER; MAX_FLOOD + 1]);
     let before = (sent("u1"), sent("vx0"));
     let ran = rig.run("from_container", &datagram(ME, GROUP, GROUP_MAC));
     assert_eq!(ran.counted, [Reason::Replicated, Reason::ReplicateLimit]);

@@ -348,7 +348,7 @@ fn an_answer_names_the_mtu_of_the_path_where_it_is_less_than_the_nics() {
 #[test]
 fn no_less_is_told_than_every_path_takes_and_that_much_goes_in_fragments_of_the_tunnel() {
     let (too_big, least) = on_a_path_of(1300);
-    assert_eq!((told(&too_big).2, &least.counted[..]), (1280, &[Reason::HandedOver][..]));
+    assert_eq!((told(&too_big).2, &least.counted[..]), (1280, &[Reason::KernelEncap][..]));
 }
 
 #[test]

@@ -156,12 +156,12 @@ fn the_clients_of_flows_in_use_are_kept() {
     let mut rig = rig(FAR);
     let ask = from_client(CLIENT6, |way| udp6(way, (40_000, 8080), b"odd"));
     rig.run("xdp_underlay", &ask);
-    assert_eq!((rig.outsiders("opening6").len(), rig.outsiders("clients6").len()), (2, 0));
+    assert_eq!((rig.outsiders("addr6_ids_new").len(), rig.outsiders("addr6_ids").len()), (2, 0));
     rig.run("xdp_underlay", &vxlan(VNI, &udp6(to_client(CLIENT6), (80, 40_000), b"even")));
     // The first to speak again moves the flow, the next one finds it moved.
     rig.run("xdp_underlay", &ask);
     rig.run("xdp_underlay", &ask);
-    assert_eq!((rig.outsiders("opening6").len(), rig.outsiders("clients6").len()), (0, 2));
+    assert_eq!((rig.outsiders("addr6_ids_new").len(), rig.outsiders("addr6_ids").len()), (0, 2));
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn what_is_not_plain_is_left_to_tc() {
     ] {
         assert_passed(&mut rig, what, &packet, &[]);
     }
-    assert!(rig.outsiders("opening6").is_empty(), "nobody was noted");
+    assert!(rig.outsiders("addr6_ids_new").is_empty(), "nobody was noted");
     // A service whose backends have no IPv6 leaves the port to the host.
     rig.publish(PROTO_UDP, 8080, SERVICE, 80);
     assert_passed(&mut rig, "no IPv6", &from_client(CLIENT6, datagram), &[]);

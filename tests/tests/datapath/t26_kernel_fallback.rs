@@ -50,7 +50,7 @@ fn what_does_not_fit_and_may_be_fragmented_goes_through_the_kernels_device() {
     let mut frame = without_df(FAR, 1451);
     frame[..6].fill(0xaa);
     let ran = rig.run("from_container", &frame);
-    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::HandedOver][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::KernelEncap][..]));
     assert_eq!(ran.packet[..6], mac(FAR).bytes(), "the inner frame, addressed");
     assert_eq!(ran.packet[6..], frame[6..]);
 }
@@ -60,7 +60,7 @@ fn a_translated_packet_that_does_not_fit_is_handed_over_translated() {
     let mut rig = rig();
     rig.service(7, VNI, VIP, &[(70, FAR, false)]);
     let ran = rig.run("from_container", &without_df(VIP, 1451));
-    assert_eq!(ran.counted, [Reason::FlowCreated, Reason::HandedOver]);
+    assert_eq!(ran.counted, [Reason::FlowCreated, Reason::KernelEncap]);
     assert_eq!(see(&ran.packet).to.0, FAR);
 }
 
@@ -84,7 +84,7 @@ fn a_tagged_frame_from_the_tunnel_is_left_to_the_kernel_without_reserved_bits() 
     reserved[49] = 0xff;
     for packet in [&plain, &reserved] {
         let ran = rig.run("from_underlay", packet);
-        assert_eq!((ran.verdict, &ran.counted[..]), (PASS, &[Reason::HandedUp][..]));
+        assert_eq!((ran.verdict, &ran.counted[..]), (PASS, &[Reason::KernelDecap][..]));
         assert_eq!(ran.packet, plain);
     }
     let stranger = Ipv4Addr::new(172, 16, 1, 66);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::{
     Reason,
-    maps::{EndpointKey, KNOWN_ENDPOINTS, KnownEndpoint},
+    maps::{CachedEndpoint, ENDPOINT_CACHE_ENTRIES, EndpointKey},
 };
 use overlay_tests::rig::{DROP, REDIRECT, Rig, VNI, packets::*};
 
@@ -82,12 +82,13 @@ fn an_interface_that_changes_hands_may_send_as_its_new_owner_only() {
 #[test]
 fn endpoints_that_share_a_place_are_told_apart() {
     let mut rig = rig();
-    let place = |ip: Ipv4Addr| KnownEndpoint::slot(&EndpointKey { vni: VNI, ip: ip.into() });
+    let place = |ip: Ipv4Addr| CachedEndpoint::slot(&EndpointKey { vni: VNI, ip: ip.into() });
     let of_far = place(FAR);
     let other = (1..=250u8)
         .flat_map(|c| (1..=250u8).map(move |d| Ipv4Addr::new(10, 0, c, d)))
         .find(|ip| *ip != FAR && place(*ip) == of_far);
-    let other = other.unwrap_or_else(|| panic!("{KNOWN_ENDPOINTS} places for 62,500 addresses"));
+    let other =
+        other.unwrap_or_else(|| panic!("{ENDPOINT_CACHE_ENTRIES} places for 62,500 addresses"));
     rig.local(VNI, other, 0, false);
     for _ in 0..3 {
         assert_eq!(sent(&mut rig, FAR), (REDIRECT, vec![Reason::Encapsulated]));

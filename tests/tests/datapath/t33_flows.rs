@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Be16, Reason,
     maps::{
-        BACKEND_DOWN, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS,
-        Served, ServedKey, SlotKey, TCP_SEEN_RST,
+        BACKEND_DOWN, BackendStats, BackendStatsKey, Conntrack, ENDPOINT_FLAG_BACKEND,
+        ENDPOINT_FLAG_PUBLISHED, SERVICE_RESETS, SlotKey, TCP_SEEN_RST,
     },
     wire::PROTO_TCP,
 };
@@ -126,7 +126,7 @@ fn a_flood_of_syns_evicts_no_connection_that_is_in_use() {
         let client = (Ipv4Addr::new(198, 18, high, low), 40_000);
         rig.run("from_underlay", &tcp_from_client(client, (NODE, 8080), Tcp::Syn));
     }
-    assert!(!rig.flows("opening").is_empty());
+    assert!(!rig.flows("ct_new").is_empty());
     assert_eq!(rig.flows("conntrack").len(), 2);
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
     answer(&mut rig, Tcp::Data);
@@ -160,10 +160,10 @@ fn a_new_connection_on_the_tuple_of_an_old_one_is_its_own() {
     ask(&mut rig, Tcp::Fin);
     answer(&mut rig, Tcp::Fin);
     assert_eq!(ask(&mut rig, Tcp::Syn), NEW);
-    assert_eq!((rig.flows("conntrack").len(), rig.flows("opening").len()), (0, 2));
+    assert_eq!((rig.flows("conntrack").len(), rig.flows("ct_new").len()), (0, 2));
     answer(&mut rig, Tcp::SynAck);
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
-    assert_eq!((rig.flows("conntrack").len(), rig.flows("opening").len()), (2, 0));
+    assert_eq!((rig.flows("conntrack").len(), rig.flows("ct_new").len()), (2, 0));
     rig.age_conntrack(100);
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN, "it has not ended");
 }
@@ -184,7 +184,7 @@ fn a_reset_that_the_ends_do_not_believe_ends_nothing() {
 
 #[test]
 fn a_reset_of_the_backend_ends_both_directions_and_one_of_a_client_its_own() {
-    let reset = |(_, entry): &&(_, Conntrack)| entry.state & TCP_SEEN_RST != 0;
+    let reset = |(_, entry): &&(_, Conntrack)| entry.flags & TCP_SEEN_RST != 0;
     for (client_resets, ended) in [(true, 1), (false, 2)] {
         let mut rig = rig();
         connect(&mut rig);
@@ -325,10 +325,10 @@ fn a_client_speaks_to_a_backend_through_the_vip_and_directly_from_one_port() {
         let ran = rig.run("from_container", &direct);
         assert_eq!(untunnel(&ran.packet).2[14..], direct[14..]);
         // What is counted is of the service.
-        let served: Vec<_> = rig.served().into_iter().collect();
+        let served: Vec<_> = rig.backend_stats().into_iter().collect();
         let [(key, counted)] = &served[..] else { panic!("{served:?}") };
         assert_eq!((key.service, key.backend, key.port.get()), (SERVICE, 1, 0));
-        let Served { flows, in_packets, out_packets, .. } = *counted;
+        let BackendStats { flows, in_packets, out_packets, .. } = *counted;
         assert_eq!((flows, in_packets, out_packets), (1, 1, 1));
     }
 }
@@ -346,21 +346,21 @@ fn what_is_served_is_counted_by_the_way_that_was_asked() {
     let length = |packet: &[u8]| packet.len() as u64;
     let (syn, data) =
         (tcp((ME, 40_000), (VIP, 80), Tcp::Syn), tcp((ME, 40_000), (VIP, 80), Tcp::Data));
-    let by_vip = Served {
+    let by_vip = BackendStats {
         flows: 1,
         in_packets: 2,
         in_bytes: length(&syn) + length(&data),
         out_packets: 1,
         out_bytes: length(&syn),
     };
-    let by_port = Served {
+    let by_port = BackendStats {
         flows: 1,
         in_packets: 2,
         in_bytes: 2 * length(&syn),
         out_packets: 2,
         out_bytes: 2 * length(&syn),
     };
-    let key = |port| ServedKey {
+    let key = |port| BackendStatsKey {
         service: SERVICE,
         backend: 1,
         port: Be16::new(port),
@@ -368,5 +368,5 @@ fn what_is_served_is_counted_by_the_way_that_was_asked() {
         ipv6: 0,
     };
     let expected = [(key(0), by_vip), (key(8080), by_port)];
-    assert_eq!(rig.served(), expected.into_iter().collect());
+    assert_eq!(rig.backend_stats(), expected.into_iter().collect());
 }

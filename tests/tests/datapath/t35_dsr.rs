@@ -3,10 +3,9 @@
 use std::net::Ipv4Addr;
 
 use overlay_common::{
-    Asked, Be16, Reason,
+    Be16, Frontend, Reason,
     maps::{
-        DIRECT, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_DIRECT, SERVICE_RESETS,
-        SubnetKey,
+        DSR, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_DSR, SERVICE_RESETS, SubnetKey,
     },
     wire::{PROTO_TCP, PROTO_UDP},
 };
@@ -29,7 +28,7 @@ fn rig(backend: Ipv4Addr) -> Rig {
     rig.local(VNI, NEAR, SERVES, true);
     rig.remote(VNI, FAR, SERVES);
     rig.service(SERVICE, VNI, NO_VIP, &[(1, backend, backend == NEAR)]);
-    flags(&mut rig, SERVICE_DIRECT | SERVICE_RESETS);
+    flags(&mut rig, SERVICE_DSR | SERVICE_RESETS);
     rig.publish(PROTO_TCP, 8080, SERVICE, 80);
     rig.publish(PROTO_UDP, 8080, SERVICE, 80);
     rig
@@ -41,20 +40,20 @@ fn flags(rig: &mut Rig, flags: u16) {
 
 /// A frame as the node that was asked sends it, which says so.
 fn said(address: Ipv4Addr, port: u16, frame: &[u8]) -> Vec<u8> {
-    let header = Asked { address: address.into(), port: Be16::new(port) }.header();
+    let header = Frontend { address: address.into(), port: Be16::new(port) }.header();
     [&header.dst.bytes(), &header.src.bytes(), &frame[12..]].concat()
 }
 
 /// What an inner frame says of the address and port that were asked.
 fn says(frame: &[u8]) -> Option<(Ipv4Addr, u16)> {
-    let mark = frame[6..10] == Asked::MARK;
+    let mark = frame[6..10] == Frontend::MARK;
     let address: [u8; 4] = frame[2..6].try_into().expect("four bytes");
     mark.then(|| (address.into(), u16::from_be_bytes([frame[10], frame[11]])))
 }
 
 /// That a container's reply went straight to the client, from what it had asked.
 fn straight(ran: &Ran, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
-    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDirect][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
     let seen = see(&ran.packet);
     assert_eq!((seen.from, seen.to, seen.macs.1), (from, to, CLIENT_MAC));
 }
@@ -113,7 +112,7 @@ fn nothing_is_told_where_replies_come_back() {
         assert_eq!(says(&inner), None, "{program}");
     }
     // Changed at run time, flows go on as they began, and new ones do as it says.
-    flags(&mut rig, SERVICE_DIRECT);
+    flags(&mut rig, SERVICE_DSR);
     let (_, _, inner) = untunnel(&rig.run("from_underlay", &data).packet);
     assert_eq!(says(&inner), None);
     let other = tcp_from_client((CLIENT, 40_001), (NODE, 8080), Tcp::Syn);
@@ -186,7 +185,7 @@ fn a_node_is_not_believed_about_ports_that_are_not_like_that() {
         let ran = rig.run("from_container", &tcp((NEAR, 80), client, Tcp::Data));
         assert_eq!(ran.counted, [Reason::Encapsulated], "{what}");
         through(&ran, PEER, (NEAR, 80), client);
-        assert!(rig.conntrack().iter().all(|(_, e)| e.state & DIRECT == 0), "{what}");
+        assert!(rig.conntrack().iter().all(|(_, e)| e.flags & DSR == 0), "{what}");
     }
 }
 

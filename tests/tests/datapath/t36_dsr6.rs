@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
-    Asked, Be16, Be32, Reason, hash,
+    Be16, Be32, Frontend, Reason, hash,
     maps::{
-        Asked6Key, DIRECT, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, SERVICE_DIRECT,
+        DSR, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, Frontend6Key, SERVICE_DSR,
         SERVICE_RESETS, Subnet6Key,
     },
     wire::{PROTO_TCP, PROTO_UDP},
@@ -48,7 +48,7 @@ fn on(mut rig: Rig, backend: Ipv4Addr) -> Rig {
     rig.local(VNI, NEAR, SERVES, true);
     rig.remote(VNI, FAR, SERVES);
     rig.service(SERVICE, VNI, NO_VIP, &[(1, backend, backend == NEAR)]);
-    flags(&mut rig, SERVICE_DIRECT | SERVICE_RESETS);
+    flags(&mut rig, SERVICE_DSR | SERVICE_RESETS);
     for proto in [PROTO_TCP, PROTO_UDP] {
         rig.publish6(proto, 8080, SERVICE, 80);
     }
@@ -67,7 +67,7 @@ fn knows(rig: &mut Rig, node: Be32, addresses: &[Ipv6Addr]) {
     rig.set(|state| {
         for address in addresses {
             let number = hash::of_node(&(*address).into());
-            state.asked6.insert(Asked6Key { node, number }, (*address).into());
+            state.frontends6.insert(Frontend6Key { node, number }, (*address).into());
         }
     });
 }
@@ -75,13 +75,13 @@ fn knows(rig: &mut Rig, node: Be32, addresses: &[Ipv6Addr]) {
 /// A frame as the node that was asked sends it, which says so.
 fn said(address: Ipv6Addr, port: u16, frame: &[u8]) -> Vec<u8> {
     let address = hash::of_node(&address.into());
-    let header = Asked { address, port: Be16::new(port) }.header6();
+    let header = Frontend { address, port: Be16::new(port) }.header6();
     [&header.dst.bytes(), &header.src.bytes(), &frame[12..]].concat()
 }
 
 /// What an inner frame says of the address, by its number, and the port that were asked.
 fn says(frame: &[u8]) -> Option<(Be32, u16)> {
-    let mark = frame[6..10] == Asked::MARK;
+    let mark = frame[6..10] == Frontend::MARK;
     let number: [u8; 4] = frame[2..6].try_into().expect("four bytes");
     mark.then(|| (Be32::from_octets(number), u16::from_be_bytes([frame[10], frame[11]])))
 }
@@ -113,7 +113,7 @@ fn ports(seen: &Seen6) -> (u16, u16) {
 
 /// That a container's reply went straight to the client, from what it had asked. Checksums are verified.
 fn straight(ran: &Ran, asked: (Ipv6Addr, u16), client: u16) -> Seen6 {
-    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDirect][..]));
+    assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
     let seen = see6(&ran.packet);
     assert_eq!((seen.from, seen.to, ports(&seen)), (asked.0, CLIENT6, (asked.1, client)));
     assert_eq!(seen.macs, (NODE_MAC, PEER_MAC));
@@ -179,7 +179,7 @@ fn nothing_is_told_where_replies_come_back() {
     let says = |ran: Ran| says(&untunnel_any(&ran.packet).2);
     assert_eq!(says(rig.run("from_underlay", &packet(40_000, SYN))), None);
     // Changed at run time, flows go on as they began, and new ones do as it says.
-    flags(&mut rig, SERVICE_DIRECT);
+    flags(&mut rig, SERVICE_DSR);
     assert_eq!(says(rig.run("from_underlay", &packet(40_000, ACK))), None);
     assert!(says(rig.run("from_underlay", &packet(40_001, SYN))).is_some());
     // Only the node that has changed a client's port knows it.
@@ -259,7 +259,7 @@ fn a_node_is_not_believed_about_what_it_may_not_say() {
         let ran = rig.run("from_container", &data(outward(CLIENT6), (80, 40_000)));
         assert_eq!(ran.counted, [Reason::Encapsulated], "{what}");
         through(&ran, PEER, (CLIENT6, 40_000));
-        assert!(rig.conntrack().iter().all(|(_, e)| e.state & DIRECT == 0), "{what}");
+        assert!(rig.conntrack().iter().all(|(_, e)| e.flags & DSR == 0), "{what}");
     }
 }
 
@@ -268,7 +268,7 @@ fn where_there_is_no_way_from_here_replies_go_through_the_node_that_was_asked() 
     let mut rig = rig(NEAR);
     let client = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77), 40_000);
     connected(&mut rig, (ASKED6[0], 8080), client);
-    assert!(rig.conntrack().iter().any(|(_, e)| e.state & DIRECT != 0));
+    assert!(rig.conntrack().iter().any(|(_, e)| e.flags & DSR != 0));
     let ran = rig.run("from_container", &data(outward(client.0), (80, 40_000)));
     through(&ran, PEER, client);
 }
@@ -279,7 +279,7 @@ fn so_they_do_when_the_address_that_was_asked_is_forgotten() {
     connected(&mut rig, (ASKED6[0], 8080), (CLIENT6, 40_000));
     let reply = data(outward(CLIENT6), (80, 40_000));
     straight(&rig.run("from_container", &reply), (ASKED6[0], 8080), 40_000);
-    for map in ["clients6", "opening6"] {
+    for map in ["addr6_ids", "addr6_ids_new"] {
         for (number, address) in rig.outsiders(map) {
             if Ipv6Addr::from(address) == ASKED6[0] {
                 rig.set_outsider(map, number, None);
@@ -335,10 +335,10 @@ fn flows_and_addresses_that_are_in_use_leave_the_tables_of_those_that_begin() {
     let [used, begun] = FLOWS.map(|map| rig.flows(map).len());
     assert_eq!((used, begun), (1, 0));
     let mut kept: Vec<Ipv6Addr> =
-        rig.outsiders("clients6").into_iter().map(|(_, address)| address.into()).collect();
+        rig.outsiders("addr6_ids").into_iter().map(|(_, address)| address.into()).collect();
     kept.sort_unstable();
     assert_eq!(kept, [ASKED6[0], CLIENT6]);
-    assert!(rig.outsiders("opening6").is_empty());
+    assert!(rig.outsiders("addr6_ids_new").is_empty());
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn later_fragments_of_a_reply_go_straight_as_their_first_one() {
         let [high, low] = field.to_be_bytes();
         let header = [PROTO_UDP, 0, high, low, 0, 0, 0, 77];
         let ran = rig.run("from_container", &raw6(way, 44, 64, &[&header[..], part].concat()));
-        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDirect][..]));
+        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
         assert_eq!(ran.packet[22..38], ASKED6[0].octets());
         ran.packet[62..].to_vec()
     });

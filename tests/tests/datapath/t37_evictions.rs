@@ -7,7 +7,7 @@ use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
         Affinity, AffinityKey, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
-        ENDPOINT_FLAG_PUBLISHED, Fragment, FragmentKey, Lru, Turnover,
+        ENDPOINT_FLAG_PUBLISHED, Fragment, FragmentKey, Lru, LruStats,
     },
     wire::PROTO_TCP,
 };
@@ -49,16 +49,16 @@ fn connect(rig: &mut Rig, port: u16) {
 
 /// How many entries of a map were evicted, and how many it holds.
 fn evicted<K: Pod, V: Pod>(rig: &Rig, lru: Lru) -> (u64, u64) {
-    let (turnover, held) = (rig.turnover(lru), rig.held::<K, V>(lru));
-    (turnover.evicted(held, &turnover), held)
+    let (lru_stats, held) = (rig.lru_stats(lru), rig.held::<K, V>(lru));
+    (lru_stats.evicted(held, &lru_stats), held)
 }
 
 fn flows_evicted(rig: &Rig, lru: Lru) -> (u64, u64) {
     evicted::<ConntrackKey, Conntrack>(rig, lru)
 }
 
-const fn made(made: u64) -> Turnover {
-    Turnover { made, removed: 0 }
+const fn made(made: u64) -> LruStats {
+    LruStats { made, removed: 0 }
 }
 
 #[test]
@@ -72,8 +72,8 @@ fn a_flood_of_beginnings_is_counted_where_it_evicts() {
             rig.run(program, &tcp_from_client(client, (NODE, 8080), Tcp::Syn));
         }
         // Each flow has an entry for each direction.
-        assert_eq!(rig.turnovers(), [(Lru::Opening, made(2 * u64::from(flows)))].into());
-        let (evicted, held) = flows_evicted(&rig, Lru::Opening);
+        assert_eq!(rig.all_lru_stats(), [(Lru::CtNew, made(2 * u64::from(flows)))].into());
+        let (evicted, held) = flows_evicted(&rig, Lru::CtNew);
         assert_eq!(evicted, 2 * u64::from(flows) - held, "{program}");
         assert!(held > u64::from(SIZE) / 2 && held <= u64::from(SIZE), "{program}: {held}");
     }
@@ -90,9 +90,9 @@ fn connections_in_use_that_are_too_many_are_counted_where_they_are_evicted() {
     assert_eq!(evicted, 2 * u64::from(connections) - held);
     assert!(held <= u64::from(SIZE), "{held}");
     // They have left the table of beginnings, and were not thrown out of it.
-    assert_eq!(flows_evicted(&rig, Lru::Opening), (0, 0));
+    assert_eq!(flows_evicted(&rig, Lru::CtNew), (0, 0));
     let moved = 2 * u64::from(connections);
-    assert_eq!(rig.turnover(Lru::Opening), Turnover { made: moved, removed: moved });
+    assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: moved, removed: moved });
 }
 
 #[test]
@@ -102,14 +102,14 @@ fn what_is_removed_or_written_again_is_not_evicted() {
     // Another connection of this tuple, and what the first has left is removed.
     ask(&mut rig, 40_000, Tcp::Fin);
     ask(&mut rig, 40_000, Tcp::Syn);
-    assert_eq!(rig.turnover(Lru::Conntrack), Turnover { made: 2, removed: 2 });
-    assert_eq!(rig.turnover(Lru::Opening), Turnover { made: 4, removed: 2 });
+    assert_eq!(rig.lru_stats(Lru::Conntrack), LruStats { made: 2, removed: 2 });
+    assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: 4, removed: 2 });
     // One in which nobody has answered is overwritten.
     rig.age_conntrack(100);
     assert!(ask(&mut rig, 40_000, Tcp::Syn).contains(&Reason::FlowCreated));
-    assert_eq!(rig.turnover(Lru::Opening), Turnover { made: 4, removed: 2 });
+    assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: 4, removed: 2 });
     assert_eq!(flows_evicted(&rig, Lru::Conntrack), (0, 0));
-    assert_eq!(flows_evicted(&rig, Lru::Opening), (0, 2));
+    assert_eq!(flows_evicted(&rig, Lru::CtNew), (0, 2));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn fragments_and_clients_that_keep_a_backend_are_counted_each_in_its_map() {
     rig.set(|state| state.services.get_mut(&SERVICE).expect("it").affinity = 60);
     ask(&mut rig, 40_000, Tcp::Syn);
     ask(&mut rig, 40_001, Tcp::Syn);
-    assert_eq!(rig.turnover(Lru::Affinity), made(1), "one client");
+    assert_eq!(rig.lru_stats(Lru::Affinity), made(1), "one client");
     let mut first = udp((ME, 40_000), (VIP, 53), b"the first fragment");
     // More fragments follow.
     first[20] = 0x20;
@@ -132,7 +132,7 @@ fn fragments_and_clients_that_keep_a_backend_are_counted_each_in_its_map() {
         assert!(id == 0 || old != first[24..26], "another packet");
         rig.run("from_container", &first);
     }
-    assert_eq!(rig.turnover(Lru::Fragments), made(packets.into()));
+    assert_eq!(rig.lru_stats(Lru::Fragments), made(packets.into()));
     let (fragments, held) = evicted::<FragmentKey, Fragment>(&rig, Lru::Fragments);
     assert!(held <= 4096, "{held}");
     assert_eq!(fragments, u64::from(packets) - held);
@@ -152,10 +152,10 @@ fn ipv6_addresses_outside_are_counted_as_flows_are() {
         rig.run("from_underlay", &syn);
     }
     // The address that they ask has a number too; where its entry was evicted it got another one.
-    let Turnover { made, removed } = rig.turnover(Lru::Opening6);
+    let LruStats { made, removed } = rig.lru_stats(Lru::Addr6IdsNew);
     assert!(made > u64::from(clients) && removed == 0, "{made} {removed}");
-    let (evicted6, held) = evicted::<Be32, Ip6>(&rig, Lru::Opening6);
+    let (evicted6, held) = evicted::<Be32, Ip6>(&rig, Lru::Addr6IdsNew);
     assert_eq!(evicted6, made - held);
     assert!(held <= 4096 && evicted6 > 0, "{held} {evicted6}");
-    assert_eq!(evicted::<Be32, Ip6>(&rig, Lru::Clients6), (0, 0));
+    assert_eq!(evicted::<Be32, Ip6>(&rig, Lru::Addr6Ids), (0, 0));
 }

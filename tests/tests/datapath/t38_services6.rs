@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use overlay_common::{
     Reason,
     maps::{
-        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, IPV6_SIDE, LB_SOURCE_HASH, SERVICE_RESETS,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, LB_SOURCE_HASH, SERVICE_RESETS,
+        VNI_FLAG_IPV6,
     },
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
@@ -153,7 +154,8 @@ fn both_families_of_one_client_and_port_are_two_flows() {
     );
     let ran = rig.run("from_container", &ipv4);
     assert!(ran.counted.contains(&Reason::FlowCreated));
-    let sides: Vec<_> = rig.conntrack().iter().map(|(key, _)| key.vni & IPV6_SIDE != 0).collect();
+    let sides: Vec<_> =
+        rig.conntrack().iter().map(|(key, _)| key.vni & VNI_FLAG_IPV6 != 0).collect();
     assert_eq!(sides.iter().filter(|is_ipv6| **is_ipv6).count(), 2);
     assert_eq!(sides.len(), 4);
 }
@@ -400,7 +402,7 @@ fn only_published_ports_of_the_hosts_own_addresses_are_looked_at() {
         let ran = rig.run("from_underlay", &packet);
         assert_eq!((ran.verdict, &ran.packet), (PASS, &packet), "{what}");
     }
-    assert!(rig.outsiders("opening6").is_empty(), "nobody was noted");
+    assert!(rig.outsiders("addr6_ids_new").is_empty(), "nobody was noted");
     // A service whose backends have no IPv6 leaves the port to the host.
     rig.publish(PROTO_TCP, 8080, SERVICE, 80);
     let packet = from_client(CLIENT6, syn(8080));
@@ -504,7 +506,7 @@ fn a_client_outside_is_hashed_by_its_address_and_not_by_its_number() {
         let mut rig = rig(NEAR, NEAR);
         rig.service(SERVICE, VNI, VIP, &[(1, NEAR, true), (2, ME, true)]);
         rig.balance(SERVICE, LB_SOURCE_HASH, None);
-        rig.set_seed6(seed);
+        rig.set_addr6_secret(seed);
         let ask = |way| udp6(way, (40_000, 8080), b"?");
         let clients = (1..=16).map(|n| Ipv6Addr::from(0x2001_0db8 << 96 | n));
         clients.map(|c| see6(&rig.run("from_underlay", &from_client(c, ask)).packet).to).collect()

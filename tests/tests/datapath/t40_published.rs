@@ -295,7 +295,7 @@ fn port_is_free_again_after_reset(client_resets: bool) {
             };
             let flows = rig.flows("conntrack");
             let entry = flows.iter().find(|flow| through(flow)).expect("it").1;
-            assert!(entry.state & TCP_SEEN_RST != 0, "{entry:?}");
+            assert!(entry.flags & TCP_SEEN_RST != 0, "{entry:?}");
         }
         rig.age_conntrack(16);
         rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Data)));

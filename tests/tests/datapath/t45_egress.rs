@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use overlay_common::{
     Reason,
     maps::{
-        CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, NETWORK_INTERNAL, USAGE_UNCOUNTED, Usage,
+        CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE, NETWORK_INTERNAL, SNAT_USAGE_UNCOUNTED,
+        SnatUsage,
     },
     wire::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
@@ -280,7 +281,7 @@ fn either_direction_keeps_a_flow_alive() {
             (see(&asked.packet).from, &asked.counted[..]),
             (from, &[Reason::Masqueraded][..])
         );
-        assert_eq!(rig.usage().map(|usage| usage.flows), Some(1), "it was never opened anew");
+        assert_eq!(rig.snat_usage().map(|usage| usage.flows), Some(1), "it was never opened anew");
     }
 }
 
@@ -336,17 +337,17 @@ fn an_endpoint_may_have_so_many_flows_and_no_more() {
     let ran = rig.run("from_container", &flow(1000));
     assert_eq!(ran.counted, [Reason::Masqueraded], "its flows go on");
     // The agent has counted again: one has ended.
-    let usage = rig.usage().expect("counted");
+    let usage = rig.snat_usage().expect("counted");
     assert_eq!(usage.flows, 3);
-    rig.set_usage(Some(Usage { flows: 2, ..usage }));
+    rig.set_snat_usage(Some(SnatUsage { flows: 2, ..usage }));
     assert_eq!(rig.run("from_container", &flow(1003)).counted, [Reason::Masqueraded]);
     assert_eq!(rig.run("from_container", &flow(1004)).counted, [Reason::MasqueradeLimit]);
     // Nobody has counted for a minute.
-    let usage = rig.usage().expect("counted");
-    let counted = usage.counted - (USAGE_UNCOUNTED + 1);
-    rig.set_usage(Some(Usage { counted, ..usage }));
+    let usage = rig.snat_usage().expect("counted");
+    let counted = usage.counted - (SNAT_USAGE_UNCOUNTED + 1);
+    rig.set_snat_usage(Some(SnatUsage { counted, ..usage }));
     assert_eq!(rig.run("from_container", &flow(1004)).counted, [Reason::Masqueraded]);
-    assert_eq!(rig.usage().map(|usage| usage.flows), Some(2), "halved, and one more");
+    assert_eq!(rig.snat_usage().map(|usage| usage.flows), Some(2), "halved, and one more");
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod v6;
 use aya_ebpf::programs::XdpContext;
 use overlay_common::{
     Be16, Mac, Reason, checksum,
-    maps::{Config, Hop, Published},
+    maps::{CachedNextHop, Config, Published},
     wire::PROTO_TCP,
 };
 pub use v6::may_be_reply as may_be_reply6;
@@ -84,7 +84,7 @@ pub trait XdpFamily: Family {
     fn write_headers(
         ctx: &XdpContext,
         config: &Config,
-        hop: &Hop,
+        hop: &CachedNextHop,
         ip: &Self::Header,
         inner: (Mac, u32),
         work: Area,

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use overlay_common::{
     Be16, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, checksum, hash,
-    maps::{Config, Hop, Published},
+    maps::{CachedNextHop, Config, Published},
     wire::{Ethernet, Ipv4, PROTO_SCTP, Udp},
 };
 
@@ -91,7 +91,7 @@ impl XdpFamily for V4 {
     fn write_headers(
         ctx: &XdpContext,
         config: &Config,
-        hop: &Hop,
+        hop: &CachedNextHop,
         ip: &Ipv4,
         (source, length): (Mac, u32),
         work: Area,

@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use overlay_common::{
     Be16, Be32, Mac, Reason, UNDERLAY_VNI, VXLAN_OVERHEAD, hash,
-    maps::{Config, Hop, IPV6_SIDE, Published},
+    maps::{CachedNextHop, Config, Published, VNI_FLAG_IPV6},
     wire::{ETHERTYPE_IPV6, Ethernet, Ipv6, PROTO_TCP, PROTO_UDP, Udp},
 };
 
@@ -104,7 +104,7 @@ impl XdpFamily for V6 {
     fn write_headers(
         ctx: &XdpContext,
         config: &Config,
-        hop: &Hop,
+        hop: &CachedNextHop,
         _ip: &(),
         (source, length): (Mac, u32),
         work: Area,
@@ -149,7 +149,7 @@ fn is_to_published(ctx: &XdpContext) -> Result<u32, Reason> {
         return Ok(PASS);
     }
     let key = &mut work.flow.key;
-    key.vni = UNDERLAY_VNI | IPV6_SIDE;
+    key.vni = UNDERLAY_VNI | VNI_FLAG_IPV6;
     key.saddr = addr6_id::outside(&work.ipv6.ip.src, true);
     key.daddr = addr6_id::outside(&work.ipv6.ip.dst, true);
     if key.saddr == addr6_id::NOBODY || key.daddr == addr6_id::NOBODY {
@@ -235,7 +235,7 @@ fn find_reply(ctx: &XdpContext, vni: u32, sender: Be32) -> Result<u32, Reason> {
         return Ok(PASS);
     }
     let key = &mut work.flow.key;
-    key.vni = vni | IPV6_SIDE;
+    key.vni = vni | VNI_FLAG_IPV6;
     key.saddr = addr6_id::of(vni, &work.ipv6.ip.src, false, &mut work.ipv6.key);
     key.daddr = addr6_id::of(vni, &to, false, &mut work.ipv6.key);
     let is_named = key.saddr != addr6_id::NOBODY && key.daddr != addr6_id::NOBODY;

@@ -148,7 +148,7 @@ pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
 
 /// What a socket asked for that is connected to a backend's IPv6 address.
 #[inline(always)]
-pub fn asked6(ctx: &SockAddrContext) -> Option<Ip6> {
+pub fn frontends6(ctx: &SockAddrContext) -> Option<Ip6> {
     // The socket's only connection is the one that is noted, whatever has become of the backend since.
     let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
     (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)

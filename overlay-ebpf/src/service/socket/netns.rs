@@ -9,25 +9,25 @@ use aya_ebpf::{
 use overlay_common::{
     Be16, Be32, Ip6, Reason,
     maps::{
-        Affinity, AffinityKey, BACKEND_COUNTED, Backend, CONNTRACK_FORWARD, Conntrack,
-        ConntrackKey, ENDPOINT_SERVICE, Endpoint, Endpoint6Key, EndpointKey, IPV6_SIDE, Served,
-        ServedKey, Service, SockFlow, Space, SpaceNetwork, VIA_VIP,
+        Affinity, AffinityKey, BACKEND_COUNTED, Backend, BackendStats, BackendStatsKey,
+        CONNTRACK_FORWARD, Conntrack, ConntrackKey, ENDPOINT_SERVICE, Endpoint, Endpoint6Key,
+        EndpointKey, Netns, NetnsNetwork, Service, SockFlow, VIA_VIP, VNI_FLAG_IPV6,
     },
     wire::PROTO_TCP,
 };
 
 use crate::{
     maps::{
-        BACKENDS, COUNTER, ENDPOINTS, ENDPOINTS6, SERVED, SOCK_FLOWS, SPACES, addr6_id, lookup,
-        work::Pick,
+        BACKEND_STATS, BACKENDS, COUNTER, ENDPOINTS, ENDPOINTS6, NETNS, SOCK_FLOWS, addr6_id,
+        lookup, work::Pick,
     },
     observe::event,
     service::scheduler,
     service::socket::{self, Call},
 };
 
-static NOTHING: Served =
-    Served { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
+static NOTHING: BackendStats =
+    BackendStats { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
 
 /// The address that a socket of a container is to be connected to in place of a VIP. `None` where it asks for something
 /// else, and where the packets have to be balanced, or refused.
@@ -36,7 +36,7 @@ pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
     if call.proto != PROTO_TCP {
         return None;
     }
-    let space = SPACES.get_ptr(&call.netns)?;
+    let space = NETNS.get_ptr(&call.netns)?;
     socket::forget(call.socket);
     // SAFETY: the pointer comes from a successful look-up, and a value is never changed: the agent puts
     // another one in its place.
@@ -56,12 +56,12 @@ pub fn connect6(ctx: &SockAddrContext, call: &Call, asked: Ip6) -> Option<Ip6> {
     if call.proto != PROTO_TCP {
         return None;
     }
-    let space = SPACES.get_ptr(&call.netns)?;
+    let space = NETNS.get_ptr(&call.netns)?;
     socket::forget(call.socket);
     // SAFETY: as above.
     let (network, vip) = vip6(unsafe { &*space }, asked)?;
     // Flows of IPv6 have their ends' IPv4 addresses as names.
-    let side = network.vni | IPV6_SIDE;
+    let side = network.vni | VNI_FLAG_IPV6;
     let flow = flow(ctx, call, (side, network.ip, addr6_id::ipv4_of(vip.mac)));
     let (number, backend) = pick(&flow, vip.service)?;
     let to = *addr6_id::address(side, backend.ip)?;
@@ -72,8 +72,8 @@ pub fn connect6(ctx: &SockAddrContext, call: &Call, asked: Ip6) -> Option<Ip6> {
 
 /// The VIP with an IPv6 address on a network of the namespace, with the network.
 #[inline(always)]
-fn vip6(space: &Space, ip: Ip6) -> Option<(&SpaceNetwork, Endpoint)> {
-    let vip = |network: &SpaceNetwork| {
+fn vip6(space: &Netns, ip: Ip6) -> Option<(&NetnsNetwork, Endpoint)> {
+    let vip = |network: &NetnsNetwork| {
         let endpoint = lookup(&ENDPOINTS6, &Endpoint6Key { vni: network.vni, ip })?;
         (endpoint.kind == ENDPOINT_SERVICE).then_some(endpoint)
     };
@@ -107,7 +107,7 @@ fn pick(flow: &ConntrackKey, service: u32) -> Option<(u32, Backend)> {
     };
     let number = scheduler::pick(&mut pick, flow, service)?;
     let backend = lookup(&BACKENDS, &number);
-    Some((number, backend.filter(|backend| backend.vni == flow.vni & !IPV6_SIDE)?))
+    Some((number, backend.filter(|backend| backend.vni == flow.vni & !VNI_FLAG_IPV6)?))
 }
 
 /// Tells of a connection. Its port is 0 where it has none yet.
@@ -124,7 +124,7 @@ fn tell(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32
         service,
         backend: number,
         action: CONNTRACK_FORWARD,
-        state: VIA_VIP,
+        flags: VIA_VIP,
         ..Conntrack::default()
     };
     event::tell_flow(&key, &entry, Reason::SocketBalanced);
@@ -132,7 +132,7 @@ fn tell(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32
 
 /// The network of the namespace that an address is of.
 #[inline(always)]
-fn network(space: &Space, addr: Be32) -> Option<&SpaceNetwork> {
+fn network(space: &Netns, addr: Be32) -> Option<&NetnsNetwork> {
     space.networks.iter().find(|network| network.contains(addr))
 }
 
@@ -181,12 +181,12 @@ pub fn ended(number: u32) {
 #[inline(always)]
 fn served(service: u32, backend: u32, is_ipv6: bool) {
     let ipv6 = u8::from(is_ipv6);
-    let key = ServedKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6 };
-    if SERVED.get_ptr(&key).is_none() {
+    let key = BackendStatsKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6 };
+    if BACKEND_STATS.get_ptr(&key).is_none() {
         // Never over what a program that interrupts this one has counted.
-        let _ = SERVED.insert(&key, &NOTHING, u64::from(BPF_NOEXIST));
+        let _ = BACKEND_STATS.insert(&key, &NOTHING, u64::from(BPF_NOEXIST));
     }
-    if let Some(served) = SERVED.get_ptr_mut(&key) {
+    if let Some(served) = BACKEND_STATS.get_ptr_mut(&key) {
         // SAFETY: the pointer comes from a successful look-up.
         increase(unsafe { &raw mut (*served).flows });
     }

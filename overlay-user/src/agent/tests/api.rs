@@ -43,13 +43,13 @@ async fn a_container_is_attached_listed_and_detached_through_the_socket() {
     let status: Status = client.local(LocalRequest::Status {}).await.expect("a status");
     assert_eq!((status.name.as_str(), status.entries["links"]), ("h1", 2));
     let flows = Fill { entries: 900, room: 1024, evicted: 37 };
-    test.datapath.set_fill(Lru::Opening, flows);
+    test.datapath.set_fill(Lru::CtNew, flows);
     let status: Status = client.local(LocalRequest::Status {}).await.expect("a status");
     let told = |map| {
         let row = status.fills.iter().find(|row| row.map == map).expect(map);
         Fill { entries: row.entries, room: row.room, evicted: row.evicted }
     };
-    assert_eq!((told("opening"), told("conntrack")), (flows, Fill::default()));
+    assert_eq!((told("ct_new"), told("conntrack")), (flows, Fill::default()));
     let detach = Detach { container: "a".to_owned(), force: false };
     let removed: Vec<Endpoint> =
         client.local(LocalRequest::Detach(detach)).await.expect("detached");

@@ -8,7 +8,7 @@ use overlay_common::{
         EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, Event as Header, FlowStart, WATCH_CAPTURE,
         WATCH_DROPS,
     },
-    maps::{Conntrack, ConntrackKey, IPV6_SIDE},
+    maps::{Conntrack, ConntrackKey, VNI_FLAG_IPV6},
     observe::Traffic,
     wire::PROTO_TCP,
 };
@@ -178,14 +178,15 @@ async fn flows_of_ipv6_are_told_and_chosen_by_their_addresses() {
     let test = TestHost::first(&world);
     let (agent, _tasks) = test.start().await;
     let client: std::net::Ipv6Addr = "2001:db8::9".parse().expect("an address");
-    test.datapath.set_client6(Be32::from_octets([240, 0, 0, 9]), client.into());
+    test.datapath.set_addr6(Be32::from_octets([240, 0, 0, 9]), client.into());
     let by_host = EventRequest { host: Some(client.into()), ..request(&[EventKind::Flow]) };
     let mut flows = agent.watch_events(&by_host).expect("watching");
     assert_eq!(next(&mut flows).await, EventMessage::Watching);
     for last in [8, 9] {
         let saddr = Be32::from_octets([240, 0, 0, last]);
-        let key = ConntrackKey { saddr, vni: IPV6_SIDE, proto: PROTO_TCP, ..Default::default() };
-        let entry = Conntrack { saddr, vni: IPV6_SIDE | 4097, ..Default::default() };
+        let key =
+            ConntrackKey { saddr, vni: VNI_FLAG_IPV6, proto: PROTO_TCP, ..Default::default() };
+        let entry = Conntrack { saddr, vni: VNI_FLAG_IPV6 | 4097, ..Default::default() };
         let header = Header { kind: EVENT_FLOW, vni: key.vni, ..Header::default() };
         let flow = FlowStart { key, pad: 0, entry };
         // SAFETY: a plain type has no padding: all of its bytes are initialized.

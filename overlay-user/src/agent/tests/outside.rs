@@ -2,7 +2,7 @@
 
 use overlay_common::{
     Be32,
-    maps::{CONNTRACK_MASQUERADE, Conntrack, ConntrackKey, Usage},
+    maps::{CONNTRACK_MASQUERADE, Conntrack, ConntrackKey, SnatUsage},
     wire::PROTO_UDP,
 };
 
@@ -139,11 +139,11 @@ async fn numbers_of_flows_are_corrected_near_the_limit_and_forgotten_with_the_en
         let entry = Conntrack { action, last_seen, ..Conntrack::default() };
         test.datapath.add_conntrack(flow(port), entry);
     }
-    let full = Usage { flows: OUTSIDE_FLOWS, ..Usage::default() };
-    test.datapath.set_usage(*ifindex, Some(full)).expect("set");
-    test.datapath.set_usage(9_999, Some(full)).expect("set");
+    let full = SnatUsage { flows: OUTSIDE_FLOWS, ..SnatUsage::default() };
+    test.datapath.set_snat_usage(*ifindex, Some(full)).expect("set");
+    test.datapath.set_snat_usage(9_999, Some(full)).expect("set");
     agent.count_flows_now().expect("counted");
-    let usage = test.datapath.usage().expect("read");
+    let usage = test.datapath.snat_usage().expect("read");
     assert_eq!(usage.keys().collect::<Vec<_>>(), [ifindex], "the other one is no endpoint's");
     assert_eq!(usage[ifindex].flows, 3);
     assert!(usage[ifindex].counted > 0);

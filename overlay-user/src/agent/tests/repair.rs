@@ -105,10 +105,10 @@ async fn other_nodes_learn_a_hosts_ipv6_addresses_and_a_restarted_manager_knows_
     agent.look_around().await.expect("looked");
     let node = other.node.vtep();
     let number = overlay_common::hash::of_node(&address.into());
-    let held = || test.datapath.state().asked6;
-    let key = overlay_common::maps::Asked6Key { node, number };
+    let held = || test.datapath.state().frontends6;
+    let key = overlay_common::maps::Frontend6Key { node, number };
     eventually("the first node knows it", || held().get(&key) == Some(&address.into())).await;
-    assert!(other.datapath.state().asked6.is_empty(), "it is its own");
+    assert!(other.datapath.state().frontends6.is_empty(), "it is its own");
     let manager = Manager::open(world.store.clone()).expect("the next manager");
     assert_eq!(manager.state().nodes[&other.node.id].addresses6, [address]);
 }

@@ -1,6 +1,6 @@
 //! Sockets that are connected to a backend in place of a VIP, as the agent sees them.
 
-use overlay_common::maps::{BACKEND_DRAINING, EndpointKey, GONE_RESETS, SockFlow};
+use overlay_common::maps::{BACKEND_DRAINING, EndpointKey, STALE_RESETS, SockFlow};
 
 use super::*;
 use crate::{agent::testing::port, api::Detach};
@@ -44,11 +44,11 @@ async fn namespaces_of_containers_are_known_to_the_programs_for_as_long_as_they_
     let test = TestHost::first(&world);
     let (agent, _tasks) = test.start().await;
     attach(&agent, test.attach("a", "mynet")).await;
-    let spaces = test.datapath.state().spaces;
+    let spaces = test.datapath.state().netns;
     assert_eq!(spaces[&cookie(&test, "a")].networks[0].vni, network.vni);
     let detach = Detach { container: "a".to_owned(), force: false };
     agent.detach(detach).await.expect("detached");
-    assert!(test.datapath.state().spaces.is_empty());
+    assert!(test.datapath.state().netns.is_empty());
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn no_namespace_is_known_to_the_programs_of_a_host_that_balances_by_packet
     test.config.socket_lb = false;
     let (agent, _tasks) = test.start().await;
     attach(&agent, test.attach("a", "mynet")).await;
-    assert!(test.datapath.state().spaces.is_empty());
+    assert!(test.datapath.state().netns.is_empty());
 }
 
 #[tokio::test]
@@ -89,10 +89,10 @@ async fn the_address_of_a_backend_is_kept_while_a_socket_is_connected_to_it() {
     let detach = Detach { container: "w1".to_owned(), force: true };
     agent.detach(detach).await.expect("detached");
     let key = EndpointKey { vni: flow.vni, ip: flow.ip };
-    assert_eq!(test.datapath.state().gone, BTreeMap::from([(key, GONE_RESETS)]));
+    assert_eq!(test.datapath.state().stale_backends, BTreeMap::from([(key, STALE_RESETS)]));
     test.datapath.forget_socket(1).expect("closed");
     agent.look_at_sockets().await;
-    eventually("it is forgotten", || test.datapath.state().gone.is_empty()).await;
+    eventually("it is forgotten", || test.datapath.state().stale_backends.is_empty()).await;
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn a_connection_that_was_made_while_its_backend_went_is_found_at_the_next_
     let (test, agent, _tasks, flow) = with_backend(&world, 0).await;
     let detach = Detach { container: "w1".to_owned(), force: true };
     agent.detach(detach).await.expect("detached");
-    assert!(test.datapath.state().gone.is_empty());
+    assert!(test.datapath.state().stale_backends.is_empty());
     test.datapath.add_socket(1, flow);
     agent.look_at_sockets().await;
-    eventually("it is found", || test.datapath.state().gone.len() == 1).await;
+    eventually("it is found", || test.datapath.state().stale_backends.len() == 1).await;
 }
 
 #[tokio::test]

@@ -7,17 +7,17 @@ use aya::{
     maps::{MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use overlay_common::maps::{Lru, Turnover};
+use overlay_common::maps::{Lru, LruStats};
 
 use super::{bad_pin, kernel, pins::Pins, sys, tables::take, words};
 use crate::datapath::{DatapathError, Fill};
 
 /// The map with the programs' counters.
-pub(super) const TURNOVER: &str = "turnover";
+pub(super) const LRU_STATS: &str = "lru_stats";
 
 /// The LRU maps and what is counted of them.
 pub(super) struct LruTables {
-    turnover: PerCpuArray<MapData, Turnover>,
+    lru_stats: PerCpuArray<MapData, LruStats>,
     maps: Vec<(Lru, MapData)>,
     /// What was told: a counter does not go back.
     evicted: BTreeMap<Lru, u64>,
@@ -33,7 +33,7 @@ impl LruTables {
             Ok((lru, map))
         };
         let maps = Lru::ALL.into_iter().map(open).collect::<Result<_, DatapathError>>()?;
-        let mut tables = Self { turnover: take(ebpf, TURNOVER)?, maps, evicted: BTreeMap::new() };
+        let mut tables = Self { lru_stats: take(ebpf, LRU_STATS)?, maps, evicted: BTreeMap::new() };
         if is_new {
             tables.begin()?;
         }
@@ -41,13 +41,13 @@ impl LruTables {
     }
 
     fn begin(&mut self) -> Result<(), DatapathError> {
-        let failed = |e: String| kernel(format!("write the map {TURNOVER}"), e);
+        let failed = |e: String| kernel(format!("write the map {LRU_STATS}"), e);
         let cpus = nr_cpus().map_err(|(file, e)| failed(format!("{file}: {e}")))?;
         for (lru, map) in &self.maps {
-            let mut values = vec![Turnover::default(); cpus];
+            let mut values = vec![LruStats::default(); cpus];
             values[0].made = held(*lru, map)?.entries;
             let values = PerCpuValues::try_from(values).map_err(|e| failed(e.to_string()))?;
-            let written = self.turnover.set(*lru as u32, values, 0);
+            let written = self.lru_stats.set(*lru as u32, values, 0);
             written.map_err(|e| failed(words(&e)))?;
         }
         Ok(())
@@ -56,9 +56,9 @@ impl LruTables {
     pub(super) fn read(&mut self) -> Result<BTreeMap<Lru, Fill>, DatapathError> {
         let mut fills = BTreeMap::new();
         for (lru, map) in &self.maps {
-            let before = self.turnover(*lru)?;
+            let before = self.lru_stats(*lru)?;
             let mut fill = held(*lru, map)?;
-            let evicted = before.evicted(fill.entries, &self.turnover(*lru)?);
+            let evicted = before.evicted(fill.entries, &self.lru_stats(*lru)?);
             let told = self.evicted.entry(*lru).or_default();
             *told = evicted.max(*told);
             fill.evicted = *told;
@@ -67,10 +67,10 @@ impl LruTables {
         Ok(fills)
     }
 
-    fn turnover(&self, lru: Lru) -> Result<Turnover, DatapathError> {
-        let values = self.turnover.get(&(lru as u32), 0);
-        let values = values.map_err(|e| kernel(format!("read the map {TURNOVER}"), words(&e)))?;
-        Ok(values.iter().fold(Turnover::default(), Turnover::with))
+    fn lru_stats(&self, lru: Lru) -> Result<LruStats, DatapathError> {
+        let values = self.lru_stats.get(&(lru as u32), 0);
+        let values = values.map_err(|e| kernel(format!("read the map {LRU_STATS}"), words(&e)))?;
+        Ok(values.iter().fold(LruStats::default(), LruStats::with))
     }
 }
 

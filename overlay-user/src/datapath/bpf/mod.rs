@@ -15,7 +15,7 @@ mod log;
 mod netlink;
 mod object;
 mod observe;
-pub use object::{CALLED, OBJECT, UNDERLAY_IPV6, decap_flags, load_program, set_called};
+pub use object::{OBJECT, TAIL_CALLED, UNDERLAY_IPV6, decap_flags, load_program, set_tail_calls};
 mod pins;
 mod sys;
 mod tables;
@@ -38,13 +38,13 @@ use overlay_common::{
     Be32, Reason,
     event::{EVENT_KINDS, Watch},
     maps::{
-        Active, Client6, Config, Conntrack, ConntrackKey, Counter, Lru, Served, ServedKey, Slot,
-        SockFlow, TableKey, Usage,
+        Active, Addr6, BackendStats, BackendStatsKey, Config, Conntrack, ConntrackKey, Counter,
+        Lru, Slot, SnatUsage, SockFlow, TableKey,
     },
 };
 use pins::Pins;
 pub use pins::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram};
-use tables::{AgentTables, ProgramTables, SocketTable, UsageTable};
+use tables::{AgentTables, ProgramTables, SnatUsageTable, SocketTable};
 
 use super::{Breakdown, Datapath, DatapathError, DatapathState, Fill, MapOp, XdpMode, host};
 
@@ -81,7 +81,7 @@ pub struct BpfDatapath {
     agent: Mutex<AgentTables>,
     programs: ProgramTables,
     traffic: Mutex<TrafficTables>,
-    usage: Mutex<UsageTable>,
+    usage: Mutex<SnatUsageTable>,
     sockets: Mutex<SocketTable>,
     lru: Mutex<LruTables>,
     watch: Mutex<WatchTables>,
@@ -127,7 +127,7 @@ impl BpfDatapath {
     }
 
     fn adopt(options: &LoadOptions, pins: Pins, flavour: TcFlavour) -> Result<Self, DatapathError> {
-        let is_new = !pins.map(lru::TURNOVER).exists();
+        let is_new = !pins.map(lru::LRU_STATS).exists();
         let mut ebpf = object::load(options, &pins)?;
         #[cfg(feature = "log")]
         log::start(&mut ebpf)?;
@@ -136,7 +136,7 @@ impl BpfDatapath {
         let agent = Mutex::new(AgentTables::take(&mut ebpf)?);
         let programs = ProgramTables::take(&mut ebpf)?;
         let traffic = Mutex::new(TrafficTables::take(&mut ebpf)?);
-        let usage = Mutex::new(UsageTable::take(&mut ebpf)?);
+        let usage = Mutex::new(SnatUsageTable::take(&mut ebpf)?);
         let sockets = Mutex::new(SocketTable::take(&mut ebpf)?);
         let lru = Mutex::new(LruTables::take(&mut ebpf, &pins, is_new)?);
         let mut watch = WatchTables::take(&mut ebpf)?;
@@ -279,19 +279,19 @@ impl Datapath for BpfDatapath {
         self.programs.conntrack(limit)
     }
 
-    fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
-        self.programs.clients6(limit)
+    fn addr6_ids(&self, limit: usize) -> Result<BTreeMap<Be32, Addr6>, DatapathError> {
+        self.programs.addr6_ids(limit)
     }
 
-    fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
-        self.programs.client6(number)
+    fn addr6(&self, number: Be32) -> Result<Option<Addr6>, DatapathError> {
+        self.programs.addr6(number)
     }
 
-    fn usage(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
+    fn snat_usage(&self) -> Result<BTreeMap<u32, SnatUsage>, DatapathError> {
         lock(&self.usage).read()
     }
 
-    fn set_usage(&self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
+    fn set_snat_usage(&self, ifindex: u32, usage: Option<SnatUsage>) -> Result<(), DatapathError> {
         lock(&self.usage).set(ifindex, usage)
     }
 
@@ -303,12 +303,12 @@ impl Datapath for BpfDatapath {
         lock(&self.agent).set_active(backend, flows)
     }
 
-    fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
-        lock(&self.traffic).served()
+    fn backend_stats(&self) -> Result<BTreeMap<BackendStatsKey, BackendStats>, DatapathError> {
+        lock(&self.traffic).backend_stats()
     }
 
-    fn forget_served(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
-        lock(&self.traffic).forget_served(backends)
+    fn forget_backend_stats(&self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+        lock(&self.traffic).forget_backend_stats(backends)
     }
 
     fn sockets(&self) -> Result<BTreeMap<u64, SockFlow>, DatapathError> {

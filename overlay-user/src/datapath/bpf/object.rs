@@ -23,9 +23,9 @@ pub const UNDERLAY_IPV6: &str = "UNDERLAY_IPV6";
 /// The maps, by their names in the object, which are those of their pins.
 pub(super) const MAPS: [&str; 46] = [
     "config",
-    "epoch",
+    "generation",
     "networks",
-    "replicas",
+    "flood",
     "endpoints",
     "endpoints6",
     "addresses6",
@@ -40,26 +40,26 @@ pub(super) const MAPS: [&str; 46] = [
     "active",
     "affinity",
     "backends",
-    "served",
+    "backend_stats",
     "published",
     "local_addrs",
     "local_addrs6",
-    "asked6",
+    "frontends6",
     "egress",
     "subnets",
     "subnets6",
-    "usage",
+    "snat_usage",
     "conntrack",
-    "opening",
-    "clients6",
-    "opening6",
-    "seed6",
+    "ct_new",
+    "addr6_ids",
+    "addr6_ids_new",
+    "addr6_secret",
     "fragments",
-    "turnover",
+    "lru_stats",
     "sock_origin",
-    "spaces",
+    "netns",
     "sock_flows",
-    "gone",
+    "stale_backends",
     "counters",
     "endpoint_counters",
     "drop_counters",
@@ -67,7 +67,7 @@ pub(super) const MAPS: [&str; 46] = [
     "watched",
     "events",
     "lost_events",
-    "calls",
+    "tail_calls",
 ];
 
 /// The socket programs, which are attached to a cgroup.
@@ -83,19 +83,19 @@ pub(super) const SOCKET_PROGRAMS: [&str; 8] = [
     "connect6",
 ];
 
-/// Programs that others go on with, and where map `calls` has them.
-pub const CALLED: [(&str, u32); 3] = [
-    ("container_flow6", maps::CALL_CONTAINER),
-    ("host_flow6", maps::CALL_HOST),
-    ("tunnel_flow6", maps::CALL_TUNNEL),
+/// Programs that others go on with, and where map `tail_calls` has them.
+pub const TAIL_CALLED: [(&str, u32); 3] = [
+    ("container_flow6", maps::TAIL_CALL_CONTAINER),
+    ("host_flow6", maps::TAIL_CALL_HOST),
+    ("tunnel_flow6", maps::TAIL_CALL_TUNNEL),
 ];
 
 /// All programs, by their names in the object, which are those of their pins. Those that are called are there
 /// before what calls them.
 pub(super) const PROGRAMS: [&str; 17] = [
-    CALLED[0].0,
-    CALLED[1].0,
-    CALLED[2].0,
+    TAIL_CALLED[0].0,
+    TAIL_CALLED[1].0,
+    TAIL_CALLED[2].0,
     "from_container",
     "from_underlay",
     "from_underlay6",
@@ -121,8 +121,8 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
     }
     loader.map_max_entries("conntrack", options.conntrack_size);
     // Never more than the flows in use may be.
-    let opening = options.conntrack_size.min(maps::OPENING_ENTRIES as u32);
-    loader.map_max_entries("opening", opening);
+    let opening = options.conntrack_size.min(maps::CT_NEW_ENTRIES as u32);
+    loader.map_max_entries("ct_new", opening);
     let family = u32::from(options.underlay_ipv6);
     loader.override_global(UNDERLAY_IPV6, &family, true);
     let failed = |e: &aya::EbpfError| kernel("load the datapath's maps", words(e));
@@ -133,7 +133,7 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
             .map_err(|e| kernel(format!("load the program {name}"), verifier(&e)))?;
         pin_program(program, &pins.program(name))?;
     }
-    set_called(&mut ebpf)?;
+    set_tail_calls(&mut ebpf)?;
     Ok(ebpf)
 }
 
@@ -142,18 +142,18 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
 ///
 /// # Errors
 /// [`DatapathError::Kernel`].
-pub fn set_called(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    for (name, index) in CALLED {
+pub fn set_tail_calls(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    for (name, index) in TAIL_CALLED {
         let program = ebpf.program(name).ok_or_else(|| missing("program", name))?;
         let program: &SchedClassifier =
             program.try_into().map_err(|_| missing("program of the right type named", name))?;
         let fd = program.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
         let fd = fd.map_err(|e| kernel(format!("find the program {name}"), words(&e)))?;
-        let map = ebpf.map_mut("calls").ok_or_else(|| missing("map", "calls"))?;
+        let map = ebpf.map_mut("tail_calls").ok_or_else(|| missing("map", "tail_calls"))?;
         let calls: Result<ProgramArray<_>, _> = map.try_into();
-        calls
-            .and_then(|mut calls| calls.set(index, &fd, 0))
-            .map_err(|e| kernel(format!("write the program {name} to the map calls"), words(&e)))?;
+        calls.and_then(|mut calls| calls.set(index, &fd, 0)).map_err(|e| {
+            kernel(format!("write the program {name} to the map tail_calls"), words(&e))
+        })?;
     }
     Ok(())
 }

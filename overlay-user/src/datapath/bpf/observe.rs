@@ -9,7 +9,7 @@ use aya::{
 };
 use nix::libc;
 use overlay_common::{
-    maps::{Counter, Served, ServedKey},
+    maps::{BackendStats, BackendStatsKey, Counter},
     observe::{DropKey, Tally},
 };
 
@@ -24,7 +24,7 @@ use crate::datapath::{Breakdown, DatapathError, observe::sum};
 pub(super) struct TrafficTables {
     endpoints: PerCpuArray<MapData, Tally>,
     drops: PerCpuHashMap<MapData, DropKey, Counter>,
-    served: PerCpuHashMap<MapData, ServedKey, Served>,
+    served: PerCpuHashMap<MapData, BackendStatsKey, BackendStats>,
 }
 
 impl TrafficTables {
@@ -32,7 +32,7 @@ impl TrafficTables {
         Ok(Self {
             endpoints: take(ebpf, "endpoint_counters")?,
             drops: take(ebpf, "drop_counters")?,
-            served: take(ebpf, "served")?,
+            served: take(ebpf, "backend_stats")?,
         })
     }
 
@@ -66,26 +66,31 @@ impl TrafficTables {
     }
 
     /// What went between clients and backends, of all CPUs together.
-    pub(super) fn served(&self) -> Result<BTreeMap<ServedKey, Served>, DatapathError> {
+    pub(super) fn backend_stats(
+        &self,
+    ) -> Result<BTreeMap<BackendStatsKey, BackendStats>, DatapathError> {
         let mut all = BTreeMap::new();
         for key in self.served_keys()? {
             match self.served.get(&key, 0) {
                 Ok(values) => {
                     all.insert(
                         key,
-                        values.iter().fold(Served::default(), |sum, one| sum.with(one)),
+                        values.iter().fold(BackendStats::default(), |sum, one| sum.with(one)),
                     );
                 }
                 // It went in between.
                 Err(e) if errno(&e) == Some(libc::ENOENT) => {}
-                Err(e) => return Err(kernel("read the map served", words(&e))),
+                Err(e) => return Err(kernel("read the map backend_stats", words(&e))),
             }
         }
         Ok(all)
     }
 
     /// Removes what is counted for backends.
-    pub(super) fn forget_served(&mut self, backends: &BTreeSet<u32>) -> Result<(), DatapathError> {
+    pub(super) fn forget_backend_stats(
+        &mut self,
+        backends: &BTreeSet<u32>,
+    ) -> Result<(), DatapathError> {
         for key in self.served_keys()? {
             if !backends.contains(&key.backend) {
                 continue;
@@ -100,9 +105,9 @@ impl TrafficTables {
         Ok(())
     }
 
-    fn served_keys(&self) -> Result<BTreeSet<ServedKey>, DatapathError> {
+    fn served_keys(&self) -> Result<BTreeSet<BackendStatsKey>, DatapathError> {
         let keys = self.served.keys().collect::<Result<_, _>>();
-        keys.map_err(|e| kernel("list the map served", words(&e)))
+        keys.map_err(|e| kernel("list the map backend_stats", words(&e)))
     }
 
     fn drop_keys(&self) -> Result<BTreeSet<DropKey>, DatapathError> {

@@ -10,11 +10,11 @@ use nix::libc;
 use overlay_common::{
     Be32, Ip6, Reason,
     maps::{
-        Active, Address6, Asked6, Asked6Key, BACKEND_COUNTED, Backend, Client6, Config, Conntrack,
-        ConntrackKey, Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Epoch, Gone,
-        Link, Link6, LocalAddr, Network, Peer, PeerKey, Published, PublishedKey, Replicas,
-        SOCK_FLOWS, Service, Slot, SlotKey, SockFlow, Space, Subnet, Subnet6, Subnet6Key,
-        SubnetKey, TableKey, Usage, Vtep6,
+        Active, Addr6, Address6, BACKEND_COUNTED, Backend, Config, Conntrack, ConntrackKey,
+        Counter, Cursor, Egress, Endpoint, Endpoint6Key, EndpointKey, Flood, Frontend6,
+        Frontend6Key, Generation, Link, Link6, LocalAddr, Netns, Network, Peer, PeerKey, Published,
+        PublishedKey, SOCK_FLOWS, Service, Slot, SlotKey, SnatUsage, SockFlow, StaleBackend,
+        Subnet, Subnet6, Subnet6Key, SubnetKey, TableKey, Vtep6,
     },
 };
 
@@ -36,7 +36,7 @@ const EXIST: u64 = 2;
 /// The maps that only the agent writes, and the cursors beside the services.
 pub(super) struct AgentTables {
     networks: Table<u32, Network>,
-    replicas: Table<u32, Replicas>,
+    flood: Table<u32, Flood>,
     endpoints: Table<EndpointKey, Endpoint>,
     endpoints6: Table<Endpoint6Key, Endpoint>,
     addresses6: Table<EndpointKey, Address6>,
@@ -53,20 +53,20 @@ pub(super) struct AgentTables {
     published: Table<PublishedKey, Published>,
     local_addrs: Table<Be32, LocalAddr>,
     local_addrs6: Table<Ip6, LocalAddr>,
-    asked6: Table<Asked6Key, Asked6>,
+    frontends6: Table<Frontend6Key, Frontend6>,
     egress: Table<u32, Egress>,
     subnets: LpmTrie<MapData, Be32, Subnet>,
     subnets6: LpmTrie<MapData, Ip6, Subnet6>,
-    spaces: Table<u64, Space>,
-    gone: Table<EndpointKey, Gone>,
-    epoch: Array<MapData, Epoch>,
+    netns: Table<u64, Netns>,
+    stale_backends: Table<EndpointKey, StaleBackend>,
+    generation: Array<MapData, Generation>,
 }
 
 impl AgentTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         let mut tables = Self {
             networks: take(ebpf, "networks")?,
-            replicas: take(ebpf, "replicas")?,
+            flood: take(ebpf, "flood")?,
             endpoints: take(ebpf, "endpoints")?,
             endpoints6: take(ebpf, "endpoints6")?,
             addresses6: take(ebpf, "addresses6")?,
@@ -86,20 +86,20 @@ impl AgentTables {
             egress: take(ebpf, "egress")?,
             subnets: take(ebpf, "subnets")?,
             subnets6: take(ebpf, "subnets6")?,
-            asked6: take(ebpf, "asked6")?,
-            spaces: take(ebpf, "spaces")?,
-            gone: take(ebpf, "gone")?,
-            epoch: take(ebpf, "epoch")?,
+            frontends6: take(ebpf, "frontends6")?,
+            netns: take(ebpf, "netns")?,
+            stale_backends: take(ebpf, "stale_backends")?,
+            generation: take(ebpf, "generation")?,
         };
         // Whoever had the maps before may have ended between a write and what follows it.
-        tables.end_epoch()?;
+        tables.next_generation()?;
         Ok(tables)
     }
 
     pub(super) fn read(&self) -> Result<DatapathState, DatapathError> {
         Ok(DatapathState {
             networks: collect("networks", &self.networks)?,
-            replicas: boxed(collect("replicas", &self.replicas)?),
+            flood: boxed(collect("flood", &self.flood)?),
             endpoints: collect("endpoints", &self.endpoints)?,
             endpoints6: collect("endpoints6", &self.endpoints6)?,
             addresses6: collect("addresses6", &self.addresses6)?,
@@ -115,19 +115,19 @@ impl AgentTables {
             local_addrs: collect("local_addrs", &self.local_addrs)?,
             local_addrs6: collect("local_addrs6", &self.local_addrs6)?,
             egress: collect("egress", &self.egress)?,
-            asked6: collect("asked6", &self.asked6)?,
+            frontends6: collect("frontends6", &self.frontends6)?,
             subnets: prefixes("subnets", &self.subnets, |prefix, ip| SubnetKey { prefix, ip })?,
             subnets6: prefixes("subnets6", &self.subnets6, |prefix, ip| Subnet6Key { prefix, ip })?,
-            spaces: collect("spaces", &self.spaces)?,
-            gone: collect("gone", &self.gone)?,
+            netns: collect("netns", &self.netns)?,
+            stale_backends: collect("stale_backends", &self.stale_backends)?,
         })
     }
 
     pub(super) fn apply(&mut self, op: &MapOp) -> Result<(), DatapathError> {
         let (map, outcome) = match op {
             MapOp::Network(key, value) => ("networks", set(&mut self.networks, key, value)),
-            MapOp::Replicas(key, value) => {
-                ("replicas", set(&mut self.replicas, key, &value.as_deref().copied()))
+            MapOp::Flood(key, value) => {
+                ("flood", set(&mut self.flood, key, &value.as_deref().copied()))
             }
             MapOp::Endpoint(key, value) => ("endpoints", set(&mut self.endpoints, key, value)),
             MapOp::Endpoint6(key, value) => ("endpoints6", set(&mut self.endpoints6, key, value)),
@@ -146,15 +146,17 @@ impl AgentTables {
                 ("local_addrs6", set(&mut self.local_addrs6, key, value))
             }
             MapOp::Egress(key, value) => ("egress", set(&mut self.egress, key, value)),
-            MapOp::Asked6(key, value) => ("asked6", set(&mut self.asked6, key, value)),
+            MapOp::Frontend6(key, value) => ("frontends6", set(&mut self.frontends6, key, value)),
             MapOp::Subnet(key, value) => {
                 ("subnets", set_prefix(&mut self.subnets, (key.prefix, key.ip), value))
             }
             MapOp::Subnet6(key, value) => {
                 ("subnets6", set_prefix(&mut self.subnets6, (key.prefix, key.ip), value))
             }
-            MapOp::Space(key, value) => ("spaces", set(&mut self.spaces, key, value)),
-            MapOp::Gone(key, value) => ("gone", set(&mut self.gone, key, value)),
+            MapOp::Netns(key, value) => ("netns", set(&mut self.netns, key, value)),
+            MapOp::StaleBackend(key, value) => {
+                ("stale_backends", set(&mut self.stale_backends, key, value))
+            }
         };
         outcome.map_err(|e| {
             let reason = match errno(&e) {
@@ -164,16 +166,16 @@ impl AgentTables {
             kernel(format!("write {op:?} to the map {map}"), reason)
         })?;
         match op {
-            MapOp::Endpoint(..) | MapOp::Link(..) => self.end_epoch(),
+            MapOp::Endpoint(..) | MapOp::Link(..) => self.next_generation(),
             _ => Ok(()),
         }
     }
 
     /// Makes the programs forget what they remember of `endpoints` and `links`.
-    fn end_epoch(&mut self) -> Result<(), DatapathError> {
-        let next = self.epoch.get(&0, 0).map(|epoch| epoch.wrapping_add(1).max(1));
-        let written = next.and_then(|next| self.epoch.set(0, next, 0));
-        written.map_err(|e| kernel("write the map epoch", words(&e)))
+    fn next_generation(&mut self) -> Result<(), DatapathError> {
+        let next = self.generation.get(&0, 0).map(|generation| generation.wrapping_add(1).max(1));
+        let written = next.and_then(|next| self.generation.set(0, next, 0));
+        written.map_err(|e| kernel("write the map generation", words(&e)))
     }
 
     /// The number of its flows is there before the backend, as far as it is counted.
@@ -220,23 +222,23 @@ impl AgentTables {
 }
 
 /// The maps with the numbers of addresses outside in IPv6 flows.
-const CLIENT_MAPS: [&str; 2] = ["clients6", "opening6"];
+const CLIENT_MAPS: [&str; 2] = ["addr6_ids", "addr6_ids_new"];
 
 /// The maps that the programs write and the agent reads, and `config`.
 pub(super) struct ProgramTables {
     conntrack: Table<ConntrackKey, Conntrack>,
-    opening: Table<ConntrackKey, Conntrack>,
-    clients6: Vec<(&'static str, Table<Be32, Client6>)>,
+    ct_new: Table<ConntrackKey, Conntrack>,
+    addr6_ids: Vec<(&'static str, Table<Be32, Addr6>)>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
 impl ProgramTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        let clients6 = CLIENT_MAPS.map(|name| Ok((name, take(ebpf, name)?)));
+        let addr6_ids = CLIENT_MAPS.map(|name| Ok((name, take(ebpf, name)?)));
         Ok(Self {
-            clients6: clients6.into_iter().collect::<Result<_, DatapathError>>()?,
+            addr6_ids: addr6_ids.into_iter().collect::<Result<_, DatapathError>>()?,
             conntrack: take(ebpf, "conntrack")?,
-            opening: take(ebpf, "opening")?,
+            ct_new: take(ebpf, "ct_new")?,
             counters: take(ebpf, "counters")?,
         })
     }
@@ -261,7 +263,7 @@ impl ProgramTables {
     ) -> Result<Vec<(ConntrackKey, Conntrack)>, DatapathError> {
         let mut seen = HashSet::new();
         let mut entries = Vec::new();
-        for (name, map) in [("conntrack", &self.conntrack), ("opening", &self.opening)] {
+        for (name, map) in [("conntrack", &self.conntrack), ("ct_new", &self.ct_new)] {
             for entry in map.iter().take(limit.saturating_mul(4)) {
                 if entries.len() == limit {
                     break;
@@ -276,9 +278,9 @@ impl ProgramTables {
     }
 
     /// As with conntrack, a walk that only repeats itself is given up.
-    pub(super) fn clients6(&self, limit: usize) -> Result<BTreeMap<Be32, Client6>, DatapathError> {
+    pub(super) fn addr6_ids(&self, limit: usize) -> Result<BTreeMap<Be32, Addr6>, DatapathError> {
         let mut clients = BTreeMap::new();
-        for (name, map) in &self.clients6 {
+        for (name, map) in &self.addr6_ids {
             for entry in map.iter().take(limit.saturating_mul(4)) {
                 if clients.len() == limit {
                     break;
@@ -290,8 +292,8 @@ impl ProgramTables {
         Ok(clients)
     }
 
-    pub(super) fn client6(&self, number: Be32) -> Result<Option<Client6>, DatapathError> {
-        for (name, map) in &self.clients6 {
+    pub(super) fn addr6(&self, number: Be32) -> Result<Option<Addr6>, DatapathError> {
+        for (name, map) in &self.addr6_ids {
             match map.get(&number, 0) {
                 Ok(client) => return Ok(Some(client)),
                 Err(e) if errno(&e) == Some(libc::ENOENT) => {}
@@ -302,21 +304,25 @@ impl ProgramTables {
     }
 }
 
-/// The map `usage`, which the programs and the agent both write.
-pub(super) struct UsageTable(Table<u32, Usage>);
+/// The map `snat_usage`, which the programs and the agent both write.
+pub(super) struct SnatUsageTable(Table<u32, SnatUsage>);
 
-impl UsageTable {
+impl SnatUsageTable {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        take(ebpf, "usage").map(Self)
+        take(ebpf, "snat_usage").map(Self)
     }
 
-    pub(super) fn read(&self) -> Result<BTreeMap<u32, Usage>, DatapathError> {
-        collect("usage", &self.0)
+    pub(super) fn read(&self) -> Result<BTreeMap<u32, SnatUsage>, DatapathError> {
+        collect("snat_usage", &self.0)
     }
 
-    pub(super) fn set(&mut self, ifindex: u32, usage: Option<Usage>) -> Result<(), DatapathError> {
+    pub(super) fn set(
+        &mut self,
+        ifindex: u32,
+        usage: Option<SnatUsage>,
+    ) -> Result<(), DatapathError> {
         let written = set(&mut self.0, &ifindex, &usage);
-        written.map_err(|e| kernel("write the map usage", words(&e)))
+        written.map_err(|e| kernel("write the map snat_usage", words(&e)))
     }
 }
 

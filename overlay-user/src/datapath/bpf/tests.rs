@@ -8,8 +8,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use overlay_common::{
     Be16, Be32, Ip6,
     maps::{
-        Asked6Key, Backend, Endpoint, Endpoint6Key, EndpointKey, Link, Network, PeerKey, Published,
-        PublishedKey, Service, SlotKey, Subnet6Key, SubnetKey, TableKey,
+        Backend, Endpoint, Endpoint6Key, EndpointKey, Frontend6Key, Link, Network, PeerKey,
+        Published, PublishedKey, Service, SlotKey, Subnet6Key, SubnetKey, TableKey,
     },
 };
 
@@ -121,7 +121,7 @@ fn state() -> DatapathState {
     state.egress.insert(2, ip(1));
     state.subnets.insert(SubnetKey { prefix: 24, ip: ip(0) }, 4097);
     state.subnets6.insert(Subnet6Key { prefix: 64, ip: ip6 }, 4097);
-    state.asked6.insert(Asked6Key { node: ip(9), number: ip(8) }, ip6);
+    state.frontends6.insert(Frontend6Key { node: ip(9), number: ip(8) }, ip6);
     state.subnets.insert(SubnetKey { prefix: 16, ip: Be32::from_octets([10, 9, 0, 0]) }, 4098);
     state
 }
@@ -156,14 +156,14 @@ fn every_table_is_written_read_back_adopted_and_emptied() {
 #[test]
 fn every_write_of_endpoints_and_links_and_every_start_ends_the_epoch() {
     let Some(host) = Host::new() else { return };
-    let epoch = || {
-        let path = Pins::new(&host.pin_dir()).map("epoch");
+    let generation = || {
+        let path = Pins::new(&host.pin_dir()).map("generation");
         let map = aya::maps::Map::Array(MapData::from_pin(path).expect("pinned"));
         let map = aya::maps::Array::<_, u64>::try_from(map).expect("an array");
         map.get(&0, 0).expect("one value")
     };
     let datapath = host.load(TcFlavour::detect());
-    let mut last = epoch();
+    let mut last = generation();
     assert_ne!(last, 0, "nothing would be remembered");
     let key = EndpointKey { vni: 4097, ip: Be32::from_octets([10, 0, 1, 2]) };
     for (op, ends) in [
@@ -174,12 +174,12 @@ fn every_write_of_endpoints_and_links_and_every_start_ends_the_epoch() {
         (MapOp::Network(4097, None), false),
     ] {
         datapath.apply(std::slice::from_ref(&op)).expect("applied");
-        assert_eq!(epoch() != last, ends, "{op:?}");
-        last = epoch();
+        assert_eq!(generation() != last, ends, "{op:?}");
+        last = generation();
     }
     drop(datapath);
     let _second = host.load(TcFlavour::detect());
-    assert_ne!(epoch(), last, "the daemon before may have ended between two writes");
+    assert_ne!(generation(), last, "the daemon before may have ended between two writes");
 }
 
 #[test]

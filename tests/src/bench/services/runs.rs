@@ -158,7 +158,7 @@ fn new_flows(rig: &mut Rig, (services, backends): (u32, u32)) -> anyhow::Result<
 
 /// Lets backends answer what has begun, so that the client's next packet finds a flow that is in use.
 fn answer(rig: &mut Rig) {
-    for (key, entry) in rig.flows("opening") {
+    for (key, entry) in rig.flows("ct_new") {
         if entry.action == CONNTRACK_REPLY {
             let (from, to) =
                 ((key.saddr.into(), key.sport.get()), (key.daddr.into(), key.dport.get()));

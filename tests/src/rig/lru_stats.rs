@@ -6,23 +6,23 @@ use aya::{
     Pod,
     maps::{MapData, PerCpuArray},
 };
-use overlay_common::maps::{Lru, Turnover};
+use overlay_common::maps::{Lru, LruStats};
 
 use super::{Rig, entries};
 
 impl Rig {
     /// What the programs have counted of a map, on all CPUs together.
-    pub fn turnover(&self, lru: Lru) -> Turnover {
-        let map = self.ebpf.map("turnover").expect("map turnover");
-        let map: PerCpuArray<&MapData, Turnover> = PerCpuArray::try_from(map).expect("turnover");
+    pub fn lru_stats(&self, lru: Lru) -> LruStats {
+        let map = self.ebpf.map("lru_stats").expect("map lru_stats");
+        let map: PerCpuArray<&MapData, LruStats> = PerCpuArray::try_from(map).expect("lru_stats");
         let values = map.get(&(lru as u32), 0).expect("a counter");
-        values.iter().fold(Turnover::default(), Turnover::with)
+        values.iter().fold(LruStats::default(), LruStats::with)
     }
 
     /// The counters that have moved.
-    pub fn turnovers(&self) -> BTreeMap<Lru, Turnover> {
-        let moved = Lru::ALL.into_iter().map(|lru| (lru, self.turnover(lru)));
-        moved.filter(|(_, turnover)| *turnover != Turnover::default()).collect()
+    pub fn all_lru_stats(&self) -> BTreeMap<Lru, LruStats> {
+        let moved = Lru::ALL.into_iter().map(|lru| (lru, self.lru_stats(lru)));
+        moved.filter(|(_, lru_stats)| *lru_stats != LruStats::default()).collect()
     }
 
     /// How many entries a map holds.

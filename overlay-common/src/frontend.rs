@@ -7,23 +7,23 @@ use crate::{
 
 /// The address and the port that a client outside asked. The node that was asked writes them into the MACs
 /// of the frame inside the tunnel, which mean nothing between nodes: the destination is
-/// [`Mac::of_ip`] of the address, the source begins with [`Asked::MARK`] and ends with the port. Both are
+/// [`Mac::of_ip`] of the address, the source begins with [`Frontend::MARK`] and ends with the port. Both are
 /// unicast addresses (IEEE 802, I/G), which the kernel's vxlan device takes as any.
 ///
-/// An IPv6 address does not fit: it is told by [`crate::hash::of_node`] of it, and map `asked6` says whose that
+/// An IPv6 address does not fit: it is told by [`crate::hash::of_node`] of it, and map `frontends6` says whose that
 /// is of the node that tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct Frontend {
     /// The address.
     pub address: Be32,
     /// The port.
     pub port: Be16,
 }
 
-impl Asked {
+impl Frontend {
     /// How the source MAC begins: locally administered, and none that an interface of ours has.
     pub const MARK: [u8; 4] = [0x06, b'a', b's', b'k'];
-    /// In [`Asked::bits`]: there is something.
+    /// In [`Frontend::bits`]: there is something.
     const SOME: u64 = 1 << 48;
 
     /// The Ethernet header of an IPv4 packet that says it.
@@ -38,7 +38,7 @@ impl Asked {
         }
     }
 
-    /// The same of an IPv6 packet, whose [`Asked::address`] is [`crate::hash::of_node`] of the one that was asked.
+    /// The same of an IPv6 packet, whose [`Frontend::address`] is [`crate::hash::of_node`] of the one that was asked.
     #[inline(always)]
     pub const fn header6(self) -> Ethernet {
         let Ethernet { dst, src, .. } = self.header();
@@ -63,7 +63,7 @@ impl Asked {
         Self::SOME | (self.port.raw() as u64) << 32 | self.address.raw() as u64
     }
 
-    /// From [`Asked::bits`].
+    /// From [`Frontend::bits`].
     #[inline(always)]
     pub const fn from_bits(bits: u64) -> Option<Self> {
         if bits == 0 {
@@ -83,12 +83,12 @@ mod tests {
         for (address, port) in
             [([172, 16, 1, 10], 8080), ([255, 255, 255, 255], 65_535), ([0; 4], 0)]
         {
-            let asked = Asked { address: Be32::from_octets(address), port: Be16::new(port) };
+            let asked = Frontend { address: Be32::from_octets(address), port: Be16::new(port) };
             for (header, ethertype) in
                 [(asked.header(), ETHERTYPE_IPV4), (asked.header6(), ETHERTYPE_IPV6)]
             {
-                assert_eq!(Asked::from_bits(Asked::bits(&header)), Some(asked));
-                assert_eq!(Asked::bits(&header), asked.to_bits());
+                assert_eq!(Frontend::from_bits(Frontend::bits(&header)), Some(asked));
+                assert_eq!(Frontend::bits(&header), asked.to_bits());
                 assert_eq!(header.ethertype.get(), ethertype);
                 assert!(!header.src.is_group() && !header.dst.is_group());
             }
@@ -100,8 +100,8 @@ mod tests {
         let gateway = Mac::of_ip(Be32::from_octets([10, 0, 1, 1]));
         for src in [Mac::default(), gateway, Mac::new([0x06, b'a', b's', b'j', 0, 80])] {
             let ethernet = Ethernet { src, dst: gateway, ethertype: Be16::new(ETHERTYPE_IPV4) };
-            assert_eq!(Asked::bits(&ethernet), 0);
-            assert_eq!(Asked::from_bits(0), None);
+            assert_eq!(Frontend::bits(&ethernet), 0);
+            assert_eq!(Frontend::from_bits(0), None);
         }
     }
 }

@@ -1,27 +1,27 @@
 //! What the programs remember of the tables that every packet needs.
 
-use super::{Endpoint, EndpointKey, KNOWN_ENDPOINTS, KNOWN_LINKS, Link};
+use super::{ENDPOINT_CACHE_ENTRIES, Endpoint, EndpointKey, LINK_CACHE_ENTRIES, Link};
 
-/// Map `epoch`, array of one `u64`: how often `endpoints` or `links` were written. Written by the agent
+/// Map `generation`, array of one `u64`: how often `endpoints` or `links` were written. Written by the agent
 /// after each of its writes to them, and once when it takes the maps over; read for every packet.
 /// While it is 0, nothing is remembered.
-pub type Epoch = u64;
+pub type Generation = u64;
 
-/// Map `known_ends`, per-CPU array indexed by [`KnownEndpoint::slot`]: entries of `endpoints` as they
-/// were in an epoch, because the look-up in that map's hash takes several times as long. Written and
+/// Map `endpoint_cache`, per-CPU array indexed by [`CachedEndpoint::slot`]: entries of `endpoints` as they
+/// were in a generation, because the look-up in that map's hash takes several times as long. Written and
 /// read by the programs only, each CPU by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct KnownEndpoint {
-    /// The epoch in which it was looked up; 0 for never.
-    pub epoch: Epoch,
+pub struct CachedEndpoint {
+    /// The generation in which it was looked up; 0 for never.
+    pub generation: Generation,
     /// What was looked up.
     pub key: EndpointKey,
     /// What was found.
     pub endpoint: Endpoint,
 }
 
-impl KnownEndpoint {
+impl CachedEndpoint {
     /// Where an address of a network is remembered.
     #[inline(always)]
     pub const fn slot(key: &EndpointKey) -> u32 {
@@ -29,28 +29,28 @@ impl KnownEndpoint {
         // from its neighbours in the bits that come last on the wire.
         let mixed = key.ip.raw().swap_bytes() ^ key.vni.rotate_left(16);
         // The golden ratio's fraction: consecutive numbers land far apart.
-        mixed.wrapping_mul(0x9e37_79b1) >> (u32::BITS - KNOWN_ENDPOINTS.ilog2())
+        mixed.wrapping_mul(0x9e37_79b1) >> (u32::BITS - ENDPOINT_CACHE_ENTRIES.ilog2())
     }
 }
 
-/// Map `known_links`, per-CPU array indexed by [`KnownLink::slot`]: as `known_ends`, entries of
+/// Map `link_cache`, per-CPU array indexed by [`CachedLink::slot`]: as `endpoint_cache`, entries of
 /// `links`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct KnownLink {
-    /// The epoch in which it was looked up; 0 for never.
-    pub epoch: Epoch,
+pub struct CachedLink {
+    /// The generation in which it was looked up; 0 for never.
+    pub generation: Generation,
     /// Index of the interface that was looked up.
     pub ifindex: u32,
     /// What was found.
     pub link: Link,
 }
 
-impl KnownLink {
+impl CachedLink {
     /// Where an interface is remembered.
     #[inline(always)]
     pub const fn slot(ifindex: u32) -> u32 {
-        ifindex % KNOWN_LINKS as u32
+        ifindex % LINK_CACHE_ENTRIES as u32
     }
 }
 
@@ -63,8 +63,10 @@ mod tests {
     #[test]
     fn neighbours_and_networks_are_remembered_side_by_side() {
         let key = |vni, ip| EndpointKey { vni, ip: Be32::new(ip) };
-        let slot = |key| KnownEndpoint::slot(&key);
-        assert!((0..100_000).all(|n| (slot(key(n, 0x0a00_0000 + n)) as usize) < KNOWN_ENDPOINTS));
+        let slot = |key| CachedEndpoint::slot(&key);
+        assert!(
+            (0..100_000).all(|n| (slot(key(n, 0x0a00_0000 + n)) as usize) < ENDPOINT_CACHE_ENTRIES)
+        );
         let of_one: HashSet<u32> = (0..500).map(|n| slot(key(4096, 0x0a00_0000 + n))).collect();
         assert!(of_one.len() > 450, "{} slots for 500 addresses", of_one.len());
         let of_many: HashSet<u32> =
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn interfaces_made_one_after_another_are_remembered_side_by_side() {
         let slots: HashSet<u32> =
-            (70_000..70_000 + KNOWN_LINKS as u32).map(KnownLink::slot).collect();
-        assert_eq!(slots.len(), KNOWN_LINKS);
+            (70_000..70_000 + LINK_CACHE_ENTRIES as u32).map(CachedLink::slot).collect();
+        assert_eq!(slots.len(), LINK_CACHE_ENTRIES);
     }
 }
