@@ -69,6 +69,9 @@ pub const EVENT_CAPTURE: u8 = 2;
 /// How many kinds there are.
 pub const EVENT_KINDS: usize = 3;
 
+/// Entries of `lost_events`, with room for further kinds: a pinned array keeps its size.
+pub const LOST_EVENTS_ENTRIES: usize = 16;
+
 /// The beginning of a record.
 ///
 /// Map `events`, ring buffer: drops, new flows and captured packets, as map `watch` asks for them.
@@ -136,6 +139,7 @@ mod tests {
         assert_eq!(size_of::<FlowEvent>(), size_of::<Event>() + flow);
         assert_eq!(offset_of!(Watch, host), 20);
         assert_eq!(offset_of!(Event, captured), 28);
+        assert!(EVENT_KINDS <= LOST_EVENTS_ENTRIES);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
 /// silently maybe (RFC 9293, section 3.6).
 #[inline(always)]
 const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
-    const FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
+    const FINS: u32 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
     match entry.flags & (FINS | TCP_SEEN_RST) {
         0 => false,
         // SHUTDOWN COMPLETE is said once (RFC 9260, section 9.2).
@@ -94,9 +94,9 @@ mod tests {
         wire::PROTO_ICMP,
     };
 
-    const BOTH_FINS: u8 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
+    const BOTH_FINS: u32 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
 
-    fn entry(state: u8) -> Conntrack {
+    fn entry(state: u32) -> Conntrack {
         Conntrack { flags: state, ..Conntrack::default() }
     }
 

@@ -21,9 +21,10 @@ pub use frontend::Frontend;
 pub use pod::Plain;
 pub use reason::{COUNTERS, Direction, Reason};
 
-/// Version of the map layouts. It names the pin directory (`.../v1/`), so that an upgrade that
-/// changes a layout never reads another version's bytes.
-pub const LAYOUT_VERSION: u32 = 1;
+/// Version of the map layouts. It names the pin directory (`.../v2/`), so that an upgrade that
+/// changes a layout never reads another version's bytes. The agent takes what layout 1 holds
+/// along (`overlay_user::datapath::bpf::migrate`).
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Bytes that VXLAN adds in front of an inner Ethernet frame on an IPv4 underlay: Ethernet 14,
 /// IPv4 20, UDP 8, VXLAN 8 (RFC 7348, section 5).

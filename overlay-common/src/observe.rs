@@ -1,17 +1,17 @@
 //! What the programs tell of the traffic: counters of each endpoint and network.
 //!
 //! An endpoint of this node has a small number, its *slot*, which the agent writes beside its
-//! address and its interface, so that counting its packets takes an array look-up. Slot 0 is
-//! nobody's.
+//! address and its interface, so that counting its packets takes an array look-up. Slot 0 stands
+//! for no endpoint.
 
 use crate::{Reason, maps::Counter, pod::plain};
 
-/// Slots, the one that is nobody's included: how many endpoints of one node have counters of their
-/// own. The array holds [`Tally`]s of all slots for each CPU, half a MiB.
+/// Slots, the one of no endpoint included: how many endpoints of one node have counters of their
+/// own. The array holds [`Tally`]s of all slots for each CPU, a MiB.
 pub const ENDPOINT_SLOTS: usize = 1 << 11;
 
-/// Counters of one endpoint, each for one reason in one direction.
-pub const WAYS: usize = 24;
+/// Counters of one endpoint, each for one reason in one direction, with room for ways to come.
+pub const WAYS: usize = 32;
 
 /// Whether an endpoint sent a packet or was to receive it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

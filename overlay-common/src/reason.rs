@@ -11,8 +11,9 @@ pub enum Direction {
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $direction:ident, $name:literal;)+) => {
-        /// A named reason, counted in packets and bytes. The numbers are part of the map layout:
-        /// a reason keeps its number, and that of one that is no more is not given again.
+        /// A named reason, counted in packets and bytes. The numbers are part of the map layout and
+        /// have no gaps: a new reason gets the next one, and one that is no more keeps its line here
+        /// until the next layout.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
         pub enum Reason {
@@ -26,11 +27,19 @@ macro_rules! reasons {
             /// The reason with this index.
             #[inline(always)]
             pub const fn from_index(index: u32) -> Option<Self> {
-                // A bit for each reason: the numbers have gaps, and a match would become a tree of
-                // comparisons wherever a program unpacks a result.
-                const KNOWN: u64 = 0 $(| 1 << $index)+;
-                if index < u64::BITS && KNOWN >> index & 1 == 1 {
-                    // SAFETY: the enum is `repr(u32)` and `KNOWN` has the bits of its values only.
+                // One comparison, because the numbers have no gaps: a match would become a tree of
+                // them wherever a program unpacks a result.
+                const COUNT: u32 = {
+                    let numbers = [$($index as u32),+];
+                    let mut at = 0;
+                    while at < numbers.len() {
+                        assert!(numbers[at] as usize == at, "the numbers of reasons have a gap");
+                        at += 1;
+                    }
+                    numbers.len() as u32
+                };
+                if index < COUNT {
+                    // SAFETY: the enum is `repr(u32)` and its values are those below `COUNT`.
                     return Some(unsafe { core::mem::transmute::<u32, Self>(index) });
                 }
                 None
@@ -186,11 +195,12 @@ reasons! {
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP
     /// "port unreachable".
-    NoBackendAnswered = 59, Forward, "no_backend_answered";
+    NoBackendAnswered = 58, Forward, "no_backend_answered";
 }
 
-/// Size of map `counters`: room for reasons to come without a change of layout.
-pub const COUNTERS: usize = 64;
+/// Size of map `counters`: room for reasons to come without a change of layout. As many as a byte
+/// tells apart, which [`crate::observe::DropKey`] and [`crate::event::Event`] have for a reason.
+pub const COUNTERS: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -203,6 +213,11 @@ mod tests {
             assert_eq!(Reason::from_index(*reason as u32), Some(*reason));
             assert!((*reason as usize) < COUNTERS, "{}", reason.name());
         }
+        let next = Reason::ALL.len() as u32;
+        for index in [next, next + 1, 255, 256, u32::MAX] {
+            assert_eq!(Reason::from_index(index), None, "{index}");
+        }
+        assert_eq!(COUNTERS, usize::from(u8::MAX) + 1);
     }
 
     #[test]

@@ -88,15 +88,21 @@ pub struct Conntrack {
     pub service: u32,
     /// Number of the backend; 0 on the backend's node for flows that came through another node.
     pub backend: u32,
-    /// `RETURN`, and `FORWARD` with a scope: VTEP of the node the flow came through. Otherwise zero.
+    /// `REVERSE`, and `FORWARD` with a scope: VTEP of the node the flow came through. Otherwise zero.
     pub node: Be32,
     /// One of `CONNTRACK_*`.
     pub action: u8,
-    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`], [`VIA_VIP`] and [`DSR`].
-    pub flags: u8,
+    /// Padding, zero.
+    pub pad: u8,
     /// For how many seconds an established TCP or SCTP flow, or one of UDP, may be idle; 0 for as long as
     /// flows may by default ([`crate::flow`]).
     pub idle: u16,
+    /// Bits of `TCP_SEEN_*` of this direction; [`ANSWERED`], [`VIA_VIP`] and [`DSR`]. Bits that no
+    /// version has a name for are zero.
+    pub flags: u32,
+    /// Reserved for the generation in which the backend was looked up; zero. The programs of this
+    /// version write zero and do not read it.
+    pub generation: u32,
     /// `bpf_ktime_get_coarse_ns` (CLOCK_MONOTONIC, ns) of the last packet in this direction.
     pub last_seen: u64,
 }
@@ -152,25 +158,25 @@ pub const CONNTRACK_MASQUERADE: u8 = 4;
 pub const CONNTRACK_UNMASQUERADE: u8 = 5;
 
 /// A SYN was seen.
-pub const TCP_SEEN_SYN: u8 = 1 << 0;
+pub const TCP_SEEN_SYN: u32 = 1 << 0;
 /// A segment with ACK was seen: in the reply direction this means established.
-pub const TCP_SEEN_ACK: u8 = 1 << 1;
-/// A FIN was seen: in the direction of the entry, of `RETURN` that of the backend.
-pub const TCP_SEEN_FIN: u8 = 1 << 2;
+pub const TCP_SEEN_ACK: u32 = 1 << 1;
+/// A FIN was seen: in the direction of the entry, of `REVERSE` that of the backend.
+pub const TCP_SEEN_FIN: u32 = 1 << 2;
 /// A RST was seen.
-pub const TCP_SEEN_RST: u8 = 1 << 3;
+pub const TCP_SEEN_RST: u32 = 1 << 3;
 /// Both sides have spoken: of a flow to a backend, its own direction of a reply; of one to the outside, UDP only.
-pub const ANSWERED: u8 = 1 << 4;
+pub const ANSWERED: u32 = 1 << 4;
 
 /// The client asked a VIP. In every entry of such a flow on the node that translates it.
-pub const VIA_VIP: u8 = 1 << 5;
+pub const VIA_VIP: u32 = 1 << 5;
 
 /// Replies go straight to the client. `FORWARD`, on the node that was asked: the backend's node is told what the
-/// client asked ([`crate::Frontend`]). `RETURN`, there: the source is what the client asked.
-pub const DSR: u8 = 1 << 6;
+/// client asked ([`crate::Frontend`]). `REVERSE`, there: the source is what the client asked.
+pub const DSR: u32 = 1 << 6;
 
 /// A FIN of the other direction was seen.
-pub const TCP_SEEN_OTHER_FIN: u8 = 1 << 7;
+pub const TCP_SEEN_OTHER_FIN: u32 = 1 << 7;
 
 #[cfg(test)]
 mod tests {

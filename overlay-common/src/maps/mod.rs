@@ -150,7 +150,7 @@ mod tests {
         });
         packed!(CachedEndpoint { generation, key, endpoint });
         packed!(CachedLink { generation, ifindex, link });
-        packed!(Network { subnet, mask, gateway, mtu, flags });
+        packed!(Network { subnet, mask, gateway, mtu, flags, policy });
         packed!(Flood { endpoints, nodes, links, vteps });
         packed!(EndpointKey { vni, ip });
         packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
@@ -158,7 +158,7 @@ mod tests {
         packed!(Endpoint6Key { vni, ip });
         packed!(Link6 { ip, mask, gateway });
         packed!(PeerKey { vni, node });
-        packed!(Peer { flags });
+        packed!(Peer { flags, key });
         packed!(Service {
             vni,
             vip,
@@ -197,8 +197,10 @@ mod tests {
             backend,
             node,
             action,
-            flags,
+            pad,
             idle,
+            flags,
+            generation,
             last_seen,
         });
         packed!(SockOriginKey { cookie, addr, port, pad });
@@ -223,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn layouts_are_those_of_version_1() {
-        assert_eq!(crate::LAYOUT_VERSION, 1, "a new version needs its own layout test");
+    fn layouts_are_those_of_version_2() {
+        assert_eq!(crate::LAYOUT_VERSION, 2, "a new version needs its own layout test");
         assert_eq!(size_of::<Config>(), 80);
         assert_eq!(offset_of!(Config, netns_cookie), 24);
         assert_eq!(size_of::<CachedNextHop>(), 64);
         assert_eq!(size_of::<CachedEndpoint>(), 40);
         assert_eq!(size_of::<CachedLink>(), 32);
-        assert_eq!(size_of::<Network>(), 20);
+        assert_eq!((size_of::<Network>(), size_of::<Peer>()), (24, 8));
         assert_eq!(size_of::<Flood>(), 8 + 8 * MAX_FLOOD);
         assert_eq!(size_of::<EndpointKey>(), 8);
         assert_eq!(size_of::<Endpoint>(), 24);
@@ -249,8 +251,8 @@ mod tests {
         assert_eq!(size_of::<SnatUsage>(), 16);
         assert_eq!((size_of::<FragmentKey>(), size_of::<Fragment>()), (20, 16));
         assert_eq!(size_of::<ConntrackKey>(), 20);
-        assert_eq!(size_of::<Conntrack>(), 40);
-        assert_eq!(offset_of!(Conntrack, last_seen), 32);
+        assert_eq!(size_of::<Conntrack>(), 48);
+        assert_eq!((offset_of!(Conntrack, flags), offset_of!(Conntrack, last_seen)), (32, 40));
         assert_eq!((size_of::<LruStats>(), size_of::<SockOriginKey>()), (16, 16));
         assert_eq!(size_of::<Netns>(), 16 * NETNS_NETWORKS);
         assert_eq!((size_of::<SockFlow>(), offset_of!(SockFlow, netns)), (56, 40));

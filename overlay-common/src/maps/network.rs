@@ -17,6 +17,9 @@ pub struct Network {
     pub mtu: u32,
     /// Bits of `NETWORK_*`.
     pub flags: u32,
+    /// Reserved for the number of a policy; zero, which stands for none. The programs of this
+    /// version do not read it.
+    pub policy: u32,
 }
 
 /// The network has no way out and none in (`--internal`).
@@ -26,6 +29,9 @@ pub const NETWORK_LOCAL: u32 = 1 << 1;
 /// Packets to groups are copied to all endpoints (`--opt multicast=replicate`), as map `flood`
 /// says.
 pub const NETWORK_REPLICATE: u32 = 1 << 2;
+/// Reserved: packets of the network are encrypted between nodes. The agent of this version sets it
+/// on no network, and the programs do not read it.
+pub const NETWORK_ENCRYPTED: u32 = 1 << 3;
 
 impl Network {
     /// Whether `ip` is an address of the subnet.
@@ -100,7 +106,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// `REMOTE`: VTEP of the node it is on. Otherwise zero.
     pub node: Be32,
-    /// `SERVICE`: number of the service whose VIP this is. Otherwise 0.
+    /// `SERVICE`: number of the service whose VIP this is. Otherwise 0, and reserved for what a
+    /// policy knows the endpoint by.
     pub service: u32,
     /// `LOCAL`: its slot in `endpoint_counters`. Otherwise 0.
     pub slot: u32,
@@ -198,9 +205,16 @@ pub struct PeerKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Peer {
-    /// Spare, zero.
+    /// Bits of `PEER_*`.
     pub flags: u32,
+    /// Reserved for the key that packets to and from the node are encrypted with; zero. The
+    /// programs of this version do not read it.
+    pub key: u32,
 }
+
+/// Reserved: packets between this node and that one are encrypted. The agent of this version sets it
+/// on no node, and the programs do not read it.
+pub const PEER_ENCRYPTED: u32 = 1 << 0;
 
 #[cfg(test)]
 mod tests {

@@ -56,10 +56,10 @@ impl Config {
     }
 }
 
-/// Map `tail_calls`, program array: programs that others go on with, by what the packet is. Written by the
-/// loader. They are for IPv6 packets that need a look at flows: the verifier follows each of them by itself,
-/// and each has a stack of its own.
-pub const TAIL_CALLS_ENTRIES: usize = 3;
+/// Entries of map `tail_calls`, a program array: programs that others tail-call, by what the packet
+/// is, with room for further ones. Written by the loader. They are for IPv6 packets that need a
+/// look at flows: the verifier follows each of them by itself, and each has a stack of its own.
+pub const TAIL_CALLS_ENTRIES: usize = 16;
 
 /// In `tail_calls`: what a container sends to a VIP, as a backend or to one (`container_flow6`).
 pub const TAIL_CALL_CONTAINER: u32 = 0;

@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Be32, COUNTERS, Ip6, Plain,
-    event::{EVENT_KINDS, EVENT_RING, Event, Lost, Watch, Watched},
+    event::{EVENT_RING, Event, LOST_EVENTS_ENTRIES, Lost, Watch, Watched},
     maps::{
         ADDR6_IDS as CLIENTS, ADDR6_IDS_NEW as STRANGERS, AFFINITY_ENTRIES, Active, Addr6,
         Addr6Secret, Address6, Affinity, AffinityKey, BACKEND_STATS_ENTRIES, Backend, BackendStats,
@@ -218,7 +218,7 @@ pub static WATCHED: Array<Watched, ENDPOINT_SLOTS> = Array::new();
 pub static EVENTS: RingBuf<Event, EVENT_RING> = RingBuf::new();
 
 #[btf_map(name = "lost_events")]
-pub static LOST_EVENTS: PerCpuArray<Lost, EVENT_KINDS> = PerCpuArray::new();
+pub static LOST_EVENTS: PerCpuArray<Lost, LOST_EVENTS_ENTRIES> = PerCpuArray::new();
 
 #[btf_map(name = "event")]
 pub static EVENT: PerCpuArray<Buffer, 1> = PerCpuArray::new();

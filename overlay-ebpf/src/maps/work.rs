@@ -31,10 +31,10 @@ pub const PART_QUOTED: u8 = 2;
 pub struct Flow {
     /// The tuple.
     pub key: ConntrackKey,
+    /// Bits of `TCP_SEEN_*`; 0 for other protocols.
+    pub flags: u32,
     /// Offset of the transport header from the start of the Ethernet header.
     pub transport: u16,
-    /// Bits of `TCP_SEEN_*`; 0 for other protocols.
-    pub flags: u8,
     /// What of the flow the packet is: one of `PART_*`.
     pub part: u8,
 }

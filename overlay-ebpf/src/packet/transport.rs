@@ -18,7 +18,7 @@ pub const SCTP_CHUNK: usize = 12;
 /// The type of a packet's first SCTP chunk (RFC 9260, section 3.2) as `TCP_SEEN_*`: associations live by
 /// the same states.
 #[inline(always)]
-pub fn sctp_flags(chunk: u8) -> u8 {
+pub fn sctp_flags(chunk: u8) -> u32 {
     const INIT: u8 = 1;
     const INIT_ACK: u8 = 2;
     const ABORT: u8 = 6;
@@ -37,14 +37,14 @@ pub fn sctp_flags(chunk: u8) -> u8 {
 /// # Errors
 /// [`Reason::Malformed`].
 #[inline(always)]
-pub fn possible(flags: u8) -> Result<u8, Reason> {
+pub fn possible(flags: u32) -> Result<u32, Reason> {
     let ends = flags & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0;
     if flags & TCP_SEEN_SYN != 0 && ends { Err(Reason::Malformed) } else { Ok(flags) }
 }
 
 /// The flags byte of a TCP header as `TCP_SEEN_*`.
 #[inline(always)]
-pub fn tcp_flags(byte: u8) -> u8 {
+pub fn tcp_flags(byte: u8) -> u32 {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;

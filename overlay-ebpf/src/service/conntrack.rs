@@ -99,7 +99,7 @@ fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
 #[inline(never)]
 fn tell_end(flow: &Flow, entry: &Conntrack) {
     let key = &flow.key;
-    const END: u8 = TCP_SEEN_OTHER_FIN | TCP_SEEN_RST;
+    const END: u32 = TCP_SEEN_OTHER_FIN | TCP_SEEN_RST;
     let (other, tells) = match entry.action {
         CONNTRACK_FORWARD => (reply_key(key, entry), TCP_SEEN_OTHER_FIN),
         CONNTRACK_REPLY => (reply_key(key, entry), END),
@@ -135,7 +135,7 @@ pub fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
 
 /// What an entry of the other direction is told by the flags of a packet.
 #[inline(always)]
-pub fn as_other(flags: u8) -> u8 {
+pub fn as_other(flags: u32) -> u32 {
     let fin = if flags & TCP_SEEN_FIN != 0 { TCP_SEEN_OTHER_FIN } else { 0 };
     flags & !TCP_SEEN_FIN | fin
 }
@@ -168,7 +168,7 @@ fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8
 
 /// The state of an entry after a packet.
 #[inline(always)]
-fn after(entry: &Conntrack, flow: &Flow) -> u8 {
+fn after(entry: &Conntrack, flow: &Flow) -> u32 {
     // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
     let goes_on = goes_on(flow) && entry.action != CONNTRACK_REVERSE;
     let before = if goes_on { entry.flags & !TCP_SEEN_RST } else { entry.flags };
@@ -225,7 +225,7 @@ pub struct Target {
     pub idle: u16,
     /// Bits of [`Conntrack::state`] that the client's direction begins with: [`VIA_VIP`],
     /// [`overlay_common::maps::DSR`].
-    pub via: u8,
+    pub via: u32,
 }
 
 /// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
@@ -244,8 +244,10 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
         backend: target.backend,
         node: Be32::ZERO,
         action: CONNTRACK_FORWARD,
-        flags: flow.flags | target.via,
+        pad: 0,
         idle: target.idle,
+        flags: flow.flags | target.via,
+        generation: 0,
         last_seen: now,
     };
 }
@@ -287,8 +289,10 @@ fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
         backend: forward.backend,
         node: Be32::ZERO,
         action: CONNTRACK_REPLY,
-        flags: forward.flags & VIA_VIP,
+        pad: 0,
         idle: forward.idle,
+        flags: forward.flags & VIA_VIP,
+        generation: 0,
         last_seen: now,
     }
 }

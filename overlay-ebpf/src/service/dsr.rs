@@ -108,7 +108,7 @@ fn is_elsewhere(address: Be32) -> bool {
 /// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
 #[inline(always)]
 pub fn is_straight(work: &Work) -> bool {
-    const KNOWN: u8 = DSR | ANSWERED;
+    const KNOWN: u32 = DSR | ANSWERED;
     let Work { flow, entry, .. } = work;
     entry.flags & KNOWN == KNOWN
         && flow.part != PART_QUOTED

@@ -131,7 +131,7 @@ fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32,
 /// The way of a flow that was given another port and has not ended.
 #[inline(always)]
 fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
-    const ENDED: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    const ENDED: u32 = TCP_SEEN_FIN | TCP_SEEN_RST;
     let now = now();
     let through = flow.key.through(node);
     let (known, is_opening) = held(&through);
@@ -238,8 +238,10 @@ fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
         backend: 0,
         node,
         action: CONNTRACK_FORWARD,
-        flags: flow.flags,
+        pad: 0,
         idle: 0,
+        flags: flow.flags,
+        generation: 0,
         last_seen: now,
     }
 }
@@ -260,7 +262,7 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
 
 /// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
 #[inline(always)]
-fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u8, now: u64) {
+fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u32, now: u64) {
     let before = if goes_on(flow) { entry.flags & !TCP_SEEN_RST } else { entry.flags };
     let state = if flow.is_syn() { flags } else { before | flags };
     if state != entry.flags {

@@ -34,9 +34,9 @@ pub fn route(
     work: &mut Work,
     service: u32,
     port: Be16,
-    (length, via): (u32, u8),
+    (length, via): (u32, u32),
 ) -> Result<(), Reason> {
-    work.pick.via = via.into();
+    work.pick.via = via;
     // One after the other and not one in the other: they share the stack with the entry point.
     let picked = outcome::unpack(find_or_pick_packed(work, service))?;
     if picked == FOUND {
@@ -108,7 +108,7 @@ fn open(
         ip: backend.ip,
         port,
         idle,
-        via: work.pick.via as u8 | direct,
+        via: work.pick.via | direct,
     };
     work.backend = backend;
     conntrack::create(&work.flow, &target, &mut work.entry)?;
@@ -132,7 +132,7 @@ fn is_dsr(work: &Work, service: u16, backend: &Backend) -> bool {
 /// Whether the client ends its connection with this packet, whose backend's flows are counted.
 #[inline(always)]
 fn ends_now(work: &Work) -> bool {
-    const END: u8 = TCP_SEEN_FIN | TCP_SEEN_RST;
+    const END: u32 = TCP_SEEN_FIN | TCP_SEEN_RST;
     work.flow.flags & END != 0
         && work.entry.flags & END == 0
         && work.backend.flags & BACKEND_COUNTED != 0

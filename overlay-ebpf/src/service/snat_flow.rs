@@ -100,8 +100,10 @@ fn forward_entry(flow: &Flow, address: Be32, now: u64) -> Conntrack {
         backend: 0,
         node: Be32::ZERO,
         action: CONNTRACK_MASQUERADE,
-        flags: flow.flags,
+        pad: 0,
         idle: 0,
+        flags: flow.flags,
+        generation: 0,
         last_seen: now,
     }
 }
@@ -118,8 +120,10 @@ fn reply_entry(key: &ConntrackKey, now: u64) -> Conntrack {
         backend: 0,
         node: Be32::ZERO,
         action: CONNTRACK_UNMASQUERADE,
-        flags: 0,
+        pad: 0,
         idle: 0,
+        flags: 0,
+        generation: 0,
         last_seen: now,
     }
 }

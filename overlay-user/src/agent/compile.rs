@@ -191,6 +191,7 @@ impl<'a> View<'a> {
             gateway: network.gateway.into(),
             mtu: network_mtu(network, self.me.data_path_addr, self.facts.underlay_mtu),
             flags,
+            policy: 0,
         }
     }
 

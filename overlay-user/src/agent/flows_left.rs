@@ -94,7 +94,7 @@ fn live_flows(
 ) -> BTreeMap<u32, u64> {
     let mine = || entries.iter().filter(|(_, entry)| backends.contains(&entry.backend));
     let is = |action: u8| mine().filter(move |(_, entry)| entry.action == action);
-    let replies: HashMap<ConntrackKey, u8> =
+    let replies: HashMap<ConntrackKey, u32> =
         is(CONNTRACK_REPLY).map(|(key, entry)| (*key, entry.flags)).collect();
     let mut live = BTreeMap::new();
     for (key, entry) in is(CONNTRACK_FORWARD) {
@@ -126,7 +126,7 @@ mod tests {
     const NOW: u64 = 1 << 50;
 
     /// The two entries of a flow to backend 7 that ends like that.
-    fn flow(sport: u16, client: u8, server: u8) -> [(ConntrackKey, Conntrack); 2] {
+    fn flow(sport: u16, client: u32, server: u32) -> [(ConntrackKey, Conntrack); 2] {
         let [client_ip, vip, backend_ip] =
             [[10, 0, 1, 9], [10, 0, 1, 200], [10, 0, 1, 21]].map(Be32::from_octets);
         let key = ConntrackKey {

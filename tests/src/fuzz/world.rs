@@ -8,9 +8,9 @@ use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Mac, UNDERLAY_VNI,
     maps::{
         ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_REVERSE, Config, Conntrack,
-        ConntrackKey, DSR, Endpoint, EndpointKey, Flood, Link, NETWORK_INTERNAL, NETWORK_REPLICATE,
-        Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey, STALE_RESETS, Service,
-        SlotKey, SnatUsage, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        ConntrackKey, DSR, Endpoint, EndpointKey, Flood, Link, NETWORK_ENCRYPTED, NETWORK_INTERNAL,
+        NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey,
+        STALE_RESETS, Service, SlotKey, SnatUsage, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
@@ -328,7 +328,10 @@ fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
         let (subnet, mask) = if rng.random_bool(0.95) { usual } else { hostile_subnet(rng, usual) };
         let gateway = Be32::from_octets([a, b, c, 1]);
         let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]) | any(rng, &[0, NETWORK_REPLICATE]);
-        agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags });
+        // What is reserved changes nothing.
+        let flags = flags | any(rng, &[0, NETWORK_ENCRYPTED]);
+        let policy = any(rng, &[0, 0, 7]);
+        agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags, policy });
     }
     agent.flood.remove(&vni);
     if rng.random_bool(0.9) {
@@ -505,7 +508,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let mut key =
         ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
     let mut action = rng.random_range(0..7);
-    let mut state = rng.random();
+    let mut state = u32::from(rng.random::<u8>());
     if let Some(link) = tables.agent.links.get(&IFINDEX)
         && rng.random_bool(0.4)
     {
@@ -514,7 +517,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         key = ConntrackKey { saddr: link.ip, daddr, vni: link.vni, ..key };
         action = CONNTRACK_REVERSE;
         state |= any(rng, &[0, DSR | ANSWERED]);
-        state &= any(rng, &[u8::MAX, !(TCP_SEEN_FIN | TCP_SEEN_RST)]);
+        state &= any(rng, &[u32::MAX, !(TCP_SEEN_FIN | TCP_SEEN_RST)]);
     }
     let entry = Conntrack {
         saddr: c,
@@ -526,7 +529,9 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
         backend: rng.random_range(0..8),
         node: any(rng, &NODES).into(),
         action,
+        pad: 0,
         flags: state,
+        generation: 0,
         idle: any(rng, &[0, 0, 0, 30, 600]),
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };

@@ -35,7 +35,7 @@ impl Walk<'_> {
         &mut self,
         flow: &Flow,
         service: u32,
-        (port, via): (Be16, u8),
+        (port, via): (Be16, u32),
     ) -> Result<Balanced, Reason> {
         let mut counted = Reason::FlowCreated;
         if let Some(entry) = self.find_action(flow, CONNTRACK_FORWARD) {

@@ -28,7 +28,7 @@ pub struct Flow {
     /// Offset of the transport header.
     pub transport: usize,
     /// Bits of `TCP_SEEN_*`.
-    pub seen: u8,
+    pub seen: u32,
     /// What of the flow the packet is.
     pub part: Part,
 }
@@ -469,7 +469,7 @@ fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
 }
 
 /// What the client's packet says of its backend's direction.
-fn told(flow: &Flow) -> u8 {
+fn told(flow: &Flow) -> u32 {
     match flow.seen & TCP_SEEN_FIN {
         0 => flow.seen,
         _ => flow.seen & !TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN,
@@ -477,7 +477,7 @@ fn told(flow: &Flow) -> u8 {
 }
 
 /// An entry of a packet's flow: a SYN begins it anew.
-fn renew(entry: &mut Conntrack, flow: &Flow, seen: u8, now: u64) {
+fn renew(entry: &mut Conntrack, flow: &Flow, seen: u32, now: u64) {
     if flow.goes_on() {
         entry.flags &= !TCP_SEEN_RST;
     }

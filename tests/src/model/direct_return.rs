@@ -25,7 +25,7 @@ const MARK: [u8; 4] = *b"\x06ask";
 
 /// The bit that a new flow's entry begins with: "of a service that says so, from a client outside to a backend
 /// elsewhere".
-pub fn bit(tables: &Tables, flow: &Flow, service: u32, backend: &Backend) -> u8 {
+pub fn bit(tables: &Tables, flow: &Flow, service: u32, backend: &Backend) -> u32 {
     let service = tables.agent.services.get(&service);
     let says_so = service.is_some_and(|service| service.flags & SERVICE_DSR != 0);
     let is_elsewhere = flow.key.vni & !VNI_FLAG_IPV6 == UNDERLAY_VNI && backend.node != Be32::ZERO;

@@ -35,7 +35,7 @@ pub struct Said {
     pub part: Part,
     /// Source and destination address of the flow.
     pub ends: [Ipv6Addr; 2],
-    seen: u8,
+    seen: u32,
     transport: usize,
     fragment: Option<Be32>,
 }

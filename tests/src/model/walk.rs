@@ -51,7 +51,7 @@ pub struct Target {
     /// How long the flow may be idle, in seconds; 0 by default.
     pub idle: u16,
     /// Whether the client asked a VIP.
-    pub via: u8,
+    pub via: u32,
     /// The backend's number.
     pub number: u32,
     /// The backend.

@@ -28,6 +28,7 @@ impl Rig {
                     gateway: gateway.into(),
                     mtu: 1450,
                     flags: 0,
+                    policy: 0,
                 },
             );
             state.endpoints.insert(

@@ -460,7 +460,7 @@ fn endpoints_reach_each_other_and_a_restart_loses_no_packet() {
     let gateway =
         Endpoint { kind: ENDPOINT_GATEWAY, mac: Mac::of_ip(ip(1)), ..Endpoint::default() };
     let mask = Be32::from_octets([255, 255, 255, 0]);
-    let network = Network { subnet: ip(0), mask, gateway: ip(1), mtu: 1450, flags: 0 };
+    let network = Network { subnet: ip(0), mask, gateway: ip(1), mtu: 1450, flags: 0, policy: 0 };
     let mut state = DatapathState::default();
     state.networks.insert(4097, network);
     state.endpoints.insert(EndpointKey { vni: 4097, ip: ip(1) }, gateway);
