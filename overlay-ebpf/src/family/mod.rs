@@ -154,7 +154,6 @@ pub trait Family: Sized {
         ip: &Self::Header,
         network: &Network,
         endpoint: &Endpoint,
-        work: Area,
     ) -> Result<bool, Reason>;
 
     /// The MAC that the packets of a client outside have on the network of the work area's backend: the

@@ -161,12 +161,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn is_in_subnet(
-        ip: &Ipv4,
-        network: &Network,
-        _endpoint: &Endpoint,
-        _work: Area,
-    ) -> Result<bool, Reason> {
+    fn is_in_subnet(ip: &Ipv4, network: &Network, _endpoint: &Endpoint) -> Result<bool, Reason> {
         Ok(network.contains(ip.saddr()))
     }
 

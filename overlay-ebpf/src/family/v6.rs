@@ -131,14 +131,9 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn is_in_subnet(
-        _ip: &(),
-        _network: &Network,
-        endpoint: &Endpoint,
-        work: Area,
-    ) -> Result<bool, Reason> {
+    fn is_in_subnet(_ip: &(), _network: &Network, endpoint: &Endpoint) -> Result<bool, Reason> {
         let link: Link6 = lookup(&LINKS6, &endpoint.ifindex).ok_or(Reason::NoEndpoint)?;
-        Ok(work.ipv6.ip.src.is_equal_under(&link.ip, &link.mask))
+        Ok(area()?.ipv6.ip.src.is_equal_under(&link.ip, &link.mask))
     }
 
     #[inline(always)]

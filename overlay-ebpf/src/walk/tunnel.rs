@@ -96,14 +96,14 @@ impl<F: Family> Inner<'_, F> {
 pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way {
     check_peer(inner.sender)?;
     inner.refuse_tag()?;
-    let mut work = area()?;
     let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
-    if F::is_in_subnet(&inner.ip, &network, endpoint, work)? {
+    if F::is_in_subnet(&inner.ip, &network, endpoint)? {
         return Err(Reason::SpoofedInnerSource.into());
     }
     if endpoint.flags & ENDPOINT_FLAG_PUBLISHED == 0 {
         return Err(Reason::NotPublished.into());
     }
+    let mut work = area()?;
     F::flow_from_outside(inner.ctx, &inner.ip, inner.outer + ETH_LEN, inner.vni, work)?;
     let asked = F::dsr_asked(inner.ctx, inner.outer)?;
     let translate = {
