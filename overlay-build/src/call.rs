@@ -147,7 +147,9 @@ fn rustflags(target: &Target) -> [String; 4] {
 ///
 /// The outer cargo tells a build script the host's compiler, flags, wrappers and profile; the
 /// user's own settings for host builds come the same way. What remains is where cargo keeps its
-/// things, how it reaches a registry, and the job server.
+/// things, how it reaches a registry, and the job server. So a build script and `cargo xtask` give the
+/// nested cargo the same environment, and neither compiles again what the other one has compiled:
+/// aya's build scripts watch HOST, which cargo tells build scripts only.
 pub fn is_inherited(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     const KEPT: [&str; 7] = [
@@ -159,18 +161,22 @@ pub fn is_inherited(name: &OsStr) -> bool {
         "CARGO_SOURCE_",
         "RUSTUP_HOME",
     ];
-    const OUTER: [&str; 11] = [
+    const OUTER: [&str; 15] = [
         "AYA_BPF_TARGET_ARCH",
         "CARGO",
         "CLIPPY_",
         "DEBUG",
+        "HOST",
         "LD_LIBRARY_PATH",
         "LD_PRELOAD",
+        "NUM_JOBS",
         "OPT_LEVEL",
         "OUT_DIR",
+        "PROFILE",
         "RUSTC",
         "RUSTFLAGS",
         "RUSTUP_TOOLCHAIN",
+        "TARGET",
     ];
     let starts_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     starts_with(&KEPT) || !starts_with(&OUTER)
@@ -295,6 +301,9 @@ mod tests {
             "RUSTUP_TOOLCHAIN",
             "LD_LIBRARY_PATH",
             "OUT_DIR",
+            "HOST",
+            "TARGET",
+            "PROFILE",
             "CLIPPY_ARGS",
         ] {
             assert!(!is_inherited(OsStr::new(name)), "{name} is passed on");

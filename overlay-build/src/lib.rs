@@ -65,15 +65,7 @@ pub fn build_object(out: &Path, features: &[&str]) -> Result<Built, Error> {
         }
         Toolchain::Sysroot(compiler) | Toolchain::BuildStd(compiler) => compiler,
     };
-    let linker = find_linker()?;
-    let target_dir = target_dir_beside(out, features);
-    let llvm_dir = linker::llvm_dir(&compiler.sysroot, &target_dir)?;
-    let call = CargoCall::new(&toolchain, &Target::of_build(), &linker.path)
-        .with_manifest(&workspace_root().join("Cargo.toml"))
-        .with_target_dir(&target_dir)
-        .with_llvm_dir(&llvm_dir)
-        .with_features(features);
-
+    let (call, linker) = object_call(&toolchain, compiler, out, features)?;
     let output = call
         .command()
         .stdin(Stdio::null())
@@ -89,6 +81,44 @@ pub fn build_object(out: &Path, features: &[&str]) -> Result<Built, Error> {
     let object = report.executable(OBJECT).ok_or(Error::NoArtifact)?;
     copy_object(&object, out)?;
     Ok(Built { linker: Some(linker), warnings: report.warnings, toolchain })
+}
+
+/// Builds the eBPF programs to where [`build_object`] will look for them, and lets cargo show its
+/// progress on stderr. Cargo hides what a build script says, so a build script would be silent for
+/// minutes; after this it has nothing left to compile. `beside` is a file in the target folder of
+/// the build to come. A prebuilt object needs nothing.
+///
+/// # Errors
+/// As [`build_object`], but that the compiler's own errors and warnings are left to it.
+pub fn build_ahead(beside: &Path, features: &[&str]) -> Result<(), Error> {
+    let toolchain = choose()?;
+    let (Toolchain::Sysroot(compiler) | Toolchain::BuildStd(compiler)) = &toolchain else {
+        return Ok(());
+    };
+    let (call, _) = object_call(&toolchain, compiler, beside, features)?;
+    call.command()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .map(drop)
+        .map_err(|source| Error::Start { program: call.program.clone(), source })
+}
+
+fn object_call(
+    toolchain: &Toolchain,
+    compiler: &Compiler,
+    beside: &Path,
+    features: &[&str],
+) -> Result<(CargoCall, Linker), Error> {
+    let linker = find_linker()?;
+    let target_dir = target_dir_beside(beside, features);
+    let llvm_dir = linker::llvm_dir(&compiler.sysroot, &target_dir)?;
+    let call = CargoCall::new(toolchain, &Target::of_build(), &linker.path)
+        .with_manifest(&workspace_root().join("Cargo.toml"))
+        .with_target_dir(&target_dir)
+        .with_llvm_dir(&llvm_dir)
+        .with_features(features);
+    Ok((call, linker))
 }
 
 /// The files and folders whose change makes the object stale.

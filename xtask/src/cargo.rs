@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::root;
+use crate::{object, root};
 
 /// A program that cargo has built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +78,7 @@ pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
 /// # Errors
 /// Cargo cannot be run.
 pub fn build_what_can_be<S: AsRef<OsStr>>(args: &[S]) -> Result<(Vec<Product>, bool)> {
+    object::ahead();
     let output = command()
         .args(args)
         .arg("--message-format=json-render-diagnostics")

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, docs, root, setup, totals::Totals};
+use crate::{cargo, docs, object, root, setup, totals::Totals};
 
 /// Check format, comments, documents, lints, rustdoc and unit tests, without root.
 #[derive(clap::Args)]
@@ -58,6 +58,7 @@ impl Check {
         step("comments: no line beyond column 100", &mut totals, || {
             Ok(print(&comments::report()?.faults))
         })?;
+        object::ahead();
         step("lints: cargo clippy", &mut totals, || {
             cargo(
                 &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],

@@ -10,6 +10,7 @@ mod docs;
 mod fuzz;
 mod load;
 mod machine;
+mod object;
 mod packages;
 mod root;
 mod setup;
@@ -47,6 +48,7 @@ struct Cli {
 enum Command {
     Setup(setup::Setup),
     Build(build::Build),
+    Object(object::Object),
     Check(check::Check),
     Docs(docs::Docs),
     Load(load::Load),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Object(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Docs(command) => command.run(),
         Command::Load(command) => command.run(),
