@@ -207,6 +207,8 @@ pub struct Scratch {
     pub fragment: Fragment,
     /// The tuple of answers to a packet that an ICMP error quotes.
     pub quoted: ConntrackKey,
+    /// An entry on its way into a map.
+    pub entry: Conntrack,
     /// A whole packet on its way.
     pub segment: TcpSegment,
     /// The same of IPv6.

@@ -14,7 +14,7 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{BACKENDS, CONNTRACK, CT_NEW, lookup, work::Flow},
+    maps::{BACKENDS, CONNTRACK, CT_NEW, lookup, work::{Flow, scratch}},
 };
 
 /// How many source ports are tried when a tuple is taken.
@@ -321,14 +321,15 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
     }
     let now = now();
     forward_entry(flow, target, now, forward);
-    let reply = reply_entry(&flow.key, forward, now);
+    let reply = &mut scratch()?.entry;
+    *reply = reply_entry(&flow.key, forward, now);
     let mut attempt = 0;
     while attempt < port_tries(flow.key.proto) {
         let key = reply_key(&flow.key, forward);
         let patient = attempt < PATIENT_TRIES;
-        if is_free(&key, &reply, now, patient)
-            && (CT_NEW.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
-                || take_over(CT_NEW.get_ptr_mut(&key), &key, &reply, now, patient))
+        if is_free(&key, reply, now, patient)
+            && (CT_NEW.insert(&key, reply, u64::from(BPF_NOEXIST)).is_ok()
+                || take_over(CT_NEW.get_ptr_mut(&key), &key, reply, now, patient))
         {
             // What another connection on this tuple has left.
             let _ = CONNTRACK.remove(&flow.key);

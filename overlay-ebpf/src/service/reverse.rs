@@ -16,7 +16,7 @@ use crate::{
     maps::{
         CONNTRACK, CT_NEW,
         lru::Counted,
-        work::{Flow, PART_QUOTED},
+        work::{Flow, PART_QUOTED, scratch},
     },
     outcome,
     service::{
@@ -114,17 +114,18 @@ fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
 fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32, Reason> {
     let now = now();
     let key = reply_key(&flow.key, forward);
-    let mut entry = return_entry(&key, flow, node, now);
-    dsr::settle(&mut entry, &key, flow, asked);
+    let entry = &mut scratch()?.entry;
+    *entry = return_entry(&key, flow, node, now);
+    dsr::settle(entry, &key, flow, asked);
     let Some(old) = held(&key).0 else {
-        return open(&key, &entry, BPF_ANY).map(|()| DONE);
+        return open(&key, entry, BPF_ANY).map(|()| DONE);
     };
     // SAFETY: as in `conntrack::look`.
     let old = unsafe { &mut *old };
     if !is_free_again(&key, old, now) {
         return Ok(NOT_YET);
     }
-    *old = entry;
+    *old = *entry;
     Ok(DONE)
 }
 
@@ -175,16 +176,17 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
     }
     let now = now();
     let through = flow.key.through(node);
+    let entry = &mut scratch()?.entry;
     let mut attempt = 0;
     while attempt < PORT_TRIES {
         let patient = attempt < PATIENT_TRIES;
         attempt += 1;
         forward.sport = other_port(&flow.key, attempt);
         let key = reply_key(&flow.key, forward);
-        let entry = return_entry(&key, flow, node, now);
-        if is_for(CONNTRACK, &key, &entry, patient)
-            && is_for(CT_NEW, &key, &entry, patient)
-            && open(&key, &entry, BPF_NOEXIST).is_ok()
+        *entry = return_entry(&key, flow, node, now);
+        if is_for(CONNTRACK, &key, entry, patient)
+            && is_for(CT_NEW, &key, entry, patient)
+            && open(&key, entry, BPF_NOEXIST).is_ok()
         {
             // What another flow has left.
             let _ = CONNTRACK.remove(&through);

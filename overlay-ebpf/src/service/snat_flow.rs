@@ -15,7 +15,7 @@ use crate::{
     clock::{RESOLUTION, now},
     maps::{
         CONNTRACK, LOCAL_ADDRS, config, lookup,
-        work::{Flow, Work},
+        work::{Flow, Work, scratch},
     },
     outcome,
     service::{
@@ -49,7 +49,8 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
     let config = config().ok_or(Reason::NotConfigured)?;
     let now = now();
     *forward = forward_entry(flow, address, now);
-    let reply = reply_entry(&flow.key, now);
+    let reply = &mut scratch()?.entry;
+    *reply = reply_entry(&flow.key, now);
     let mut attempt = 0;
     while attempt < PORT_TRIES {
         forward.sport = port(&flow.key, config.outside_ports, attempt);
@@ -58,9 +59,9 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
             continue;
         }
         let key = outer_key(&flow.key, forward);
-        if CONNTRACK.insert(&key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+        if CONNTRACK.insert(&key, reply, u64::from(BPF_NOEXIST)).is_ok()
             // Ports are few beside a host's connections to one server, and TIME-WAIT costs one SYN.
-            || take_over(CONNTRACK.get_ptr_mut(&key), &key, &reply, now, false)
+            || take_over(CONNTRACK.get_ptr_mut(&key), &key, reply, now, false)
         {
             return CONNTRACK
                 .insert(&flow.key, &*forward, u64::from(BPF_ANY))
