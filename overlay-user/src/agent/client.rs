@@ -10,8 +10,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::Paths;
-use crate::api::{ApiError, ErrorCode, EventMessage, EventRequest, LocalRequest, Request};
+use crate::{
+    api::{ApiError, ErrorCode, EventMessage, EventRequest, LocalRequest, Request},
+    paths::Paths,
+};
 
 /// A client of the daemon of this host. Every call is a connection of its own.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Where a host keeps things, and what `init` and `join` decided for it.
+//! What `init` and `join` decided for a host.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,72 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::XdpMode,
+    file::write_atomically,
     model::{Id, Role},
 };
-
-/// The directories of one host's daemon. All are settable, so that several hosts can live on one
-/// machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Paths {
-    /// State that survives reboots, default `/var/lib/overlay`.
-    pub state_dir: PathBuf,
-    /// Socket, lock and namespaces, default `/run/overlay`.
-    pub run_dir: PathBuf,
-    /// Pins, in a bpffs, default `/sys/fs/bpf/overlay`.
-    pub pin_dir: PathBuf,
-}
-
-impl Paths {
-    /// The API's unix socket.
-    pub fn socket(&self) -> PathBuf {
-        self.run_dir.join("overlay.sock")
-    }
-
-    /// Locked by the running daemon.
-    pub fn lock(&self) -> PathBuf {
-        self.run_dir.join("overlay.lock")
-    }
-
-    /// The socket of the process that keeps DNS sockets open while no daemon runs.
-    pub fn keeper(&self) -> PathBuf {
-        self.run_dir.join("sockets.sock")
-    }
-
-    /// [`AgentConfig`] as JSON.
-    pub fn config(&self) -> PathBuf {
-        self.state_dir.join("agent.json")
-    }
-
-    /// The manager's store.
-    pub fn store(&self) -> PathBuf {
-        self.state_dir.join("cluster.redb")
-    }
-
-    /// Last state heard of, so that a host without managers keeps forwarding.
-    pub fn cached_state(&self) -> PathBuf {
-        self.state_dir.join("last-state.json")
-    }
-
-    /// Containers attached on this host.
-    pub fn containers(&self) -> PathBuf {
-        self.state_dir.join("containers.json")
-    }
-
-    /// The node's key (mode 0600), certificate and the CA's certificate.
-    pub fn pki_dir(&self) -> PathBuf {
-        self.state_dir.join("pki")
-    }
-
-    /// What a detached daemon prints.
-    pub fn log(&self) -> PathBuf {
-        self.state_dir.join("agent.log")
-    }
-
-    /// Namespaces that `overlay run` made.
-    pub fn netns_dir(&self) -> PathBuf {
-        self.run_dir.join("netns")
-    }
-}
 
 /// What `overlay init` or `overlay join` decided for this host; `agent.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,24 +135,6 @@ impl AgentConfig {
         write_atomically(path, &serde_json::to_vec_pretty(self).unwrap_or_default())
             .map_err(|source| ConfigError::Io { path: path.to_owned(), source })
     }
-}
-
-/// Writes a file in one step with mode 0600: to a temporary neighbour, synced, then renamed.
-///
-/// # Errors
-/// What the system said.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Agent, AgentConfig, AgentError, Checked, Host, NameServers, NamespaceId, Parts, Paths, boot_id,
+    Agent, AgentConfig, AgentError, Checked, Host, NameServers, NamespaceId, Parts, boot_id,
     local_ports, namespace_at, probe, server,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     link::{NetlinkLinks, netns::in_netns, tcp_cookies},
     manager::{Controller, Manager, RemoteManager, ServerHandle},
     model::{ClusterState, Id, Probe, Role},
+    paths::Paths,
     pki::NodePki,
     store::{RedbStore, StoreError},
 };

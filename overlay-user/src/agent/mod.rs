@@ -66,9 +66,7 @@ use std::{
 
 pub use client::{Events, LocalClient};
 pub use compile::{HOST_MODE, LocalFacts, compile, network_mtu};
-pub use config::{
-    AgentConfig, CONFIG_FORMAT, ConfigError, OUTSIDE_FLOWS, OUTSIDE_PORTS, Paths, write_atomically,
-};
+pub use config::{AgentConfig, CONFIG_FORMAT, ConfigError, OUTSIDE_FLOWS, OUTSIDE_PORTS};
 pub use control::{Control, Watch};
 
 pub use daemon::daemon;
@@ -84,6 +82,7 @@ use crate::{
     datapath::Datapath,
     link::Links,
     model::{ClusterState, Id},
+    paths::Paths,
 };
 
 /// What an [`Agent`] is made of.

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AgentError,
-    config::write_atomically,
     surroundings::{NamespaceId, Process},
 };
 use crate::{
     api::{AttachedInterface, EndpointCreate},
+    file::write_atomically,
     link::{EndpointLink, LinkIpv6},
     model::{ClusterState, Endpoint, Id},
 };

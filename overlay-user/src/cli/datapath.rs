@@ -11,13 +11,13 @@ use super::{
     format::{Format, FormatArg, json, print, table},
 };
 use crate::{
-    agent::Paths,
     datapath::{
         BpfDatapath, Datapath as _, LoadOptions, XdpMode,
         bpf::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram},
         host,
     },
     link::{Links as _, NetlinkLinks},
+    paths::Paths,
 };
 
 /// The datapath of this host, with or without a cluster

@@ -31,9 +31,10 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    agent::{LocalClient, Paths},
+    agent::LocalClient,
     api::{LocalRequest, Request, Status},
     model::ClusterState,
+    paths::Paths,
 };
 
 /// Cross-host container networks whose packet path is eBPF.

@@ -8,7 +8,7 @@ use std::{
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::DatapathError;
-use crate::agent::Paths;
+use crate::paths::Paths;
 
 /// Oldest kernel the datapath is made for: the long-term one that the oldest supported
 /// distributions run.

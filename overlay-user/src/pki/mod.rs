@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 pub use tls::{MANAGER_NAME, pinned_client_config};
 pub use token::{JoinToken, SecretHash, TokenError, secret_hash};
 
-use crate::{agent::write_atomically, model::Id};
+use crate::{file::write_atomically, model::Id};
 
 /// Why keys or certificates cannot be made or used.
 #[derive(Debug, thiserror::Error)]

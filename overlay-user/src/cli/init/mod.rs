@@ -24,9 +24,10 @@ pub(super) use self::{
 };
 use super::{Context, args, error::refuse};
 use crate::{
-    agent::{AgentConfig, ConfigError, Paths},
+    agent::{AgentConfig, ConfigError},
     datapath::XdpMode,
     model::check_name,
+    paths::Paths,
 };
 
 /// What `init` and `join` ask about this host.

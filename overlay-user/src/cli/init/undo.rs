@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::daemon::Daemon;
 use crate::{
-    agent::Paths,
     datapath::BpfDatapath,
     dns::Keeper,
     link::{Links, NetlinkLinks},
+    paths::Paths,
 };
 
 /// What was made so far.
