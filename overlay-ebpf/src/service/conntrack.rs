@@ -14,7 +14,10 @@ use overlay_common::{
 
 use crate::{
     clock::{RESOLUTION, now},
-    maps::{BACKENDS, CONNTRACK, CT_NEW, lookup, work::{Flow, scratch}},
+    maps::{
+        BACKENDS, CONNTRACK, CT_NEW, lookup,
+        work::{Flow, scratch},
+    },
 };
 
 /// How many source ports are tried when a tuple is taken.

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Agent, AgentConfig, AgentError, Checked, Host, NameServers, NamespaceId, Parts, boot_id,
-    local_ports, namespace_at, probe, server,
+    local_ports, namespace_at, platform::probe, serve,
 };
 use crate::{
     datapath::{BpfDatapath, DatapathError, LoadOptions, host},
@@ -66,7 +66,7 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
         paths,
     });
     let mut tasks = agent.start().await?;
-    let server = server::serve(agent.clone(), &socket)?;
+    let server = serve::serve(agent.clone(), &socket)?;
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("systemd's notify socket")?;
     tracing::info!(socket = %socket.display(), "ready");
 

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{
     Agent, AgentError,
-    containers::Phase,
+    attach::containers::Phase,
     control::call,
     host::{OWN_PREFIX, VXLAN},
 };

@@ -8,49 +8,23 @@
 //! Everything is level-triggered: whoever changes the state or the facts wakes the reconciler,
 //! which looks at both as they are then.
 
-mod addresses6;
-mod adopt;
 mod attach;
-mod balance;
-mod client;
 mod compile;
 mod config;
-mod containers;
 mod control;
+mod count;
 mod daemon;
-mod detach;
-mod doubts;
-mod drain;
 mod error;
 mod events;
-mod flow_rows;
-mod flows_left;
 mod follow;
-mod health;
 mod host;
-mod ipvs;
-mod lb_tables;
 mod leave;
-mod names;
-mod numbers6;
-mod outside;
-mod probe;
-mod ready;
+mod platform;
 mod reconcile;
-mod records;
 mod run;
-mod server;
-mod shadow;
-mod slots;
-mod sockets;
-mod spaces;
-mod status;
-mod surroundings;
-mod tables;
-mod traffic;
+mod serve;
+mod show;
 
-#[cfg(test)]
-mod compile_properties;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -64,20 +38,19 @@ use std::{
     },
 };
 
-pub use client::{Events, LocalClient};
 pub use compile::{HOST_MODE, LocalFacts, compile, network_mtu};
 pub use config::{AgentConfig, CONFIG_FORMAT, ConfigError, OUTSIDE_FLOWS, OUTSIDE_PORTS};
 pub use control::{Control, Watch};
 
 pub use daemon::daemon;
 pub use error::AgentError;
-pub use probe::Checked;
-pub use surroundings::{
-    Host, NameServers, NamespaceId, Process, boot_id, local_ports, namespace_at,
+pub use platform::{
+    Host, NameServers, NamespaceId, Process, boot_id, local_ports, namespace_at, probe::Checked,
 };
+pub use serve::client::{Events, LocalClient};
 use tokio::sync::{Notify, watch};
 
-use self::{containers::Containers, host::HostSetup, reconcile::Applied};
+use self::{attach::containers::Containers, host::HostSetup, reconcile::Applied};
 use crate::{
     datapath::Datapath,
     link::Links,
@@ -171,7 +144,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             draining: Mutex::default(),
             progress: watch::Sender::new(0),
             setup: tokio::sync::Mutex::default(),
-            checks: tokio::sync::Semaphore::new(health::AT_A_TIME),
+            checks: tokio::sync::Semaphore::new(attach::health::AT_A_TIME),
             report: Mutex::default(),
             events: events::Hub::default(),
             troubles: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{Agent, AgentError, compile::compile, lock, slots};
+use super::{Agent, AgentError, compile::compile, compile::slots, lock};
 use crate::{
     datapath::{Datapath, DatapathState, diff},
     link::Links,

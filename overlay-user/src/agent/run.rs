@@ -9,9 +9,9 @@ use tokio::{
 
 use super::{
     Agent, AgentError,
+    attach::records,
     host::{OWN_PREFIX, VXLAN},
     reconcile::Look,
-    records,
 };
 use crate::{datapath::Datapath, link::Links};
 

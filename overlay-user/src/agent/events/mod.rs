@@ -19,7 +19,10 @@ use overlay_common::{
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use self::{filter::Filter, record::Record};
-use super::{Agent, AgentError, lock, names::Names, numbers6::Live, tables::monotonic_ns};
+use super::{
+    Agent, AgentError, lock, show::address_ids::Live, show::names::Names,
+    show::tables::monotonic_ns,
+};
 use crate::{
     api::{EventMessage, EventRequest},
     datapath::Datapath,

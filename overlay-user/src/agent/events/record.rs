@@ -12,9 +12,9 @@ use overlay_common::{
 use super::{Owners, monotonic_ns};
 use crate::{
     agent::{
-        names::Names,
-        numbers6::{Numbers, Sockets, network},
-        tables::ip,
+        show::address_ids::{Numbers, Sockets, network},
+        show::names::Names,
+        show::tables::ip,
     },
     api::{Event, EventKind, NewFlow},
     packet::{Headers, protocol_name},

@@ -4,7 +4,7 @@ use overlay_common::maps::Lru;
 
 use super::*;
 use crate::{
-    agent::{server, testing::port},
+    agent::{serve, testing::port},
     api::{Detach, Leave, Left, LocalContainer, LocalRequest, Reference, Status, Sync, SyncAnswer},
     datapath::{Fill, Tables},
     model::Endpoint,
@@ -13,7 +13,7 @@ use crate::{
 /// A started host with its server and a client.
 struct Served {
     agent: Arc<TestAgent>,
-    server: server::Server,
+    server: serve::Server,
     client: LocalClient,
     _tasks: TestTasks,
 }
@@ -21,7 +21,7 @@ struct Served {
 async fn served(test: &TestHost) -> Served {
     let (agent, tasks) = test.start().await;
     let paths = test.paths();
-    let server = server::serve(agent.clone(), &paths.socket()).expect("served");
+    let server = serve::serve(agent.clone(), &paths.socket()).expect("served");
     Served { agent, server, client: LocalClient::new(&paths), _tasks: tasks }
 }
 

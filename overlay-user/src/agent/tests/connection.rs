@@ -89,7 +89,7 @@ async fn the_state_is_written_for_the_next_start() {
     let (_agent, tasks) = test.start().await;
     world.network("mynet").await;
     tasks.end().await;
-    let cached = records::load_state(&test.paths().cached_state()).expect("a state");
+    let cached = attach::records::load_state(&test.paths().cached_state()).expect("a state");
     assert!(cached.cluster.is_some());
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::*;
 use crate::{
-    agent::{events::QUEUE, tables::monotonic_ns},
+    agent::{events::QUEUE, show::tables::monotonic_ns},
     api::{Event, EventKind, EventMessage, EventRequest},
     datapath::MemoryDatapath,
 };

@@ -186,7 +186,7 @@ async fn a_drained_backend_keeps_its_flows_for_the_drain_time() {
     let flow = Conntrack {
         backend: number,
         action: CONNTRACK_FORWARD,
-        last_seen: tables::monotonic_ns(),
+        last_seen: show::tables::monotonic_ns(),
         ..Conntrack::default()
     };
     test.datapath.add_conntrack(ConntrackKey { proto: 6, ..ConntrackKey::default() }, flow);

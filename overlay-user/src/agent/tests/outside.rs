@@ -8,7 +8,7 @@ use overlay_common::{
 
 use super::*;
 use crate::{
-    agent::{tables::monotonic_ns, testing::port},
+    agent::{show::tables::monotonic_ns, testing::port},
     datapath::DatapathCall,
     model::Protocol,
 };

@@ -111,7 +111,7 @@ async fn a_process_id_that_was_given_again_is_not_mistaken_for_the_process() {
     attach(&agent, own).await;
     tasks.end().await;
     let path = test.paths().containers();
-    let mut records = records::Records::load(&path).expect("written");
+    let mut records = attach::records::Records::load(&path).expect("written");
     let process = records.containers[0].process.as_mut().expect("a process");
     process.started += 1;
     records.save(&path).expect("saved");

@@ -31,7 +31,7 @@ async fn with_backend(
         backend: number,
         proto: 6,
         netns: cookie(&test, "w1"),
-        since: tables::monotonic_ns(),
+        since: show::tables::monotonic_ns(),
         ..SockFlow::default()
     };
     (test, agent, tasks, flow)

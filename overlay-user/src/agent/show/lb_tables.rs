@@ -1,0 +1,106 @@
+//! The tables of schedulers in words: how much of each is whose.
+
+use std::collections::BTreeMap;
+
+use overlay_common::maps::{
+    LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED, Service, Slot,
+    TableKey,
+};
+
+use crate::{
+    agent::{Agent, AgentError, show::names::Names},
+    datapath::{Datapath, DatapathState, TableDump},
+    link::Links,
+    model::Scheduler,
+};
+
+/// A scheduler as the maps have it.
+pub(in crate::agent) fn scheduler_word(scheduler: u8) -> &'static str {
+    match scheduler {
+        LB_ROUND_ROBIN => Scheduler::Rr.name(),
+        LB_WEIGHTED => Scheduler::Wrr.name(),
+        LB_LEAST => Scheduler::Lc.name(),
+        LB_SOURCE_HASH => Scheduler::Sh.name(),
+        LB_MAGLEV => Scheduler::Maglev.name(),
+        _ => "unknown",
+    }
+}
+
+/// What a service's scheduler hashes.
+pub(in crate::agent) fn hash_word(service: &Service) -> &'static str {
+    match (service.scheduler, service.hash) {
+        (LB_SOURCE_HASH | LB_MAGLEV, LB_HASH_FLOW) => "flow",
+        (LB_SOURCE_HASH | LB_MAGLEV, _) => "address",
+        _ => "-",
+    }
+}
+
+impl<D: Datapath, L: Links> Agent<D, L> {
+    /// The tables that `held` has, read entry by entry.
+    ///
+    /// # Errors
+    /// [`AgentError::Datapath`] when one cannot be read.
+    pub(in crate::agent) fn lb_tables(
+        &self,
+        held: &DatapathState,
+        names: &Names,
+    ) -> Result<TableDump, AgentError> {
+        let mut rows = Vec::new();
+        for key in held.tables.keys() {
+            // One that has gone since is no more to be shown.
+            if let Some(entries) = self.datapath.table(*key)? {
+                rows.extend(table_rows(*key, held.services.get(&key.service), &entries, names));
+            }
+        }
+        let columns =
+            ["number", "service", "lb", "table", "in_force", "entries", "backend", "name", "share"];
+        Ok(TableDump {
+            name: "lb_tables".to_owned(),
+            columns: columns.map(str::to_owned).to_vec(),
+            rows,
+        })
+    }
+}
+
+fn table_rows(
+    key: TableKey,
+    service: Option<&Service>,
+    entries: &[Slot],
+    names: &Names,
+) -> Vec<Vec<String>> {
+    let mut shares: BTreeMap<Slot, usize> = BTreeMap::new();
+    for backend in entries {
+        *shares.entry(*backend).or_default() += 1;
+    }
+    let in_force = service.is_some_and(|service| service.table == key.table);
+    let or_none = |name: Option<String>| name.unwrap_or_else(|| "-".to_owned());
+    let row = |(backend, count): (&Slot, &usize)| {
+        let share = 100.0 * *count as f64 / entries.len().max(1) as f64;
+        vec![
+            key.service.to_string(),
+            or_none(names.service(key.service)),
+            service.map_or("-", |service| scheduler_word(service.scheduler)).to_owned(),
+            format!("{:08x}", key.table),
+            if in_force { "yes" } else { "no" }.to_owned(),
+            count.to_string(),
+            backend.to_string(),
+            or_none(names.backend(*backend)),
+            format!("{share:.2}%"),
+        ]
+    };
+    shares.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_backends_share_of_a_table_is_shown() {
+        let key = TableKey { service: 7, table: 0xab };
+        let service = Service { table: 0xab, scheduler: LB_MAGLEV, ..Service::default() };
+        let rows = table_rows(key, Some(&service), &[4, 9, 4, 4], &Names::default());
+        assert_eq!(rows[0], ["7", "-", "maglev", "000000ab", "yes", "3", "4", "-", "75.00%"]);
+        assert_eq!(rows[1][5..], ["1", "9", "-", "25.00%"]);
+    }
+}
