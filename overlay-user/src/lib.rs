@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod dns;
 pub mod file;
 pub mod link;
+pub mod lock;
 pub mod manager;
 pub mod model;
 pub mod packet;

@@ -1,38 +1,35 @@
 //! The daemon: an agent on the real kernel, and the manager where this host is one.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{Read as _, Seek as _, Write as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Agent, AgentConfig, AgentError, Checked, Host, NameServers, NamespaceId, Parts, boot_id,
-    local_ports, namespace_at, platform::probe, serve,
+    config::AgentConfig,
+    context::Parts,
+    error::AgentError,
+    platform::{ContainerNames, LinuxHost},
+    run::Agent,
+    serve,
 };
 use crate::{
-    datapath::{BpfDatapath, DatapathError, LoadOptions, host},
-    dns::{DnsServers, DnsView, Keeper, read_resolv_conf},
-    link::{NetlinkLinks, netns::in_netns, tcp_cookies},
+    datapath::{BpfDatapath, LoadOptions, host},
+    link::NetlinkLinks,
     manager::{Controller, Manager, RemoteManager, ServerHandle},
-    model::{ClusterState, Id, Probe, Role},
+    model::Role,
     paths::Paths,
     pki::NodePki,
     store::{RedbStore, StoreError},
 };
-
-/// Where the host's own name servers are.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Runs the daemon of this host until SIGTERM, SIGINT or `leave`. Ending it detaches nothing:
 /// traffic goes on, and the next daemon adopts what is there.
@@ -61,7 +58,7 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
         links: NetlinkLinks::new()?,
         control: Arc::new(controller),
         names: Arc::new(ContainerNames::new(&config, &paths)),
-        host: Arc::new(LinuxHost { pin_dir: paths.pin_dir.clone() }),
+        host: Arc::new(LinuxHost::new(paths.pin_dir.clone())),
         config,
         paths,
     });
@@ -77,7 +74,7 @@ pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
         () = tasks.failed() => Err(anyhow::anyhow!("a task of the agent failed; see the log above")),
     };
     tracing::info!("ending; what is attached stays attached");
-    // Without systemd there is nobody to tell, and nothing depends on it.
+    // Nothing depends on this message, and without systemd it has no receiver.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     agent.end_events();
     server.end().await;
@@ -155,123 +152,6 @@ impl Lock {
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self { _file: file })
-    }
-}
-
-/// The host that this process runs on.
-struct LinuxHost {
-    pin_dir: PathBuf,
-}
-
-impl Host for LinuxHost {
-    fn namespace(&self, netns: &Path) -> Result<NamespaceId, AgentError> {
-        namespace_at(netns)
-    }
-
-    fn netns_cookie(&self) -> Result<u64, AgentError> {
-        Ok(host::netns_cookie()?)
-    }
-
-    fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError> {
-        Ok(in_netns(netns, host::netns_cookie)??)
-    }
-
-    fn tcp_sockets(&self, netns: Option<&Path>) -> Result<BTreeSet<u64>, AgentError> {
-        Ok(match netns {
-            Some(path) => in_netns(path, tcp_cookies)??,
-            None => tcp_cookies()?,
-        })
-    }
-
-    fn cgroup2(&self) -> Option<PathBuf> {
-        host::cgroup2_mount()
-    }
-
-    fn local_ports(&self) -> Option<(u16, u16)> {
-        local_ports()
-    }
-
-    fn boot_id(&self) -> String {
-        boot_id()
-    }
-
-    fn probe<'a>(
-        &'a self,
-        backend: &'a Checked,
-        probe: &'a Probe,
-    ) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(probe::probe(backend, probe))
-    }
-
-    fn unload(&self) -> Result<Vec<String>, DatapathError> {
-        BpfDatapath::unload(&self.pin_dir)
-    }
-}
-
-/// The DNS servers of the containers and what they answer from.
-struct ContainerNames {
-    servers: DnsServers,
-    keeper: Arc<Keeper>,
-    view: Arc<ArcSwap<DnsView>>,
-}
-
-impl ContainerNames {
-    fn new(config: &AgentConfig, paths: &Paths) -> Self {
-        let upstreams = if config.dns_upstreams.is_empty() {
-            // Without any, names of the cluster still resolve.
-            read_resolv_conf(Path::new(RESOLV_CONF)).unwrap_or_else(|error| {
-                tracing::warn!("{error}");
-                Vec::new()
-            })
-        } else {
-            config.dns_upstreams.clone()
-        };
-        let view = Arc::new(ArcSwap::from_pointee(DnsView { upstreams, ..DnsView::default() }));
-        let keeper = Arc::new(Keeper::new(paths.keeper()));
-        let servers = DnsServers::new(view.clone()).waiting().kept_by(keeper.clone());
-        Self { servers, keeper, view }
-    }
-}
-
-impl NameServers for ContainerNames {
-    fn ensure<'a>(
-        &'a self,
-        container: &'a Id,
-        netns: &'a Path,
-    ) -> BoxFuture<'a, Result<(), AgentError>> {
-        Box::pin(async move {
-            let served = self.servers.ensure(container, netns).await;
-            served.map_err(|e| AgentError::Names(e.to_string()))
-        })
-    }
-
-    fn remove(&self, container: &Id) {
-        self.servers.remove(container);
-    }
-
-    fn retain(&self, containers: BTreeSet<Id>) -> BoxFuture<'_, ()> {
-        Box::pin(self.servers.retain(containers))
-    }
-
-    fn end(&self) -> BoxFuture<'_, Result<Option<String>, AgentError>> {
-        let keeper = self.keeper.clone();
-        Box::pin(async move {
-            let ended = tokio::task::spawn_blocking(move || keeper.end()).await;
-            let ended = ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-            match ended {
-                Ok(ended) => Ok(ended.map(|pid| format!("keeper of DNS sockets (process {pid})"))),
-                Err(error) => Err(error.into()),
-            }
-        })
-    }
-
-    fn answer(&self) {
-        self.servers.answer();
-    }
-
-    fn show(&self, state: &Arc<ClusterState>) {
-        let upstreams = self.view.load().upstreams.clone();
-        self.view.store(Arc::new(DnsView { state: state.clone(), upstreams }));
     }
 }
 

@@ -2,12 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{
-    Agent, AgentError,
-    attach::containers::Phase,
-    control::call,
-    host::{OWN_PREFIX, VXLAN},
-};
+use super::{error::AgentError, host::remove_from_kernel, run::Agent};
 use crate::{
     api::{ApiError, ErrorCode, Leave, Left, NodeRemove, Request},
     datapath::Datapath,
@@ -27,18 +22,18 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if !request.force {
             self.may_leave()?;
         }
-        let (mut removed, mut failures) = self.detach_all().await;
+        let (mut removed, mut failures) = self.attachments.detach_all().await;
         match self.leave_cluster(request.force).await {
             Ok(what) => removed.extend(what),
             Err(error) if request.force => tracing::warn!("leaving without the managers: {error}"),
             Err(error) => return Err(error),
         }
-        self.setup.lock().await.over = true;
-        match self.names.end().await {
+        self.host.close().await;
+        match self.context.names.end().await {
             Ok(what) => removed.extend(what),
             Err(error) => failures.push(error),
         }
-        let (gone, more) = self.remove_from_kernel().await;
+        let (gone, more) = remove_from_kernel(&self.context).await;
         removed.extend(gone);
         failures.extend(more);
         if !failures.is_empty() {
@@ -54,7 +49,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     }
 
     fn may_leave(&self) -> Result<(), ApiError> {
-        let containers = self.containers.all();
+        let containers = self.attachments.containers.all();
         let mut names: Vec<_> = containers.iter().map(|c| c.record().name).collect();
         if !names.is_empty() {
             names.sort();
@@ -73,32 +68,17 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     }
 
     fn is_last_manager(&self) -> bool {
-        let state = self.state();
-        let others = |n: &Node| n.role == Role::Manager && n.id != *self.node();
-        self.config.role == Role::Manager && !state.nodes.values().any(others)
-    }
-
-    async fn detach_all(self: &Arc<Self>) -> (Vec<String>, Vec<AgentError>) {
-        let (mut removed, mut failures) = (Vec::new(), Vec::new());
-        for container in self.containers.all() {
-            let _busy = container.busy.lock().await;
-            if container.phase() == Phase::Gone {
-                continue;
-            }
-            match self.unwire(&container).await {
-                Ok(_) => removed.push(format!("container {}", container.record().name)),
-                Err(error) => failures.push(error),
-            }
-        }
-        (removed, failures)
+        let state = self.cluster.state();
+        let others = |n: &Node| n.role == Role::Manager && n.id != *self.context.node();
+        self.context.config.role == Role::Manager && !state.nodes.values().any(others)
     }
 
     async fn leave_cluster(&self, force: bool) -> Result<Vec<String>, ApiError> {
         if self.is_last_manager() {
             return Ok(vec!["the cluster, with its last manager".to_owned()]);
         }
-        let remove = NodeRemove { reference: self.node().as_str().to_owned(), force: true };
-        match call::<Node>(&*self.control, Request::NodeRemove(remove)).await {
+        let remove = NodeRemove { reference: self.context.node().as_str().to_owned(), force: true };
+        match self.context.call::<Node>(Request::NodeRemove(remove)).await {
             Ok(node) => Ok(vec![format!("node {} of the cluster", node.name)]),
             Err(error) if error.code == ErrorCode::NotFound => Ok(Vec::new()),
             Err(error) if force => Err(error),
@@ -113,35 +93,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
     }
 
-    /// Removes programs, pins and interfaces. Goes on after failures.
-    pub(super) async fn remove_from_kernel(&self) -> (Vec<String>, Vec<AgentError>) {
-        let (mut removed, mut failures) = (Vec::new(), Vec::new());
-        match self.host.unload() {
-            Ok(pins) => removed.extend(pins),
-            Err(error) => failures.push(error.into()),
-        }
-        let mut links = match self.links.list(OWN_PREFIX).await {
-            Ok(links) => links,
-            Err(error) => {
-                failures.push(error.into());
-                Vec::new()
-            }
-        };
-        // Both ends of the host link go with the first one.
-        links.sort_by_key(|(name, _)| name == VXLAN);
-        for (name, _) in links {
-            match self.links.remove(&name).await {
-                Ok(()) => removed.push(format!("interface {name}")),
-                Err(error) => failures.push(error.into()),
-            }
-        }
-        (removed, failures)
-    }
-
     async fn remove_files(&self) -> Result<Vec<String>, AgentError> {
-        let mut left = self.left.lock().await;
-        *left = true;
-        let paths = &self.paths;
+        self.cache.close().await;
+        let paths = &self.context.paths;
         let files = [
             paths.store(),
             paths.cached_state(),
@@ -159,7 +113,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
                 removed.push(file.display().to_string());
             }
         }
-        // Not ours when something else is in it.
+        // It stays when something else is in it.
         if std::fs::remove_dir(&paths.state_dir).is_ok() {
             removed.push(paths.state_dir.display().to_string());
         }

@@ -1,17 +1,26 @@
-//! The agent's start and its loops.
+//! The agent: its parts, its start and its loops.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    Agent, AgentError,
-    attach::records,
-    host::{OWN_PREFIX, VXLAN},
-    reconcile::Look,
+    attach::Attachments,
+    context::{Context, Parts},
+    count::{
+        backends::BackendFlows, draining::DrainingFlows, egress::EgressFlows, sockets::Sockets,
+    },
+    error::AgentError,
+    events::Hub,
+    follow::{Cluster, StateCache},
+    host::{HostSetup, remove_from_kernel},
+    interfaces::{OWN_PREFIX, VXLAN},
+    reconcile::{Look, Reconciler},
+    report::Reporter,
 };
 use crate::{datapath::Datapath, link::Links};
 
@@ -25,6 +34,27 @@ const REPAIR_EVERY: Duration = Duration::from_secs(30);
 
 const LOOKING: &str = "looking at the underlay interface";
 const REPAIRING: &str = "comparing the kernel with the state";
+
+/// What counts beside the programs.
+pub(super) struct Counters<D, L> {
+    pub(super) draining: Arc<DrainingFlows<D, L>>,
+    pub(super) backends: Arc<BackendFlows<D, L>>,
+    pub(super) egress: Arc<EgressFlows<D, L>>,
+    pub(super) sockets: Arc<Sockets<D, L>>,
+}
+
+/// The agent of one host.
+pub struct Agent<D, L> {
+    pub(super) context: Arc<Context<D, L>>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) cache: Arc<StateCache>,
+    pub(super) events: Arc<Hub<D, L>>,
+    pub(super) reconciler: Arc<Reconciler<D, L>>,
+    pub(super) host: Arc<HostSetup<D, L>>,
+    pub(super) attachments: Arc<Attachments<D, L>>,
+    pub(super) counters: Counters<D, L>,
+    stop: watch::Sender<bool>,
+}
 
 /// The loops of a running agent; dropping it ends them and nothing else.
 pub struct Tasks<D: Datapath, L: Links> {
@@ -42,65 +72,123 @@ impl<D: Datapath, L: Links> Tasks<D, L> {
     /// stays as it is.
     pub async fn end(mut self) {
         self.set.shutdown().await;
-        self.agent.containers.end_tasks();
-        if let Some(state) = self.agent.live_state() {
-            self.agent.cache(state).await;
+        self.agent.attachments.containers.end_tasks();
+        if let Some(state) = self.agent.cluster.live_state() {
+            self.agent.cache.save(state).await;
         }
     }
 }
 
 impl<D: Datapath, L: Links> Drop for Tasks<D, L> {
     fn drop(&mut self) {
-        self.agent.containers.end_tasks();
+        self.agent.attachments.containers.end_tasks();
     }
 }
 
 impl<D: Datapath, L: Links> Agent<D, L> {
+    /// An agent that does nothing yet; see [`Agent::start`].
+    pub fn new(parts: Parts<D, L>) -> Arc<Self> {
+        let context = Arc::new(Context::new(parts));
+        let cluster = Arc::new(Cluster::new(&context));
+        let events = Arc::new(Hub::new(context.clone()));
+        let reconciler =
+            Arc::new(Reconciler::new(context.clone(), cluster.clone(), events.clone()));
+        let of_host = (context.clone(), cluster.clone(), reconciler.clone());
+        let counters = Counters {
+            draining: Arc::new(DrainingFlows::new(
+                context.clone(),
+                cluster.clone(),
+                reconciler.clone(),
+            )),
+            backends: Arc::new(BackendFlows::new(context.clone(), reconciler.clone())),
+            egress: Arc::new(EgressFlows::new(context.clone(), reconciler.clone())),
+            sockets: Arc::new(Sockets::new(context.clone(), reconciler.clone())),
+        };
+        Arc::new(Self {
+            cache: Arc::new(StateCache::new(&context)),
+            host: Arc::new(HostSetup::new(of_host.0, of_host.1, of_host.2)),
+            attachments: Arc::new(Attachments::new(
+                context.clone(),
+                cluster.clone(),
+                reconciler.clone(),
+            )),
+            context,
+            cluster,
+            events,
+            reconciler,
+            counters,
+            stop: watch::Sender::new(false),
+        })
+    }
+
+    /// Asks for the end of the agent, as after [`crate::api::LocalRequest::Leave`].
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until the agent is asked to end.
+    pub async fn stopped(&self) {
+        // The sender lives as long as the agent: an error cannot happen.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Ends all watching of events.
+    pub fn end_events(&self) {
+        self.events.close();
+    }
+
     /// Sets up the host, adopts what an earlier daemon left, and starts to follow the managers.
     /// Returns when the maps show a state, or no state is known yet.
     ///
     /// # Errors
     /// [`AgentError`] when the host refuses; what this call made is removed again.
     pub async fn start(self: &Arc<Self>) -> Result<Tasks<D, L>, AgentError> {
-        let fresh = self.datapath.attachments()?.is_empty()
-            && self.links.list(OWN_PREFIX).await?.is_empty();
+        let fresh = self.context.datapath.attachments()?.is_empty()
+            && self.context.links.list(OWN_PREFIX).await?.is_empty();
         let mut set = JoinSet::new();
         if let Err(error) = self.set_up(&mut set).await {
             if fresh {
-                for failure in self.remove_from_kernel().await.1 {
+                for failure in remove_from_kernel(&self.context).await.1 {
                     tracing::warn!("cleaning up after a failed start: {failure}");
                 }
             }
             return Err(error);
         }
-        set.spawn(self.clone().reconcile_loop());
-        set.spawn(self.clone().heartbeat_loop());
-        set.spawn(self.clone().addresses_loop());
-        set.spawn(self.clone().count_draining_loop());
-        set.spawn(self.clone().cache_loop());
-        set.spawn(self.clone().heal_loop());
+        let reporter = Arc::new(Reporter {
+            context: self.context.clone(),
+            cluster: self.cluster.clone(),
+            reconciler: self.reconciler.clone(),
+            draining: self.counters.draining.clone(),
+        });
+        set.spawn(self.host.clone().reconcile_loop());
+        set.spawn(reporter.clone().heartbeat_loop());
+        set.spawn(reporter.addresses_loop());
+        set.spawn(self.counters.draining.clone().count_loop());
+        set.spawn(self.cache.clone().save_loop(self.cluster.clone()));
+        set.spawn(self.attachments.clone().heal_loop());
         set.spawn(self.clone().look_loop());
         set.spawn(self.clone().repair_loop());
         Ok(Tasks { agent: self.clone(), set })
     }
 
     async fn set_up(self: &Arc<Self>, set: &mut JoinSet<()>) -> Result<(), AgentError> {
-        self.look_around().await?;
-        self.links.ensure_vxlan(VXLAN, self.config.data_path_port).await?;
+        self.host.look_around().await?;
+        let port = self.context.config.data_path_port;
+        self.context.links.ensure_vxlan(VXLAN, port).await?;
         // Before anything is compiled: a container that is not known to be here would be taken
         // out of the maps.
-        self.adopt_containers().await?;
-        set.spawn(self.clone().follow_loop());
-        let mut state = self.state.subscribe();
-        let live = timeout(LIVE_WITHIN, state.wait_for(Option::is_some)).await.is_ok();
-        if !live && let Some(cached) = records::load_state(&self.paths.cached_state()) {
-            self.publish_cached(cached);
+        self.attachments.adopt_containers().await?;
+        let mut states = self.cluster.states();
+        set.spawn(self.cluster.clone().follow_loop());
+        let live = timeout(LIVE_WITHIN, states.wait_for(Option::is_some)).await.is_ok();
+        if !live && let Some(cached) = self.cache.load() {
+            self.cluster.publish_cached(cached);
         }
         // Not before: without the state every name of the cluster would be unknown. When there is
         // none, other names are answered at least.
-        self.names.answer();
-        self.bring_up(Look::Maps).await?;
-        self.attach_to_containers()
+        self.context.names.answer();
+        self.host.bring_up(Look::Maps).await?;
+        self.attachments.attach_programs()
     }
 
     async fn look_loop(self: Arc<Self>) {
@@ -108,15 +196,12 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match self.look_around().await {
-                Ok(()) => self.overcome(LOOKING),
-                Err(error) => self.trouble(LOOKING, error),
-            }
-            self.sweep_namespaces().await;
-            self.count_flows().await;
-            self.count_active().await;
-            self.look_at_sockets().await;
-            self.look_for_shadowed_ports().await;
+            self.context.conditions.note(LOOKING, self.host.look_around().await);
+            self.attachments.sweep_namespaces().await;
+            self.counters.egress.count().await;
+            self.counters.backends.count().await;
+            self.counters.sockets.look(self.attachments.namespaces()).await;
+            self.host.look_for_shadowed_ports().await;
         }
     }
 
@@ -126,19 +211,16 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         tick.tick().await;
         loop {
             tick.tick().await;
-            match self.repair().await {
-                Ok(()) => self.overcome(REPAIRING),
-                Err(error) => self.trouble(REPAIRING, error),
-            }
+            self.context.conditions.note(REPAIRING, self.repair().await);
         }
     }
 
     /// Compares maps, links and attachments with what they should be and puts right what differs.
-    pub(super) async fn repair(self: &Arc<Self>) -> Result<(), AgentError> {
-        self.repair_links().await?;
-        self.bring_up(Look::Maps).await?;
-        self.attach_to_containers()?;
-        self.serve_names().await?;
-        self.remove_orphaned_links().await
+    pub(super) async fn repair(&self) -> Result<(), AgentError> {
+        self.attachments.repair_links().await?;
+        self.host.bring_up(Look::Maps).await?;
+        self.attachments.attach_programs()?;
+        self.attachments.serve_names().await?;
+        self.attachments.remove_orphaned_links().await
     }
 }

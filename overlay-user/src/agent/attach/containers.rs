@@ -1,4 +1,4 @@
-//! The containers of this host: who is attached, and by whom it is being changed.
+//! The containers that are attached, and which of them a call is changing.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,11 @@ use std::{
 
 use tokio::task::AbortHandle;
 
+use super::records::{RECORDS_FORMAT, Record, Records};
 use crate::{
-    agent::{
-        AgentError,
-        attach::records::{RECORDS_FORMAT, Record, Records},
-        lock,
-    },
+    agent::error::AgentError,
     api::{ApiError, ErrorCode},
+    lock::lock,
     model::Id,
 };
 
@@ -30,7 +28,7 @@ pub enum Phase {
     Attached,
     /// Being unwired.
     Detaching,
-    /// Gone; whoever still holds it leaves it alone.
+    /// Removed. A task that still holds it leaves it alone.
     Gone,
 }
 
@@ -86,7 +84,7 @@ impl Container {
         *lock(&self.phase) = phase;
     }
 
-    /// Whether it is wired and nobody is changing that.
+    /// Whether it is wired, and stays so for now.
     pub fn is_attached(&self) -> bool {
         self.phase() == Phase::Attached
     }

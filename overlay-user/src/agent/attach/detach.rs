@@ -2,23 +2,21 @@
 
 use std::sync::Arc;
 
+use super::{
+    attachments::Attachments,
+    containers::{Container, Phase},
+    drain::detached,
+    records::Wire,
+};
 use crate::{
-    agent::{
-        Agent, AgentError,
-        attach::containers::{Container, Phase},
-        attach::drain::gone,
-        attach::records::Wire,
-        control::call,
-        lock,
-        reconcile::Look,
-    },
+    agent::{error::AgentError, reconcile::Look},
     api::{ApiError, ContainerRef, Detach, ErrorCode, Request},
     datapath::Datapath,
     link::Links,
     model::{Endpoint, Id},
 };
 
-impl<D: Datapath, L: Links> Agent<D, L> {
+impl<D: Datapath, L: Links> Attachments<D, L> {
     /// Drains a container unless told not to, and removes its endpoints.
     ///
     /// # Errors
@@ -27,7 +25,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let container = self.containers.find(&request.container)?;
         let _busy = container.busy.lock().await;
         if !container.is_attached() {
-            return Err(gone(&container.record().name));
+            return Err(detached(&container.record().name));
         }
         if !request.force {
             self.drain_held(&container).await.map_err(|error| {
@@ -45,7 +43,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     ///
     /// # Errors
     /// The first failure.
-    pub(in crate::agent) async fn unwire(
+    pub async fn unwire(
         self: &Arc<Self>,
         container: &Container,
     ) -> Result<Vec<Endpoint>, AgentError> {
@@ -68,23 +66,33 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         Ok(removed)
     }
 
+    /// Detaches all containers without draining them. Goes on after failures.
+    pub async fn detach_all(self: &Arc<Self>) -> (Vec<String>, Vec<AgentError>) {
+        let (mut removed, mut failures) = (Vec::new(), Vec::new());
+        for container in self.containers.all() {
+            let _busy = container.busy.lock().await;
+            if container.phase() == Phase::Gone {
+                continue;
+            }
+            match self.unwire(&container).await {
+                Ok(_) => removed.push(format!("container {}", container.record().name)),
+                Err(error) => failures.push(error),
+            }
+        }
+        (removed, failures)
+    }
+
     /// Removes the endpoints of a container from the cluster's state.
-    pub(in crate::agent) async fn remove_endpoints(
-        &self,
-        container: &Id,
-    ) -> Result<Vec<Endpoint>, AgentError> {
+    pub async fn remove_endpoints(&self, container: &Id) -> Result<Vec<Endpoint>, AgentError> {
         let remove = Request::EndpointRemove(ContainerRef { container: container.clone() });
-        Ok(call(&*self.control, remove).await?)
+        Ok(self.context.call(remove).await?)
     }
 
     /// Removes what this host has of a container, without asking a manager.
-    pub(in crate::agent) async fn unwire_here(
-        self: &Arc<Self>,
-        container: &Container,
-    ) -> Result<(), AgentError> {
+    pub async fn unwire_here(self: &Arc<Self>, container: &Container) -> Result<(), AgentError> {
         container.enter(Phase::Detaching);
         let record = container.record();
-        self.names.remove(container.id());
+        self.context.names.remove(container.id());
         let removed = self.take_up(&record.wires).await;
         self.containers.remove(container);
         let saved = self.save_containers().await;
@@ -93,21 +101,19 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 
     /// Removes map entries, attachments and links of some interfaces, in this order: nothing is
     /// sent to an interface that is gone.
-    pub(in crate::agent) async fn take_up(
-        self: &Arc<Self>,
-        wires: &[Wire],
-    ) -> Result<(), AgentError> {
+    pub async fn take_up(self: &Arc<Self>, wires: &[Wire]) -> Result<(), AgentError> {
         {
-            let mut facts = lock(&self.facts);
+            let mut facts = self.reconciler.facts();
             for wire in wires {
                 facts.links.remove(&wire.endpoint);
                 facts.spaces.remove(&wire.endpoint);
             }
         }
-        let mut outcome = self.reconcile(Look::Memory).await;
+        let mut outcome = self.reconciler.reconcile(Look::Memory).await;
         for wire in wires {
-            let detached = self.datapath.detach(&wire.host_name).map_err(AgentError::from);
-            let removed = self.links.remove(&wire.host_name).await.map_err(AgentError::from);
+            let detached = self.context.datapath.detach(&wire.host_name).map_err(AgentError::from);
+            let removed =
+                self.context.links.remove(&wire.host_name).await.map_err(AgentError::from);
             outcome = outcome.and(detached).and(removed);
         }
         outcome

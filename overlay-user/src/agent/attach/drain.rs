@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{attachments::Attachments, containers::Container};
 use crate::{
-    agent::{Agent, AgentError, attach::containers::Container, control::call},
+    agent::error::AgentError,
     api::{ApiError, ContainerRef, Drained, ErrorCode, FlowsLeft, Request, Sync, SyncAnswer},
     datapath::Datapath,
     link::Links,
@@ -15,31 +16,32 @@ use crate::{
 
 /// How long the nodes may take to confirm that they send no new flows.
 const CONFIRM_WITHIN_MS: u64 = 5000;
-/// How often is asked for the flows left.
+/// How often the managers are asked for the flows left.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-impl<D: Datapath, L: Links> Agent<D, L> {
+impl<D: Datapath, L: Links> Attachments<D, L> {
     /// Drains a container's backends: no node sends new flows, then the flows that are there get
     /// the service's drain time to end. One that serves nothing, or never took flows, is drained
     /// at once.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] when the managers cannot be told.
-    pub async fn drain(self: &Arc<Self>, container: &Arc<Container>) -> Result<Drained, ApiError> {
+    /// [`ErrorCode::NotFound`], or [`ErrorCode::Unavailable`] when the managers cannot be told.
+    pub async fn drain(self: &Arc<Self>, reference: &str) -> Result<Drained, ApiError> {
+        let container = &self.containers.find(reference)?;
         let _busy = container.busy.lock().await;
         if !container.is_attached() {
-            return Err(gone(&container.record().name));
+            return Err(detached(&container.record().name));
         }
         Ok(self.drain_held(container).await?)
     }
 
-    /// As [`Agent::drain`], for a caller that holds the container.
-    pub(in crate::agent) async fn drain_held(
+    /// As [`Attachments::drain`], for a caller that holds the container.
+    pub async fn drain_held(
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Result<Drained, AgentError> {
         let nothing = Drained { lagging: Vec::new(), drained_ms: 0 };
-        let state = self.state();
+        let state = self.cluster.state();
         let backends = backends(&state, container.id());
         if backends.is_empty() || container.drained.load(Ordering::Relaxed) {
             return Ok(nothing);
@@ -50,7 +52,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             return Ok(nothing);
         }
         let sync = Request::Sync(Sync { revision: None, timeout_ms: CONFIRM_WITHIN_MS });
-        let answer: SyncAnswer = call(&*self.control, sync).await?;
+        let answer: SyncAnswer = self.context.call(sync).await?;
         let begun = Instant::now();
         self.wait_for_flows(&state, &backends).await;
         container.drained.store(true, Ordering::Relaxed);
@@ -67,7 +69,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let end = Instant::now() + Duration::from_millis(longest);
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
             let asked = Request::FlowsLeft(ContainerRef { container: first.container.clone() });
-            let asked = call::<FlowsLeft>(&*self.control, asked);
+            let asked = self.context.call::<FlowsLeft>(asked);
             // Without an answer nothing is known, and the time has to pass.
             if let Ok(Ok(FlowsLeft { flows: Some(0) })) = tokio::time::timeout(left, asked).await {
                 return;
@@ -83,7 +85,7 @@ fn backends(state: &ClusterState, container: &Id) -> Vec<Endpoint> {
     mine.filter(serves).cloned().collect()
 }
 
-/// The container went away while somebody waited for it.
-pub fn gone(name: &str) -> ApiError {
+/// The container was detached while a call waited for it.
+pub fn detached(name: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, format!("container {name:?} has just been detached"))
 }

@@ -3,41 +3,55 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep_until, timeout},
 };
 
+use super::containers::Container;
 use crate::{
-    agent::{Agent, attach::containers::Container, control::call, platform::probe::Checked},
+    agent::{context::Context, follow::Cluster, platform::Checked},
     api::{EndpointHealth, Request},
     datapath::Datapath,
     link::Links,
     model::{ClusterState, Endpoint, EndpointState, Health, HealthCheck, Id},
 };
 
-/// Checks under way at a time: each has a connection or a process. Others wait for their turn, and
-/// their time begins with it.
-pub(in crate::agent) const AT_A_TIME: usize = 64;
+/// Checks under way at a time: each has a connection or a process. The others wait for their turn,
+/// with which their time begins.
+const AT_A_TIME: usize = 64;
 
 const TELLING: &str = "telling the managers of the backends' health";
 /// How long until what could not be told to the managers is told again.
 const TELL_AGAIN: Duration = Duration::from_millis(500);
 
-impl<D: Datapath, L: Links> Agent<D, L> {
+/// Makes the health checks of containers.
+pub struct HealthChecks<D, L> {
+    context: Arc<Context<D, L>>,
+    cluster: Arc<Cluster>,
+    /// Turns to make a check.
+    turns: Semaphore,
+}
+
+impl<D: Datapath, L: Links> HealthChecks<D, L> {
+    /// Checks nothing yet.
+    pub fn new(context: Arc<Context<D, L>>, cluster: Arc<Cluster>) -> Self {
+        Self { context, cluster, turns: Semaphore::new(AT_A_TIME) }
+    }
+
     /// Checks a container for as long as it is attached, whenever its service asks for it.
-    pub(in crate::agent) fn watch_health(self: &Arc<Self>, container: &Arc<Container>) {
-        let (agent, watched) = (self.clone(), container.clone());
-        let task = tokio::spawn(async move { agent.keep_checking(&watched).await });
+    pub fn watch(self: &Arc<Self>, container: &Arc<Container>) {
+        let (checks, watched) = (self.clone(), container.clone());
+        let task = tokio::spawn(async move { checks.keep_checking(&watched).await });
         container.keep(task.abort_handle());
     }
 
     async fn keep_checking(self: &Arc<Self>, container: &Container) {
         let started = Instant::now();
-        let mut states = self.state.subscribe();
+        let mut states = self.cluster.states();
         let mut course: Option<Course> = None;
         loop {
             states.borrow_and_update();
-            let state = self.state();
+            let state = self.cluster.state();
             let Some((check, endpoint)) = wanted(&state, container.id()) else {
                 course = None;
                 if states.changed().await.is_err() {
@@ -61,8 +75,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
     }
 
-    /// Waits for the time of the next try, or until the service asks for another check, which is made at
-    /// once. Meanwhile the managers are told, again and again until they hear it.
+    /// Waits for the time of the next try, or until the service asks for another check, which is made
+    /// at once. Meanwhile the managers are told, again and again until they answer.
     async fn rest(
         &self,
         container: &Id,
@@ -97,8 +111,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             address: endpoint.ip.into(),
         };
         // The semaphore lives as long as the agent: an error cannot happen.
-        let _turn = self.checks.acquire().await;
-        match timeout(check.timeout(), self.host.probe(&backend, &check.probe)).await {
+        let _turn = self.turns.acquire().await;
+        match timeout(check.timeout(), self.context.host.probe(&backend, &check.probe)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("no result within {} ms", check.timeout_ms)),
         }
@@ -106,16 +120,16 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 
     /// Tells the managers unless they know; returns whether they do.
     async fn tell_health(&self, container: &Id, health: Health) -> bool {
-        let state = self.state();
+        let state = self.cluster.state();
         let mut mine = state.endpoints.values().filter(|e| e.container == *container);
         if mine.all(|e| e.health == health) {
             return true;
         }
         let request = EndpointHealth { container: container.clone(), health };
-        match call::<Vec<Endpoint>>(&*self.control, Request::EndpointHealth(request)).await {
-            Ok(_) => self.overcome(TELLING),
+        match self.context.call::<Vec<Endpoint>>(Request::EndpointHealth(request)).await {
+            Ok(_) => self.context.conditions.clear(TELLING),
             Err(error) => {
-                self.trouble(TELLING, error);
+                self.context.conditions.fail(TELLING, error);
                 return false;
             }
         }
@@ -124,7 +138,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 }
 
 /// The check that a container's service asks for, and the endpoint to be checked: the first one that
-/// serves. None while it is starting or draining.
+/// serves. `None` while the container is starting or draining.
 fn wanted<'a>(state: &'a ClusterState, container: &Id) -> Option<(&'a HealthCheck, &'a Endpoint)> {
     let mut mine: Vec<&Endpoint> = state
         .endpoints
@@ -205,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_period_forgives_only_who_was_never_healthy() {
+    fn the_start_period_forgives_only_backends_that_were_never_healthy() {
         let fails = [false; 9];
         assert_eq!(after(course(Health::Starting), &fails, true), Health::Starting);
         assert_eq!(after(course(Health::Healthy), &fails, true), Health::Unhealthy);

@@ -7,16 +7,16 @@ use tokio::{
     time::sleep,
 };
 
+use super::{attachments::Attachments, containers::Container};
 use crate::{
     agent::{
-        Agent, AgentError,
-        attach::containers::Container,
-        attach::target_ports,
+        blocking::blocking,
+        error::AgentError,
         platform::{self, Process},
     },
     datapath::Datapath,
     link::Links,
-    model::{ClusterState, EndpointState},
+    model::{ClusterState, EndpointState, Id},
 };
 
 /// How often a starting container is looked at: often at first, then rarely.
@@ -24,12 +24,12 @@ const LISTEN_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration:
 /// How many times it is looked at often.
 const OFTEN: u32 = 400;
 
-impl<D: Datapath, L: Links> Agent<D, L> {
+impl<D: Datapath, L: Links> Attachments<D, L> {
     /// Unwires the container when its process ends.
     ///
     /// # Errors
     /// [`AgentError::Host`] when it has ended already.
-    pub(in crate::agent) fn watch_process(
+    pub fn watch_process(
         self: &Arc<Self>,
         container: &Arc<Container>,
         process: Process,
@@ -40,14 +40,14 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let fd: AsyncFd<OwnedFd> =
             unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
                 .map_err(|e| failed(e.into()))?;
-        let (agent, watched) = (self.clone(), container.clone());
+        let (attachments, watched) = (self.clone(), container.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = fd.readable().await {
                 tracing::warn!("watching process {}: {error}", process.pid);
                 return;
             }
             // A task of its own: unwiring ends the tasks of the container, this one included.
-            tokio::spawn(async move { agent.process_ended(&watched).await });
+            tokio::spawn(async move { attachments.process_ended(&watched).await });
         });
         container.keep(task.abort_handle());
         Ok(())
@@ -66,11 +66,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 
     /// Sets a starting container running as soon as a port of its service listens, or at once
     /// where nothing is to be waited for.
-    pub(in crate::agent) fn watch_readiness(self: &Arc<Self>, container: &Arc<Container>) {
-        let (agent, watched) = (self.clone(), container.clone());
+    pub fn watch_readiness(self: &Arc<Self>, container: &Arc<Container>) {
+        let (attachments, watched) = (self.clone(), container.clone());
         let task = tokio::spawn(async move {
             let mut looks = 0;
-            while !agent.check_readiness(&watched).await {
+            while !attachments.check_readiness(&watched).await {
                 looks += 1;
                 sleep(if looks < OFTEN { LISTEN_EVERY.0 } else { LISTEN_EVERY.1 }).await;
             }
@@ -80,9 +80,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
 
     /// Returns whether there is nothing more to wait for.
     async fn check_readiness(self: &Arc<Self>, container: &Container) -> bool {
-        let Some(state) = self.live_state() else { return false };
+        let Some(state) = self.cluster.live_state() else { return false };
         if !is_starting(&state, container) {
-            // Running or draining; or not in the state yet, which the healer looks after.
+            // Running or draining; or not in the state yet, which `heal_loop` looks after.
             return state.endpoints.values().any(|e| e.container == *container.id());
         }
         let record = container.record();
@@ -92,7 +92,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
         // Held so that a drain that has begun is not undone.
         let _busy = container.busy.lock().await;
-        if !container.is_attached() || !is_starting(&self.state(), container) {
+        if !container.is_attached() || !is_starting(&self.cluster.state(), container) {
             return true;
         }
         match self.set_endpoint_state(container.id(), EndpointState::Running).await {
@@ -108,20 +108,27 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     }
 
     async fn listens(self: &Arc<Self>, netns: PathBuf, ports: Vec<(u8, u16)>) -> bool {
-        let agent = self.clone();
-        let looked = tokio::task::spawn_blocking(move || agent.links.listens(&netns, &ports)).await;
-        match looked {
-            Ok(Ok(listens)) => listens,
-            Ok(Err(error)) => {
-                tracing::debug!("looking for listening sockets: {error}");
-                false
-            }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        let context = self.context.clone();
+        let looked = blocking(move || context.links.listens(&netns, &ports)).await;
+        looked.unwrap_or_else(|error| {
+            tracing::debug!("looking for listening sockets: {error}");
+            false
+        })
     }
 }
 
 fn is_starting(state: &ClusterState, container: &Container) -> bool {
     let mut mine = state.endpoints.values().filter(|e| e.container == *container.id());
     mine.any(|e| e.state == EndpointState::Starting)
+}
+
+/// Protocols and backend ports of the services that a container serves.
+pub fn target_ports(state: &ClusterState, container: &Id) -> Vec<(u8, u16)> {
+    let mine = state.endpoints.values().filter(|e| e.container == *container);
+    let services = mine.filter_map(|e| state.services.get(e.service.as_ref()?));
+    let ports = services.flat_map(|s| &s.ports).map(|p| (p.protocol.number(), p.target));
+    let mut ports: Vec<_> = ports.collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }

@@ -1,4 +1,4 @@
-//! What the agent remembers across restarts: its containers, and the last state it heard of.
+//! The containers of this host in a file, for the next daemon.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::{
-        AgentError,
+        error::AgentError,
+        json_file,
         platform::{NamespaceId, Process},
     },
     api::{AttachedInterface, EndpointCreate},
-    file::write_atomically,
     link::{EndpointLink, LinkIpv6},
-    model::{ClusterState, Endpoint, Id},
+    model::{Endpoint, Id},
 };
 
 /// One container attached on this host.
@@ -134,27 +134,6 @@ pub struct Records {
 /// Current version of `containers.json`.
 pub const RECORDS_FORMAT: u32 = 1;
 
-fn read<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    remedy: &'static str,
-) -> Result<Option<T>, AgentError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(AgentError::io(path, e)),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| AgentError::Damaged {
-        path: path.to_owned(),
-        reason: e.to_string(),
-        remedy,
-    })
-}
-
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), AgentError> {
-    let bytes = serde_json::to_vec(value).map_err(|e| AgentError::io(path, e.into()))?;
-    write_atomically(path, &bytes).map_err(|e| AgentError::io(path, e))
-}
-
 impl Records {
     /// Reads `containers.json`; none means no containers.
     ///
@@ -163,7 +142,7 @@ impl Records {
     pub fn load(path: &Path) -> Result<Self, AgentError> {
         const REMEDY: &str = "move it away to start without the containers in it; they are then \
                               detached";
-        let records: Self = read(path, REMEDY)?.unwrap_or_default();
+        let records: Self = json_file::read(path, REMEDY)?.unwrap_or_default();
         if records.format > RECORDS_FORMAT {
             return Err(AgentError::Damaged {
                 path: path.to_owned(),
@@ -182,30 +161,14 @@ impl Records {
     /// # Errors
     /// [`AgentError::Io`] names the file.
     pub fn save(&self, path: &Path) -> Result<(), AgentError> {
-        write(path, self)
+        json_file::write(path, self)
     }
-}
-
-/// The last state heard of, if there is a readable one: a damaged cache is as good as none.
-pub fn load_state(path: &Path) -> Option<ClusterState> {
-    read(path, "it is written anew").unwrap_or_else(|error| {
-        tracing::warn!("{error}");
-        None
-    })
-}
-
-/// Writes the last state heard of in one step.
-///
-/// # Errors
-/// [`AgentError::Io`] names the file.
-pub fn save_state(path: &Path, state: &ClusterState) -> Result<(), AgentError> {
-    write(path, state)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::testing::{TestCluster, id};
+    use crate::agent::testing::id;
 
     fn records() -> Records {
         let wire = Wire {
@@ -256,18 +219,6 @@ mod tests {
         Records { format: 2, ..records() }.save(&path).expect("saved");
         let error = Records::load(&path).expect_err("newer").to_string();
         assert!(error.contains("format 2"), "{error}");
-    }
-
-    #[test]
-    fn the_cached_state_reads_back_and_a_damaged_one_is_no_error() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("last-state.json");
-        assert_eq!(load_state(&path), None);
-        let state = TestCluster::with_nodes(2).state;
-        save_state(&path, &state).expect("saved");
-        assert_eq!(load_state(&path), Some(state));
-        std::fs::write(&path, "{").expect("written");
-        assert_eq!(load_state(&path), None);
     }
 
     #[test]

@@ -12,19 +12,14 @@ use overlay_common::{
     maps::{FRONTENDS6_ENTRIES, Frontend6Key, Subnet6Key},
 };
 
+use super::facts::LocalFacts;
 use crate::{
-    agent::LocalFacts,
     datapath::DatapathState,
     model::{ClusterState, Node},
 };
 
 /// Fills `local_addrs6`, `subnets6` and `frontends6` of a node.
-pub(in crate::agent) fn compile(
-    state: &ClusterState,
-    me: &Node,
-    facts: &LocalFacts,
-    out: &mut DatapathState,
-) {
+pub fn compile(state: &ClusterState, me: &Node, facts: &LocalFacts, out: &mut DatapathState) {
     let own = facts.addresses6.iter();
     // Without an interface a link-local address is nobody's, and a packet's is not told apart.
     let own = own.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local());

@@ -1,31 +1,19 @@
-//! Which backends a service's scheduler picks from, and how many flows they have.
+//! Which backends a service's scheduler picks from.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
-
-use overlay_common::{
-    flow::is_expired,
-    maps::{
-        self, BACKEND_COUNTED, CONNTRACK_FORWARD, Conntrack, ConntrackKey, LB_HASH_ADDRESS,
-        LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED,
-        SERVICE_DSR, SERVICE_RESETS, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
-    },
+use overlay_common::maps::{
+    self, BACKEND_COUNTED, LB_HASH_ADDRESS, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN,
+    LB_SOURCE_HASH, LB_WEIGHTED, SERVICE_DSR, SERVICE_RESETS, SlotKey, TableKey,
 };
 
 use crate::{
-    agent::{Agent, AgentError, count::sockets::by_backend, lock, show::tables::monotonic_ns},
-    datapath::{Datapath, DatapathState, Filling, LbTable},
-    link::Links,
+    datapath::{DatapathState, Filling, LbTable},
     model::{Balance, HashBy, OnLoss, ReturnPath, Scheduler},
 };
-
-const COUNTING: &str = "counting flows of services that balance by them";
-/// A full conntrack takes a while to be listed: at most one part in so many of the time.
-const COUNTING_SHARE: u32 = 20;
 
 /// Adds a service with the backends that take new flows, numbers and weights, of which those of
 /// weight 0 do not. A plain list goes to `slots`, where one more backend is one more entry; what
 /// takes more is a table, which is replaced as a whole.
-pub(in crate::agent) fn add_service(
+pub fn add_service(
     number: u32,
     service: maps::Service,
     balance: &Balance,
@@ -102,82 +90,12 @@ fn scheduler(scheduler: Scheduler) -> u8 {
 }
 
 /// Flags of a service's backends in their map.
-pub(in crate::agent) fn backend_flags(balance: &Balance) -> u16 {
+pub fn backend_flags(balance: &Balance) -> u16 {
     if balance.scheduler == Scheduler::Lc { BACKEND_COUNTED } else { 0 }
-}
-
-impl<D: Datapath, L: Links> Agent<D, L> {
-    /// Corrects the numbers of flows that least connections go by: flows end also without a word.
-    pub(in crate::agent) async fn count_active(self: &Arc<Self>) {
-        let agent = self.clone();
-        // A full table takes a while to be listed.
-        let done = tokio::task::spawn_blocking(move || agent.count_active_now()).await;
-        match done {
-            Ok(Ok(())) => self.overcome(COUNTING),
-            Ok(Err(error)) => self.trouble(COUNTING, error),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
-    }
-
-    /// # Errors
-    /// [`AgentError::Datapath`] when a map cannot be read or written.
-    pub(in crate::agent) fn count_active_now(&self) -> Result<(), AgentError> {
-        let counted = |known: &DatapathState| {
-            known.backends.values().any(|backend| backend.flags & BACKEND_COUNTED != 0)
-        };
-        if !lock(&self.applied).known.as_ref().is_some_and(counted) {
-            return Ok(());
-        }
-        let start = Instant::now();
-        if lock(&self.count_due).is_some_and(|due| start < due) {
-            return Ok(());
-        }
-        let before = self.datapath.active()?;
-        let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
-        let mut live = open_flows(&self.datapath.conntrack(limit)?, monotonic_ns());
-        for (backend, flows) in by_backend(&self.datapath.sockets()?) {
-            *live.entry(backend).or_default() += flows;
-        }
-        for (backend, after) in self.datapath.active()? {
-            let flows = corrected(
-                before.get(&backend).copied().unwrap_or_default(),
-                after,
-                live.get(&backend).copied().unwrap_or_default(),
-            );
-            if flows != after {
-                self.datapath.set_active(backend, flows)?;
-            }
-        }
-        let due = Instant::now() + start.elapsed() * COUNTING_SHARE;
-        *lock(&self.count_due) = Some(due);
-        Ok(())
-    }
-}
-
-/// The live flows, as they stand in a listing, and those that began during it.
-fn corrected(before: u32, after: u32, live: u32) -> u32 {
-    live.saturating_add(after.saturating_sub(before))
-}
-
-/// How many flows to each backend are live and not ended by their client.
-fn open_flows(entries: &[(ConntrackKey, Conntrack)], now: u64) -> BTreeMap<u32, u32> {
-    let mut flows = BTreeMap::new();
-    for (key, entry) in entries {
-        let is_open = entry.action == CONNTRACK_FORWARD
-            && entry.backend != 0
-            && entry.flags & (TCP_SEEN_FIN | TCP_SEEN_RST) == 0
-            && !is_expired(key, entry, now);
-        if is_open {
-            *flows.entry(entry.backend).or_default() += 1;
-        }
-    }
-    flows
 }
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::{flow, maps::CONNTRACK_REPLY, wire::PROTO_TCP};
-
     use super::*;
 
     fn compiled(scheduler: Scheduler, backends: &[(u32, u16)]) -> (maps::Service, DatapathState) {
@@ -237,42 +155,5 @@ mod tests {
             assert_eq!((none.slots, none.table), (0, 0));
             assert!(out.tables.is_empty() && out.slots.is_empty());
         }
-    }
-
-    #[test]
-    fn open_flows_are_live_ones_of_the_clients_direction() {
-        const NOW: u64 = 10_000 * 1_000_000_000;
-        let key = ConntrackKey { proto: PROTO_TCP, ..ConntrackKey::default() };
-        let entry = |backend, action, state, age| {
-            (
-                key,
-                Conntrack {
-                    backend,
-                    action,
-                    flags: state,
-                    last_seen: NOW - age,
-                    ..Conntrack::default()
-                },
-            )
-        };
-        let flows = open_flows(
-            &[
-                entry(1, CONNTRACK_FORWARD, 0, 0),
-                entry(1, CONNTRACK_FORWARD, 0, flow::TCP_OPENING + 1),
-                entry(1, CONNTRACK_FORWARD, TCP_SEEN_FIN, 0),
-                entry(1, CONNTRACK_REPLY, 0, 0),
-                entry(2, CONNTRACK_FORWARD, 0, 0),
-                entry(0, CONNTRACK_FORWARD, 0, 0),
-            ],
-            NOW,
-        );
-        assert_eq!(flows, BTreeMap::from([(1, 1), (2, 1)]));
-    }
-
-    #[test]
-    fn flows_that_begin_during_the_count_are_added() {
-        assert_eq!(corrected(9, 9, 5), 5);
-        assert_eq!(corrected(9, 12, 5), 8);
-        assert_eq!(corrected(9, 7, 5), 5, "some have ended meanwhile");
     }
 }

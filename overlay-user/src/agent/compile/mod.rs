@@ -3,10 +3,12 @@
 //! A node holds a network's state only while it has an endpoint on it (lazy peers), except for
 //! `ingress`, and for services with ports that every node answers.
 
-pub mod addresses6;
-pub mod balance;
-pub mod netns;
+mod addresses6;
+mod balance;
+mod facts;
+mod netns;
 pub mod slots;
+pub mod stale;
 
 #[cfg(test)]
 mod properties;
@@ -15,7 +17,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
 };
 
 use overlay_common::{
@@ -28,6 +30,7 @@ use overlay_common::{
     },
 };
 
+pub use self::facts::LocalFacts;
 use crate::{
     datapath::DatapathState,
     model::{
@@ -39,25 +42,6 @@ use crate::{
 /// Set in a service's number when its backends are this node's own only: what the ports of mode
 /// host refer to. Numbers of the cluster stay below.
 pub const HOST_MODE: u32 = 1 << 31;
-
-/// What the node knows about itself and the cluster's state does not say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LocalFacts {
-    /// Index of the host-side interface of each wired endpoint.
-    pub links: BTreeMap<Id, u32>,
-    /// Cookie of the network namespace of each wired endpoint whose sockets are balanced.
-    pub spaces: BTreeMap<Id, u64>,
-    /// Index of the program's end of the host link and MAC of the host's end.
-    pub host_link: Option<(u32, Mac)>,
-    /// Addresses of the host on which published ports answer.
-    pub addresses: Vec<Ipv4Addr>,
-    /// IPv6 addresses of the host on which published ports of dual-stack networks answer.
-    pub addresses6: Vec<Ipv6Addr>,
-    /// Interfaces that lead outside, by index, and the address that flows leave by each with.
-    pub ways_out: BTreeMap<u32, Ipv4Addr>,
-    /// MTU of the underlay in bytes, without the Ethernet header.
-    pub underlay_mtu: u32,
-}
 
 /// MTU of a network's interfaces in bytes, on a node with VTEP `vtep` whose underlay has
 /// `underlay_mtu`.

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 
 use overlay_common::maps::{NETNS_NETWORKS, Netns, NetnsNetwork};
 
-use crate::{
-    agent::compile::LocalFacts,
-    model::{ClusterState, Endpoint, Network},
-};
+use super::facts::LocalFacts;
+use crate::model::{ClusterState, Endpoint, Network};
 
 /// Map `netns`: by the namespaces' cookies, the networks that their endpoints are on, the first
 /// [`NETNS_NETWORKS`] by VNI. Of networks that overlap the host does not know which one a
 /// container's routes prefer: such are left out, and VIPs on them balanced by packets.
-pub(in crate::agent) fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64, Netns> {
+pub fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64, Netns> {
     let mut found: BTreeMap<u64, Vec<(&Endpoint, &Network)>> = BTreeMap::new();
     for (id, cookie) in &facts.spaces {
         let endpoint = state.endpoints.get(id).filter(|_| facts.links.contains_key(id));

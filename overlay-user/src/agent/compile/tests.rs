@@ -3,6 +3,8 @@ use overlay_common::{
     maps::{SERVICE_RESETS, Service as ServiceEntry, SlotKey},
 };
 
+use std::net::Ipv6Addr;
+
 use super::*;
 use crate::{
     agent::testing::{TestCluster, dual_stack, id, port},

@@ -1,9 +1,10 @@
-//! How many flows draining backends have left on this node. A flow is in the conntrack table of the node
-//! that translates it, and one that a socket was given on the node of the socket, wherever the backend runs, so every node counts and says so with its heartbeat.
+//! How many flows draining backends have left on this node. A flow is in the conntrack table of the
+//! node that translates it, or in the table of sockets of the node that made the connection. Both
+//! may be other nodes than the backend's, so every node counts and reports with its heartbeat.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,9 +16,16 @@ use overlay_common::{
 };
 use tokio::time::sleep;
 
+use super::by_backend;
 use crate::{
-    agent::{Agent, AgentError, count::sockets::by_backend, lock, show::tables::monotonic_ns},
-    {datapath::Datapath, link::Links, model::EndpointState},
+    agent::{
+        blocking::blocking, clock::monotonic_ns, context::Context, error::AgentError,
+        follow::Cluster, reconcile::Reconciler,
+    },
+    datapath::{Datapath, DatapathState},
+    link::Links,
+    lock::lock,
+    model::{ClusterState, EndpointState},
 };
 
 const COUNTING: &str = "counting flows of draining backends";
@@ -26,21 +34,40 @@ const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// A full conntrack takes a while to be listed: at most one part in so many of the time.
 const SHARE: u32 = 20;
 
-impl<D: Datapath, L: Links> Agent<D, L> {
+/// Counts the flows that draining backends have left here.
+pub struct DrainingFlows<D, L> {
+    context: Arc<Context<D, L>>,
+    cluster: Arc<Cluster>,
+    reconciler: Arc<Reconciler<D, L>>,
+    /// By the backends' numbers.
+    flows: Mutex<BTreeMap<u32, u64>>,
+}
+
+impl<D: Datapath, L: Links> DrainingFlows<D, L> {
+    /// Counts nothing yet.
+    pub fn new(
+        context: Arc<Context<D, L>>,
+        cluster: Arc<Cluster>,
+        reconciler: Arc<Reconciler<D, L>>,
+    ) -> Self {
+        Self { context, cluster, reconciler, flows: Mutex::default() }
+    }
+
+    /// The last counts, by the backends' numbers.
+    pub fn flows(&self) -> BTreeMap<u32, u64> {
+        lock(&self.flows).clone()
+    }
+
     /// Counts for as long as the agent runs, whenever a backend drains somewhere.
-    pub(in crate::agent) async fn count_draining_loop(self: Arc<Self>) {
-        let mut states = self.state.subscribe();
+    pub async fn count_loop(self: Arc<Self>) {
+        let mut states = self.cluster.states();
         loop {
             states.borrow_and_update();
             let begun = Instant::now();
-            let agent = self.clone();
-            let counted = tokio::task::spawn_blocking(move || agent.count_draining()).await;
-            match counted {
-                Ok(Ok(())) => self.overcome(COUNTING),
-                Ok(Err(error)) => self.trouble(COUNTING, error),
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            }
-            if self.draining_backends().is_empty() {
+            let counter = self.clone();
+            let counted = blocking(move || counter.count_now()).await;
+            self.context.conditions.note(COUNTING, counted);
+            if draining_backends(&self.cluster.state()).is_empty() {
                 // The sender lives as long as the agent: an error cannot happen.
                 let _ = states.changed().await;
             } else {
@@ -49,46 +76,42 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
     }
 
-    fn draining_backends(&self) -> BTreeSet<u32> {
-        let state = self.state();
-        let drains = state.endpoints.values().filter(|e| e.state == EndpointState::Draining);
-        drains.map(|endpoint| endpoint.number).collect()
-    }
-
-    fn count_draining(&self) -> Result<(), AgentError> {
-        let revision = self.state().revision;
-        let draining = self.draining_backends();
+    fn count_now(&self) -> Result<(), AgentError> {
+        let state = self.cluster.state();
+        let draining = draining_backends(&state);
         if draining.is_empty() {
-            lock(&self.draining).clear();
+            lock(&self.flows).clear();
             return Ok(());
         }
         // Before the maps show it, new flows may still begin.
-        if *self.progress.borrow() < revision {
+        if *self.reconciler.progress().borrow() < state.revision {
             return Ok(());
         }
         let mut flows: BTreeMap<u32, u64> = draining.iter().map(|number| (*number, 0)).collect();
-        let held = |number: &u32| {
-            let applied = lock(&self.applied);
-            applied.known.as_ref().is_none_or(|known| known.backends.contains_key(number))
-        };
+        let held = |maps: &DatapathState| draining.iter().any(|n| maps.backends.contains_key(n));
         // Where a backend is in no map, no flow goes to it.
-        if draining.iter().any(held) {
-            let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
-            let entries = self.datapath.conntrack(limit)?;
+        if self.reconciler.applied(held) != Some(false) {
+            let datapath = &self.context.datapath;
+            let entries = datapath.conntrack(self.context.conntrack_size())?;
             for (number, live) in live_flows(&entries, &draining, monotonic_ns()) {
                 flows.insert(number, live);
             }
-            for (number, live) in by_backend(&self.datapath.sockets()?) {
+            for (number, live) in by_backend(&datapath.sockets()?) {
                 flows.entry(number).and_modify(|flows| *flows += u64::from(live));
             }
         }
-        *lock(&self.draining) = flows;
+        *lock(&self.flows) = flows;
         Ok(())
     }
 }
 
-/// Flows of each backend that are alive: a TCP connection until both sides have ended it or one has reset
-/// it, anything else until it has been idle for too long.
+fn draining_backends(state: &ClusterState) -> BTreeSet<u32> {
+    let drains = state.endpoints.values().filter(|e| e.state == EndpointState::Draining);
+    drains.map(|endpoint| endpoint.number).collect()
+}
+
+/// Flows of each backend that are alive: a TCP connection until both sides have ended it or one has
+/// reset it, any other flow until it has been idle for too long.
 fn live_flows(
     entries: &[(ConntrackKey, Conntrack)],
     backends: &BTreeSet<u32>,

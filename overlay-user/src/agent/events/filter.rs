@@ -10,7 +10,7 @@ use overlay_common::{
     },
 };
 
-use super::{Owners, record::Record};
+use super::record::{Owners, Record};
 use crate::{
     api::{ApiError, DEFAULT_SNAPLEN, ErrorCode, EventKind, EventRequest},
     model::{ClusterState, Id},

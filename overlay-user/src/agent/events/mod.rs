@@ -1,37 +1,43 @@
-//! Events for whoever watches. The agent alone reads the ring; each watcher has a queue of its own,
-//! and one that does not keep up loses events, with a count. The programs tell of events only
-//! while somebody watches.
+//! Events for the callers that watch. The agent alone reads the ring. Each watcher has a queue of its
+//! own; a watcher that does not keep up loses events, with a count. The programs tell of events only
+//! while there is a watcher.
 
 mod filter;
 mod record;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 
 use overlay_common::{
-    Be32,
     event::{EVENT_KINDS, Watch},
     maps::Link,
 };
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use self::{filter::Filter, record::Record};
+use self::{
+    filter::Filter,
+    record::{Owners, Record},
+};
 use super::{
-    Agent, AgentError, lock, show::address_ids::Live, show::names::Names,
-    show::tables::monotonic_ns,
+    clock::monotonic_ns,
+    context::Context,
+    error::AgentError,
+    show::{address_ids::Live, names::Names},
 };
 use crate::{
     api::{EventMessage, EventRequest},
     datapath::Datapath,
     link::Links,
+    lock::lock,
+    model::ClusterState,
 };
 
 /// Events that wait for one watcher.
-pub(super) const QUEUE: usize = 1_024;
-/// How long the reader waits for events before it looks whether anybody still watches.
+pub const QUEUE: usize = 1_024;
+/// How long the reader waits for events before it looks whether there is still a watcher.
 const WAIT: Duration = Duration::from_millis(100);
 /// For how long the programs tell of events unless they are asked again.
 const LEASE: Duration = Duration::from_secs(5);
@@ -40,13 +46,10 @@ const RENEW: Duration = Duration::from_secs(1);
 /// How old the names shown beside events may be.
 const NAMES_FOR: Duration = Duration::from_secs(1);
 
-/// Who has a slot: network and address.
-type Owners = BTreeMap<u32, (u32, Be32)>;
-
-/// Everybody who watches.
-#[derive(Default)]
-pub struct Hub {
-    inner: Mutex<Watchers>,
+/// Reads the events of the programs for all watchers.
+pub struct Hub<D, L> {
+    context: Arc<Context<D, L>>,
+    watchers: Mutex<Watchers>,
 }
 
 #[derive(Default)]
@@ -91,40 +94,44 @@ impl Watcher {
 }
 
 impl Watchers {
-    /// What the programs must tell of for everybody to hear what was asked for, and of which
-    /// endpoints.
+    /// What the programs must tell of for all watchers together, and of which endpoints.
     fn wanted(&self) -> (Watch, BTreeSet<u32>) {
         filter::union(self.all.iter().map(|watcher| &watcher.filter), &self.owners)
     }
 }
 
-impl Hub {
+impl<D: Datapath, L: Links> Hub<D, L> {
+    /// Without watchers.
+    pub fn new(context: Arc<Context<D, L>>) -> Self {
+        Self { context, watchers: Mutex::default() }
+    }
+
     /// Tells every watcher that it is over.
     pub fn close(&self) {
-        let mut watchers = lock(&self.inner);
+        let mut watchers = lock(&self.watchers);
         watchers.closed = true;
         watchers.all.clear();
     }
-}
 
-impl<D: Datapath, L: Links> Agent<D, L> {
     /// Begins to tell of events: the receiver gets them until it is dropped, beginning with
-    /// [`EventMessage::Watching`].
+    /// [`EventMessage::Watching`]. `names` are those beside the numbers; without them the reader ends.
     ///
     /// # Errors
     /// [`AgentError::Api`] when what is asked for does not exist, [`AgentError::Datapath`] when
     /// the programs cannot be told.
-    pub fn watch_events(
+    pub fn watch(
         self: &Arc<Self>,
         request: &EventRequest,
+        state: &ClusterState,
+        names: impl Fn() -> Option<Names> + Send + 'static,
     ) -> Result<mpsc::Receiver<EventMessage>, AgentError> {
-        let filter = Filter::new(request, &self.state(), self.node())?;
+        let filter = Filter::new(request, state, self.context.node())?;
         let (queue, events) = mpsc::channel(QUEUE);
-        let mut watchers = lock(&self.events.inner);
+        let mut watchers = lock(&self.watchers);
         if watchers.closed {
             return Ok(events);
         }
-        // What happened or was lost before is not the new one's.
+        // The new watcher is told neither of earlier events nor of earlier losses.
         self.share_losses(&mut watchers)?;
         let since = monotonic_ns();
         watchers.all.push(Watcher { filter, queue: queue.clone(), lost: 0, since });
@@ -136,22 +143,17 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         let _ = queue.try_send(EventMessage::Watching);
         if !watchers.reading {
             watchers.reading = true;
-            let agent = Arc::downgrade(self);
-            std::thread::spawn(move || read(&agent));
+            let hub = Arc::downgrade(self);
+            std::thread::spawn(move || read(&hub, &names));
         }
         Ok(events)
     }
 
-    /// Ends all watching.
-    pub fn end_events(&self) {
-        self.events.close();
-    }
-
-    /// Notes who has which slot.
-    pub(super) fn show_slots<'a>(&self, links: impl Iterator<Item = &'a Link>) {
+    /// Notes which endpoint has which slot.
+    pub fn show_slots<'a>(&self, links: impl Iterator<Item = &'a Link>) {
         let owners = links.map(|link| (link.slot, (link.vni, link.ip)));
         let owners: Owners = owners.filter(|(slot, _)| *slot != 0).collect();
-        let mut watchers = lock(&self.events.inner);
+        let mut watchers = lock(&self.watchers);
         if *watchers.owners == owners {
             return;
         }
@@ -168,15 +170,15 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         if watch.flags != 0 {
             watch.until = monotonic_ns() + LEASE.as_nanos() as u64;
         }
-        self.datapath.set_watch(&watch, &slots)?;
+        self.context.datapath.set_watch(&watch, &slots)?;
         watchers.told = watch;
         Ok(())
     }
 
     /// Forgets watchers that are gone, asks for what the others want, and tells them what was
-    /// lost. False when nobody is left.
+    /// lost. False when none is left.
     fn attend(&self, renewed: &mut Instant) -> Result<bool, AgentError> {
-        let mut watchers = lock(&self.events.inner);
+        let mut watchers = lock(&self.watchers);
         let before = watchers.all.len();
         watchers.all.retain(|watcher| !watcher.queue.is_closed());
         if watchers.all.len() != before || renewed.elapsed() >= RENEW || watchers.all.is_empty() {
@@ -191,9 +193,9 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         Ok(watchers.reading)
     }
 
-    /// Counts what did not fit the ring since the last time for each watcher that may have wanted it.
+    /// Counts what did not fit the ring since the last time, for each watcher that may have wanted it.
     fn share_losses(&self, watchers: &mut Watchers) -> Result<(), AgentError> {
-        let lost = self.datapath.lost_events()?;
+        let lost = self.context.datapath.lost_events()?;
         let reported = std::mem::replace(&mut watchers.lost, lost);
         for watcher in &mut watchers.all {
             for kind in 0..EVENT_KINDS {
@@ -205,21 +207,20 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         Ok(())
     }
 
-    /// Reads what is there and hands it to whoever wants it.
-    fn pass_on(&self, names: &mut Option<(Instant, Names)>) -> Result<(), AgentError> {
+    /// Reads what is there and hands it to the watchers that want it.
+    fn pass_on(&self, names: &mut Cached<'_>) -> Result<(), AgentError> {
         let mut records = Vec::new();
-        self.datapath.read_events(WAIT, &mut |bytes| records.extend(Record::parse(bytes)))?;
+        self.context
+            .datapath
+            .read_events(WAIT, &mut |bytes| records.extend(Record::parse(bytes)))?;
         if records.is_empty() {
             return Ok(());
         }
-        if names.as_ref().is_none_or(|(made, _)| made.elapsed() > NAMES_FOR) {
-            *names = Some((Instant::now(), self.names()));
-        }
-        let Some((_, names)) = names else { return Ok(()) };
-        let numbers = Live(names, &self.datapath);
+        let Some(names) = names.current() else { return Ok(()) };
+        let numbers = Live(names, &self.context.datapath);
         records.iter_mut().for_each(|record| record.resolve(&numbers));
-        let port = self.config.data_path_port;
-        let mut watchers = lock(&self.events.inner);
+        let port = self.context.config.data_path_port;
+        let mut watchers = lock(&self.watchers);
         let (owners, told) = (watchers.owners.clone(), watchers.told);
         for mut record in records {
             record.locate(&owners, port);
@@ -234,20 +235,36 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     }
 }
 
-/// The reader's thread: runs while somebody watches.
-fn read<D: Datapath, L: Links>(agent: &Weak<Agent<D, L>>) {
+/// The names beside the numbers, made anew when they are old.
+struct Cached<'a> {
+    make: &'a dyn Fn() -> Option<Names>,
+    names: Option<(Instant, Names)>,
+}
+
+impl Cached<'_> {
+    fn current(&mut self) -> Option<&Names> {
+        if self.names.as_ref().is_none_or(|(made, _)| made.elapsed() > NAMES_FOR) {
+            self.names = Some((Instant::now(), (self.make)()?));
+        }
+        self.names.as_ref().map(|(_, names)| names)
+    }
+}
+
+/// The reader's thread: runs while there is a watcher.
+fn read<D: Datapath, L: Links>(hub: &Weak<Hub<D, L>>, names: &dyn Fn() -> Option<Names>) {
     let mut renewed = Instant::now();
-    let mut names = None;
-    while let Some(agent) = agent.upgrade() {
-        match agent.attend(&mut renewed).and_then(|more| {
-            if more { agent.pass_on(&mut names).map(|()| true) } else { Ok(false) }
-        }) {
+    let mut names = Cached { make: names, names: None };
+    while let Some(hub) = hub.upgrade() {
+        let read = hub
+            .attend(&mut renewed)
+            .and_then(|more| if more { hub.pass_on(&mut names).map(|()| true) } else { Ok(false) });
+        match read {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
                 tracing::error!("reading events: {error}");
-                // Their streams end, and they may ask again.
-                let mut watchers = lock(&agent.events.inner);
+                // Their streams end, and the callers may ask again.
+                let mut watchers = lock(&hub.watchers);
                 watchers.all.clear();
                 watchers.reading = false;
                 return;

@@ -1,6 +1,6 @@
 //! A record of the ring in words.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use jiff::{SignedDuration, Timestamp};
 use overlay_common::{
@@ -9,16 +9,19 @@ use overlay_common::{
     observe::Traffic,
 };
 
-use super::{Owners, monotonic_ns};
 use crate::{
     agent::{
+        clock::monotonic_ns,
         show::address_ids::{Numbers, Sockets, network},
         show::names::Names,
-        show::tables::ip,
+        show::words::ip,
     },
     api::{Event, EventKind, NewFlow},
     packet::{Headers, protocol_name},
 };
+
+/// Which endpoint has a slot: its network and address.
+pub(super) type Owners = BTreeMap<u32, (u32, Be32)>;
 
 /// What a program told.
 #[derive(Clone, Debug)]

@@ -1,9 +1,9 @@
-//! What a manager says about other nodes right after it was out of reach is not believed at once.
+//! A grace period for nodes that a manager calls down right after it was out of reach.
 //!
-//! A manager that was cut off from everybody has called everybody down, and so has one that was
-//! started when its agents could not reach it yet. When the network heals, each agent hears of that
-//! before the manager has heard the other agents. They were never away from each other, and a service
-//! must not lose its backends for the moment until the manager knows.
+//! A manager that was cut off from all nodes has declared all of them down. So has a manager that
+//! was started while its agents could not reach it. When the network heals, each agent hears this
+//! before the manager has heard the other agents. These nodes never lost each other, and a service
+//! must not lose its backends until the manager knows better.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,24 +11,24 @@ use tokio::time::Instant;
 
 use crate::model::{ClusterState, Id, NodeState};
 
-/// For how long: agents that can reach the manager again do within this time, as each tries every
-/// few seconds at most.
-const DOUBT_FOR: Duration = Duration::from_secs(3);
+/// Length of the grace period. An agent that can reach the manager again does so within this time,
+/// because it tries at least once in a second.
+const GRACE: Duration = Duration::from_secs(3);
 
-/// Nodes that were ready before the managers were out of reach, for the time until they must have
-/// reported again.
+/// The nodes that were ready before the managers were out of reach. They count as ready until they
+/// must have reported again.
 #[derive(Debug, Default)]
-pub struct Doubts {
+pub struct Grace {
     ready: BTreeSet<Id>,
-    /// Those of them that were said to be down since.
+    /// Those that a manager has called down since.
     down: BTreeSet<Id>,
     until: Option<Instant>,
 }
 
-impl Doubts {
+impl Grace {
     /// Begins with the last state before the managers were out of reach.
     pub fn since(before: &ClusterState) -> Self {
-        Self::lasting(DOUBT_FOR, before)
+        Self::lasting(GRACE, before)
     }
 
     fn lasting(time: Duration, before: &ClusterState) -> Self {
@@ -38,7 +38,8 @@ impl Doubts {
         Self { ready, down: BTreeSet::new(), until }
     }
 
-    /// The state with what is doubted as it was. What has become ready again is doubted no more.
+    /// Shows the nodes in grace as ready. A node that a manager has heard again leaves the grace
+    /// period.
     pub fn amend(&mut self, state: &mut ClusterState) {
         let Self { ready, down, .. } = self;
         ready.retain(|id| match state.nodes.get_mut(id) {
@@ -48,12 +49,12 @@ impl Doubts {
                 down.insert(id.clone());
                 true
             }
-            // Heard again: if it is called down once more, it is.
+            // Heard again. If a manager calls it down once more, it is down.
             Some(_) => !down.contains(id),
         });
     }
 
-    /// Waits until the doubts are over, and forgets them; for ever where there are none.
+    /// Waits until the grace period is over and ends it; waits for ever outside of one.
     pub async fn over(&mut self) {
         match self.until {
             Some(until) => tokio::time::sleep_until(until).await,
@@ -78,33 +79,33 @@ mod tests {
         cluster.state
     }
 
-    fn ready(doubts: &mut Doubts, state: &ClusterState) -> Vec<String> {
+    fn ready(grace: &mut Grace, state: &ClusterState) -> Vec<String> {
         let mut amended = state.clone();
-        doubts.amend(&mut amended);
+        grace.amend(&mut amended);
         let ready = amended.nodes.values().filter(|n| n.state == NodeState::Ready);
         ready.map(|n| n.name.clone()).collect()
     }
 
     #[tokio::test]
-    async fn who_was_ready_is_for_a_while_and_who_was_down_is_not() {
+    async fn ready_nodes_stay_ready_for_a_while_and_nodes_that_were_down_do_not() {
         use NodeState::{Down, Ready};
-        let mut doubts = Doubts::lasting(Duration::from_millis(1), &nodes([Ready, Ready, Down]));
-        // What is doubted may be heard of a little later.
-        assert_eq!(ready(&mut doubts, &nodes([Ready, Ready, Down])), ["h1", "h2"]);
+        let mut grace = Grace::lasting(Duration::from_millis(1), &nodes([Ready, Ready, Down]));
+        // The managers may call the nodes down a little later.
+        assert_eq!(ready(&mut grace, &nodes([Ready, Ready, Down])), ["h1", "h2"]);
         let now = nodes([Down, Down, Down]);
-        assert_eq!(ready(&mut doubts, &now), ["h1", "h2"]);
-        // The manager hears the one, then it is really down.
-        assert_eq!(ready(&mut doubts, &nodes([Ready, Down, Down])), ["h1", "h2"]);
-        assert_eq!(ready(&mut doubts, &now), ["h2"]);
-        doubts.over().await;
-        assert_eq!(ready(&mut doubts, &now), Vec::<String>::new());
+        assert_eq!(ready(&mut grace, &now), ["h1", "h2"]);
+        // The manager hears h1 and then calls it down: it is down.
+        assert_eq!(ready(&mut grace, &nodes([Ready, Down, Down])), ["h1", "h2"]);
+        assert_eq!(ready(&mut grace, &now), ["h2"]);
+        grace.over().await;
+        assert_eq!(ready(&mut grace, &now), Vec::<String>::new());
     }
 
     #[tokio::test]
-    async fn where_nobody_was_ready_nothing_is_doubted_and_nothing_waited_for() {
+    async fn without_a_node_that_was_ready_there_is_no_grace_period() {
         use NodeState::{Down, Ready};
-        let mut doubts = Doubts::since(&ClusterState::default());
-        assert_eq!(ready(&mut doubts, &nodes([Ready, Down, Down])), ["h1"]);
-        assert!(doubts.over().now_or_never().is_none());
+        let mut grace = Grace::since(&ClusterState::default());
+        assert_eq!(ready(&mut grace, &nodes([Ready, Down, Down])), ["h1"]);
+        assert!(grace.over().now_or_never().is_none());
     }
 }

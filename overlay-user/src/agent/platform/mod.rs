@@ -1,7 +1,13 @@
 //! The host around the agent: namespaces, processes, cgroups. Behind a trait, so that a unit test
 //! can have several hosts.
 
-pub mod probe;
+mod linux;
+mod names;
+mod probe;
+
+pub use linux::LinuxHost;
+pub use names::ContainerNames;
+pub use probe::Checked;
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +25,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    agent::{AgentError, Checked},
+    agent::error::AgentError,
     datapath::DatapathError,
     link::LinkError,
     model::{ClusterState, Id, Probe},

@@ -1,4 +1,4 @@
-//! The addresses of flows, of which those of IPv6 are numbers in the maps.
+//! The addresses of flows. Those of IPv6 flows are ids in the maps.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use overlay_common::{
 use crate::{agent::show::names::Names, datapath::Datapath};
 
 /// What the numbers of IPv6 flows stand for.
-pub(in crate::agent) trait Numbers {
+pub trait Numbers {
     /// The IPv6 address of the endpoint or VIP that has an IPv4 address of a network.
     fn inside(&self, vni: u32, number: Be32) -> Option<Ip6>;
 
@@ -19,7 +19,7 @@ pub(in crate::agent) trait Numbers {
 }
 
 /// As the cluster's state and the maps have them at the moment.
-pub(in crate::agent) struct Live<'a, D>(pub(in crate::agent) &'a Names, pub(in crate::agent) &'a D);
+pub struct Live<'a, D>(pub &'a Names, pub &'a D);
 
 impl<D: Datapath> Numbers for Live<'_, D> {
     fn inside(&self, vni: u32, number: Be32) -> Option<Ip6> {
@@ -34,20 +34,16 @@ impl<D: Datapath> Numbers for Live<'_, D> {
 
 /// Where a packet comes from and goes to, as it arrives and as it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::agent) struct Sockets {
-    pub(in crate::agent) source: SocketAddr,
-    pub(in crate::agent) destination: SocketAddr,
-    pub(in crate::agent) new_source: SocketAddr,
-    pub(in crate::agent) new_destination: SocketAddr,
+pub struct Sockets {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub new_source: SocketAddr,
+    pub new_destination: SocketAddr,
 }
 
 impl Sockets {
     /// Those of a flow's direction. A number that stands for nothing any more is shown as it is.
-    pub(in crate::agent) fn of(
-        key: &ConntrackKey,
-        entry: &Conntrack,
-        numbers: &impl Numbers,
-    ) -> Self {
+    pub fn of(key: &ConntrackKey, entry: &Conntrack, numbers: &impl Numbers) -> Self {
         let socket = |side: u32, number: Be32, port: Be16| {
             SocketAddr::new(address(side, number, numbers), port.get())
         };
@@ -61,12 +57,12 @@ impl Sockets {
 }
 
 /// Whether a VNI of the tables of flows is of an IPv6 flow.
-pub(in crate::agent) const fn is_ipv6(side: u32) -> bool {
+pub const fn is_ipv6(side: u32) -> bool {
     side & VNI_FLAG_IPV6 != 0
 }
 
 /// The network that a VNI of the tables of flows stands for.
-pub(in crate::agent) const fn network(side: u32) -> u32 {
+pub const fn network(side: u32) -> u32 {
     side & !VNI_FLAG_IPV6
 }
 
@@ -82,17 +78,17 @@ fn address(side: u32, number: Be32, numbers: &impl Numbers) -> IpAddr {
 }
 
 #[cfg(test)]
-pub(in crate::agent) mod tests {
+pub mod tests {
     use std::{collections::HashMap, net::Ipv6Addr};
 
     use super::*;
 
     /// Numbers by network; those outside have network 0.
     #[derive(Default)]
-    pub(in crate::agent) struct Known(HashMap<(u32, Be32), Ip6>);
+    pub struct Known(HashMap<(u32, Be32), Ip6>);
 
     impl Known {
-        pub(in crate::agent) fn with(mut self, vni: u32, number: [u8; 4], address: &str) -> Self {
+        pub fn with(mut self, vni: u32, number: [u8; 4], address: &str) -> Self {
             let address: Ipv6Addr = address.parse().expect("an address");
             self.0.insert((vni, Be32::from_octets(number)), address.into());
             self

@@ -9,20 +9,18 @@ use overlay_common::{
     },
 };
 
-use crate::{
-    agent::{
-        show::address_ids::{Numbers, Sockets, is_ipv6, network},
-        show::names::Names,
-        show::tables::protocol,
-    },
-    datapath::ConntrackRow,
+use super::{
+    address_ids::{Numbers, Sockets, is_ipv6, network},
+    names::Names,
+    words::protocol,
 };
+use crate::datapath::ConntrackRow;
 
 /// Most conntrack entries shown.
 const CONNTRACK_ROWS: usize = 10_000;
 
 /// Newest first, at most [`CONNTRACK_ROWS`].
-pub(in crate::agent) fn conntrack(
+pub fn conntrack(
     mut entries: Vec<(ConntrackKey, Conntrack)>,
     names: &Names,
     numbers: &impl Numbers,

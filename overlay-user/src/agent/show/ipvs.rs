@@ -15,8 +15,9 @@ use overlay_common::{
     wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
+use super::{address_ids::is_ipv6, words::protocol};
 use crate::{
-    agent::{HOST_MODE, show::address_ids::is_ipv6, show::tables::protocol},
+    agent::compile::HOST_MODE,
     datapath::{DatapathState, RealServer, ServerStats, VirtualServer},
     model::{ClusterState, Endpoint, Id, Service, ServiceNetwork},
 };
@@ -35,7 +36,7 @@ struct Flows {
 type Of = (u8, bool, u32, u16, u32);
 
 /// The virtual servers that `held` has: VIPs, all of whose ports are served, and published ports.
-pub(in crate::agent) fn virtual_servers(
+pub fn virtual_servers(
     state: &ClusterState,
     held: &DatapathState,
     (entries, sockets, now): (&[(ConntrackKey, Conntrack)], &BTreeMap<u64, SockFlow>, u64),

@@ -1,4 +1,4 @@
-//! The tables of schedulers in words: how much of each is whose.
+//! The tables of schedulers in words: each backend's share.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,14 @@ use overlay_common::maps::{
     TableKey,
 };
 
+use super::names::Names;
 use crate::{
-    agent::{Agent, AgentError, show::names::Names},
-    datapath::{Datapath, DatapathState, TableDump},
-    link::Links,
+    datapath::{DatapathState, TableDump},
     model::Scheduler,
 };
 
 /// A scheduler as the maps have it.
-pub(in crate::agent) fn scheduler_word(scheduler: u8) -> &'static str {
+pub fn scheduler_word(scheduler: u8) -> &'static str {
     match scheduler {
         LB_ROUND_ROBIN => Scheduler::Rr.name(),
         LB_WEIGHTED => Scheduler::Wrr.name(),
@@ -27,7 +26,7 @@ pub(in crate::agent) fn scheduler_word(scheduler: u8) -> &'static str {
 }
 
 /// What a service's scheduler hashes.
-pub(in crate::agent) fn hash_word(service: &Service) -> &'static str {
+pub fn hash_word(service: &Service) -> &'static str {
     match (service.scheduler, service.hash) {
         (LB_SOURCE_HASH | LB_MAGLEV, LB_HASH_FLOW) => "flow",
         (LB_SOURCE_HASH | LB_MAGLEV, _) => "address",
@@ -35,30 +34,20 @@ pub(in crate::agent) fn hash_word(service: &Service) -> &'static str {
     }
 }
 
-impl<D: Datapath, L: Links> Agent<D, L> {
-    /// The tables that `held` has, read entry by entry.
-    ///
-    /// # Errors
-    /// [`AgentError::Datapath`] when one cannot be read.
-    pub(in crate::agent) fn lb_tables(
-        &self,
-        held: &DatapathState,
-        names: &Names,
-    ) -> Result<TableDump, AgentError> {
-        let mut rows = Vec::new();
-        for key in held.tables.keys() {
-            // One that has gone since is no more to be shown.
-            if let Some(entries) = self.datapath.table(*key)? {
-                rows.extend(table_rows(*key, held.services.get(&key.service), &entries, names));
-            }
-        }
-        let columns =
-            ["number", "service", "lb", "table", "in_force", "entries", "backend", "name", "share"];
-        Ok(TableDump {
-            name: "lb_tables".to_owned(),
-            columns: columns.map(str::to_owned).to_vec(),
-            rows,
-        })
+/// A table as its map has it, and what it holds.
+pub type Table = (TableKey, Vec<Slot>);
+
+/// The tables of schedulers, with the services of `held`.
+pub fn dump(tables: &[Table], held: &DatapathState, names: &Names) -> TableDump {
+    let rows = tables.iter().flat_map(|(key, entries)| {
+        table_rows(*key, held.services.get(&key.service), entries, names)
+    });
+    let columns =
+        ["number", "service", "lb", "table", "in_force", "entries", "backend", "name", "share"];
+    TableDump {
+        name: "lb_tables".to_owned(),
+        columns: columns.map(str::to_owned).to_vec(),
+        rows: rows.collect(),
     }
 }
 

@@ -1,100 +1,27 @@
-//! The live tables in words: what the maps hold, with names beside the numbers.
+//! The tables of the state in words, with names beside the numbers.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::collections::BTreeMap;
 
 use overlay_common::{
     Be32, Ip6, UNDERLAY_VNI,
     maps::{
         BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
         ENDPOINT_FLAG_PUBLISHED, ENDPOINT_GATEWAY, ENDPOINT_LOCAL, ENDPOINT_REMOTE,
-        ENDPOINT_SERVICE, Endpoint, EndpointKey, Frontend6Key, MAX_FLOOD, NETWORK_INTERNAL,
-        NETWORK_LOCAL, NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DSR, Service,
+        ENDPOINT_SERVICE, Endpoint, Frontend6Key, MAX_FLOOD, NETWORK_INTERNAL, NETWORK_LOCAL,
+        NETWORK_REPLICATE, PUBLISHED_IPV6, SERVICE_DSR, Service,
     },
-    wire::{PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP},
 };
 
+use super::{
+    lb_tables::{hash_word, scheduler_word},
+    names::{Names, named},
+    sockets,
+    words::{self, beside, flags, ip, ip6, list, table},
+};
 use crate::{
-    agent::{
-        Agent, AgentError, HOST_MODE,
-        count::sockets,
-        show::address_ids::Live,
-        show::flows,
-        show::ipvs,
-        show::lb_tables::{hash_word, scheduler_word},
-        show::names::{Names, named},
-    },
-    datapath::{Datapath, DatapathState, TableDump, Tables},
-    link::Links,
+    agent::compile::HOST_MODE,
+    datapath::{DatapathState, TableDump},
 };
-
-/// Most entries of `addr6_ids` shown.
-const CLIENT_ROWS: usize = 10_000;
-
-impl<D: Datapath, L: Links> Agent<D, L> {
-    /// What the maps hold at the moment, read from the maps themselves.
-    ///
-    /// # Errors
-    /// [`AgentError::Datapath`] when a map cannot be read.
-    pub fn tables(&self) -> Result<Tables, AgentError> {
-        let names = self.names();
-        let limit = usize::try_from(self.config.conntrack_size).unwrap_or(usize::MAX);
-        let now = monotonic_ns();
-        let held = self.datapath.read()?;
-        let entries = self.datapath.conntrack(limit)?;
-        let served = self.datapath.backend_stats()?;
-        let sockets = self.datapath.sockets()?;
-        let mut state = dump(&held, &names);
-        state.push(self.lb_tables(&held, &names)?);
-        state.push(addr6_ids(&self.datapath.addr6_ids(CLIENT_ROWS)?));
-        state.push(sockets::dump_sockets(&sockets, &held, &names, now));
-        Ok(Tables {
-            traffic: self.traffic(&held, &names)?,
-            state,
-            virtual_servers: ipvs::virtual_servers(
-                &self.state(),
-                &held,
-                (&entries, &sockets, now),
-                &served,
-            ),
-            conntrack: {
-                let numbers = Live(&names, &self.datapath);
-                flows::conntrack(entries, &names, &numbers, now)
-            },
-            counters: self.counters()?,
-        })
-    }
-}
-
-/// The clock of [`overlay_common::maps::Conntrack::last_seen`].
-pub(in crate::agent) fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |t| {
-        let (seconds, nanos) = (t.tv_sec().unsigned_abs(), t.tv_nsec().unsigned_abs());
-        seconds * 1_000_000_000 + nanos
-    })
-}
-
-pub(in crate::agent) fn ip(address: Be32) -> String {
-    if address == Be32::ZERO { "-".to_owned() } else { Ipv4Addr::from(address).to_string() }
-}
-
-fn ip6(address: Ip6) -> String {
-    Ipv6Addr::from(address).to_string()
-}
-
-/// The IPv6 address beside an IPv4 one; `-` for none.
-pub(in crate::agent) fn beside(state: &DatapathState, vni: u32, ip: Be32) -> String {
-    state.addresses6.get(&EndpointKey { vni, ip }).map_or("-".to_owned(), |address| ip6(*address))
-}
-
-fn flags(value: u32, words: &[(u32, &str)]) -> String {
-    let set: Vec<&str> =
-        words.iter().filter(|(bit, _)| value & bit != 0).map(|(_, word)| *word).collect();
-    if set.is_empty() { "-".to_owned() } else { set.join(",") }
-}
 
 const ENDPOINT_WORDS: [(u32, &str); 3] = [
     (ENDPOINT_FLAG_BACKEND as u32, "backend"),
@@ -104,30 +31,8 @@ const ENDPOINT_WORDS: [(u32, &str); 3] = [
 const NETWORK_WORDS: [(u32, &str); 3] =
     [(NETWORK_INTERNAL, "internal"), (NETWORK_LOCAL, "local"), (NETWORK_REPLICATE, "replicate")];
 
-pub(in crate::agent) fn protocol(number: u8) -> String {
-    match number {
-        PROTO_ICMP => "icmp".to_owned(),
-        PROTO_TCP => "tcp".to_owned(),
-        PROTO_UDP => "udp".to_owned(),
-        PROTO_SCTP => "sctp".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-fn table<K, V>(
-    name: &str,
-    columns: &[&str],
-    map: &BTreeMap<K, V>,
-    row: impl Fn(&K, &V) -> Vec<String>,
-) -> TableDump {
-    TableDump {
-        name: name.to_owned(),
-        columns: columns.iter().map(|&c| c.to_owned()).collect(),
-        rows: map.iter().map(|(key, value)| row(key, value)).collect(),
-    }
-}
-
-fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
+/// The tables that [`DatapathState`] has.
+pub fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
     vec![
         networks(state, names),
         replicas(state, names),
@@ -147,8 +52,8 @@ fn dump(state: &DatapathState, names: &Names) -> Vec<TableDump> {
         table("egress", &["ifindex", "interface", "address"], &state.egress, |ifindex, address| {
             vec![ifindex.to_string(), named(&names.interfaces, ifindex), ip(*address)]
         }),
-        sockets::dump_spaces(state, names),
-        sockets::dump_gone(state, names),
+        sockets::netns(state, names),
+        sockets::stale_backends(state, names),
     ]
 }
 
@@ -192,12 +97,6 @@ fn replicas(state: &DatapathState, names: &Names) -> TableDump {
     })
 }
 
-/// Words with commas between them.
-fn list(words: impl Iterator<Item = String>) -> String {
-    let words: Vec<String> = words.collect();
-    if words.is_empty() { "-".to_owned() } else { words.join(",") }
-}
-
 const ENDPOINT_COLUMNS: [&str; 10] =
     ["vni", "network", "ip", "kind", "name", "mac", "interface", "node", "vtep", "flags"];
 
@@ -232,7 +131,8 @@ fn addresses6(state: &DatapathState, names: &Names) -> TableDump {
     })
 }
 
-fn addr6_ids(clients: &BTreeMap<Be32, Ip6>) -> TableDump {
+/// Map `addr6_ids`.
+pub fn addr6_ids(clients: &BTreeMap<Be32, Ip6>) -> TableDump {
     table("addr6_ids", &["number", "address"], clients, |number, address| {
         vec![ip(*number), ip6(*address)]
     })
@@ -384,7 +284,7 @@ fn published(state: &DatapathState, names: &Names) -> TableDump {
         let mode = if published.service & HOST_MODE == 0 { "ingress" } else { "host" };
         vec![
             key.port.get().to_string(),
-            protocol(key.proto),
+            words::protocol(key.proto),
             published.target.get().to_string(),
             published.service.to_string(),
             named(&names.services, &published.service),

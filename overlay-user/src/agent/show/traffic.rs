@@ -8,30 +8,12 @@ use overlay_common::{
     observe::{ALL_WAYS, Traffic},
 };
 
-use crate::{
-    agent::{Agent, AgentError, show::names::Names, show::tables::ip},
-    api::TrafficRow,
-    datapath::{Breakdown, Datapath, DatapathState},
-    link::Links,
-};
+use super::{names::Names, words::ip};
+use crate::{api::TrafficRow, datapath::Breakdown};
 
-impl<D: Datapath, L: Links> Agent<D, L> {
-    /// What was counted for the endpoints of `state`, and for its networks.
-    ///
-    /// # Errors
-    /// [`AgentError::Datapath`] when a map cannot be read.
-    pub(in crate::agent) fn traffic(
-        &self,
-        state: &DatapathState,
-        names: &Names,
-    ) -> Result<Vec<TrafficRow>, AgentError> {
-        let slots = state.links.values().map(|link| link.slot).filter(|slot| *slot != 0).collect();
-        Ok(rows(&self.datapath.breakdown(&slots)?, &state.links, names))
-    }
-}
-
-/// By network and endpoint; what was never counted is left out.
-fn rows(counted: &Breakdown, links: &BTreeMap<u32, Link>, names: &Names) -> Vec<TrafficRow> {
+/// What was counted for the endpoints behind `links` and for their networks, by network and
+/// endpoint. Rows without a packet are left out.
+pub fn rows(counted: &Breakdown, links: &BTreeMap<u32, Link>, names: &Names) -> Vec<TrafficRow> {
     let by_slot: BTreeMap<u32, &Link> = links.values().map(|link| (link.slot, link)).collect();
     let mut rows = Vec::new();
     for (slot, tally) in &counted.forwarded {

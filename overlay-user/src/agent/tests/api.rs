@@ -13,7 +13,7 @@ use crate::{
 /// A started host with its server and a client.
 struct Served {
     agent: Arc<TestAgent>,
-    server: serve::Server,
+    server: serve::server::Server,
     client: LocalClient,
     _tasks: TestTasks,
 }
@@ -148,7 +148,7 @@ async fn leaving_is_refused_while_containers_are_attached() {
     let leave = LocalRequest::Leave(Leave { force: false });
     let error = client.local::<Left>(leave).await.expect_err("refused");
     assert!(error.code == ErrorCode::Conflict && error.message.contains('a'), "{error}");
-    assert_eq!(agent.local_containers().len(), 1);
+    assert_eq!(agent.attachments.list().len(), 1);
 }
 
 #[tokio::test]

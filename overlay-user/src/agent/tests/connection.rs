@@ -10,7 +10,7 @@ async fn a_cut_connection_is_reported_and_healed_with_everything_that_happened_m
     let test = TestHost::first(&world);
     let (agent, _tasks) = test.start().await;
     test.wire.cut(true);
-    eventually("the cut is noticed", || agent.live_state().is_none()).await;
+    eventually("the cut is noticed", || agent.cluster.live_state().is_none()).await;
     let status = agent.status().expect("a status");
     assert!(!status.connected);
     assert!(status.last_error.expect("an error").contains("cut by the test"));
@@ -51,7 +51,7 @@ async fn containers_can_be_detached_without_managers_and_are_forgotten_there_lat
     attach(&agent, test.attach("a", "mynet")).await;
     test.wire.cut(true);
     let detach = crate::api::Detach { container: "a".to_owned(), force: true };
-    agent.detach(detach).await.expect("detached here");
+    agent.attachments.detach(detach).await.expect("detached here");
     assert_eq!(endpoint_links(&test), (vec![], vec![]));
     assert_eq!(world.manager.state().endpoints.len(), 1);
     test.wire.cut(false);
@@ -65,10 +65,10 @@ async fn attaching_without_managers_is_refused_and_leaves_nothing() {
     let test = TestHost::first(&world);
     let (agent, _tasks) = test.start().await;
     test.wire.cut(true);
-    let error = agent.attach(test.attach("a", "mynet")).await.expect_err("no manager");
+    let error = agent.attachments.attach(test.attach("a", "mynet")).await.expect_err("no manager");
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert_eq!(endpoint_links(&test), (vec![], vec![]));
-    assert!(agent.local_containers().is_empty());
+    assert!(agent.attachments.list().is_empty());
 }
 
 #[tokio::test]
@@ -89,8 +89,8 @@ async fn the_state_is_written_for_the_next_start() {
     let (_agent, tasks) = test.start().await;
     world.network("mynet").await;
     tasks.end().await;
-    let cached = attach::records::load_state(&test.paths().cached_state()).expect("a state");
-    assert!(cached.cluster.is_some());
+    let cached = follow::StateCache::new(&test.agent().context).load();
+    assert!(cached.expect("a state").cluster.is_some());
 }
 
 #[tokio::test]
@@ -106,13 +106,14 @@ async fn what_a_manager_says_of_others_right_after_it_was_away_is_not_believed_a
     for test in [&first, &second] {
         test.wire.cut(true);
     }
-    eventually("the cut is noticed", || agent.live_state().is_none()).await;
+    eventually("the cut is noticed", || agent.cluster.live_state().is_none()).await;
     let mut node = world.manager.state().nodes[&second.node.id].clone();
     node.state = NodeState::Down;
     world.commit(vec![Change::Put(Object::Node(node))]);
     first.wire.cut(false);
     let revision = world.store.load().expect("a state").revision;
-    eventually("the maps are up to date", || *agent.progress.borrow() == revision).await;
+    eventually("the maps are up to date", || *agent.reconciler.progress().borrow() == revision)
+        .await;
     assert_eq!(slots(&first.datapath, &service), 1, "it was ready when it was last heard of");
     eventually("it is believed in the end", || slots(&first.datapath, &service) == 0).await;
 }

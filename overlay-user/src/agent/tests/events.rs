@@ -16,7 +16,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::*;
 use crate::{
-    agent::{events::QUEUE, show::tables::monotonic_ns},
+    agent::{clock::monotonic_ns, events::QUEUE},
     api::{Event, EventKind, EventMessage, EventRequest},
     datapath::MemoryDatapath,
 };

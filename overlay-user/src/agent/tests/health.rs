@@ -111,6 +111,6 @@ async fn the_next_daemon_goes_on_checking() {
     lock(&test.host.unhealthy).insert(netns);
     eventually("it takes none", || slots(&test.datapath, &service) == 0).await;
     let detach = Detach { container: "w1".to_owned(), force: true };
-    agent.detach(detach).await.expect("detached");
+    agent.attachments.detach(detach).await.expect("detached");
     assert_eq!(health(&world, "w1"), None);
 }

@@ -71,7 +71,7 @@ async fn an_attached_container_has_a_link_map_entries_programs_and_names() {
     let [interface] = &attached.interfaces[..] else { panic!("one interface: {attached:?}") };
     assert_eq!((interface.interface.as_str(), interface.network.as_str()), ("eth0", "mynet"));
     assert_eq!((interface.gateway, interface.mtu), (Some(network.gateway), 1450));
-    let link = &test.links.endpoints()[&attach::host_name(&interface.endpoint)];
+    let link = &test.links.endpoints()[&interfaces::host_name(&interface.endpoint)];
     assert_eq!((link.address, link.gateway), (interface.address, Some(network.gateway)));
     assert_eq!(link.mac.to_string(), interface.mac);
     let ip = interface.address.addr();
@@ -92,13 +92,13 @@ async fn detaching_leaves_nothing_behind() {
     let (agent, _tasks) = test.start().await;
     let before = test.datapath.state();
     let attached = attach(&agent, test.attach("a", "mynet")).await;
-    let removed = agent.detach(force("a")).await.expect("detached");
+    let removed = agent.attachments.detach(force("a")).await.expect("detached");
     assert_eq!(removed[0].id, attached.interfaces[0].endpoint);
     assert!(world.manager.state().endpoints.is_empty());
     assert_eq!(test.datapath.state(), before);
     assert_eq!(endpoint_links(&test), (vec![], vec![]));
-    assert!(lock(&test.host.served).is_empty() && agent.local_containers().is_empty());
-    let error = agent.detach(force("a")).await.expect_err("it is gone");
+    assert!(lock(&test.host.served).is_empty() && agent.attachments.list().is_empty());
+    let error = agent.attachments.detach(force("a")).await.expect_err("it is gone");
     assert_eq!(error.code, ErrorCode::NotFound);
 }
 
@@ -114,7 +114,7 @@ async fn two_backends_of_a_published_service_share_its_slots() {
     eventually("both take flows", || slots(&test.datapath, &service) == 2).await;
     let state = test.datapath.state();
     assert_eq!(state.published[&published(8080)].service, service.networks[0].number);
-    agent.detach(force("w1")).await.expect("detached");
+    agent.attachments.detach(force("w1")).await.expect("detached");
     assert_eq!(slots(&test.datapath, &service), 1);
 }
 
@@ -128,7 +128,7 @@ async fn a_backend_that_waits_takes_flows_when_it_listens() {
     let waits = Attach { wait_listen: true, ..test.backend("w1", "web") };
     let netns = waits.netns.clone();
     attach(&agent, waits).await;
-    assert_eq!(agent.local_containers()[0].state, EndpointState::Starting);
+    assert_eq!(agent.attachments.list()[0].state, EndpointState::Starting);
     assert_eq!(slots(&test.datapath, &service), 0);
     test.links.set_listening(netns, (Protocol::Tcp.number(), 80), true);
     eventually("it takes flows", || slots(&test.datapath, &service) == 1).await;
@@ -147,8 +147,8 @@ async fn ports_of_a_container_alone_are_published_with_the_port_chosen() {
         test.datapath.state().published.contains_key(&published(chosen))
     })
     .await;
-    assert_eq!(agent.local_containers()[0].service, None, "the service is not the user's");
-    agent.detach(force("a")).await.expect("detached");
+    assert_eq!(agent.attachments.list()[0].service, None, "the service is not the user's");
+    agent.attachments.detach(force("a")).await.expect("detached");
     eventually("it is given up", || test.datapath.state().published.is_empty()).await;
 }
 
@@ -170,7 +170,7 @@ async fn the_first_network_with_a_way_out_gets_the_default_route() {
     let attached = attach(&agent, Attach { networks, ..test.attach("a", "") }).await;
     let links = test.links.endpoints();
     let routed = attached.interfaces.iter().map(|i| {
-        let link = &links[&attach::host_name(&i.endpoint)];
+        let link = &links[&interfaces::host_name(&i.endpoint)];
         (link.name.as_str(), i.network.as_str(), link.gateway.is_some())
     });
     let expected = [("eth0", "closed", false), ("eth1", "open", true), ("eth2", "other", false)];
@@ -191,14 +191,13 @@ async fn a_drained_backend_keeps_its_flows_for_the_drain_time() {
     let flow = Conntrack {
         backend: number,
         action: CONNTRACK_FORWARD,
-        last_seen: show::tables::monotonic_ns(),
+        last_seen: clock::monotonic_ns(),
         ..Conntrack::default()
     };
     test.datapath.add_conntrack(ConntrackKey { proto: 6, ..ConntrackKey::default() }, flow);
-    let container = agent.containers.find("w1").expect("attached");
     let drains = {
-        let (agent, container) = (agent.clone(), container.clone());
-        tokio::spawn(async move { agent.drain(&container).await })
+        let agent = agent.clone();
+        tokio::spawn(async move { agent.attachments.drain("w1").await })
     };
     eventually("it drains", || test.datapath.state().backends[&number].state == BACKEND_DRAINING)
         .await;
@@ -216,12 +215,11 @@ async fn a_backend_whose_flows_have_ended_everywhere_is_drained_at_once() {
     let (agent, _tasks) = test.start().await;
     attach(&agent, test.backend("w1", "web")).await;
     eventually("it takes flows", || slots(&test.datapath, &service) == 1).await;
-    let container = agent.containers.find("w1").expect("attached");
-    let drained = agent.drain(&container).await.expect("drained");
+    let drained = agent.attachments.drain("w1").await.expect("drained");
     assert_eq!(drained.lagging, Vec::<String>::new());
     assert_eq!(slots(&test.datapath, &service), 0);
     let detach = Detach { container: "w1".to_owned(), force: false };
-    agent.detach(detach).await.expect("detached");
+    agent.attachments.detach(detach).await.expect("detached");
     eventually("it is gone", || test.datapath.state().backends.is_empty()).await;
 }
 
@@ -234,9 +232,9 @@ async fn a_container_whose_process_ends_is_cleaned_up() {
     let mut process = tokio::process::Command::new("sleep").arg("600").spawn().expect("a process");
     let pid = process.id();
     attach(&agent, Attach { pid, ..test.attach("a", "mynet") }).await;
-    assert_eq!(agent.local_containers()[0].pid, pid);
+    assert_eq!(agent.attachments.list()[0].pid, pid);
     process.kill().await.expect("killed");
-    eventually("it is detached", || agent.local_containers().is_empty()).await;
+    eventually("it is detached", || agent.attachments.list().is_empty()).await;
     eventually("its endpoints are gone", || world.manager.state().endpoints.is_empty()).await;
     assert_eq!(endpoint_links(&test), (vec![], vec![]));
 }
@@ -252,8 +250,8 @@ async fn a_container_whose_namespace_vanishes_is_cleaned_up() {
     attach(&agent, container).await;
     lock(&test.host.namespaces).remove(Path::new(&netns));
     test.links.remove_namespace(netns);
-    agent.sweep_namespaces().await;
-    assert!(agent.local_containers().is_empty());
+    agent.attachments.sweep_namespaces().await;
+    assert!(agent.attachments.list().is_empty());
     assert!(world.manager.state().endpoints.is_empty());
 }
 

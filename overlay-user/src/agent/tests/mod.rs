@@ -27,13 +27,18 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::{run::Tasks, *};
+use super::*;
 use crate::{
     api::{ApiError, Attach, Attached, ErrorCode, Identity, NetworkCreate, Request, ServiceCreate},
-    datapath::{DatapathError, MemoryDatapath, XdpMode},
-    link::{LinkError, MemoryLinks, UnderlayFacts},
+    datapath::{Datapath as _, DatapathError, MemoryDatapath, XdpMode},
+    link::{LinkError, Links as _, MemoryLinks, UnderlayFacts},
+    lock::lock,
     manager::{Controller, InitCluster, Manager},
-    model::{Availability, Change, Network, Node, NodeState, Object, Port, Probe, Role, Service},
+    model::{
+        Availability, Change, ClusterState, Id, Network, Node, NodeState, Object, Port, Probe,
+        Role, Service,
+    },
+    paths::Paths,
     store::{MemoryStore, Store},
 };
 
@@ -440,5 +445,5 @@ fn endpoint_links(test: &TestHost) -> (Vec<String>, Vec<String>) {
 }
 
 async fn attach(agent: &Arc<TestAgent>, attach: Attach) -> Attached {
-    agent.attach(attach).await.expect("attached")
+    agent.attachments.attach(attach).await.expect("attached")
 }

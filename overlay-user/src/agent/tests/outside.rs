@@ -8,7 +8,7 @@ use overlay_common::{
 
 use super::*;
 use crate::{
-    agent::{show::tables::monotonic_ns, testing::port},
+    agent::{clock::monotonic_ns, testing::port},
     datapath::DatapathCall,
     model::Protocol,
 };
@@ -40,7 +40,7 @@ async fn the_program_follows_the_interfaces_that_lead_outside() {
     assert_eq!(addresses, [test.node.vtep()]);
 
     let ifindex = plug(&test, "eth1");
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("flows may leave by it", || {
         test.datapath.state().egress.get(&ifindex) == Some(&SECOND.into())
     })
@@ -48,7 +48,7 @@ async fn the_program_follows_the_interfaces_that_lead_outside() {
     assert_eq!(test.datapath.outside(), ["eth1"]);
 
     test.links.remove_underlay("eth1");
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("it is let go", || test.datapath.outside().is_empty()).await;
     assert!(!test.datapath.state().egress.contains_key(&ifindex));
 }
@@ -62,16 +62,16 @@ async fn an_interface_without_an_address_has_the_program_too_but_nothing_leaves_
     attach(&agent, test.attach("a", "mynet")).await;
     let endpoint = test.datapath.state().links.keys().copied().collect::<Vec<_>>();
     let ifindex = plug_with(&test, "eth1", &[]);
-    let ours = crate::agent::attach::host_name(&crate::model::Id::random());
+    let ours = crate::agent::interfaces::host_name(&crate::model::Id::random());
     plug_with(&test, &ours, &[]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("strangers are stopped there", || test.datapath.outside() == ["eth1"]).await;
     let state = test.datapath.state();
     assert!(!state.egress.contains_key(&ifindex), "{:?}", state.egress);
     assert_eq!(state.links.keys().copied().collect::<Vec<_>>(), endpoint);
 
     test.links.remove_underlay("eth1");
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("it is let go", || test.datapath.outside().is_empty()).await;
 }
 
@@ -113,7 +113,7 @@ async fn ports_that_the_hosts_sockets_may_be_given_are_told() {
     let (agent, _tasks) = test.start().await;
     assert_eq!(agent.status().expect("a status").last_error, None);
     *lock(&test.host.local_ports) = Some((1024, 65_535));
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     let told = agent.status().expect("a status").last_error.expect("an error");
     assert!(told.contains("ip_local_port_range") && told.contains("61000"), "{told}");
 }
@@ -142,7 +142,7 @@ async fn numbers_of_flows_are_corrected_near_the_limit_and_forgotten_with_the_en
     let full = SnatUsage { flows: OUTSIDE_FLOWS, ..SnatUsage::default() };
     test.datapath.set_snat_usage(*ifindex, Some(full)).expect("set");
     test.datapath.set_snat_usage(9_999, Some(full)).expect("set");
-    agent.count_flows_now().expect("counted");
+    agent.counters.egress.count_now().expect("counted");
     let usage = test.datapath.snat_usage().expect("read");
     assert_eq!(usage.keys().collect::<Vec<_>>(), [ifindex], "the other one is no endpoint's");
     assert_eq!(usage[ifindex].flows, 3);
@@ -158,7 +158,7 @@ async fn published_ports_that_programs_of_the_host_listen_on_are_told() {
     let test = TestHost::first(&world);
     let (agent, _tasks) = test.start().await;
     let told = async || {
-        agent.look_for_shadowed_ports().await;
+        agent.host.look_for_shadowed_ports().await;
         agent.status().expect("a status").last_error
     };
     let own = "/proc/thread-self/ns/net";

@@ -67,25 +67,25 @@ async fn new_addresses_of_the_host_answer_published_ports() {
     let facts = test.links.underlay("eth0").await.expect("facts");
     let second = Ipv4Addr::new(192, 0, 2, 7);
     test.links.add_underlay("eth0", facts, &[ipv4_of(&test.node), second]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("the address is in the maps", || {
         test.datapath.state().local_addrs.contains_key(&second.into())
     })
     .await;
     let third: std::net::Ipv6Addr = "2001:db8::7".parse().expect("an address");
     test.links.set_addresses6("eth0", &[third]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     let held = || test.datapath.state().local_addrs6;
     eventually("so is an IPv6 one", || held().contains_key(&third.into())).await;
     let told = || world.manager.state().nodes[&test.node.id].addresses6.clone();
     eventually("the manager is told of it", || told() == [third]).await;
     test.links.set_addresses6("eth0", &[]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("until it goes", || held().is_empty() && told().is_empty()).await;
     // What fails is told again.
     test.wire.fail("node_addresses");
     test.links.set_addresses6("eth0", &[third, "fe80::1".parse().expect("an address")]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("it is here", || held().contains_key(&third.into())).await;
     tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     assert!(told().is_empty());
@@ -102,7 +102,7 @@ async fn other_nodes_learn_a_hosts_ipv6_addresses_and_a_restarted_manager_knows_
     let (agent, _other_tasks) = other.start().await;
     let address: std::net::Ipv6Addr = "2001:db8::7".parse().expect("an address");
     other.links.set_addresses6("eth0", &[address]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     let node = other.node.vtep();
     let number = overlay_common::hash::of_node(&address.into());
     let held = || test.datapath.state().frontends6;
@@ -121,7 +121,7 @@ async fn another_mtu_of_the_underlay_reaches_the_configuration() {
     let facts = test.links.underlay("eth0").await.expect("facts");
     let facts = UnderlayFacts { mtu: 9000, ..facts };
     test.links.add_underlay("eth0", facts, &[ipv4_of(&test.node)]);
-    agent.look_around().await.expect("looked");
+    agent.host.look_around().await.expect("looked");
     eventually("the MTU is configured", || test.datapath.config().underlay_mtu == 9000).await;
     eventually("the host link has it", || test.links.host_link().is_some_and(|l| l.mtu == 8950))
         .await;
@@ -145,7 +145,7 @@ async fn endpoints_that_the_manager_lost_are_registered_again() {
     })
     .await;
     eventually("it takes flows again", || slots(&test.datapath, &service) == 1).await;
-    let interface = &agent.local_containers()[0].interfaces[0];
+    let interface = &agent.attachments.list()[0].interfaces[0];
     assert_eq!(interface.address, attached.interfaces[0].address, "with the address it had");
     assert_ne!(interface.endpoint, lost);
 }

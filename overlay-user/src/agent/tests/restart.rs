@@ -20,7 +20,7 @@ async fn stopped_host(world: &World) -> (TestHost, Service) {
 /// A started agent after which the maps show a live state.
 async fn restarted(test: &TestHost) -> (Arc<TestAgent>, TestTasks) {
     let (agent, tasks) = test.start().await;
-    eventually("a manager answers", || agent.live_state().is_some()).await;
+    eventually("a manager answers", || agent.cluster.live_state().is_some()).await;
     (agent, tasks)
 }
 
@@ -33,7 +33,7 @@ async fn a_restart_adopts_everything_and_writes_nothing() {
     assert_eq!(test.datapath.take_applied(), Vec::<MapOp>::new());
     assert_eq!(test.links.endpoints(), links);
     assert_eq!(slots(&test.datapath, &service), 2);
-    let containers = agent.local_containers();
+    let containers = agent.attachments.list();
     assert_eq!(containers.iter().map(|c| c.name.as_str()).collect::<BTreeSet<_>>().len(), 2);
     assert!(containers.iter().all(|c| c.state == EndpointState::Running));
     assert_eq!(lock(&test.host.served).len(), 2, "names are served again");
@@ -84,7 +84,7 @@ async fn containers_whose_namespace_went_meanwhile_are_cleaned_up() {
     lock(&test.host.namespaces).remove(Path::new("/run/netns/w1"));
     test.links.remove_namespace("/run/netns/w1");
     let (agent, _tasks) = restarted(&test).await;
-    assert_eq!(agent.local_containers()[0].name, "w2");
+    assert_eq!(agent.attachments.list()[0].name, "w2");
     eventually("its endpoint is gone", || world.manager.state().endpoints.len() == 1).await;
     eventually("one slot is left", || slots(&test.datapath, &service) == 1).await;
     let (attached, links) = endpoint_links(&test);
@@ -97,7 +97,7 @@ async fn a_namespace_of_the_same_name_is_not_mistaken_for_the_one_attached() {
     let (test, _) = stopped_host(&world).await;
     test.host.add_namespace("/run/netns/w1");
     let (agent, _tasks) = restarted(&test).await;
-    assert_eq!(agent.local_containers().len(), 1);
+    assert_eq!(agent.attachments.list().len(), 1);
     assert_eq!(endpoint_links(&test).1.len(), 1);
 }
 
@@ -111,12 +111,12 @@ async fn a_process_id_that_was_given_again_is_not_mistaken_for_the_process() {
     attach(&agent, own).await;
     tasks.end().await;
     let path = test.paths().containers();
-    let mut records = attach::records::Records::load(&path).expect("written");
-    let process = records.containers[0].process.as_mut().expect("a process");
-    process.started += 1;
-    records.save(&path).expect("saved");
+    let mut records: Value = json_file::read(&path, "").expect("readable").expect("written");
+    let started = &mut records["containers"][0]["process"]["started"];
+    *started = (started.as_u64().expect("a time") + 1).into();
+    json_file::write(&path, &records).expect("saved");
     let (agent, _tasks) = restarted(&test).await;
-    assert!(agent.local_containers().is_empty());
+    assert!(agent.attachments.list().is_empty());
     eventually("its endpoint is gone", || world.manager.state().endpoints.is_empty()).await;
 }
 
@@ -129,7 +129,7 @@ async fn after_a_reboot_no_container_is_left() {
         test.links.remove_namespace(netns);
     }
     let (agent, _tasks) = restarted(&test).await;
-    assert!(agent.local_containers().is_empty());
+    assert!(agent.attachments.list().is_empty());
     eventually("their endpoints are gone", || world.manager.state().endpoints.is_empty()).await;
 }
 
@@ -140,7 +140,7 @@ async fn what_a_daemon_left_in_the_middle_of_attaching_is_removed() {
     // As if it had ended before it wrote the containers down.
     std::fs::remove_file(test.paths().containers()).expect("removed");
     let (agent, _tasks) = restarted(&test).await;
-    assert!(agent.local_containers().is_empty());
+    assert!(agent.attachments.list().is_empty());
     assert_eq!(endpoint_links(&test), (vec![], vec![]));
     eventually("the endpoints are gone", || world.manager.state().endpoints.is_empty()).await;
 }

@@ -16,9 +16,9 @@ async fn fails_cleanly(
     let (agent, _tasks) = test.start().await;
     let before = test.datapath.state();
     fail(&test);
-    let error = agent.attach(test.backend("w1", "web")).await.expect_err(what);
+    let error = agent.attachments.attach(test.backend("w1", "web")).await.expect_err(what);
     heal(&test);
-    assert!(agent.local_containers().is_empty(), "{what}");
+    assert!(agent.attachments.list().is_empty(), "{what}");
     assert!(lock(&test.host.served).is_empty(), "{what}");
     assert_eq!(test.links.endpoints(), BTreeMap::new(), "{what}");
     eventually("the manager has forgotten it", || world.manager.state().endpoints.is_empty()).await;
@@ -100,7 +100,7 @@ async fn what_is_wrong_by_itself_is_refused_before_anything_is_made() {
         (Attach { interface_prefix: Some("a/b".to_owned()), ..good() }, ErrorCode::Invalid, "a/b"),
     ];
     for (request, code, says) in cases {
-        let error = agent.attach(request).await.expect_err(says);
+        let error = agent.attachments.attach(request).await.expect_err(says);
         assert_eq!(error.code, code, "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
@@ -117,9 +117,9 @@ async fn a_namespace_that_is_attached_already_is_refused() {
     let first = test.attach("a", "mynet");
     attach(&agent, first.clone()).await;
     let same_namespace = Attach { name: Some("b".to_owned()), ..first };
-    let error = agent.attach(same_namespace).await.expect_err("the namespace is taken");
+    let error = agent.attachments.attach(same_namespace).await.expect_err("the namespace is taken");
     assert!(error.code == ErrorCode::Conflict && error.to_string().contains("detach"), "{error}");
-    assert_eq!(agent.local_containers().len(), 1);
+    assert_eq!(agent.attachments.list().len(), 1);
 }
 
 #[tokio::test]
@@ -131,12 +131,13 @@ async fn names_are_unique_on_a_network_and_ids_tell_the_others_apart() {
     let (agent, _tasks) = test.start().await;
     let named = |attach: Attach| Attach { name: Some("a".to_owned()), ..attach };
     let first = attach(&agent, named(test.attach("one", "mynet"))).await;
-    let error = agent.attach(named(test.attach("two", "mynet"))).await.expect_err("taken");
+    let error =
+        agent.attachments.attach(named(test.attach("two", "mynet"))).await.expect_err("taken");
     assert_eq!(error.code, ErrorCode::Conflict);
     attach(&agent, named(test.attach("three", "other"))).await;
-    let error = agent.containers.find("a").err().expect("two are meant");
+    let error = agent.attachments.containers.find("a").err().expect("two are meant");
     assert!(error.to_string().contains(first.container.short()), "{error}");
-    assert!(agent.containers.find(first.container.short()).is_ok());
+    assert!(agent.attachments.containers.find(first.container.short()).is_ok());
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn with_backend(
         backend: number,
         proto: 6,
         netns: cookie(&test, "w1"),
-        since: show::tables::monotonic_ns(),
+        since: clock::monotonic_ns(),
         ..SockFlow::default()
     };
     (test, agent, tasks, flow)
@@ -47,7 +47,7 @@ async fn namespaces_of_containers_are_known_to_the_programs_for_as_long_as_they_
     let spaces = test.datapath.state().netns;
     assert_eq!(spaces[&cookie(&test, "a")].networks[0].vni, network.vni);
     let detach = Detach { container: "a".to_owned(), force: false };
-    agent.detach(detach).await.expect("detached");
+    agent.attachments.detach(detach).await.expect("detached");
     assert!(test.datapath.state().netns.is_empty());
 }
 
@@ -67,15 +67,14 @@ async fn a_backend_drains_for_as_long_as_a_socket_is_connected_to_it() {
     let world = World::new();
     let (test, agent, _tasks, flow) = with_backend(&world, 60_000).await;
     test.datapath.add_socket(1, flow);
-    let container = agent.containers.find("w1").expect("attached");
     let drains = {
-        let (agent, container) = (agent.clone(), container.clone());
-        tokio::spawn(async move { agent.drain(&container).await })
+        let agent = agent.clone();
+        tokio::spawn(async move { agent.attachments.drain("w1").await })
     };
     let number = flow.backend;
     eventually("it drains", || test.datapath.state().backends[&number].state == BACKEND_DRAINING)
         .await;
-    eventually("it is counted", || lock(&agent.draining).get(&number) == Some(&1)).await;
+    eventually("it is counted", || agent.counters.draining.flows().get(&number) == Some(&1)).await;
     assert!(!drains.is_finished(), "a connection is left");
     test.datapath.forget_socket(1).expect("closed");
     drains.await.expect("no panic").expect("drained");
@@ -87,11 +86,11 @@ async fn the_address_of_a_backend_is_kept_while_a_socket_is_connected_to_it() {
     let (test, agent, _tasks, flow) = with_backend(&world, 0).await;
     test.datapath.add_socket(1, flow);
     let detach = Detach { container: "w1".to_owned(), force: true };
-    agent.detach(detach).await.expect("detached");
+    agent.attachments.detach(detach).await.expect("detached");
     let key = EndpointKey { vni: flow.vni, ip: flow.ip };
     assert_eq!(test.datapath.state().stale_backends, BTreeMap::from([(key, STALE_RESETS)]));
     test.datapath.forget_socket(1).expect("closed");
-    agent.look_at_sockets().await;
+    agent.counters.sockets.look(agent.attachments.namespaces()).await;
     eventually("it is forgotten", || test.datapath.state().stale_backends.is_empty()).await;
 }
 
@@ -100,10 +99,10 @@ async fn a_connection_that_was_made_while_its_backend_went_is_found_at_the_next_
     let world = World::new();
     let (test, agent, _tasks, flow) = with_backend(&world, 0).await;
     let detach = Detach { container: "w1".to_owned(), force: true };
-    agent.detach(detach).await.expect("detached");
+    agent.attachments.detach(detach).await.expect("detached");
     assert!(test.datapath.state().stale_backends.is_empty());
     test.datapath.add_socket(1, flow);
-    agent.look_at_sockets().await;
+    agent.counters.sockets.look(agent.attachments.namespaces()).await;
     eventually("it is found", || test.datapath.state().stale_backends.len() == 1).await;
 }
 
@@ -127,7 +126,9 @@ async fn sockets_that_the_kernel_let_go_without_a_word_are_forgotten() {
     }
     *lock(&test.host.sockets) =
         [(Some("/run/netns/w1".into()), BTreeSet::from([2])), (None, BTreeSet::from([5]))].into();
-    agent.sweep_sockets(&test.datapath.sockets().expect("listed")).expect("swept");
+    let listed = test.datapath.sockets().expect("listed");
+    let namespaces = agent.attachments.namespaces();
+    agent.counters.sockets.sweep(&listed, &namespaces).expect("swept");
     let left: Vec<u64> = test.datapath.sockets().expect("listed").into_keys().collect();
     // 3 is just being connected; 7 is UDP's, which always says that it ends.
     assert_eq!(left, [2, 3, 5, 7]);

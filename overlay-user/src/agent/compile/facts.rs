@@ -1,0 +1,29 @@
+//! What compiling needs besides the cluster's state.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use overlay_common::Mac;
+
+use crate::model::Id;
+
+/// What the node knows about itself and the cluster's state does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalFacts {
+    /// Index of the host-side interface of each wired endpoint.
+    pub links: BTreeMap<Id, u32>,
+    /// Cookie of the network namespace of each wired endpoint whose sockets are balanced.
+    pub spaces: BTreeMap<Id, u64>,
+    /// Index of the program's end of the host link and MAC of the host's end.
+    pub host_link: Option<(u32, Mac)>,
+    /// Addresses of the host on which published ports answer.
+    pub addresses: Vec<Ipv4Addr>,
+    /// IPv6 addresses of the host on which published ports of dual-stack networks answer.
+    pub addresses6: Vec<Ipv6Addr>,
+    /// Interfaces that lead outside, by index, and the address that flows leave by each with.
+    pub ways_out: BTreeMap<u32, Ipv4Addr>,
+    /// MTU of the underlay in bytes, without the Ethernet header.
+    pub underlay_mtu: u32,
+}
