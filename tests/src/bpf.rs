@@ -127,6 +127,29 @@ pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>,
     }
 }
 
+/// Every key and value of a hash map of these types.
+///
+/// # Errors
+/// As [`entries`].
+pub fn typed_entries<K: Pod, V: Pod>(map: impl AsFd) -> Result<(Vec<K>, Vec<V>), Errno> {
+    let (keys, values) = entries(map, (size_of::<K>(), size_of::<V>()))?;
+    // SAFETY: a chunk has as many bytes as the type, and any bytes are a valid value of a `Pod`.
+    let keys = keys.chunks_exact(size_of::<K>()).map(|bytes| unsafe { read(bytes) }).collect();
+    // SAFETY: as above.
+    let values = values.chunks_exact(size_of::<V>()).map(|bytes| unsafe { read(bytes) }).collect();
+    Ok((keys, values))
+}
+
+/// A value of these bytes.
+///
+/// # Safety
+/// `bytes` are as many as the type has.
+pub unsafe fn read<T: Pod>(bytes: &[u8]) -> T {
+    debug_assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: the caller's promise, and any bytes are a valid value of a `Pod`.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+}
+
 /// Zeroes an array of values of this size, which for a per-CPU array is that of all possible CPUs.
 ///
 /// # Errors

@@ -2,13 +2,14 @@
 
 use std::{
     net::Ipv4Addr,
-    os::unix::net::UnixStream,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::Mutex,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
+use aya::maps::MapData;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,15 +18,17 @@ use overlay::{
     api::{LocalContainer, Status, Sync, SyncAnswer},
     model::ClusterState,
 };
+use overlay_common::maps::{Conntrack, ConntrackKey};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{
-    api, binaries, bpffs,
+    api, binaries, bpf, bpffs,
     cleanup::{self, HostDirs, Instance},
     container::ContainerBuilder,
     place::{Place, log_file},
     process::{self, Output, Process},
+    rig::FLOWS,
     wait::{eventually, patience},
 };
 
@@ -222,6 +225,26 @@ impl Host {
     /// If the daemon does not answer.
     pub fn containers(&self) -> anyhow::Result<Vec<LocalContainer>> {
         self.call("local/containers", &json!({}))
+    }
+
+    /// Makes every flow in this host's tables look `seconds` older.
+    ///
+    /// # Errors
+    /// If a table cannot be read or written.
+    pub fn age_flows(&self, seconds: u64) -> anyhow::Result<()> {
+        let pins = bpffs::pins(&self.dirs.pins);
+        for table in FLOWS {
+            let pin = pins.iter().find(|pin| pin.ends_with(table));
+            let pin = pin.with_context(|| format!("{table} of {} is not pinned", self.name))?;
+            let map = MapData::from_pin(pin)?;
+            let (keys, mut flows) =
+                bpf::typed_entries::<ConntrackKey, Conntrack>(map.fd().as_fd())?;
+            for flow in &mut flows {
+                flow.last_seen = flow.last_seen.wrapping_sub(seconds * 1_000_000_000);
+            }
+            bpf::write(map.fd().as_fd(), &keys, &flows)?;
+        }
+        Ok(())
     }
 
     /// Waits until every ready node has applied what was changed so far.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     binaries, netns,
     process::{self, Output, Process},
-    testkit::{Answer, Asked, BulkReport, ChatReport, Heard, LoadReport, Pinged, Resolved},
+    testkit::{Answer, Asked, BulkReport, ChatReport, DONE, Heard, LoadReport, Pinged, Resolved},
     wait::eventually,
 };
 
@@ -239,6 +239,24 @@ pub trait Place {
 pub struct Running(Process);
 
 impl Running {
+    /// Waits until it has asked so many more questions, or said so many more lines, than by now.
+    ///
+    /// # Errors
+    /// If it does not get on.
+    pub fn goes_on(&self, more: u64) -> anyhow::Result<()> {
+        let done = || -> u64 {
+            let output = self.0.output();
+            let mut counts = output.lines().rev().filter_map(|line| line.strip_prefix(DONE));
+            counts.find_map(|count| count.parse().ok()).unwrap_or_default()
+        };
+        let begin = done();
+        eventually("the client goes on", Duration::from_secs(60), || {
+            let now = done();
+            ensure!(now >= begin + more, "{} of {more} since then", now - begin);
+            Ok(())
+        })
+    }
+
     /// Ends a load and reads its report.
     ///
     /// # Errors

@@ -185,19 +185,8 @@ fn entries<K: Pod, V: Pod>(map: &Map) -> Vec<(K, V)> {
     let (Map::HashMap(data) | Map::LruHashMap(data)) = map else {
         panic!("{map:?} is no hash map")
     };
-    let (key, value) = (size_of::<K>(), size_of::<V>());
-    let (keys, values) = bpf::entries(data.fd().as_fd(), (key, value)).expect("a map is read");
-    let pairs = keys.chunks_exact(key).zip(values.chunks_exact(value));
-    // SAFETY: as many bytes as the types have, any of which are a valid value.
-    pairs.map(|(k, v)| unsafe { (read(k), read(v)) }).collect()
-}
-
-/// # Safety
-/// `bytes` are as many as the type has.
-unsafe fn read<T: Pod>(bytes: &[u8]) -> T {
-    debug_assert_eq!(bytes.len(), size_of::<T>());
-    // SAFETY: the caller's promise, and any bytes are a valid value of a `Pod`.
-    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+    let (keys, values) = bpf::typed_entries(data.fd().as_fd()).expect("a map is read");
+    keys.into_iter().zip(values).collect()
 }
 
 impl Rig {
@@ -435,7 +424,7 @@ impl Rig {
             let values = &values[reason as usize * stride..][..stride];
             for value in values.chunks_exact(size_of::<Counter>()) {
                 // SAFETY: as many bytes as a counter has.
-                let Counter { packets, bytes } = unsafe { read(value) };
+                let Counter { packets, bytes } = unsafe { bpf::read(value) };
                 sum.packets += packets;
                 sum.bytes += bytes;
             }

@@ -70,6 +70,7 @@ fn chat(args: &ChatArgs, report: &mut ChatReport) -> Result<(), Failure> {
             return Err(Failure::new(FailureKind::BadAnswer, format!("{echoed:?} for {line:?}")));
         }
         report.lines += 1;
+        println!("{}{}", super::DONE, report.lines);
         report.named = Some(stream.peer_addr().map_err(failed)?);
         std::thread::sleep(Duration::from_millis(args.pause_ms));
     }

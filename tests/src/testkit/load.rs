@@ -176,6 +176,11 @@ impl Load<'_> {
     }
 
     fn count(&self, count: impl FnOnce(&mut LoadReport)) {
-        count(&mut self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let mut report = self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = report.requests;
+        count(&mut report);
+        if report.requests > before && report.requests.is_multiple_of(10) {
+            println!("{}{}", super::DONE, report.requests);
+        }
     }
 }

@@ -40,6 +40,9 @@ pub use tag::Tagged;
 
 use crate::wait::patience;
 
+/// How a line begins in which a program says how much it has done so far.
+pub const DONE: &str = "done: ";
+
 /// Small real servers and clients for the suites.
 #[derive(Debug, Parser)]
 #[command(name = "overlay-testkit", version)]

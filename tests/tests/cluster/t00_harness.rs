@@ -60,9 +60,9 @@ fn a_load_counts_what_fails_when_its_server_is_killed() -> anyhow::Result<()> {
     let (h1, client) = (cluster.host(1), cluster.client());
     let mut server = h1.serve(&["http", "--name", "web", "--port", "8081"])?;
     let load = client.load(&[h1.port(8081)])?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    load.goes_on(50)?;
     server.kill();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    load.goes_on(50)?;
     let report = load.load_report()?;
     assert!(report.answered_by["web"] > 0, "{report:?}");
     assert!(report.failures() > 0, "{report:?}");
@@ -76,7 +76,7 @@ fn a_server_that_is_stopped_in_good_order_breaks_no_request_of_kept_connections(
     let (h1, client) = (cluster.host(1), cluster.client());
     let mut server = h1.serve(&["http", "--name", "web", "--port", "8082"])?;
     let load = client.load(&[h1.port(8082)])?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    load.goes_on(50)?;
     server.stop()?.success()?;
     let report = load.load_report()?;
     assert!(report.answered_by["web"] > 0, "{report:?}");
@@ -92,7 +92,7 @@ fn a_chat_goes_on_over_one_connection() -> anyhow::Result<()> {
     let (h1, client) = (cluster.host(1), cluster.client());
     let _server = h1.serve(&["tcp-id", "--name", "db", "--port", "3307"])?;
     let chat = client.chat(&h1.port(3307))?;
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    chat.goes_on(5)?;
     let report = chat.chat_report()?;
     assert!(report.lines > 0 && report.failure.is_none(), "{report:?}");
     Ok(())

@@ -234,6 +234,15 @@ fn transfers_go_through_vips_and_published_ports_of_every_host() -> anyhow::Resu
     Ok(())
 }
 
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
+/// at once, and one without flows is told to stop when each node has counted none for it.
+fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let h1 = cluster.host(1);
+    h1.service_create(name, &["--network", "dual", "--drain", "600s"])?;
+    cluster.host(2).container(&format!("{name}.1")).service(name).tcp_id(80)?.stop()?;
+    h1.overlay(&["service", "rm", name]).map(drop)
+}
+
 #[test]
 fn a_drain_waits_for_flows_of_ipv6_and_agents_may_restart_meanwhile() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
@@ -259,8 +268,8 @@ fn a_drain_waits_for_flows_of_ipv6_and_agents_may_restart_meanwhile() -> anyhow:
     })?;
     let direct = format!("[{}]:80", replica.ip6()?);
     for chat in [inside, outside] {
-        // Long enough that every node counts more than once.
-        std::thread::sleep(Duration::from_millis(1500));
+        chat.goes_on(10)?;
+        every_node_counts(&cluster, "patient-marker")?;
         // Past the service: told to stop, it would take no connection any more.
         asker.tcp_get(&direct).context("it was told to stop too early")?;
         let report = chat.chat_report()?;

@@ -127,7 +127,8 @@ fn the_way_back_is_changed_under_load_and_nothing_is_lost() -> anyhow::Result<()
             h1.overlay(&["service", "update", service, "--return", way])?;
         }
         cluster.settle()?;
-        std::thread::sleep(std::time::Duration::from_millis(700));
+        load.goes_on(200)?;
+        chat.goes_on(10)?;
     }
     assert!(load.load_report()?.all_answered()? > 100);
     let chat = chat.chat_report()?;

@@ -38,8 +38,9 @@ impl<'a> Rolling<'a> {
             cluster.host(1).container(&format!("{service}-asker")).network("mynet").idle()?;
         let targets: Vec<_> = cluster.hosts().iter().map(|host| host.port(port)).collect();
         let loads = vec![asker.load(&[format!("{service}:80")])?, cluster.client().load(&targets)?];
-        pause();
-        Ok(Self { cluster, service, replicas, _asker: asker, loads })
+        let rolling = Self { cluster, service, replicas, _asker: asker, loads };
+        rolling.goes_on()?;
+        Ok(rolling)
     }
 
     /// A successor of replica `i` on the same host.
@@ -47,9 +48,14 @@ impl<'a> Rolling<'a> {
         replica(self.cluster, self.service, Self::HOSTS[i], i, 2)
     }
 
+    /// Waits until some hundred requests were made.
+    fn goes_on(&self) -> anyhow::Result<()> {
+        self.loads.iter().try_for_each(|load| load.goes_on(200))
+    }
+
     /// Every request was answered; returns who answered.
     fn end(self) -> anyhow::Result<BTreeSet<String>> {
-        pause();
+        self.goes_on()?;
         let mut names = BTreeSet::new();
         for load in self.loads {
             let report = load.load_report()?;
@@ -72,11 +78,6 @@ fn replica(
     cluster.host(host).container(&name).service(service).http(80)
 }
 
-/// Long enough that some hundred requests are made.
-fn pause() {
-    std::thread::sleep(Duration::from_millis(600));
-}
-
 /// Who answers a service now.
 fn answering(cluster: &Cluster, port: u16) -> anyhow::Result<BTreeSet<String>> {
     let answers = cluster.client().http_get_many(&cluster.host(1).port(port), 12)?;
@@ -96,7 +97,7 @@ fn replacing_every_replica_start_first_loses_no_request() -> anyhow::Result<()> 
         successors.push(rolling.successor(i)?);
         old.stop()?;
     }
-    pause();
+    rolling.goes_on()?;
     let expected = names("startfirst", &[(0, 2), (1, 2), (2, 2), (3, 2)]);
     assert_eq!(answering(&cluster, 8101)?, expected);
     assert_eq!(rolling.end()?.len(), 8, "each of both generations answered");
@@ -112,7 +113,7 @@ fn replacing_every_replica_stop_first_loses_no_request() -> anyhow::Result<()> {
         old.stop()?;
         successors.push(rolling.successor(i)?);
     }
-    pause();
+    rolling.goes_on()?;
     let expected = names("stopfirst", &[(0, 2), (1, 2), (2, 2), (3, 2)]);
     assert_eq!(answering(&cluster, 8102)?, expected);
     assert_eq!(rolling.end()?.len(), 8);
@@ -180,10 +181,19 @@ fn changing_the_scheduler_and_the_ports_loses_no_request() -> anyhow::Result<()>
         &["--lb", "rr", "--affinity", "0s"],
     ] {
         cluster.host(1).overlay(&[&["service", "update"], args, &["changing"]].concat())?;
-        pause();
+        rolling.goes_on()?;
     }
     assert_eq!(rolling.end()?.len(), 4);
     Ok(())
+}
+
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
+/// at once, and one without flows is told to stop when each node has counted none for it.
+fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let h1 = cluster.host(1);
+    h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;
+    cluster.host(2).container(&format!("{name}.1")).service(name).tcp_id(80)?.stop()?;
+    h1.overlay(&["service", "rm", name]).map(drop)
 }
 
 #[test]
@@ -204,8 +214,8 @@ fn a_drain_ends_with_the_last_flow_wherever_that_is_translated() -> anyhow::Resu
         Ok(())
     })?;
     for chat in [inside, outside] {
-        // Long enough that every node counts more than once.
-        std::thread::sleep(Duration::from_millis(1500));
+        chat.goes_on(10)?;
+        every_node_counts(&cluster, "patient-marker")?;
         // Past the service: told to stop, it would take no connection any more.
         asker.tcp_get(&direct).context("it was told to stop too early")?;
         let report = chat.chat_report()?;

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 };
 use overlay::link::netns::in_netns;
 use overlay_tests::{
-    Cluster, Container, Host, Options, Place as _, Shared, eventually, netns,
+    Cluster, Container, Host, Options, Place as _, Running, Shared, eventually, netns,
     testkit::{Asked, ChatReport, FailureKind},
 };
 use serde_json::Value;
@@ -92,9 +92,9 @@ fn entries(host: &Host, vip: SocketAddr) -> anyhow::Result<usize> {
     Ok(rows.iter().filter(|row| row["destination"] == vip.to_string()).count())
 }
 
-/// Waits until a chat has been going on.
-fn a_while() {
-    std::thread::sleep(Duration::from_millis(300));
+/// Waits until chats have been going on.
+fn go_on(chats: &[&Running]) -> anyhow::Result<()> {
+    chats.iter().try_for_each(|chat| chat.goes_on(6))
 }
 
 fn went_well(report: &ChatReport) -> anyhow::Result<()> {
@@ -114,7 +114,7 @@ fn a_connection_to_a_vip_is_given_its_backend_at_once_and_says_that_it_asked_the
     let (h1, asker, vip) = (cluster.host(1), asker(&cluster)?, vip(&cluster, "plain")?);
     let before = balanced(h1)?;
     let chats = [asker.chat("plain:3306")?, asker.chat("plain:3306")?];
-    a_while();
+    go_on(&chats.each_ref())?;
     assert_eq!(balanced(h1)? - before, 2);
     assert_eq!(entries(h1, vip)?, 0, "no packet is translated");
     assert_eq!(connections(h1, "plain")?, (2, 2));
@@ -145,7 +145,7 @@ fn an_ipv6_socket_that_asks_for_a_mapped_vip_is_balanced_too() -> anyhow::Result
     let (h1, asker, vip) = (cluster.host(1), asker(&cluster)?, vip(&cluster, "mapped")?);
     let before = balanced(h1)?;
     let chat = asker.chat(&format!("[::ffff:{}]:3306", vip.ip()))?;
-    a_while();
+    go_on(&[&chat])?;
     let report = chat.chat_report()?;
     went_well(&report)?;
     assert_eq!(report.named.map(|named| named.ip().to_canonical()), Some(vip.ip()));
@@ -178,7 +178,7 @@ fn over_ipv6_a_connection_is_given_its_backend_at_once_too() -> anyhow::Result<(
     let vip = SocketAddr::from((on.and_then(|on| on.vip6).context("an IPv6 VIP")?, 3306));
     let before = balanced(h1)?;
     let chats = [asker.chat(&vip.to_string())?, asker.chat(&vip.to_string())?];
-    a_while();
+    go_on(&chats.each_ref())?;
     assert_eq!(balanced(h1)? - before, 2);
     assert_eq!(entries(h1, vip)?, 0, "no packet is translated");
     let sockets = rows(h1, &["bpf", "sockets"])?;
@@ -300,19 +300,28 @@ fn connections_keep_their_backend_and_their_name_while_the_daemon_is_away() -> a
     let early = asker.chat(&target)?;
     h1.kill_agent()?;
     let meanwhile = asker.chat(&target)?;
-    a_while();
+    go_on(&[&early, &meanwhile])?;
     h1.start_agent()?;
     assert_eq!(balanced(h1)? - before, 2, "also without a daemon");
     assert_eq!(connections(h1, "kept")?.0, 2);
     let late = asker.chat(&target)?;
     assert_eq!(balanced(h1)? - before, 3, "the namespace is known again");
-    a_while();
+    go_on(&[&early, &meanwhile, &late])?;
     for chat in [early, meanwhile, late] {
         let report = chat.chat_report()?;
         went_well(&report)?;
         assert_eq!(report.named, Some(vip));
     }
     Ok(())
+}
+
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
+/// at once, and one without flows is told to stop when each node has counted none for it.
+fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let h1 = cluster.host(1);
+    h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;
+    cluster.host(2).container(&format!("{name}.1")).service(name).tcp_id(80)?.stop()?;
+    h1.overlay(&["service", "rm", name]).map(drop)
 }
 
 #[test]
@@ -329,8 +338,7 @@ fn a_backend_is_told_to_stop_only_when_its_last_socket_is_closed() -> anyhow::Re
         ensure!(shown.contains("draining"), "{shown}");
         Ok(())
     })?;
-    // Long enough that every node counts more than once.
-    std::thread::sleep(Duration::from_millis(1500));
+    every_node_counts(&cluster, "patient-marker")?;
     // Past the service: told to stop, it would take no connection any more.
     asker.tcp_get(&direct).context("it was told to stop too early")?;
     went_well(&chat.chat_report()?)?;
@@ -373,7 +381,7 @@ fn the_hosts_ipv6_sockets_reach_published_ports_on_localhost() -> anyhow::Result
     let (h1, h2) = (cluster.host(1), cluster.host(2));
     let _tcp = replica(&cluster, "local", 2)?;
     let chat = h1.chat("[::1]:8071")?;
-    a_while();
+    go_on(&[&chat])?;
     let report = chat.chat_report()?;
     went_well(&report)?;
     assert_eq!(report.named, Some((Ipv6Addr::LOCALHOST, 8071).into()));
@@ -407,7 +415,7 @@ fn without_it_every_packet_of_a_connection_is_translated() -> anyhow::Result<()>
     let replicas = [replica(&cluster, "packets", 1)?, replica(&cluster, "packets", 2)?];
     let (asker, vip) = (asker(&cluster)?, vip(&cluster, "packets")?);
     let chats = [asker.chat("packets:3306")?, asker.chat("packets:3306")?];
-    a_while();
+    go_on(&chats.each_ref())?;
     assert_eq!((balanced(h1)?, entries(h1, vip)?), (0, 2));
     assert_eq!(connections(h1, "packets")?, (2, 2));
     ensure!(rows(h1, &["bpf", "netns"])?.is_empty());
@@ -427,7 +435,7 @@ fn without_it_every_packet_of_a_connection_is_translated() -> anyhow::Result<()>
     // A backend that is taken away.
     h1.overlay(&["endpoint", "update", "--weight", "0", "packets.1"])?;
     let chat = asker.chat("packets:3306")?;
-    a_while();
+    go_on(&[&chat])?;
     h2.overlay(&["endpoint", "detach", "packets.2"])?;
     let failure = chat.chat_ended()?.failure.context("it went on")?;
     assert_eq!(failure.kind, FailureKind::Reset, "{failure}");

@@ -11,11 +11,11 @@ use overlay::model::NodeState;
 use overlay_tests::{
     Cluster, Container, Host, Options, Place as _, Running, Shared,
     bpffs::{self, Object},
-    cleanup, eventually, patience,
+    cleanup, eventually,
     testkit::Resolved,
 };
 
-/// `web` has a backend on h2 and one on h3; `asker` is on h1.
+/// `web` has a backend on h2 and one on h3; `asker` is on h1. h4 has no container.
 struct Busy {
     cluster: Cluster,
     asker: Container,
@@ -24,7 +24,7 @@ struct Busy {
 }
 
 static BUSY: Shared<Busy> = Shared::new(|| {
-    let cluster = Cluster::formed(3, Options::default())?;
+    let cluster = Cluster::formed(4, Options::default())?;
     let h1 = cluster.host(1);
     h1.network_create("mynet", &[])?;
     h1.service_create("web", &["--network", "mynet", "-p", "8080:80", "--drain", "500ms"])?;
@@ -57,13 +57,25 @@ impl Traffic {
             inside: asker.load(&["web:80".to_owned()])?,
             chat: asker.chat("db:3306")?,
         };
-        pause();
+        traffic.goes_on()?;
         Ok(traffic)
+    }
+
+    /// Waits until some hundred requests were made.
+    fn goes_on(&self) -> anyhow::Result<()> {
+        self.inside.goes_on(200)?;
+        self.goes_on_without_names()
+    }
+
+    /// The same of those that ask no daemon for a name.
+    fn goes_on_without_names(&self) -> anyhow::Result<()> {
+        self.outside.goes_on(200)?;
+        self.chat.goes_on(10)
     }
 
     /// Nothing was lost, and both backends answered.
     fn check(self) -> anyhow::Result<()> {
-        pause();
+        self.goes_on()?;
         for load in [self.outside, self.inside] {
             let report = load.load_report()?;
             assert_eq!(report.failures(), 0, "{report:?}");
@@ -76,9 +88,18 @@ impl Traffic {
     }
 }
 
-/// Long enough that some hundred requests are made.
-fn pause() {
-    std::thread::sleep(Duration::from_millis(800));
+/// Waits until a question, or a connection for one, waits in a socket that no daemon reads.
+fn a_question_waits(asker: &Container, protocol: &str) -> anyhow::Result<()> {
+    eventually("a question waits", Duration::from_secs(10), || {
+        let sockets = asker.exec("cat", &[format!("/proc/net/{protocol}")])?.success()?.stdout;
+        let waits = sockets.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, _, queues, ..] = words[..] else { return false };
+            local.ends_with(":0035") && !queues.ends_with(":00000000")
+        });
+        ensure!(waits, "{sockets}");
+        Ok(())
+    })
 }
 
 fn maps(pins: &Path) -> anyhow::Result<BTreeSet<Object>> {
@@ -103,7 +124,7 @@ fn a_restarted_agent_loses_no_request_and_adopts_the_maps() -> anyhow::Result<()
     assert!(!before.is_empty());
     let traffic = Traffic::start(&busy)?;
     h2.stop_agent()?;
-    pause();
+    traffic.goes_on_without_names()?;
     h2.start_agent()?;
     traffic.check()?;
     assert_eq!(maps(&h2.dirs().pins)?, before, "the maps are the same ones");
@@ -135,10 +156,10 @@ fn queries_sent_while_no_daemon_runs_are_answered_by_the_next_one() -> anyhow::R
         let (udp, tcp) = std::thread::scope(|scope| {
             let udp = scope.spawn(|| ask(&[]));
             let tcp = scope.spawn(|| ask(&["--tcp"]));
-            pause();
+            let waits = ["udp", "tcp"].map(|protocol| a_question_waits(asker, protocol));
             let started = h1.start_agent();
             let answers = (udp.join().expect("no panic"), tcp.join().expect("no panic"));
-            started.map(|()| answers)
+            waits.into_iter().collect::<anyhow::Result<()>>().and(started).map(|()| answers)
         })?;
         assert_eq!(udp?.addresses, vip, "start {start}");
         assert_eq!(tcp?.addresses, vip, "start {start}");
@@ -184,7 +205,7 @@ fn agents_killed_on_every_host_lose_no_request() -> anyhow::Result<()> {
     let traffic = Traffic::start(&busy)?;
     for host in busy.cluster.hosts().iter().rev() {
         host.kill_agent()?;
-        pause();
+        traffic.goes_on_without_names()?;
         host.start_agent()?;
     }
     traffic.check()?;
@@ -198,7 +219,7 @@ fn all_agents_down_at_once_lose_no_request() -> anyhow::Result<()> {
     for host in busy.cluster.hosts() {
         host.kill_agent()?;
     }
-    pause();
+    traffic.goes_on_without_names()?;
     for host in busy.cluster.hosts() {
         host.start_agent()?;
     }
@@ -215,12 +236,17 @@ fn a_manager_that_begins_long_before_the_agents_loses_no_request() -> anyhow::Re
         host.kill_agent()?;
     }
     h1.start_agent()?;
-    // Longer than an agent may be away that was heard before.
-    std::thread::sleep(Duration::from_secs(7) * patience());
-    let state = h1.state()?;
+    // For longer than an agent may be away that was heard before: one of those is down meanwhile.
+    let heard = busy.cluster.host(4);
+    heard.start_agent()?;
+    wait_for_node(h1, "h4", true)?;
+    heard.kill_agent()?;
+    wait_for_node(h1, "h4", false)?;
+    let mut state = h1.state()?;
     for host in &busy.cluster.hosts()[1..] {
         host.start_agent()?;
     }
+    state.nodes.retain(|_, node| node.name != "h4");
     traffic.check()?;
     let down: Vec<_> = state.nodes.values().filter(|n| n.state == NodeState::Down).collect();
     assert!(down.is_empty(), "{down:?}");
@@ -243,7 +269,7 @@ fn a_host_whose_manager_is_gone_forwards_and_resolves_even_after_its_own_restart
     h1.kill_agent()?;
     let traffic = Traffic::with(&busy, &asker)?;
     h2.kill_agent()?;
-    pause();
+    traffic.goes_on_without_names()?;
     h2.start_agent()?;
     let status = h2.status()?;
     assert!(!status.connected, "{status:?}");

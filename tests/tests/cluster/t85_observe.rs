@@ -259,7 +259,7 @@ fn a_capture_that_is_interrupted_ends_with_what_it_has() -> anyhow::Result<()> {
     let mut capture = watching(host, "capture-interrupted", &args)?;
     a.ping(&b.ip()?.to_string(), 2)?;
     // What was sent is in the stream before what says that it watches.
-    let args = ["capture", "--network", "interrupted", "--protocol", "icmp", "--count", "1"];
+    let args = ["capture", "--network", "interrupted", "--protocol", "icmp", "--count", "4"];
     let mut other = watching(host, "capture-other", &args)?;
     a.ping(&b.ip()?.to_string(), 1)?;
     ended(&mut other)?;
