@@ -6,6 +6,7 @@
 //! over as if they came in by interface 1.
 
 mod declare;
+mod family;
 mod flows;
 mod lru_stats;
 mod observe;
@@ -28,6 +29,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunResult, Xdp},
     util::nr_cpus,
 };
+pub use family::Family;
 pub use flows::wait_for_uptime;
 pub use observe::{Record, Told};
 use overlay::datapath::{DatapathState, LbTable, MapOp, diff, set_table};
@@ -45,6 +47,8 @@ pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 10);
 pub const PEER: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 11);
 /// A client outside the cluster.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 100);
+/// The client's IPv6 address.
+pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100);
 /// MAC of the other node.
 pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x0b];
 /// MAC of the client.
@@ -169,6 +173,7 @@ neigh add 172.16.1.11 lladdr 02:00:00:00:00:0b dev u0 nud permanent
 neigh add 172.16.1.100 lladdr 02:00:00:00:00:64 dev u0 nud permanent
 addr add fd00::10/64 dev u0 nodad
 neigh add fd00::11 lladdr 02:00:00:00:00:0b dev u0 nud permanent
+neigh add fd00::100 lladdr 02:00:00:00:00:64 dev u0 nud permanent
 ";
 
 /// Has ip(8) do what the lines say, all in one process.

@@ -1,11 +1,13 @@
 //! Building packets with etherparse, taking them apart again, and checking every checksum from
 //! scratch.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{
+    IpHeaders, IpNumber, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice,
+};
 
-use super::{CLIENT_MAC, NODE, NODE_MAC, PEER, PEER_MAC, mac};
+use super::{CLIENT_MAC, NODE, NODE_MAC, PEER, PEER_MAC, family::frame, mac};
 
 /// TCP flags of a packet to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +24,17 @@ pub enum Tcp {
     Rst,
 }
 
+/// What an echo request carries.
+pub(super) const ECHO: &[u8] = b"0123456789";
+
 /// A frame from one endpoint to another, with MACs of their addresses.
-fn ethernet(
-    from: Ipv4Addr,
-    to: Ipv4Addr,
-) -> etherparse::PacketBuilderStep<etherparse::Ethernet2Header> {
-    PacketBuilder::ethernet2(mac(from).bytes(), mac(to).bytes())
+fn between(from: Ipv4Addr, to: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
+    frame((mac(from).bytes(), mac(to).bytes()), from.into(), to.into())
+}
+
+/// A frame on the underlay, to the node under test.
+fn from_client(from: Ipv4Addr, to: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
+    frame((CLIENT_MAC, NODE_MAC), from.into(), to.into())
 }
 
 fn bytes<T>(build: impl FnOnce(&mut Vec<u8>) -> T) -> Vec<u8> {
@@ -38,21 +45,16 @@ fn bytes<T>(build: impl FnOnce(&mut Vec<u8>) -> T) -> Vec<u8> {
 
 /// A TCP segment between endpoints.
 pub fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: Tcp) -> Vec<u8> {
-    tcp_on(ethernet(from.0, to.0), from, to, flags)
+    tcp_on(between(from.0, to.0), (from.1, to.1), flags)
 }
 
 /// A TCP segment on the underlay, to the node under test.
 pub fn tcp_from_client(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: Tcp) -> Vec<u8> {
-    tcp_on(PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC), from, to, flags)
+    tcp_on(from_client(from.0, to.0), (from.1, to.1), flags)
 }
 
-fn tcp_on(
-    step: etherparse::PacketBuilderStep<etherparse::Ethernet2Header>,
-    from: (Ipv4Addr, u16),
-    to: (Ipv4Addr, u16),
-    flags: Tcp,
-) -> Vec<u8> {
-    let step = step.ipv4(from.0.octets(), to.0.octets(), 64).tcp(from.1, to.1, 1000, 64_000);
+pub(super) fn tcp_on(step: PacketBuilderStep<IpHeaders>, ports: (u16, u16), flags: Tcp) -> Vec<u8> {
+    let step = step.tcp(ports.0, ports.1, 1000, 64_000);
     let (step, payload): (_, &[u8]) = match flags {
         Tcp::Syn => (step.syn(), b""),
         Tcp::SynAck => (step.syn().ack(1), b""),
@@ -65,22 +67,26 @@ fn tcp_on(
 
 /// A UDP datagram between endpoints.
 pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
-    let step = ethernet(from.0, to.0).ipv4(from.0.octets(), to.0.octets(), 64).udp(from.1, to.1);
-    bytes(|out| step.write(out, payload).expect("a packet"))
+    udp_on(between(from.0, to.0), (from.1, to.1), payload)
 }
 
 /// A UDP datagram on the underlay, to the node under test.
 pub fn udp_from_client(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
-    let step = PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC)
-        .ipv4(from.0.octets(), to.0.octets(), 64)
-        .udp(from.1, to.1);
-    bytes(|out| step.write(out, payload).expect("a packet"))
+    udp_on(from_client(from.0, to.0), (from.1, to.1), payload)
+}
+
+pub(super) fn udp_on(
+    step: PacketBuilderStep<IpHeaders>,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    bytes(|out| step.udp(ports.0, ports.1).write(out, payload).expect("a packet"))
 }
 
 /// An ICMP echo request between endpoints.
 pub fn ping(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let step = ethernet(from, to).ipv4(from.octets(), to.octets(), 64).icmpv4_echo_request(7, 1);
-    bytes(|out| step.write(out, b"0123456789").expect("a packet"))
+    let step = between(from, to).icmpv4_echo_request(7, 1);
+    bytes(|out| step.write(out, ECHO).expect("a packet"))
 }
 
 /// An ARP request of an endpoint.
@@ -116,13 +122,13 @@ pub fn vxlan_from(sender: Ipv4Addr, vni: u32, frame: &[u8]) -> Vec<u8> {
 
 /// What a frame says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Seen<A = Ipv4Addr> {
     /// Ethernet source and destination.
     pub macs: ([u8; 6], [u8; 6]),
     /// Source address and port (0 for ICMP).
-    pub from: (Ipv4Addr, u16),
+    pub from: (A, u16),
     /// Destination address and port.
-    pub to: (Ipv4Addr, u16),
+    pub to: (A, u16),
     /// Protocol.
     pub protocol: u8,
     /// What follows the transport header.
@@ -131,52 +137,94 @@ pub struct Seen {
 
 /// Takes an IPv4 frame apart. Every checksum in it is verified from scratch.
 pub fn see(frame: &[u8]) -> Seen {
+    let Seen { macs, from, to, protocol, payload } = see_any(frame);
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.0, to.0) else {
+        panic!("no IPv4 header");
+    };
+    Seen { macs, from: (source, from.1), to: (destination, to.1), protocol, payload }
+}
+
+/// Takes a frame of either family apart, an IPv6 one without extension headers. Every checksum in it is
+/// verified from scratch.
+pub(super) fn see_any(frame: &[u8]) -> Seen<IpAddr> {
     let packet = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
     let Some(etherparse::LinkSlice::Ethernet2(link)) = &packet.link else {
         panic!("no Ethernet header");
     };
-    let Some(NetSlice::Ipv4(ip)) = &packet.net else { panic!("no IPv4 header") };
-    let header = ip.header();
-    assert_eq!(
-        header.header_checksum(),
-        header.to_header().calc_header_checksum(),
-        "IPv4 header checksum"
-    );
-    let IpNumber(protocol) = header.protocol();
-    let (from, to, payload) = match packet.transport.as_ref().expect("a transport header") {
-        TransportSlice::Tcp(tcp) => {
-            let sum = tcp
-                .calc_checksum_ipv4(header.source(), header.destination())
-                .expect("a length that fits");
-            assert_eq!(tcp.checksum(), sum, "TCP checksum");
-            (tcp.source_port(), tcp.destination_port(), tcp.payload().to_vec())
+    let (from, to, IpNumber(protocol)) = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            let sum = header.to_header().calc_header_checksum();
+            assert_eq!(header.header_checksum(), sum, "IPv4 header checksum");
+            let addresses = (header.source_addr(), header.destination_addr());
+            (IpAddr::V4(addresses.0), IpAddr::V4(addresses.1), header.protocol())
         }
-        TransportSlice::Udp(udp) => {
-            if udp.checksum() != 0 {
-                let sum = udp
-                    .to_header()
-                    .calc_checksum_ipv4_raw(header.source(), header.destination(), udp.payload())
-                    .expect("a length that fits");
-                assert_eq!(udp.checksum(), sum, "UDP checksum");
-            }
-            (udp.source_port(), udp.destination_port(), udp.payload().to_vec())
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            let addresses = (header.source_addr(), header.destination_addr());
+            (IpAddr::V6(addresses.0), IpAddr::V6(addresses.1), header.next_header())
         }
-        TransportSlice::Icmpv4(icmp) => {
-            assert_eq!(
-                icmp.checksum(),
-                icmp.icmp_type().calc_checksum(icmp.payload()),
-                "ICMP checksum"
-            );
-            (0, 0, icmp.payload().to_vec())
-        }
-        other => panic!("unexpected transport {other:?}"),
+        other => panic!("no IP header: {other:?}"),
     };
+    let transport = packet.transport.as_ref().expect("a transport header");
+    let ((source, destination), payload) = see_transport(transport, from, to);
     Seen {
         macs: (link.source(), link.destination()),
-        from: (header.source_addr(), from),
-        to: (header.destination_addr(), to),
+        from: (from, source),
+        to: (to, destination),
         protocol,
-        payload,
+        payload: payload.to_vec(),
+    }
+}
+
+/// Ports and payload of a packet between two addresses, whose checksum is verified.
+fn see_transport<'a>(
+    transport: &TransportSlice<'a>,
+    from: IpAddr,
+    to: IpAddr,
+) -> ((u16, u16), &'a [u8]) {
+    match transport {
+        TransportSlice::Tcp(tcp) => {
+            let sum = match (from, to) {
+                (IpAddr::V4(from), IpAddr::V4(to)) => {
+                    tcp.calc_checksum_ipv4(from.octets(), to.octets())
+                }
+                (from, to) => tcp.calc_checksum_ipv6(octets6(from), octets6(to)),
+            };
+            assert_eq!(tcp.checksum(), sum.expect("a length that fits"), "TCP checksum");
+            ((tcp.source_port(), tcp.destination_port()), tcp.payload())
+        }
+        TransportSlice::Udp(udp) => {
+            let (header, payload) = (udp.to_header(), udp.payload());
+            let sum = match (from, to) {
+                (IpAddr::V4(from), IpAddr::V4(to)) => {
+                    header.calc_checksum_ipv4_raw(from.octets(), to.octets(), payload)
+                }
+                (from, to) => header.calc_checksum_ipv6_raw(octets6(from), octets6(to), payload),
+            };
+            // Over IPv4 it may be left out.
+            if from.is_ipv6() || udp.checksum() != 0 {
+                assert_eq!(udp.checksum(), sum.expect("a length that fits"), "UDP checksum");
+            }
+            ((udp.source_port(), udp.destination_port()), payload)
+        }
+        TransportSlice::Icmpv4(icmp) => {
+            let sum = icmp.icmp_type().calc_checksum(icmp.payload());
+            assert_eq!(icmp.checksum(), sum, "ICMP checksum");
+            ((0, 0), icmp.payload())
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            assert!(icmp.is_checksum_valid(octets6(from), octets6(to)), "ICMPv6 checksum");
+            ((0, 0), icmp.payload())
+        }
+        other => panic!("unexpected transport {other:?}"),
+    }
+}
+
+fn octets6(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V6(address) => address.octets(),
+        IpAddr::V4(address) => panic!("{address} is no address of IPv6"),
     }
 }
 
