@@ -24,6 +24,7 @@ mod t36_dsr6;
 mod t37_evictions;
 mod t38_services6;
 mod t40_published;
+mod t41_tuples;
 mod t45_egress;
 mod t50_malformed;
 mod t70_observe;

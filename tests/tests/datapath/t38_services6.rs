@@ -13,7 +13,7 @@ use overlay_common::{
 use overlay_tests::rig::{
     DROP, NODE_MAC, NODE6, OTHER_VNI, PASS, PEER, PEER_MAC, PEER6, REDIRECT, Ran, Rig, VNI, ip6,
     mac,
-    packets::{untunnel, untunnel_any, vxlan, vxlan_from},
+    packets::{untunnel, untunnel_any, vxlan},
     packets6::*,
 };
 
@@ -46,13 +46,6 @@ fn rig(sender: Ipv4Addr, backend: Ipv4Addr) -> Rig {
     rig.node(OTHER, &[VNI]);
     rig.dual_stack(VNI, 1);
     rig
-}
-
-/// Makes another endpoint of this node the one that sends.
-fn sends(rig: &mut Rig, sender: Ipv4Addr) {
-    rig.local(VNI, ME, 0, sender == ME);
-    rig.local(VNI, NEAR, SERVES, sender == NEAR);
-    rig.dual_stack(VNI, 1);
 }
 
 fn both(ip: Ipv4Addr) -> (Ipv4Addr, Ipv6Addr) {
@@ -98,49 +91,6 @@ fn tunnelled(ran: &Ran, reasons: &[Reason]) -> (Seen6, Ipv4Addr) {
     let (vni, node, inner) = untunnel_any(&ran.packet);
     assert_eq!(vni, VNI);
     (see6(&inner), node)
-}
-
-#[test]
-fn a_backend_on_this_node_sees_the_client_and_answers_as_the_vip() {
-    let mut rig = rig(ME, NEAR);
-    let ran = rig.run("from_container", &segment6(way(ME, VIP), (40_000, 80), SYN));
-    let seen = went(&ran, &[Reason::DeliveredLocal, Reason::FlowCreated]);
-    assert_eq!((seen.from, seen.to, ports(&seen)), (six(ME), six(NEAR), (40_000, 80)));
-    assert_eq!(seen.macs.1, mac(NEAR).bytes());
-
-    sends(&mut rig, NEAR);
-    let ran = rig.run("from_container", &segment6(way(NEAR, ME), (80, 40_000), SYN_ACK));
-    let seen = went(&ran, &[Reason::DeliveredLocal]);
-    assert_eq!((seen.from, seen.to, ports(&seen)), (six(VIP), six(ME), (80, 40_000)));
-    assert_eq!(seen.macs, (mac(VIP).bytes(), mac(ME).bytes()));
-}
-
-#[test]
-fn a_backend_on_another_node_is_reached_through_the_tunnel_and_its_reply_translated_here() {
-    for make in [
-        (|way, ports| segment6(way, ports, SYN)) as fn(Way, (u16, u16)) -> Vec<u8>,
-        |way, ports| udp6(way, ports, b"odd"),
-    ] {
-        let mut rig = rig(ME, FAR);
-        let ran = rig.run("from_container", &make(way(ME, VIP), (40_000, 80)));
-        let (seen, node) = tunnelled(&ran, &[Reason::Encapsulated, Reason::FlowCreated]);
-        assert_eq!((seen.from, seen.to, node), (six(ME), six(FAR), PEER));
-
-        let ran = rig.run("from_underlay", &vxlan(VNI, &make(way(FAR, ME), (80, 40_000))));
-        let seen = went(&ran, &[Reason::Decapsulated]);
-        assert_eq!((seen.from, seen.to, ports(&seen)), (six(VIP), six(ME), (80, 40_000)));
-    }
-}
-
-#[test]
-fn a_backend_that_reaches_itself_sees_the_vip_as_its_client() {
-    let mut rig = rig(NEAR, NEAR);
-    let ran = rig.run("from_container", &segment6(way(NEAR, VIP), (40_000, 80), SYN));
-    let seen = went(&ran, &[Reason::DeliveredLocal, Reason::FlowCreated]);
-    assert_eq!((seen.from, seen.to), (six(VIP), six(NEAR)));
-    let ran = rig.run("from_container", &segment6(way(NEAR, VIP), (80, 40_000), SYN_ACK));
-    let seen = went(&ran, &[Reason::DeliveredLocal]);
-    assert_eq!((seen.from, seen.to), (six(VIP), six(NEAR)));
 }
 
 #[test]
@@ -288,82 +238,6 @@ fn later_fragments_go_the_way_of_their_first_one() {
     let seen = see6(&raw6(way(ME, FAR), PROTO_UDP, 64, &whole));
     assert_eq!((seen.to, ports(&seen)), (six(FAR), (40_000, 53)));
     assert_eq!(tail[38..54], six(FAR).octets());
-}
-
-#[test]
-fn a_client_outside_reaches_a_backend_here_and_sees_the_node() {
-    let mut rig = rig(NEAR, NEAR);
-    let syn = |way| segment6(way, (40_000, 8080), SYN);
-    let ran = rig.run("from_underlay", &from_client(CLIENT6, syn));
-    let seen = went(&ran, &[Reason::DeliveredLocal, Reason::FlowCreated]);
-    assert_eq!((seen.from, seen.to, ports(&seen)), (CLIENT6, six(NEAR), (40_000, 80)));
-    assert_eq!(seen.macs, (mac(GATEWAY).bytes(), mac(NEAR).bytes()));
-
-    let ran = rig.run("from_container", &segment6(outward(NEAR), (80, 40_000), SYN_ACK));
-    let seen = went(&ran, &[Reason::SentToClient]);
-    assert_eq!((seen.from, seen.to, ports(&seen)), (NODE6, CLIENT6, (8080, 40_000)));
-    assert_eq!(seen.macs, (NODE_MAC, PEER_MAC));
-}
-
-#[test]
-fn a_backend_elsewhere_sees_the_client_and_answers_through_this_node() {
-    let mut rig = rig(ME, FAR);
-    let ask = |way| udp6(way, (40_000, 8080), b"odd");
-    let ran = rig.run("from_underlay", &from_client(CLIENT6, ask));
-    let (seen, node) = tunnelled(&ran, &[Reason::Encapsulated, Reason::FlowCreated]);
-    assert_eq!((seen.from, seen.to, node), (CLIENT6, six(FAR), PEER));
-    assert_eq!(ports(&seen), (40_000, 80));
-
-    let answer = udp6(outward(FAR), (80, 40_000), b"even");
-    // From the backend's node, and from no other.
-    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &answer));
-    assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedInnerSource][..]));
-    let ran = rig.run("from_underlay", &vxlan(VNI, &answer));
-    let seen = went(&ran, &[Reason::SentToClient]);
-    assert_eq!((seen.from, seen.to, ports(&seen)), (NODE6, CLIENT6, (8080, 40_000)));
-}
-
-#[test]
-fn a_network_that_is_not_here_has_backends_all_the_same() {
-    // The node that is asked has no endpoint of the service's network: it knows the backend only.
-    let mut rig = rig(ME, FAR);
-    rig.set(|state| {
-        state.networks.clear();
-        state.links.clear();
-        state.links6.clear();
-    });
-    let ask = |way| udp6(way, (40_000, 8080), b"odd");
-    let ran = rig.run("from_underlay", &from_client(CLIENT6, ask));
-    tunnelled(&ran, &[Reason::Encapsulated, Reason::FlowCreated]);
-    let ran = rig.run("from_underlay", &vxlan(VNI, &udp6(outward(FAR), (80, 40_000), b"even")));
-    assert_eq!(went(&ran, &[Reason::SentToClient]).to, CLIENT6);
-}
-
-#[test]
-fn the_backends_node_sends_replies_back_through_the_node_that_was_asked() {
-    let mut rig = rig(NEAR, NEAR);
-    let ran = rig.run("from_underlay", &vxlan(VNI, &segment6(inward(NEAR), (40_000, 80), SYN)));
-    let seen = went(&ran, &[Reason::Decapsulated]);
-    assert_eq!((seen.from, seen.macs.0), (CLIENT6, mac(GATEWAY).bytes()));
-
-    let ran = rig.run("from_container", &segment6(outward(NEAR), (80, 40_000), SYN_ACK));
-    let (seen, node) = tunnelled(&ran, &[Reason::Encapsulated]);
-    assert_eq!((seen.from, seen.to, node), (six(NEAR), CLIENT6, PEER), "not translated here");
-}
-
-#[test]
-fn one_clients_flows_through_two_nodes_are_told_apart_at_the_backend() {
-    let mut rig = rig(NEAR, NEAR);
-    let syn = segment6(inward(NEAR), (40_000, 80), SYN);
-    rig.run("from_underlay", &vxlan(VNI, &syn));
-    let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &syn));
-    let seen = went(&ran, &[Reason::Decapsulated]);
-    let (translated, _) = ports(&seen);
-    assert!(translated >= 49_152, "source port {translated}");
-
-    let reply = segment6(outward(NEAR), (80, translated), SYN_ACK);
-    let (seen, node) = tunnelled(&rig.run("from_container", &reply), &[Reason::Encapsulated]);
-    assert_eq!((ports(&seen), node), ((80, 40_000), OTHER));
 }
 
 #[test]
