@@ -111,7 +111,7 @@ impl Family {
         to: (Ipv4Addr, u16),
         flags: Tcp,
     ) -> Vec<u8> {
-        packets::tcp_on(self.from_client(from.0, to.0), (from.1, to.1), flags)
+        packets::tcp_on(self.to_node(from.0, to.0), (from.1, to.1), flags)
     }
 
     /// A UDP datagram on the underlay, to the node under test.
@@ -121,7 +121,7 @@ impl Family {
         to: (Ipv4Addr, u16),
         payload: &[u8],
     ) -> Vec<u8> {
-        packets::udp_on(self.from_client(from.0, to.0), (from.1, to.1), payload)
+        packets::udp_on(self.to_node(from.0, to.0), (from.1, to.1), payload)
     }
 
     /// What a frame of this family says. Every checksum in it is verified from scratch.
@@ -135,7 +135,7 @@ impl Family {
         frame((mac(from).bytes(), mac(to).bytes()), self.ip(from), self.ip(to))
     }
 
-    fn from_client(self, from: Ipv4Addr, to: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
+    fn to_node(self, from: Ipv4Addr, to: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
         frame((CLIENT_MAC, NODE_MAC), self.ip(from), self.ip(to))
     }
 }
@@ -162,7 +162,7 @@ impl Family {
     }
 
     /// The program that gets what comes in on the underlay.
-    pub fn from_underlay(self) -> &'static str {
+    pub fn underlay_program(self) -> &'static str {
         match self {
             Self::Ipv4 => "from_underlay",
             Self::Ipv6 => "from_underlay6",

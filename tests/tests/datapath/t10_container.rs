@@ -3,9 +3,19 @@
 use std::net::Ipv4Addr;
 
 use overlay_common::{Reason, maps::ENDPOINT_FLAG_HOST};
-use overlay_tests::rig::{
-    DROP, IFINDEX, OTHER_VNI, PEER, PEER_MAC, REDIRECT, Rig, VNI, mac, packets::*,
+use overlay_tests::{
+    of_both_families,
+    rig::{DROP, Family, IFINDEX, OTHER_VNI, REDIRECT, Rig, VNI, mac, packets::*},
 };
+
+of_both_families! {
+    gateway_and_vip_answer_ping_where_it_is_sent,
+    a_packet_to_an_endpoint_of_this_node_is_delivered_unchanged,
+    an_unresolved_neighbour_is_left_to_the_kernel,
+    a_node_without_a_route_is_a_counted_drop,
+    nobody_sends_as_another,
+    an_interface_that_is_not_known_sends_nothing,
+}
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -15,19 +25,20 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 77);
 
 /// A network with an endpoint that sends, one beside it, one on the peer and a VIP.
-fn rig() -> Rig {
+fn rig(family: Family) -> Rig {
     let mut rig = Rig::new();
     rig.network(VNI, 1);
     rig.local(VNI, ME, 0, true);
     rig.local(VNI, NEIGHBOUR, 0, false);
     rig.remote(VNI, FAR, 0);
     rig.service(7, VNI, VIP, &[]);
+    rig.stack(family, VNI, 1);
     rig
 }
 
 #[test]
 fn arp_is_answered_for_endpoints_gateway_and_vip() {
-    let mut rig = rig();
+    let mut rig = rig(Family::Ipv4);
     for target in [NEIGHBOUR, FAR, GATEWAY, VIP] {
         let ran = rig.run("from_container", &arp_request(ME, target));
         assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::ArpAnswered][..]));
@@ -44,7 +55,7 @@ fn arp_is_answered_for_endpoints_gateway_and_vip() {
 
 #[test]
 fn arp_for_nobody_for_oneself_or_in_anothers_name_is_dropped() {
-    let mut rig = rig();
+    let mut rig = rig(Family::Ipv4);
     let ran = rig.run("from_container", &arp_request(ME, NOBODY));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::ArpUnknown][..]));
     let ran = rig.run("from_container", &arp_request(ME, ME));
@@ -55,27 +66,26 @@ fn arp_for_nobody_for_oneself_or_in_anothers_name_is_dropped() {
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedSource][..]));
 }
 
-#[test]
-fn gateway_and_vip_answer_ping_where_it_is_sent() {
-    let mut rig = rig();
+fn gateway_and_vip_answer_ping_where_it_is_sent(family: Family) {
+    let mut rig = rig(family);
     for target in [GATEWAY, VIP] {
-        let ran = rig.run("from_container", &ping(ME, target));
+        let ran = rig.run("from_container", &family.ping(ME, target));
         assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::EchoAnswered][..]));
-        let seen = see(&ran.packet);
-        assert_eq!((seen.from.0, seen.to.0), (target, ME));
+        let seen = family.see(&ran.packet);
+        assert_eq!((seen.from.0, seen.to.0), (family.ip(target), family.ip(ME)));
         assert_eq!(seen.macs, (mac(target).bytes(), mac(ME).bytes()));
-        assert_eq!(ran.packet[34], 0, "an echo reply");
+        let reply = if family == Family::Ipv4 { 0 } else { 129 };
+        assert_eq!(ran.packet[14 + family.header()], reply, "an echo reply");
         assert_eq!(seen.payload, b"0123456789");
     }
 }
 
-#[test]
-fn a_packet_to_an_endpoint_of_this_node_is_delivered_unchanged() {
-    let mut rig = rig();
+fn a_packet_to_an_endpoint_of_this_node_is_delivered_unchanged(family: Family) {
+    let mut rig = rig(family);
     for packet in [
-        tcp((ME, 40_000), (NEIGHBOUR, 80), Tcp::Syn),
-        udp((ME, 40_000), (NEIGHBOUR, 53), b"question"),
-        ping(ME, NEIGHBOUR),
+        family.tcp((ME, 40_000), (NEIGHBOUR, 80), Tcp::Syn),
+        family.udp((ME, 40_000), (NEIGHBOUR, 53), b"question"),
+        family.ping(ME, NEIGHBOUR),
     ] {
         let ran = rig.run("from_container", &packet);
         assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::DeliveredLocal][..]));
@@ -83,54 +93,37 @@ fn a_packet_to_an_endpoint_of_this_node_is_delivered_unchanged() {
     }
 }
 
-#[test]
-fn a_packet_to_another_node_is_encapsulated_with_the_inner_frame_intact() {
-    let mut rig = rig();
-    for packet in [
-        tcp((ME, 40_000), (FAR, 80), Tcp::Data),
-        udp((ME, 40_000), (FAR, 53), b"question"),
-        udp((ME, 40_000), (FAR, 53), b""),
-        ping(ME, FAR),
-    ] {
-        let ran = rig.run("from_container", &packet);
-        assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
-        assert_eq!(see(&ran.packet).macs.1, PEER_MAC);
-        assert_eq!(untunnel(&ran.packet), (VNI, PEER, packet));
-    }
-}
-
-#[test]
-fn an_unresolved_neighbour_is_left_to_the_kernel() {
-    let mut rig = rig();
+fn an_unresolved_neighbour_is_left_to_the_kernel(family: Family) {
+    let mut rig = rig(family);
     let far_node = Ipv4Addr::new(172, 16, 1, 12);
     rig.set(|state| {
-        for endpoint in state.endpoints.values_mut().filter(|e| e.mac == mac(FAR)) {
+        let all = state.endpoints.values_mut().chain(state.endpoints6.values_mut());
+        for endpoint in all.filter(|endpoint| endpoint.mac == mac(FAR)) {
             endpoint.node = far_node.into();
         }
     });
-    let ran = rig.run("from_container", &ping(ME, FAR));
+    let ran = rig.run("from_container", &family.ping(ME, FAR));
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
     assert_eq!(ran.packet[..12], [0; 12], "no MACs yet: bpf_redirect_neigh writes them");
 }
 
-#[test]
-fn a_node_without_a_route_is_a_counted_drop() {
-    let mut rig = rig();
+fn a_node_without_a_route_is_a_counted_drop(family: Family) {
+    let mut rig = rig(family);
     rig.set(|state| {
-        for endpoint in state.endpoints.values_mut().filter(|e| e.mac == mac(FAR)) {
+        let all = state.endpoints.values_mut().chain(state.endpoints6.values_mut());
+        for endpoint in all.filter(|endpoint| endpoint.mac == mac(FAR)) {
             endpoint.node = Ipv4Addr::new(192, 0, 2, 1).into();
         }
     });
-    let ran = rig.run("from_container", &ping(ME, FAR));
+    let ran = rig.run("from_container", &family.ping(ME, FAR));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NoRoute][..]));
 }
 
-#[test]
-fn nobody_sends_as_another() {
-    let mut rig = rig();
-    let ran = rig.run("from_container", &ping(NEIGHBOUR, FAR));
+fn nobody_sends_as_another(family: Family) {
+    let mut rig = rig(family);
+    let ran = rig.run("from_container", &family.ping(NEIGHBOUR, FAR));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedMac][..]));
-    let mut forged = ping(NEIGHBOUR, FAR);
+    let mut forged = family.ping(NEIGHBOUR, FAR);
     forged[6..12].copy_from_slice(&mac(ME).bytes());
     let ran = rig.run("from_container", &forged);
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::SpoofedSource][..]));
@@ -138,7 +131,7 @@ fn nobody_sends_as_another() {
 
 #[test]
 fn networks_do_not_see_each_other() {
-    let mut rig = rig();
+    let mut rig = rig(Family::Ipv4);
     let stranger = Ipv4Addr::new(10, 0, 2, 5);
     rig.network(OTHER_VNI, 2);
     rig.local(OTHER_VNI, stranger, 0, false);
@@ -155,7 +148,7 @@ fn networks_do_not_see_each_other() {
 
 #[test]
 fn what_goes_nowhere_says_why() {
-    let mut rig = rig();
+    let mut rig = rig(Family::Ipv4);
     let outside = Ipv4Addr::new(192, 0, 2, 1);
     let ipv6 = {
         let mut frame = udp((ME, 1), (FAR, 2), &[0; 40]);
@@ -177,19 +170,18 @@ fn what_goes_nowhere_says_why() {
     }
 }
 
-#[test]
-fn an_interface_that_is_not_known_sends_nothing() {
-    let mut rig = rig();
+fn an_interface_that_is_not_known_sends_nothing(family: Family) {
+    let mut rig = rig(family);
     rig.set(|state| {
         let _ = state.links.remove(&IFINDEX);
     });
-    let ran = rig.run("from_container", &ping(ME, NEIGHBOUR));
+    let ran = rig.run("from_container", &family.ping(ME, NEIGHBOUR));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::UnknownLink][..]));
 }
 
 #[test]
 fn delivery_to_the_host_itself_goes_up_its_stack() {
-    let mut rig = rig();
+    let mut rig = rig(Family::Ipv4);
     let host = Ipv4Addr::new(10, 0, 1, 200);
     rig.local(VNI, host, ENDPOINT_FLAG_HOST, false);
     let ran = rig.run("from_container", &ping(ME, host));
