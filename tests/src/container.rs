@@ -1,7 +1,7 @@
 //! Containers: what `overlay run` makes.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use crate::{
     host::Host,
     place::{Place, log_file, wait_listening},
     process::{Output, Process},
+    rig::Family,
     wait::eventually,
 };
 
@@ -29,11 +30,13 @@ pub struct ContainerBuilder<'a> {
     args: Vec<String>,
     /// False for network modes in which nothing is attached.
     attached: bool,
+    /// What servers of the testkit listen on: addresses of IPv4, or of both families.
+    family: Family,
 }
 
 impl<'a> ContainerBuilder<'a> {
     pub(crate) fn new(host: &'a Host, name: &str) -> Self {
-        Self { host, name: name.to_owned(), args: vec![], attached: true }
+        Self { host, name: name.to_owned(), args: vec![], attached: true, family: Family::Ipv4 }
     }
 
     /// `--network`
@@ -55,6 +58,13 @@ impl<'a> ContainerBuilder<'a> {
     #[must_use]
     pub fn publish(self, port: &str) -> Self {
         self.option("-p", port)
+    }
+
+    /// Has servers listen on their addresses of this family too.
+    #[must_use]
+    pub fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
     }
 
     /// Any other option with a value.
@@ -117,12 +127,24 @@ impl<'a> ContainerBuilder<'a> {
     /// # Errors
     /// As [`ContainerBuilder::testkit`].
     pub fn bulk_recv(self, port: u16) -> anyhow::Result<Container> {
-        self.testkit(&["bulk-recv", "--port", &port.to_string()])
+        let args = ["bulk-recv".to_owned(), "--port".to_owned(), port.to_string()];
+        let args = [&args[..], &self.listen()].concat();
+        self.testkit(&args)
     }
 
     fn server(self, kind: &str, port: u16) -> anyhow::Result<Container> {
-        let (name, host, port) = (self.name.clone(), self.host.name().to_owned(), port.to_string());
-        self.testkit(&[kind, "--name", &name, "--host", &host, "--port", &port])
+        let port = port.to_string();
+        let args = [kind, "--name", &self.name, "--host", self.host.name(), "--port", &port];
+        let args = [&args.map(str::to_owned)[..], &self.listen()].concat();
+        self.testkit(&args)
+    }
+
+    /// What has a server listen on the addresses of its family.
+    fn listen(&self) -> Vec<String> {
+        match self.family {
+            Family::Ipv4 => Vec::new(),
+            Family::Ipv6 => ["--address", "::"].map(str::to_owned).to_vec(),
+        }
     }
 
     fn start<A: AsRef<str>>(
@@ -257,6 +279,25 @@ impl Container {
         let attached = self.attached.as_ref().context("attached to no network")?;
         let interface = attached.interfaces.get(index).context("not so many networks")?;
         Ok(interface.address.addr())
+    }
+
+    /// Its address of a family on the first network.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn ip_of(&self, family: Family) -> anyhow::Result<IpAddr> {
+        match family {
+            Family::Ipv4 => self.ip().map(IpAddr::V4),
+            Family::Ipv6 => self.ip6().map(IpAddr::V6),
+        }
+    }
+
+    /// A port of its first address of a family.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn port_of(&self, family: Family, port: u16) -> anyhow::Result<String> {
+        Ok(SocketAddr::new(self.ip_of(family)?, port).to_string())
     }
 
     /// Its IPv6 address on the first network.

@@ -85,13 +85,12 @@ const TWO_HOSTS: &str = "cluster_21_two_hosts";
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
 /// The cluster suites of services: every path, what becomes of flows when backends change, and nodes that die.
-const SERVICES: [&str; 12] = [
+const SERVICES: [&str; 11] = [
     "cluster_30_services",
     "cluster_31_balance",
     "cluster_32_fragments",
     "cluster_34_services6",
     "cluster_35_dsr",
-    "cluster_35_dsr6",
     "cluster_36_idle",
     "cluster_38_rolling",
     "cluster_39_sockets",

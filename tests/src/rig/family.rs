@@ -21,14 +21,14 @@ macro_rules! of_both_families {
     ($($name:ident),+ $(,)?) => {
         mod ipv4 {
             $(#[test]
-            fn $name() {
-                super::$name($crate::rig::Family::Ipv4);
+            fn $name() -> impl std::process::Termination {
+                super::$name($crate::rig::Family::Ipv4)
             })+
         }
         mod ipv6 {
             $(#[test]
-            fn $name() {
-                super::$name($crate::rig::Family::Ipv6);
+            fn $name() -> impl std::process::Termination {
+                super::$name($crate::rig::Family::Ipv6)
             })+
         }
     };

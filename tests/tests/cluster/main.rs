@@ -18,7 +18,6 @@ mod t32_fragments;
 mod t33_health;
 mod t34_services6;
 mod t35_dsr;
-mod t35_dsr6;
 mod t36_idle;
 mod t37_full;
 mod t38_rolling;

@@ -1,7 +1,19 @@
 //! Containers on networks: who reaches whom, and who must not.
 
 use anyhow::Context as _;
-use overlay_tests::{Cluster, Container, Host, Options, Place as _, Shared};
+use overlay_tests::{
+    Cluster, Container, Host, Options, Place as _, Shared, of_both_families, rig::Family,
+};
+
+of_both_families! {
+    containers_on_one_host_reach_each_other,
+    containers_on_two_hosts_reach_each_other,
+    the_gateway_answers_pings_on_every_host,
+    a_ping_larger_than_the_mtu_arrives_in_fragments,
+    a_transfer_between_containers_of_one_host_arrives_unaltered_both_ways,
+    a_transfer_between_containers_of_two_hosts_arrives_unaltered_both_ways,
+    containers_of_another_network_are_out_of_reach_on_the_same_and_on_other_hosts,
+}
 
 /// Networks are not removed between tests, so each test has its own.
 static CLUSTER: Shared = Shared::new(|| Cluster::formed(3, Options::default()));
@@ -14,37 +26,58 @@ fn counter(host: &Host, reason: &str) -> anyhow::Result<u64> {
     Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
 }
 
-fn pair(cluster: &Cluster, network: &str, hosts: [usize; 2]) -> anyhow::Result<[Container; 2]> {
-    cluster.host(1).network_create(network, &[])?;
+/// Makes a network for a test of a family, and says what it is called.
+fn network(cluster: &Cluster, family: Family, name: &str) -> anyhow::Result<String> {
+    let (name, args): (_, &[&str]) = match family {
+        Family::Ipv4 => (name.to_owned(), &[]),
+        Family::Ipv6 => (format!("{name}-6"), &["--ipv6"]),
+    };
+    cluster.host(1).network_create(&name, args)?;
+    Ok(name)
+}
+
+/// `a` serves UDP and `b` HTTP, on the two hosts.
+fn pair(
+    cluster: &Cluster,
+    family: Family,
+    name: &str,
+    hosts: [usize; 2],
+) -> anyhow::Result<[Container; 2]> {
+    let network = network(cluster, family, name)?;
     let [a, b] = hosts.map(|number| cluster.host(number));
     Ok([
-        a.container("a").network(network).udp_echo(7)?,
-        b.container("b").network(network).http(8080)?,
+        a.container("a").network(&network).family(family).udp_echo(7)?,
+        b.container("b").network(&network).family(family).http(8080)?,
     ])
 }
 
-fn reach_each_other(a: &Container, b: &Container) -> anyhow::Result<()> {
-    a.ping(&b.ip()?.to_string(), 3)?;
-    b.ping(&a.ip()?.to_string(), 3)?;
-    let answer = a.http_get(&b.port(8080)?)?;
-    assert_eq!((answer.name.as_str(), answer.client), ("b", a.ip()?.into()));
-    let answer = b.udp_ask(&a.port(7)?)?;
-    assert_eq!((answer.name.as_str(), answer.client), ("a", b.ip()?.into()));
+/// Over a family and, if that is IPv6, over IPv4 beside it.
+fn reach_each_other(family: Family, a: &Container, b: &Container) -> anyhow::Result<()> {
+    let beside = if family == Family::Ipv6 { &Family::BOTH[..] } else { &[Family::Ipv4] };
+    for family in beside.iter().copied() {
+        a.ping(&b.ip_of(family)?.to_string(), 3)?;
+        b.ping(&a.ip_of(family)?.to_string(), 3)?;
+        let answer = a.http_get(&b.port_of(family, 8080)?)?;
+        assert_eq!((answer.name.as_str(), answer.client), ("b", a.ip_of(family)?));
+        let answer = b.udp_ask(&a.port_of(family, 7)?)?;
+        assert_eq!((answer.name.as_str(), answer.client), ("a", b.ip_of(family)?));
+    }
     Ok(())
 }
 
-#[test]
-fn containers_on_one_host_reach_each_other() -> anyhow::Result<()> {
+fn containers_on_one_host_reach_each_other(family: Family) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "one-host", [2, 2])?;
-    reach_each_other(&a, &b)
+    let [a, b] = pair(&cluster, family, "one-host", [2, 2])?;
+    reach_each_other(family, &a, &b)?;
+    let answered = if family == Family::Ipv6 { "nd_answered" } else { "arp_answered" };
+    assert!(counter(cluster.host(2), answered)? > 0);
+    Ok(())
 }
 
-#[test]
-fn containers_on_two_hosts_reach_each_other() -> anyhow::Result<()> {
+fn containers_on_two_hosts_reach_each_other(family: Family) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "two-hosts", [1, 3])?;
-    reach_each_other(&a, &b)?;
+    let [a, b] = pair(&cluster, family, "two-hosts", [1, 3])?;
+    reach_each_other(family, &a, &b)?;
     assert!(counter(cluster.host(1), "encapsulated")? > 0);
     assert!(counter(cluster.host(3), "decapsulated")? > 0);
     Ok(())
@@ -77,44 +110,50 @@ fn an_mtu_of_the_networks_own_is_used() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_gateway_answers_pings_on_every_host() -> anyhow::Result<()> {
+fn the_gateway_answers_pings_on_every_host(family: Family) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    cluster.host(1).network_create("gateways", &[])?;
+    let network = network(&cluster, family, "gateways")?;
     for host in cluster.hosts() {
-        let a = host.container(&format!("on-{}", host.name())).network("gateways").idle()?;
-        let gateway = a.attached().and_then(|c| c.interfaces[0].gateway).context("a gateway")?;
-        a.ping(&gateway.to_string(), 2)?;
+        let a = host.container(&format!("on-{}", host.name())).network(&network).idle()?;
+        let interface = &a.attached().context("it is attached")?.interfaces[0];
+        let gateway = match family {
+            Family::Ipv4 => interface.gateway.map(|gateway| gateway.to_string()),
+            Family::Ipv6 => interface.gateway6.map(|gateway| gateway.to_string()),
+        };
+        a.ping(&gateway.context("a gateway")?, 2)?;
     }
     Ok(())
 }
 
-#[test]
-fn a_ping_larger_than_the_mtu_arrives_in_fragments() -> anyhow::Result<()> {
+fn a_ping_larger_than_the_mtu_arrives_in_fragments(family: Family) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "fragments", [1, 2])?;
-    let ping = ["ping", &b.ip()?.to_string(), "--size", "4000", "--count", "2"];
+    let [a, b] = pair(&cluster, family, "fragments", [1, 2])?;
+    let ping = ["ping", &b.ip_of(family)?.to_string(), "--size", "4000", "--count", "2"];
     let pinged: overlay_tests::testkit::Pinged = a.ask(&ping)?;
     assert_eq!(pinged.answered, 2);
     Ok(())
 }
 
-#[test]
-fn a_transfer_between_containers_of_one_host_arrives_unaltered_both_ways() -> anyhow::Result<()> {
-    transfer_both_ways("bulk-one-host", [2, 2])
+fn a_transfer_between_containers_of_one_host_arrives_unaltered_both_ways(
+    family: Family,
+) -> anyhow::Result<()> {
+    transfer_both_ways(family, "bulk-one-host", [2, 2])
 }
 
-#[test]
-fn a_transfer_between_containers_of_two_hosts_arrives_unaltered_both_ways() -> anyhow::Result<()> {
-    transfer_both_ways("bulk-two-hosts", [1, 2])
+fn a_transfer_between_containers_of_two_hosts_arrives_unaltered_both_ways(
+    family: Family,
+) -> anyhow::Result<()> {
+    transfer_both_ways(family, "bulk-two-hosts", [1, 2])
 }
 
-fn transfer_both_ways(network: &str, hosts: [usize; 2]) -> anyhow::Result<()> {
+fn transfer_both_ways(family: Family, name: &str, hosts: [usize; 2]) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    cluster.host(1).network_create(network, &[])?;
-    let a = cluster.host(hosts[0]).container("a").network(network).bulk_recv(9000)?;
-    let b = cluster.host(hosts[1]).container("b").network(network).bulk_recv(9000)?;
-    let (to_a, to_b) = (a.port(9000)?, b.port(9000)?);
+    let network = network(&cluster, family, name)?;
+    let receiver = |name: &str, number: usize| {
+        cluster.host(number).container(name).network(&network).family(family).bulk_recv(9000)
+    };
+    let (a, b) = (receiver("a", hosts[0])?, receiver("b", hosts[1])?);
+    let (to_a, to_b) = (a.port_of(family, 9000)?, b.port_of(family, 9000)?);
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| a.bulk_send(&to_b, BULK));
         b.bulk_send(&to_a, BULK)?;
@@ -123,29 +162,29 @@ fn transfer_both_ways(network: &str, hosts: [usize; 2]) -> anyhow::Result<()> {
     })
 }
 
-#[test]
-fn containers_of_another_network_are_out_of_reach_on_the_same_and_on_other_hosts()
--> anyhow::Result<()> {
+fn containers_of_another_network_are_out_of_reach_on_the_same_and_on_other_hosts(
+    family: Family,
+) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "ours", [1, 2])?;
-    cluster.host(1).network_create("theirs", &[])?;
+    let [a, b] = pair(&cluster, family, "ours", [1, 2])?;
+    let theirs = network(&cluster, family, "theirs")?;
     for number in [1, 2, 3] {
         let host = cluster.host(number);
-        let stranger = host.container("stranger").network("theirs").idle()?;
-        stranger.cannot_connect(&b.port(8080)?)?;
-        stranger.cannot_ask(&a.port(7)?)?;
-        stranger.cannot_ping(&a.ip()?.to_string())?;
-        stranger.cannot_ping(&b.ip()?.to_string())?;
+        let stranger = host.container("stranger").network(&theirs).idle()?;
+        stranger.cannot_connect(&b.port_of(family, 8080)?)?;
+        stranger.cannot_ask(&a.port_of(family, 7)?)?;
+        stranger.cannot_ping(&a.ip_of(family)?.to_string())?;
+        stranger.cannot_ping(&b.ip_of(family)?.to_string())?;
         stranger.stop()?;
     }
     // The other way round nothing got lost.
-    reach_each_other(&a, &b)
+    reach_each_other(family, &a, &b)
 }
 
 #[test]
 fn containers_are_out_of_reach_from_outside_the_cluster() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [_a, b] = pair(&cluster, "inside", [1, 2])?;
+    let [_a, b] = pair(&cluster, Family::Ipv4, "inside", [1, 2])?;
     let client = cluster.client();
     // A client that tries to route into the network through a host.
     client.exec("ip", &["route", "replace", "10.0.0.0/8", "via", "172.16.1.11"])?.success()?;
@@ -158,7 +197,7 @@ fn containers_are_out_of_reach_from_outside_the_cluster() -> anyhow::Result<()> 
 #[test]
 fn a_container_cannot_send_as_another() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "honest", [1, 2])?;
+    let [a, b] = pair(&cluster, Family::Ipv4, "honest", [1, 2])?;
     let (own, target) = (a.ip()?.to_string(), b.ip()?.to_string());
     let [w, x, y, _] = a.ip()?.octets();
     let false_ip = format!("{w}.{x}.{y}.200");

@@ -43,34 +43,6 @@ fn pair(cluster: &Cluster, network: &str, hosts: [usize; 2]) -> anyhow::Result<[
     Ok([serves(a, "a", network, "udp-echo")?, serves(b, "b", network, "http")?])
 }
 
-fn reach_each_other(a: &Container, b: &Container) -> anyhow::Result<()> {
-    a.ping(&b.ip6()?.to_string(), 3)?;
-    b.ping(&a.ip6()?.to_string(), 3)?;
-    let answer = a.http_get(&port(b, 80)?)?;
-    assert_eq!((answer.name.as_str(), answer.client), ("b", a.ip6()?.into()));
-    let answer = b.udp_ask(&port(a, 80)?)?;
-    assert_eq!((answer.name.as_str(), answer.client), ("a", b.ip6()?.into()));
-    // IPv4 beside it.
-    assert_eq!(a.http_get(&b.port(80)?)?.client, a.ip()?);
-    Ok(())
-}
-
-#[test]
-fn containers_on_one_host_reach_each_other_over_ipv6() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "one-host", [2, 2])?;
-    reach_each_other(&a, &b)?;
-    assert!(counter(cluster.host(2), "nd_answered")? > 0);
-    Ok(())
-}
-
-#[test]
-fn containers_on_two_hosts_reach_each_other_over_ipv6() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "two-hosts", [1, 3])?;
-    reach_each_other(&a, &b)
-}
-
 #[test]
 fn an_interface_has_both_addresses_at_once_and_default_routes_through_the_gateways()
 -> anyhow::Result<()> {
@@ -112,28 +84,6 @@ fn inspect_shows_both_pools_and_both_addresses() -> anyhow::Result<()> {
     let containers = shown[0]["Containers"].as_object().context("an object")?;
     let a = containers.values().next().context("a container")?;
     assert_eq!(a["IPv6Address"], "fd00:78::2/64");
-    Ok(())
-}
-
-#[test]
-fn the_gateway_answers_ipv6_pings_on_every_host() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    cluster.host(1).network_create("gateways", &["--ipv6"])?;
-    for host in cluster.hosts() {
-        let a = host.container(&format!("on-{}", host.name())).network("gateways").idle()?;
-        let gateway = a.attached().and_then(|c| c.interfaces[0].gateway6).context("a gateway")?;
-        a.ping(&gateway.to_string(), 2)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_ping_larger_than_the_mtu_arrives_in_ipv6_fragments() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "fragments", [1, 2])?;
-    let ping = ["ping", &b.ip6()?.to_string(), "--size", "4000", "--count", "2"];
-    let pinged: overlay_tests::testkit::Pinged = a.ask(&ping)?;
-    assert_eq!(pinged.answered, 2);
     Ok(())
 }
 
@@ -217,48 +167,6 @@ fn link_local_addresses_reach_across_hosts() -> anyhow::Result<()> {
     let link = a.exec("ip", &["-o", "link", "show", "eth0"])?.success()?.stdout;
     let (scope, _) = link.split_once(':').context("an index")?;
     a.ping(&format!("[{local}%{scope}]"), 2)
-}
-
-#[test]
-fn an_ipv6_transfer_between_containers_of_one_host_arrives_unaltered_both_ways()
--> anyhow::Result<()> {
-    transfer_both_ways("bulk-one-host", [2, 2])
-}
-
-#[test]
-fn an_ipv6_transfer_between_containers_of_two_hosts_arrives_unaltered_both_ways()
--> anyhow::Result<()> {
-    transfer_both_ways("bulk-two-hosts", [1, 2])
-}
-
-fn transfer_both_ways(network: &str, hosts: [usize; 2]) -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    cluster.host(1).network_create(network, &["--ipv6"])?;
-    let a = receives(cluster.host(hosts[0]), "a", network)?;
-    let b = receives(cluster.host(hosts[1]), "b", network)?;
-    let (to_a, to_b) = (port(&a, 9000)?, port(&b, 9000)?);
-    std::thread::scope(|scope| {
-        let sending = scope.spawn(|| a.bulk_send(&to_b, BULK));
-        b.bulk_send(&to_a, BULK)?;
-        sending.join().expect("the thread of the other direction")?;
-        Ok(())
-    })
-}
-
-#[test]
-fn containers_of_another_network_are_out_of_reach_over_ipv6() -> anyhow::Result<()> {
-    let cluster = CLUSTER.turn()?;
-    let [a, b] = pair(&cluster, "ours", [1, 2])?;
-    cluster.host(1).network_create("theirs", &["--ipv6"])?;
-    for number in [1, 2, 3] {
-        let stranger = cluster.host(number).container("stranger").network("theirs").idle()?;
-        stranger.cannot_connect(&port(&b, 80)?)?;
-        stranger.cannot_ask(&port(&a, 80)?)?;
-        stranger.cannot_ping(&a.ip6()?.to_string())?;
-        stranger.cannot_ping(&b.ip6()?.to_string())?;
-        stranger.stop()?;
-    }
-    reach_each_other(&a, &b)
 }
 
 #[test]
