@@ -47,8 +47,8 @@ impl Attr {
         self
     }
 
-    /// Sets a pointer. What it points to must live as long as the attributes are used, and be as large
-    /// as the command takes it for.
+    /// Sets a pointer. What it points to must live as long as the attributes are used, and be as
+    /// large as the command takes it for.
     pub fn pointer<T: ?Sized>(self, offset: usize, to: *const T) -> Self {
         self.u64(offset, to.cast::<u8>() as u64)
     }
@@ -89,9 +89,9 @@ impl Attr {
     }
 }
 
-/// Reads all entries of a map with keys and values of these sizes, by few calls. A value of a per-CPU
-/// map has the size of those of all possible CPUs. Returns the keys, and the values, one behind
-/// another.
+/// Reads all entries of a map with keys and values of these sizes, by few calls. A value of a
+/// per-CPU map has the size of those of all possible CPUs. Returns the keys, and the values, one
+/// behind another.
 ///
 /// # Errors
 /// If the map has no batch operations: some kinds have none on some kernels.

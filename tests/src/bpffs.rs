@@ -117,9 +117,9 @@ pub fn objects(dir: &Path) -> anyhow::Result<BTreeSet<Object>> {
 
 /// Whether the kernel still has an object. Ids are not reused before 2^31 objects were made.
 ///
-/// The next id after the one before it says so. To open the object would disturb what is asked: a program array
-/// whose last user goes twice in one moment, one of them the asker, is never freed (`prog_array_map_clear`
-/// counts itself for work that is queued once; Linux 6.18).
+/// The next id after the one before it says so. To open the object would disturb what is asked: a
+/// program array whose last user goes twice in one moment, one of them the asker, is never freed
+/// (`prog_array_map_clear` counts itself for work that is queued once; Linux 6.18).
 ///
 /// # Errors
 /// If the kernel cannot be asked.

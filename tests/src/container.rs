@@ -195,8 +195,8 @@ fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
 /// The command itself or what is below: with `--network host`, `overlay run` becomes the command.
 fn command_of(pid: Pid, overlay: &Path) -> Option<Pid> {
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    // On its way to become `overlay`: we, as posix_spawn(3) returns a moment before the kernel shows
-    // the new program, then `nsenter`.
+    // On its way to become `overlay`: we, as posix_spawn(3) returns a moment before the kernel
+    // shows the new program, then `nsenter`.
     if executable.ends_with("nsenter") || std::env::current_exe().is_ok_and(|own| own == executable)
     {
         return None;

@@ -34,7 +34,8 @@ use crate::{
 
 /// How long nodes may take to apply a change.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long daemons may take to start: the verifier needs a CPU of its own, and emulated beside load it has none.
+/// How long daemons may take to start: the verifier needs a CPU of its own, and emulated beside
+/// load it has none.
 const START: Duration = Duration::from_secs(60);
 
 /// One host.

@@ -9,9 +9,9 @@ use anyhow::bail;
 
 use crate::cluster::Cluster;
 
-/// A cluster that the first test makes that wants it. It is removed when a test of another file wants
-/// one and no test has this one, or when the test program ends. Tests take turns, so that one test's
-/// load does not slow another.
+/// A cluster that the first test makes that wants it. It is removed when a test of another file
+/// wants one and no test has this one, or when the test program ends. Tests take turns, so that one
+/// test's load does not slow another.
 pub struct Shared<T = Cluster> {
     make: fn() -> anyhow::Result<T>,
     file: &'static str,
@@ -39,8 +39,8 @@ impl<T> std::ops::Deref for Turn<'_, T> {
     }
 }
 
-/// What removes a shared cluster. Told to wait, it waits until no test has the cluster; otherwise it
-/// leaves a cluster alone that a test has, and says so with `false`.
+/// What removes a shared cluster. Told to wait, it waits until no test has the cluster; otherwise
+/// it leaves a cluster alone that a test has, and says so with `false`.
 type Removal = Box<dyn Fn(bool) -> bool + Send>;
 
 /// Every cluster that was made and not removed, with the file whose tests share it.

@@ -72,8 +72,8 @@ pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
     }
 }
 
-/// As [`build`], with `build` itself or another command that builds as the first argument. When cargo
-/// fails, lists what was built all the same, and says so with `false`.
+/// As [`build`], with `build` itself or another command that builds as the first argument. When
+/// cargo fails, lists what was built all the same, and says so with `false`.
 ///
 /// # Errors
 /// Cargo cannot be run.

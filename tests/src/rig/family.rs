@@ -1,7 +1,7 @@
 //! Tests that say the same of IPv4 and IPv6.
 //!
-//! They name machines by IPv4 addresses, of which each machine has an IPv6 address too; MACs are those
-//! of the IPv4 addresses. A test of both families is a function of [`Family`], which
+//! They name machines by IPv4 addresses, of which each machine has an IPv6 address too; MACs are
+//! those of the IPv4 addresses. A test of both families is a function of [`Family`], which
 //! [`of_both_families!`](crate::of_both_families) makes two tests of.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,8 +47,9 @@ impl Family {
     /// Both of them.
     pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    /// The address of a machine that has this IPv4 address: of a container 10.0.N.X it is fd00:N::X, of
-    /// a node what [`vtep6`] says, of [`CLIENT`] [`CLIENT6`], and of any other 2001:db8::X.
+    /// The address of a machine that has this IPv4 address: of a container 10.0.N.X it is
+    /// fd00:N::X, of a node what [`vtep6`] says, of [`CLIENT`] [`CLIENT6`], and of any other
+    /// 2001:db8::X.
     pub fn ip(self, machine: Ipv4Addr) -> IpAddr {
         match (self, machine.octets()) {
             (Self::Ipv4, _) => machine.into(),
@@ -150,7 +151,8 @@ impl Family {
         }
     }
 
-    /// Declares a node of the cluster that has endpoints of `networks`, at its address on the underlay.
+    /// Declares a node of the cluster that has endpoints of `networks`, at its address on the
+    /// underlay.
     pub fn node(self, rig: &mut Rig, node: Ipv4Addr, networks: &[u32]) {
         rig.node(node, networks);
         if let IpAddr::V6(vtep) = self.ip(node) {

@@ -168,8 +168,8 @@ impl Rig {
     }
 }
 
-/// Waits until the machine has been up for so long: what comes after it can be made older by as many
-/// seconds, and has a time of the maps' clock still. That begins when the machine boots.
+/// Waits until the machine has been up for so long: what comes after it can be made older by as
+/// many seconds, and has a time of the maps' clock still. That begins when the machine boots.
 pub fn wait_for_uptime(seconds: u64) {
     let uptime = || {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock that every kernel has");

@@ -117,8 +117,8 @@ pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10);
 /// The other node there.
 pub const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11);
 
-/// The IPv6 address of a node that has an IPv4 address: 172.16.1.11 has fd00::11. One of another subnet
-/// has one without a route.
+/// The IPv6 address of a node that has an IPv4 address: 172.16.1.11 has fd00::11. One of another
+/// subnet has one without a route.
 pub fn vtep6(node: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, last] = node.octets();
     let last = u16::from(last) / 10 * 16 + u16::from(last) % 10;
@@ -157,8 +157,8 @@ fn aggregate(segment: u16) -> [u8; 192] {
     context
 }
 
-/// The links, addresses and neighbours of a rig's namespace, in the words of ip(8). The kernel's own
-/// packets, for link-local addresses of IPv6, would be among those that tests count.
+/// The links, addresses and neighbours of a rig's namespace, in the words of ip(8). The kernel's
+/// own packets, for link-local addresses of IPv6, would be among those that tests count.
 const SURROUNDINGS: &str = "\
 link set lo up
 link add u0 address 02:00:00:00:00:0a type veth peer name u1
@@ -201,8 +201,8 @@ impl Rig {
         Self::over(Kind { ipv6: false, conntrack: TRACKED })
     }
 
-    /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients outside
-    /// are IPv4.
+    /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients
+    /// outside are IPv4.
     pub fn on_ipv6() -> Self {
         let mut rig = Self::over(Kind { ipv6: true, conntrack: TRACKED });
         let peer = rig.number(PEER);
@@ -248,7 +248,8 @@ impl Rig {
         self.ipv6
     }
 
-    /// What the maps call a node with this IPv4 address, or with the IPv6 address that goes with it.
+    /// What the maps call a node with this IPv4 address, or with the IPv6 address that goes with
+    /// it.
     pub fn number(&self, node: Ipv4Addr) -> Be32 {
         if self.ipv6 { hash::of_node(&vtep6(node).into()) } else { node.into() }
     }
@@ -364,8 +365,8 @@ impl Rig {
     }
 
     /// Runs a TC program on an aggregate with `segment` bytes of payload in each segment. To the
-    /// kernel its protocol is none (`gso_type` cannot be said, Linux 6.18), so nothing is pushed onto
-    /// it or popped from it. A `segment` of 0 is a single packet's, which XDP's must be.
+    /// kernel its protocol is none (`gso_type` cannot be said, Linux 6.18), so nothing is pushed
+    /// onto it or popped from it. A `segment` of 0 is a single packet's, which XDP's must be.
     pub fn run_aggregate(&mut self, program: &str, packet: &[u8], segment: u16) -> Ran {
         let before = self.counters();
         let mut out = vec![0u8; 65_536 + 256];

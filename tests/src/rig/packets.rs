@@ -144,8 +144,8 @@ pub fn see(frame: &[u8]) -> Seen {
     Seen { macs, from: (source, from.1), to: (destination, to.1), protocol, payload }
 }
 
-/// Takes a frame of either family apart, an IPv6 one without extension headers. Every checksum in it is
-/// verified from scratch.
+/// Takes a frame of either family apart, an IPv6 one without extension headers. Every checksum in
+/// it is verified from scratch.
 pub(super) fn see_any(frame: &[u8]) -> Seen<IpAddr> {
     let packet = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
     let Some(etherparse::LinkSlice::Ethernet2(link)) = &packet.link else {

@@ -1,5 +1,5 @@
-//! IPv6 packets of the datapath suites. Addresses are those of [`super::ip6`]; MACs are those of the
-//! IPv4 addresses beside them.
+//! IPv6 packets of the datapath suites. Addresses are those of [`super::ip6`]; MACs are those of
+//! the IPv4 addresses beside them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,6 +1,7 @@
-//! The loaded object, which rigs of one process use one after another: what the kernel's verifier has
-//! been through it need not go through for every test, which in an emulated machine takes seconds each
-//! time. A program is loaded when it is first run. What a rig leaves in the maps is removed.
+//! The loaded object, which rigs of one process use one after another: what the kernel's verifier
+//! has been through it need not go through for every test, which in an emulated machine takes
+//! seconds each time. A program is loaded when it is first run. What a rig leaves in the maps is
+//! removed.
 
 use std::{
     collections::BTreeSet,
@@ -40,7 +41,8 @@ pub(super) struct Kind {
 
 static FREE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 
-/// An object of the pool's, which gets it back without anything in the maps, unless a test has failed.
+/// An object of the pool's, which gets it back without anything in the maps, unless a test has
+/// failed.
 pub(super) struct Lent {
     // There but for the end of `drop`.
     loaded: Option<Loaded>,
@@ -60,7 +62,8 @@ impl Lent {
         Self { loaded: Some(free.unwrap_or_else(|| Loaded::new(kind))), reused }
     }
 
-    /// What the kernel's `bpf_skb_adjust_room` knows: [`overlay_common::maps::Config::decap_flags`].
+    /// What the kernel's `bpf_skb_adjust_room` knows:
+    /// [`overlay_common::maps::Config::decap_flags`].
     pub(super) fn decap_flags(&self) -> u32 {
         self.loaded().decap_flags
     }

@@ -1,5 +1,5 @@
-//! Clusters of network namespaces with real `overlay` daemons, real containers and real traffic, one
-//! module for each topic.
+//! Clusters of network namespaces with real `overlay` daemons, real containers and real traffic,
+//! one module for each topic.
 //!
 //! `cargo xtask test` runs each topic in a process of its own, one after the other.
 

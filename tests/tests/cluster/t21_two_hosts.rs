@@ -1,6 +1,6 @@
 //! Two hosts, once through everything that a kernel may do differently: the tunnel with small and
-//! with large packets, SCTP, a VIP, a published port from outside and from the host itself, names, groups.
-//! Short enough to run under every kernel that `cargo xtask vm-test` boots.
+//! with large packets, SCTP, a VIP, a published port from outside and from the host itself, names,
+//! groups. Short enough to run under every kernel that `cargo xtask vm-test` boots.
 
 use std::path::Path;
 

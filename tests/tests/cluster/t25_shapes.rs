@@ -63,8 +63,8 @@ impl<'a> SmallPath<'a> {
         Ok(path)
     }
 
-    /// Transfers from `place` to `target` until it has learned of the path: the programs may remember
-    /// the one before for a moment. Every transfer must arrive.
+    /// Transfers from `place` to `target` until it has learned of the path: the programs may
+    /// remember the one before for a moment. Every transfer must arrive.
     fn is_learned_by(&self, place: &impl Place, (target, port): (&str, u16)) -> anyhow::Result<()> {
         self.is_learned_on_the_way_to(place, (target, port), target)
     }

@@ -85,8 +85,8 @@ impl Interop {
     }
 }
 
-/// What the plain device sends on a network, whole and with a VLAN tag, which the kernel's own device
-/// takes out of the tunnel here, is dropped and counted under `reason`.
+/// What the plain device sends on a network, whole and with a VLAN tag, which the kernel's own
+/// device takes out of the tunnel here, is dropped and counted under `reason`.
 fn is_refused(interop: &Interop, vni: u32, reason: &str) -> anyhow::Result<()> {
     let Interop { container, cluster, plain, .. } = interop;
     let [ours, theirs] = [cluster.host(1), cluster.host(2)];

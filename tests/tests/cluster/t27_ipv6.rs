@@ -120,7 +120,8 @@ fn path_is_found_out(network: &str, mtu: u32) -> anyhow::Result<()> {
         })??;
         b.bulk_send(&port(&a, 9000)?, BULK)?;
         let ping = ["ping", &b.ip6()?.to_string(), "--size", "1400", "--count", "2"];
-        // TCP sends segments as small as the other end asks for, so `b` is told of its first answer.
+        // TCP sends segments as small as the other end asks for, so `b` is told of its first
+        // answer.
         let told = |pinged: &overlay_tests::testkit::Pinged| pinged.answered == 2;
         let [first, second] = [a.ask(&ping)?, a.ask(&ping)?];
         anyhow::ensure!(told(&second), "in fragments as large as was told: {first:?}, {second:?}");
@@ -135,7 +136,8 @@ fn a_path_that_is_smaller_than_the_interfaces_is_found_out_over_ipv6() -> anyhow
     path_is_found_out("smaller", 1400)
 }
 
-/// Of 1300 bytes 1250 are left, and IPv6 asks for 1280 everywhere: the tunnel is cut into fragments.
+/// Of 1300 bytes 1250 are left, and IPv6 asks for 1280 everywhere: the tunnel is cut into
+/// fragments.
 #[test]
 fn a_path_that_leaves_ipv6_less_than_its_least_mtu_carries_it_in_fragments() -> anyhow::Result<()> {
     let before = {

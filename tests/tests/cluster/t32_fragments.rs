@@ -1,5 +1,5 @@
-//! Datagrams in fragments through VIPs, published ports and the way out, and what ICMP says of translated
-//! flows, as sockets hear it.
+//! Datagrams in fragments through VIPs, published ports and the way out, and what ICMP says of
+//! translated flows, as sockets hear it.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,8 @@ use overlay_tests::{
     testkit::{Asked, FailureKind, Pinged},
 };
 
-/// Two hosts with a backend each of a service that echoes datagrams, on port 7 and 5007 of the hosts.
+/// Two hosts with a backend each of a service that echoes datagrams, on port 7 and 5007 of the
+/// hosts.
 struct Echo {
     cluster: Cluster,
     asker: Container,
@@ -100,7 +101,8 @@ fn backends_hear_how_narrow_the_way_to_a_client_outside_is() -> anyhow::Result<(
     let Echo { cluster, _backends, .. } = echo(Options::default())?;
     let (_router, far) = behind_a_narrow_link(&cluster)?;
     for host in cluster.hosts() {
-        // The question fits, the answer does not: the first ones of each backend are lost, with a word to it.
+        // The question fits, the answer does not: the first ones of each backend are lost, with a
+        // word to it.
         let target = host.port(5007);
         let asked = ask(&far, &target, (1_250, 8))?;
         let lost = asked.failures.iter().all(|f| f.kind == FailureKind::Timeout);

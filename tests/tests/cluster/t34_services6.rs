@@ -8,8 +8,8 @@ use overlay_tests::{
     Cluster, Container, Host, Options, Place, Shared, eventually, testkit::Answer,
 };
 
-/// Each test has its own services on `dual`, where `h3` has no container. VIPs are balanced by packets; what sockets do
-/// instead, `cluster_39_sockets` tests.
+/// Each test has its own services on `dual`, where `h3` has no container. VIPs are balanced by
+/// packets; what sockets do instead, `cluster_39_sockets` tests.
 static CLUSTER: Shared = Shared::new(|| formed(Options::default().every(&["--no-socket-lb"])));
 
 fn formed(options: Options) -> anyhow::Result<Cluster> {
@@ -234,8 +234,8 @@ fn transfers_go_through_vips_and_published_ports_of_every_host() -> anyhow::Resu
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
-/// at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of
+/// them at once, and one without flows is told to stop when each node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "dual", "--drain", "600s"])?;

@@ -132,8 +132,8 @@ fn works(family: Family, options: Options) -> anyhow::Result<Direct> {
         ensure!(counter(h2, "sent_dsr")? > before, "through h{number}");
     }
 
-    // Also in fragments, of which the first answer's take both ways. The path MTU to the backend is learned by
-    // what is lost first, as IPv6 has it.
+    // Also in fragments, of which the first answer's take both ways. The path MTU to the backend is
+    // learned by what is lost first, as IPv6 has it.
     if family == Family::Ipv6 {
         direct.datagrams(9_000, 1)?;
     }

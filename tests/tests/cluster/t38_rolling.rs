@@ -187,8 +187,8 @@ fn changing_the_scheduler_and_the_ports_loses_no_request() -> anyhow::Result<()>
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
-/// at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of
+/// them at once, and one without flows is told to stop when each node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;

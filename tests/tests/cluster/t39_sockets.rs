@@ -1,5 +1,5 @@
-//! Sockets that are connected to a backend in place of the VIP, or to the host link in place of an address of
-//! the host, and what they replace.
+//! Sockets that are connected to a backend in place of the VIP, or to the host link in place of an
+//! address of the host, and what they replace.
 
 use std::{
     collections::BTreeSet,
@@ -315,8 +315,8 @@ fn connections_keep_their_backend_and_their_name_while_the_daemon_is_away() -> a
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of them
-/// at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of backends that drain. It counts those of all of
+/// them at once, and one without flows is told to stop when each node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;

@@ -190,8 +190,9 @@ fn a_clients_port_meets_no_time_wait_of_what_it_asked_through_another_host() -> 
     };
     let first = ports(h2)?;
     assert!(first.iter().all(|port| (30_000..30_040).contains(port)), "{first:?}");
-    // The entries are over after 30 s, what the backend remembers after 60 s: it would answer a SYN that another host's
-    // entry lets through with an old acknowledgement, and the client would reset that.
+    // The entries are over after 30 s, what the backend remembers after 60 s: it would answer a SYN
+    // that another host's entry lets through with an old acknowledgement, and the client would
+    // reset that.
     for host in cluster.hosts() {
         host.age_flows(31)?;
     }

@@ -1,4 +1,5 @@
-//! How ports are published: on every host or where a backend runs, in ranges, by the cluster's choice.
+//! How ports are published: on every host or where a backend runs, in ranges, by the cluster's
+//! choice.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -80,8 +80,8 @@ fn the_outside_is_reached_under_the_address_of_the_containers_host() -> anyhow::
     h1.service_create("web", &["--network", "mynet", "-p", "8080:80", "--drain", "0s"])?;
     let _web = h1.container("web.1").service("web").http(80)?;
     assert_eq!(containers[1].http_get(&h1.port(8080))?.client, IpAddr::V4(h2.address()));
-    // Ports of its own host are reached under the container's address: from the service's network, from
-    // another one, and on the host without the backend.
+    // Ports of its own host are reached under the container's address: from the service's network,
+    // from another one, and on the host without the backend.
     h1.network_create("other", &[])?;
     h1.network_create("closed", &["--internal"])?;
     for host in cluster.hosts() {

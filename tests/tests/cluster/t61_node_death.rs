@@ -81,7 +81,8 @@ fn a_host_that_dies_is_picked_by_nobody_soon_and_again_when_it_is_back() -> anyh
     for target in &targets {
         assert_eq!(answering(cluster.client(), target)?, names(&[1, 2, 3]));
     }
-    // An agent alone may be away for longer than a host may be silent: h4's is away even before h3 dies.
+    // An agent alone may be away for longer than a host may be silent: h4's is away even before h3
+    // dies.
     let h4 = cluster.host(4);
     h4.kill_agent()?;
     h3.kill_agent()?;
@@ -118,7 +119,8 @@ fn an_agent_that_restarts_is_no_dead_host() -> anyhow::Result<()> {
     let (h1, h3, h4) = (cluster.host(1), cluster.host(3), cluster.host(4));
     let load = asker.load(&["web:80".to_owned()])?;
     let before = h1.state()?;
-    // Away for longer than a host may be silent that does not answer, as one that is down meanwhile.
+    // Away for longer than a host may be silent that does not answer, as one that is down
+    // meanwhile.
     h3.kill_agent()?;
     cluster.unplug(h4)?;
     let during = eventually("h4 is down", Duration::from_secs(30), || {

@@ -1,5 +1,5 @@
-//! The rig itself: what a test leaves in the maps is not there in the next one. It is the only test of
-//! its process, so that the second rig gets what the first one had.
+//! The rig itself: what a test leaves in the maps is not there in the next one. It is the only test
+//! of its process, so that the second rig gets what the first one had.
 
 use std::net::Ipv4Addr;
 

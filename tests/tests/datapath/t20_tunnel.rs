@@ -1,5 +1,5 @@
-//! `from_underlay` and `from_underlay6` on tunnel packets: who may send us what. The families are those of
-//! the underlay.
+//! `from_underlay` and `from_underlay6` on tunnel packets: who may send us what. The families are
+//! those of the underlay.
 
 use std::net::Ipv4Addr;
 

@@ -1,5 +1,5 @@
-//! `xdp_underlay` on IPv6, as far as it differs from IPv4: marks and checksums, the numbers of clients, and
-//! what it leaves to TC.
+//! `xdp_underlay` on IPv6, as far as it differs from IPv4: marks and checksums, the numbers of
+//! clients, and what it leaves to TC.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

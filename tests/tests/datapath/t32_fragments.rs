@@ -20,7 +20,8 @@ const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SERVICE: u32 = 7;
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
 
-/// A client, and a service with one backend that also answers port 8080, and 3868 of SCTP, of the node.
+/// A client, and a service with one backend that also answers port 8080, and 3868 of SCTP, of the
+/// node.
 fn rig(backend: Ipv4Addr) -> Rig {
     let mut rig = Rig::new();
     rig.network(VNI, 1);

@@ -1,5 +1,5 @@
-//! How long flows live and what ends them: timeouts of services, floods of what nobody goes on with, resets
-//! that nobody believes, backends that have gone, and packets that no TCP sends.
+//! How long flows live and what ends them: timeouts of services, floods of what nobody goes on
+//! with, resets that nobody believes, backends that have gone, and packets that no TCP sends.
 
 use std::net::Ipv4Addr;
 
@@ -197,7 +197,8 @@ fn a_reset_of_the_backend_ends_both_directions_and_one_of_a_client_its_own() {
         assert_eq!((flows.len(), flows.iter().filter(reset).count()), (2, ended), "{flows:?}");
         rig.age_conntrack(31);
         if client_resets {
-            // Anybody may have sent it: what the backend has to say arrives however silent both were.
+            // Anybody may have sent it: what the backend has to say arrives however silent both
+            // were.
             answer(&mut rig, Tcp::Data);
         }
         assert_eq!(ask(&mut rig, Tcp::Data), NEW, "it is over: {client_resets}");

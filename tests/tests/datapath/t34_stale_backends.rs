@@ -1,4 +1,5 @@
-//! Connections whose sockets were given a backend that has gone: their packets go to its own address.
+//! Connections whose sockets were given a backend that has gone: their packets go to its own
+//! address.
 
 use std::net::Ipv4Addr;
 

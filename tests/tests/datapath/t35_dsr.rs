@@ -129,7 +129,8 @@ impl Direct {
         self.rig.run("from_container", &self.family.tcp((NEAR, 80), client, flags))
     }
 
-    /// Opens a connection at the backend's node: the client's SYN, the backend's answer, the client's ACK.
+    /// Opens a connection at the backend's node: the client's SYN, the backend's answer, the
+    /// client's ACK.
     fn connected(&mut self, asked: (Ipv4Addr, u16), client: (Ipv4Addr, u16)) {
         let ran = self.asks(asked, client, Tcp::Syn);
         assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Decapsulated][..]));

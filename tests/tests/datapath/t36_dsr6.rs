@@ -1,4 +1,5 @@
-//! Replies that go straight to a client of IPv6, as far as it differs from IPv4: addresses go by numbers.
+//! Replies that go straight to a client of IPv6, as far as it differs from IPv4: addresses go by
+//! numbers.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -93,7 +94,8 @@ fn ports(seen: &Seen6) -> (u16, u16) {
     (port(0), port(2))
 }
 
-/// That a container's reply went straight to the client, from what it had asked. Checksums are verified.
+/// That a container's reply went straight to the client, from what it had asked. Checksums are
+/// verified.
 fn straight(ran: &Ran, asked: (Ipv6Addr, u16), client: u16) -> Seen6 {
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
     let seen = see6(&ran.packet);
@@ -115,7 +117,8 @@ fn data(way: Way, ports: (u16, u16)) -> Vec<u8> {
     segment6(way, ports, ACK)
 }
 
-/// Opens a connection at the backend's node: the client's SYN, the backend's answer, the client's ACK.
+/// Opens a connection at the backend's node: the client's SYN, the backend's answer, the client's
+/// ACK.
 fn connected(rig: &mut Rig, asked: (Ipv6Addr, u16), client: (Ipv6Addr, u16)) {
     let (address, port) = client;
     let syn = segment6(inward(address), (port, 80), SYN);

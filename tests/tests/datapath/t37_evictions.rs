@@ -1,4 +1,5 @@
-//! What the kernel throws out of full maps: entries that were made, were not removed and are not there.
+//! What the kernel throws out of full maps: entries that were made, were not removed and are not
+//! there.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

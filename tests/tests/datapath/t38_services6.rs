@@ -215,7 +215,8 @@ fn ports_behind_extension_headers_are_found_and_translated() {
     }
 }
 
-/// A fragment of a UDP datagram; `field` has its offset and the flag of more (RFC 8200, section 4.5).
+/// A fragment of a UDP datagram; `field` has its offset and the flag of more (RFC 8200, section
+/// 4.5).
 fn fragment(way: Way, id: u32, field: u16, part: &[u8]) -> Vec<u8> {
     let [high, low] = field.to_be_bytes();
     let header = [&[PROTO_UDP, 0, high, low][..], &id.to_be_bytes()].concat();

@@ -183,7 +183,8 @@ fn a_client_outside_cannot_pose_as_a_container(family: Family) {
     let mut rig = rig(family, NEAR);
     rig.local(VNI, NEAR, SERVES, false);
     rig.stack(family, VNI, 1);
-    // An endpoint's address, and a free one of the subnet, which the backend's interface knows by its mask.
+    // An endpoint's address, and a free one of the subnet, which the backend's interface knows by
+    // its mask.
     for inside in [NEAR, Ipv4Addr::new(10, 0, 1, 66)] {
         let packet = family.tcp_from_client((inside, 40_000), (NODE, 8080), Tcp::Syn);
         let ran = rig.run("from_underlay", &packet);

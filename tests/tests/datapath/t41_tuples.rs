@@ -1,5 +1,5 @@
-//! Flows of one client port through several nodes, at the backend's node: which of them have the tuple as
-//! it is, which are given another port, and when ports are free again.
+//! Flows of one client port through several nodes, at the backend's node: which of them have the
+//! tuple as it is, which are given another port, and when ports are free again.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -76,7 +76,8 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     let mut rig = with_other_node(family, NEAR);
     let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
     let port = |ran: &Ran| family.see(&ran.packet).from.1;
-    // One through a node has ended, and 20 s later the client's next one through another node is given a port.
+    // One through a node has ended, and 20 s later the client's next one through another node is
+    // given a port.
     for flags in [Tcp::Syn, Tcp::Fin] {
         rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
     }
@@ -86,7 +87,8 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     assert!(changed >= 49_152, "source port {changed}");
     rig.run("from_container", &family.tcp((NEAR, 80), (CLIENT, changed), Tcp::SynAck));
     rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(Tcp::Data)));
-    // The first one's TIME-WAIT, 60 s, is over by now, but the backend knows the second by its own port.
+    // The first one's TIME-WAIT, 60 s, is over by now, but the backend knows the second by its own
+    // port.
     rig.age_conntrack(45);
     for flags in [Tcp::Data, Tcp::Fin, Tcp::Data] {
         let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
@@ -183,7 +185,8 @@ fn ports_that_were_given_are_free_again_when_their_flows_are_over(family: Family
     let mut rig = with_other_node(family, NEAR);
     let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
     rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
-    // Through more nodes in turn than there are ports to choose from, all of them before the first one's end.
+    // Through more nodes in turn than there are ports to choose from, all of them before the first
+    // one's end.
     let mut ports = BTreeSet::new();
     for number in 20..40 {
         let node = Ipv4Addr::new(172, 16, 1, number);

@@ -87,8 +87,9 @@ pub struct Program {
 }
 
 impl Selection {
-    /// What is meant by a filter: the topics whose names begin with it, or the tests of `suites` with
-    /// it in their names. Behind a topic's name and `::` is what the tests have in their names.
+    /// What is meant by a filter: the topics whose names begin with it, or the tests of `suites`
+    /// with it in their names. Behind a topic's name and `::` is what the tests have in their
+    /// names.
     ///
     /// # Errors
     /// The targets cannot be listed, or one of them belongs to no suite.
@@ -165,8 +166,8 @@ impl Selection {
     }
 
     /// The runs of test programs, in order. Topics of the cluster suite are processes of their own:
-    /// a process keeps its clusters to its end. Those of the datapath suite share one process and the
-    /// programs that it has loaded into the kernel, unless some of them are run only.
+    /// a process keeps its clusters to its end. Those of the datapath suite share one process and
+    /// the programs that it has loaded into the kernel, unless some of them are run only.
     ///
     /// # Errors
     /// A program does not list its tests.
