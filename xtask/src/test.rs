@@ -88,6 +88,9 @@ impl Test {
         for failure in &sum.failures {
             println!("failed: {failure}");
         }
+        if sum.failures.iter().any(|name| Suite::of_target(name).is_ok()) {
+            println!("`cargo xtask test cluster::..` or `datapath::..` runs one of them again");
+        }
         if !failed.is_empty() {
             println!("failed suites: {}", failed.join(", "));
         }
