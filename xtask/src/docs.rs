@@ -6,7 +6,7 @@ mod maps;
 mod reasons;
 mod source;
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -46,7 +46,8 @@ impl Docs {
 /// A page cannot be made or read.
 pub fn faults() -> Result<Vec<String>> {
     let mut faults = Vec::new();
-    for (path, wanted) in pages()? {
+    for (path, page) in PAGES {
+        let wanted = marked(&page()?);
         let found =
             fs::read_to_string(overlay_build::workspace_root().join(path)).unwrap_or_default();
         if let Some(line) = first_difference(&found, &wanted) {
@@ -58,7 +59,8 @@ pub fn faults() -> Result<Vec<String>> {
 }
 
 fn write() -> Result<Vec<String>> {
-    for (path, text) in pages()? {
+    for (path, page) in PAGES {
+        let text = marked(&page()?);
         let file = overlay_build::workspace_root().join(path);
         if fs::read_to_string(&file).is_ok_and(|found| found == text) {
             continue;
@@ -69,16 +71,15 @@ fn write() -> Result<Vec<String>> {
     links::broken()
 }
 
-/// The pages that are made from the sources, and what they must say.
-fn pages() -> Result<[(&'static str, String); 3]> {
-    let overlay = build::overlay()?;
-    let pages = [
-        (maps::PAGE, maps::page()?),
-        (reasons::PAGE, reasons::page()),
-        (cli::PAGE, cli::page(Path::new(&overlay))?),
-    ];
-    Ok(pages.map(|(path, text)| (path, marked(&text))))
-}
+/// A page that is made from the sources: its path, and what it must say.
+type Page = (&'static str, fn() -> Result<String>);
+
+/// The pages. What needs a build comes last, so that faults of the others show at once.
+const PAGES: [Page; 3] = [
+    (reasons::PAGE, || Ok(reasons::page())),
+    (maps::PAGE, maps::page),
+    (cli::PAGE, || cli::page(&build::overlay()?)),
+];
 
 /// Says below the heading where the page comes from.
 fn marked(text: &str) -> String {

@@ -8,6 +8,7 @@
 //! - ``Maps `name` and `other`, LRU hashes: ..``
 //! - ``Key of map `name`: ..``
 //! - ``Value of map `name`, per-CPU array ..``
+//! - ``Entries of map `name`, a program array: ..``
 //!
 //! A map that only the programs know needs none of these: its value's own comment describes it.
 
@@ -406,10 +407,14 @@ enum Side {
 
 /// The head of a paragraph that describes maps, and the rest of it.
 fn head(paragraph: &str) -> Option<(Head, &str)> {
+    let heads = [
+        ("Map", Side::Map),
+        ("Entries of map", Side::Map),
+        ("Key of map", Side::Key),
+        ("Value of map", Side::Value),
+    ];
     let (side, mut rest) =
-        [("Map", Side::Map), ("Key of map", Side::Key), ("Value of map", Side::Value)]
-            .into_iter()
-            .find_map(|(words, side)| Some((side, paragraph.strip_prefix(words)?)))?;
+        heads.into_iter().find_map(|(words, side)| Some((side, paragraph.strip_prefix(words)?)))?;
     rest = rest.strip_prefix('s').unwrap_or(rest).strip_prefix(' ')?;
     let mut names = Vec::new();
     loop {
@@ -631,6 +636,7 @@ use overlay_common::FLOWS as MOST;
         assert_eq!(names("Map `a`, hash: x"), Some(("a".into(), "hash: x")));
         assert_eq!(names("Maps `a`, `b` and `c`: x"), Some(("a b c".into(), "x")));
         assert_eq!(names("Key of map `a`."), Some(("a".into(), "")));
+        assert_eq!(names("Entries of map `a`, an array: x"), Some(("a".into(), "an array: x")));
         assert_eq!(names("Mapped by `a`"), None);
     }
 }
