@@ -1,7 +1,5 @@
 //! What must be equal, and what is verified from scratch.
 
-use std::collections::HashMap;
-
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     Be16, Reason,
@@ -9,7 +7,6 @@ use overlay_common::{
         EVENT_CAPTURE, EVENT_DROP, EVENT_FLOW, SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS,
         WATCH_FLOWS, Watch,
     },
-    maps::{Affinity, AffinityKey, Conntrack, ConntrackKey, Fragment, FragmentKey, SnatUsage},
     observe::Traffic,
 };
 
@@ -143,97 +140,6 @@ fn is_encapsulated(ran: &Ran) -> bool {
 fn is_told_elsewhere(ran: &Ran) -> bool {
     let protocol = if ran.packet[12..14] == [0x86, 0xdd] { 20 } else { 23 };
     ran.counted.contains(&Reason::TooBigAnswered) && ran.packet.get(protocol) == Some(&17)
-}
-
-/// Every entry. Times that the model set to `now` may lie anywhere in `span` in the kernel.
-pub fn conntrack(
-    model: &HashMap<ConntrackKey, Conntrack>,
-    real: &HashMap<ConntrackKey, Conntrack>,
-    now: u64,
-    span: (u64, u64),
-) -> Result<(), String> {
-    for key in model.keys().chain(real.keys()) {
-        let (expected, got) = (model.get(key), real.get(key));
-        let same = match (expected, got) {
-            (Some(a), Some(b)) => {
-                let in_time = a.last_seen == b.last_seen
-                    || (a.last_seen == now && (span.0..=span.1).contains(&b.last_seen));
-                in_time && Conntrack { last_seen: 0, ..*a } == Conntrack { last_seen: 0, ..*b }
-            }
-            _ => false,
-        };
-        if !same {
-            return Err(format!("conntrack {key:?}: {got:?}\nmodel: {expected:?}"));
-        }
-    }
-    Ok(())
-}
-
-/// Every entry; times as in [`conntrack`].
-pub fn affinity(
-    model: &HashMap<AffinityKey, Affinity>,
-    real: &HashMap<AffinityKey, Affinity>,
-    now: u64,
-    span: (u64, u64),
-) -> Result<(), String> {
-    for key in model.keys().chain(real.keys()) {
-        let (expected, got) = (model.get(key), real.get(key));
-        let same = match (expected, got) {
-            (Some(a), Some(b)) => {
-                let in_time = a.last_used == b.last_used
-                    || (a.last_used == now && (span.0..=span.1).contains(&b.last_used));
-                in_time && a.backend == b.backend
-            }
-            _ => false,
-        };
-        if !same {
-            return Err(format!("affinity {key:?}: {got:?}\nmodel: {expected:?}"));
-        }
-    }
-    Ok(())
-}
-
-/// Every packet in fragments; times as in [`conntrack`].
-pub fn fragments(
-    model: &HashMap<FragmentKey, Fragment>,
-    real: &HashMap<FragmentKey, Fragment>,
-    now: u64,
-    span: (u64, u64),
-) -> Result<(), String> {
-    for key in model.keys().chain(real.keys()) {
-        let (expected, got) = (model.get(key), real.get(key));
-        let same = match (expected, got) {
-            (Some(a), Some(b)) => {
-                let in_time =
-                    a.seen == b.seen || (a.seen == now && (span.0..=span.1).contains(&b.seen));
-                in_time && a.head == b.head
-            }
-            _ => false,
-        };
-        if !same {
-            return Err(format!("fragment {key:?}: {got:?}\nmodel: {expected:?}"));
-        }
-    }
-    Ok(())
-}
-
-/// The endpoint's number of flows to the outside.
-pub fn usage(
-    model: Option<SnatUsage>,
-    real: Option<SnatUsage>,
-    now: u64,
-    span: (u64, u64),
-) -> Result<(), String> {
-    let counted = |usage: Option<SnatUsage>| match usage {
-        Some(usage) if usage.counted == now || (span.0..=span.1).contains(&usage.counted) => {
-            Some(SnatUsage { counted: now, ..usage })
-        }
-        usage => usage,
-    };
-    if counted(model) == counted(real) {
-        return Ok(());
-    }
-    Err(format!("usage {real:?}\nmodel: {model:?}"))
 }
 
 /// What the programs send of their own, whatever came in.

@@ -166,7 +166,7 @@ impl Failure {
             writeln!(f, "{key:?}: {endpoint:?}")?;
         }
         writeln!(f, "links6: {:?}\nendpoints6: {:?}", agent.links6, agent.endpoints6)?;
-        for (key, entry) in &tables.conntrack {
+        for (key, entry) in tables.flows() {
             writeln!(f, "{key:?}: {entry:?}")?;
         }
         match self.write_pcapng() {

@@ -10,33 +10,18 @@ mod traffic6;
 mod world;
 mod world6;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
-use overlay_common::{
-    Be32, Ip6, Reason,
-    event::Watch,
-    maps::{
-        Affinity, AffinityKey, BackendStats, BackendStatsKey, Conntrack, ConntrackKey, Fragment,
-        FragmentKey, SnatUsage,
-    },
-};
+use overlay_common::{Reason, event::Watch};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 pub use failure::Failure;
 pub use run::main;
 
 use crate::{
-    model::{self, Host, Predicted, Program, Tables, Verdict},
-    rig::{FLOWS, IFINDEX, Ran, Rig},
+    model::{self, Host, Predicted, Program, Tables, Verdict, maps::Maps},
+    rig::{IFINDEX, Ran, Rig},
 };
-
-/// The maps of addresses outside.
-const OUTSIDERS: [&str; 2] = ["addr6_ids", "addr6_ids_new"];
-/// The programs' secret.
-const SEED6: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 
 /// Packets of one sequence, and of a long one. Conntrack and cursors are carried from packet to
 /// packet.
@@ -180,44 +165,21 @@ impl Fuzz {
             self.rig.run_aggregate(step.program.name(self.tables.ipv6), &step.packet, step.segment);
         let events = if self.watched { self.rig.events() } else { Vec::new() };
         let after = check::now();
-        let conntrack = self.rig.flows("conntrack").into_iter().collect();
-        let opening = self.rig.flows("ct_new").into_iter().collect();
-        let cursors = world::SERVICES.filter_map(|n| Some((n, self.rig.cursor(n)?))).collect();
-        let active = world::SERVICES.filter_map(|n| Some((n, self.rig.active(n)?))).collect();
-        let affinity = self.rig.affinity().into_iter().collect();
-        let fragments = self.rig.fragments().into_iter().collect();
-        let [addr6_ids, addr6_ids_new] =
-            OUTSIDERS.map(|map| self.rig.outsiders(map).into_iter().collect());
-        let served = self.rig.backend_stats();
-        let usage = self.rig.snat_usage();
-        let real = Real {
-            served,
-            ran,
-            conntrack,
-            opening,
-            cursors,
-            active,
-            affinity,
-            fragments,
-            addr6_ids,
-            addr6_ids_new,
-            usage,
-        };
+        let real = Real { ran, maps: Maps::read(&self.rig, world::SERVICES) };
         // A tick of the clock may fall between the two readings; the program saw one of them.
         let first = self.compare(step, before, (before, after), &real);
-        let (tables, predicted) = match first {
+        let (mut tables, predicted) = match first {
             Ok(agreed) => agreed,
             Err(disagreement) if before == after => return Err(disagreement),
             Err(disagreement) => {
                 self.compare(step, after, (before, after), &real).map_err(|_| disagreement)?
             }
         };
-        let usage = real.usage.map(|usage| (IFINDEX, usage)).into_iter().collect();
         if self.watched {
             check::events(step, &predicted, &self.tables, &events)?;
         }
-        let Real { conntrack, opening, affinity, fragments, .. } = real;
-        self.tables = Tables { conntrack, opening, affinity, fragments, usage, ..tables };
+        real.maps.tell_times(&mut tables);
+        self.tables = tables;
         self.totals.packets += 1;
         for reason in predicted.moved.keys() {
             *self.totals.reasons.entry(*reason).or_default() += 1;
@@ -241,93 +203,26 @@ impl Fuzz {
         let packet = model::Packet { ifindex: IFINDEX, frame: &step.packet, segment: step.segment };
         let predicted = model::run(&mut tables, clock, step.program, packet);
         check::packet(step.program, &predicted, (&real.ran, tables.ipv6))?;
-        check::conntrack(&tables.conntrack, &real.conntrack, now, span)?;
-        check::conntrack(&tables.opening, &real.opening, now, span)
-            .map_err(|why| format!("opening: {why}"))?;
-        if tables.cursors != real.cursors {
-            return Err(format!("cursors {:?}, model {:?}", real.cursors, tables.cursors));
-        }
-        if tables.active != real.active {
-            return Err(format!("active {:?}, model {:?}", real.active, tables.active));
-        }
-        if tables.served != real.served {
-            return Err(format!("served {:?}\nmodel: {:?}", real.served, tables.served));
-        }
-        if (&tables.addr6_ids, &tables.addr6_ids_new) != (&real.addr6_ids, &real.addr6_ids_new) {
-            return Err(format!(
-                "addr6_ids {:?}, addr6_ids_new {:?}\nmodel: {:?}, {:?}",
-                real.addr6_ids, real.addr6_ids_new, tables.addr6_ids, tables.addr6_ids_new
-            ));
-        }
-        check::affinity(&tables.affinity, &real.affinity, now, span)?;
-        check::fragments(&tables.fragments, &real.fragments, now, span)?;
-        check::usage(tables.usage.get(&IFINDEX).copied(), real.usage, now, span)?;
+        Maps::of(&tables).check(&real.maps, now, span)?;
         Ok((tables, predicted))
     }
 
     fn clear(&mut self) {
-        for map in FLOWS {
-            for (key, _) in self.rig.flows(map) {
-                self.rig.set_flow(map, key, None);
-            }
-        }
-        for (key, _) in self.rig.affinity() {
-            self.rig.set_affinity(key, None);
-        }
-        self.tables.conntrack.clear();
-        self.tables.opening.clear();
-        for (key, _) in self.rig.fragments() {
-            self.rig.set_fragment(key, None);
-        }
-        for map in OUTSIDERS {
-            for (number, _) in self.rig.outsiders(map) {
-                self.rig.set_outsider(map, number, None);
-            }
-        }
-        self.rig.set_addr6_secret(SEED6);
-        self.tables.addr6_secret = SEED6;
-        self.tables.addr6_ids.clear();
-        self.tables.addr6_ids_new.clear();
-        self.rig.clear_backend_stats();
-        self.tables.affinity.clear();
-        self.tables.served.clear();
-        self.tables.fragments.clear();
+        self.tables = Tables {
+            agent: std::mem::take(&mut self.tables.agent),
+            ids: world::ids(),
+            ipv6: self.rig.is_ipv6(),
+            ..Tables::default()
+        };
+        Maps::clear(&mut self.rig, &self.tables.ids);
     }
 
     /// Makes the maps hold what `tables` say.
     fn install(&mut self, tables: Tables) {
         self.rig.set_config(&tables.config);
         self.rig.set(|state| *state = tables.agent.clone());
-        for number in world::SERVICES {
-            self.rig.set_cursor(number, tables.cursors.get(&number).copied());
-            self.rig.set_active(number, tables.active.get(&number).copied());
-        }
-        self.rig.set_snat_usage(tables.usage.get(&IFINDEX).copied());
-        for (key, entry) in &tables.conntrack {
-            if self.tables.conntrack.get(key) != Some(entry) {
-                self.rig.set_flow("conntrack", *key, Some(*entry));
-            }
-        }
-        for (key, entry) in &tables.opening {
-            if self.tables.opening.get(key) != Some(entry) {
-                self.rig.set_flow("ct_new", *key, Some(*entry));
-            }
-        }
-        for (number, address) in &tables.addr6_ids {
-            if !self.tables.addr6_ids.contains_key(number) {
-                self.rig.set_outsider("addr6_ids", *number, Some(*address));
-            }
-        }
-        for (key, entry) in &tables.affinity {
-            if self.tables.affinity.get(key) != Some(entry) {
-                self.rig.set_affinity(*key, Some(*entry));
-            }
-        }
-        for (key, fragment) in &tables.fragments {
-            if self.tables.fragments.get(key) != Some(fragment) {
-                self.rig.set_fragment(*key, Some(*fragment));
-            }
-        }
+        let before = Maps::of(&self.tables);
+        Maps::of(&tables).write(&mut self.rig, &before, world::SERVICES);
         self.tables = tables;
     }
 }
@@ -335,16 +230,7 @@ impl Fuzz {
 /// What the kernel did.
 struct Real {
     ran: Ran,
-    conntrack: HashMap<ConntrackKey, Conntrack>,
-    opening: HashMap<ConntrackKey, Conntrack>,
-    cursors: BTreeMap<u32, u32>,
-    active: BTreeMap<u32, u32>,
-    affinity: HashMap<AffinityKey, Affinity>,
-    fragments: HashMap<FragmentKey, Fragment>,
-    addr6_ids: HashMap<Be32, Ip6>,
-    addr6_ids_new: HashMap<Be32, Ip6>,
-    served: BTreeMap<BackendStatsKey, BackendStats>,
-    usage: Option<SnatUsage>,
+    maps: Maps,
 }
 
 /// BPF_PROG_TEST_RUN does not take skbs whose IP header is cut off (Linux 6.18).

@@ -1,11 +1,8 @@
 //! Random packets: most of them right for the maps, some changed, some mere noise.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use overlay_common::{
-    BRIDGE_VNI, Be32, INGRESS_VNI,
-    maps::{CONNTRACK_REVERSE, ConntrackKey, VNI_FLAG_IPV6},
-};
+use overlay_common::{BRIDGE_VNI, Be32, INGRESS_VNI};
 use rand::{Rng as _, RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{
@@ -13,7 +10,7 @@ use super::{
     world::{CLIENTS, NODES, PORTS, UNRESOLVED, VNIS, any, taken},
 };
 use crate::{
-    model::{Program, Tables, ones_complement},
+    model::{Action, FlowKey, Program, Tables, ones_complement},
     rig::{IFINDEX, NODE, NODE_MAC, NODE6, OTHER_VNI, PEER, PEER_MAC, VNI, mac, vtep6},
 };
 
@@ -49,6 +46,18 @@ struct Tuple {
     proto: u8,
     sport: u16,
     dport: u16,
+}
+
+impl Tuple {
+    /// That of an IPv4 flow.
+    fn of(key: &FlowKey) -> Self {
+        let ipv4 = |ip| match ip {
+            IpAddr::V4(ip) => ip,
+            IpAddr::V6(_) => unreachable!("flows of IPv4 were chosen"),
+        };
+        let FlowKey { proto, sport, dport, .. } = *key;
+        Self { src: ipv4(key.src.ip), dst: ipv4(key.dst.ip), proto, sport, dport }
+    }
 }
 
 /// A packet for a program.
@@ -115,20 +124,18 @@ fn tuple(rng: &mut SmallRng, src: Ipv4Addr, dst: Ipv4Addr) -> Tuple {
 fn known(
     rng: &mut SmallRng,
     tables: &Tables,
-    from: impl Fn(&ConntrackKey) -> bool,
+    from: impl Fn(&FlowKey) -> bool,
 ) -> Option<(u32, Tuple)> {
-    let is_one = |key: &&ConntrackKey| key.vni & VNI_FLAG_IPV6 == 0 && from(key);
+    let is_one = |key: &&FlowKey| !key.is_ipv6() && from(key);
     let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
     // The map's own order is not the seed's.
-    keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
+    keys.sort();
     if keys.is_empty() || rng.random_bool(0.4) {
         return None;
     }
     let key = any(rng, &keys);
-    let (src, dst) = (key.saddr.into(), key.daddr.into());
-    let (sport, dport) = (key.sport.get(), key.dport.get());
-    let tuple = Tuple { src, dst, proto: key.proto, sport, dport };
-    let is_return = tables.flows().any(|(k, e)| k == key && e.action == CONNTRACK_REVERSE);
+    let tuple = Tuple::of(key);
+    let is_return = tables.flows().any(|(k, e)| k == key && e.action == Action::Reverse);
     if is_return && rng.random_bool(0.5) {
         // The client speaks again.
         let Tuple { src, dst, sport, dport, .. } = tuple;
@@ -154,11 +161,11 @@ fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     if rng.random_bool(0.1) {
         return arp(rng, own, to);
     }
-    if let Some(error) = error_about(rng, tables, |k| k.vni == link.vni && k.saddr == link.ip) {
+    if let Some(error) = error_about(rng, tables, |k| k.vni == link.vni && k.src.ip == own) {
         return ethernet((link.mac.bytes(), mac(error.to).bytes()), &error.packet);
     }
     let fresh = tuple(rng, own, to);
-    let reply = known(rng, tables, |key| key.vni == link.vni && key.saddr == link.ip);
+    let reply = known(rng, tables, |key| key.vni == link.vni && key.src.ip == own);
     let tuple = reply.map_or(fresh, |(_, tuple)| tuple);
     ethernet((link.mac.bytes(), mac(tuple.dst).bytes()), &ipv4(rng, tuple))
 }
@@ -297,27 +304,20 @@ struct Error {
 fn error_about(
     rng: &mut SmallRng,
     tables: &Tables,
-    of: impl Fn(&ConntrackKey) -> bool,
+    of: impl Fn(&FlowKey) -> bool,
 ) -> Option<Error> {
     if !rng.random_bool(0.15) {
         return None;
     }
-    let is_one = |key: &&ConntrackKey| key.vni & VNI_FLAG_IPV6 == 0 && of(key);
+    let is_one = |key: &&FlowKey| !key.is_ipv6() && of(key);
     let mut keys: Vec<_> = tables.flows().map(|(key, _)| key).filter(is_one).collect();
-    keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
+    keys.sort();
     let mut key = **keys.choose(rng)?;
     if rng.random_bool(0.1) {
         // About the other direction.
-        let ConntrackKey { saddr, daddr, sport, dport, .. } = key;
-        key = ConntrackKey { saddr: daddr, daddr: saddr, sport: dport, dport: sport, ..key };
+        key = key.reversed();
     }
-    let quoted = Tuple {
-        src: key.daddr.into(),
-        dst: key.saddr.into(),
-        proto: key.proto,
-        sport: key.dport.get(),
-        dport: key.sport.get(),
-    };
+    let quoted = Tuple::of(&key.reversed());
     let mut quoted_packet = ipv4(rng, quoted);
     quoted_packet.truncate(any(rng, &[27, 28, 28, 40, 60, 548, 1500]));
     let mut body =

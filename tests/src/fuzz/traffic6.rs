@@ -1,11 +1,8 @@
 //! Random IPv6 packets between endpoints, and the ones that must not get anywhere.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use overlay_common::{
-    Be16, Be32, Frontend, Ip6, hash,
-    maps::{CONNTRACK_REVERSE, ConntrackKey, EndpointKey, VNI_FLAG_IPV6},
-};
+use overlay_common::{Be16, Be32, Frontend, hash, maps::EndpointKey};
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
 use super::{
@@ -13,7 +10,7 @@ use super::{
     world6::ASKED6,
 };
 use crate::{
-    model::{Tables, ones_complement},
+    model::{Action, FlowKey, Name, Tables, ones_complement},
     rig::{
         IFINDEX, NODE_MAC, NODE6, PEER, PEER_MAC, PEER6, ip6, link_local, mac,
         packets6::{Way, icmpv6, ping6, raw6, sealed, solicit, solicitation, tcp6, udp6},
@@ -50,11 +47,11 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
         3 => address6(rng, link.vni),
         _ => own.ip.into(),
     };
-    let side = link.vni | VNI_FLAG_IPV6;
-    if let Some(told) = error_about(rng, tables, |k| k.vni == side && k.saddr == link.ip) {
+    let own_name = Name::inside(beside(me));
+    if let Some(told) = error_about(rng, tables, |k| k.vni == link.vni && k.src == own_name) {
         return told.frame((link.mac.bytes(), mac(me).bytes()));
     }
-    if let Some(tuple) = known(rng, tables, |k| k.vni == side && k.saddr == link.ip) {
+    if let Some(tuple) = known(rng, tables, |k| k.vni == link.vni && k.src == own_name) {
         return tuple.frame(rng, (link.mac.bytes(), mac(me).bytes()));
     }
     let (next, to) = taken6(rng, tables, link.vni, &[0, 1, 2, 3, 4, 4, 4]);
@@ -80,10 +77,10 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 /// What somebody outside sends to the host.
 pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
-    if let Some(told) = error_about(rng, tables, |k| k.vni == VNI_FLAG_IPV6) {
+    if let Some(told) = error_about(rng, tables, |k| k.vni == 0) {
         return told.frame(macs);
     }
-    if let Some(tuple) = known(rng, tables, |k| k.vni == VNI_FLAG_IPV6) {
+    if let Some(tuple) = known(rng, tables, |k| k.vni == 0) {
         return tuple.frame(rng, macs);
     }
     let to = any(rng, &[NODE6, NODE6, NODE6, ip6(255, 2), PEER6]);
@@ -93,9 +90,8 @@ pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
 
 /// The frame inside a tunnel packet on a network, and the node that it comes from.
 pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, Vec<u8>) {
-    let side = vni | VNI_FLAG_IPV6;
-    let told = error_about(rng, tables, |k| k.vni == side);
-    let flow = known(rng, tables, |k| k.vni == side);
+    let told = error_about(rng, tables, |k| k.vni == vni);
+    let flow = known(rng, tables, |k| k.vni == vni);
     if told.is_some() || flow.is_some() {
         let tuple = told.as_ref().map(|told| told.of).or(flow).expect("one of both");
         let backends = tables.agent.backends.values();
@@ -265,39 +261,35 @@ impl Tuple6 {
     }
 }
 
-/// Whose number it is, as far as packets say.
-fn address_of(rng: &mut SmallRng, tables: &Tables, number: Be32) -> Ipv6Addr {
-    if number.octets()[0] < 240 {
-        return beside(number.into());
-    }
-    let known = tables.addr6_ids.get(&number).or_else(|| tables.addr6_ids_new.get(&number));
-    known.map_or_else(|| any(rng, &CLIENTS6), |ip: &Ip6| (*ip).into())
+/// The address under a name, as far as packets say.
+fn address_of(rng: &mut SmallRng, tables: &Tables, name: Name) -> Ipv6Addr {
+    let IpAddr::V6(ip) = name.ip else { unreachable!("flows of IPv6 were chosen") };
+    let is_forgotten =
+        name.outside && !tables.clients.contains(&ip) && !tables.clients_new.contains(&ip);
+    if is_forgotten { any(rng, &CLIENTS6) } else { ip }
 }
 
-fn sorted(tables: &Tables, of: impl Fn(&ConntrackKey) -> bool) -> Vec<ConntrackKey> {
-    let mut keys: Vec<_> = tables.flows().map(|(key, _)| *key).filter(|key| of(key)).collect();
-    keys.sort_by_key(|k| (k.vni, k.saddr, k.daddr, k.sport, k.dport, k.proto));
+fn sorted(tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> Vec<FlowKey> {
+    let is_one = |key: &FlowKey| key.is_ipv6() && of(key);
+    let mut keys: Vec<_> = tables.flows().map(|(key, _)| *key).filter(is_one).collect();
+    keys.sort();
     keys
 }
 
-fn tuple_of(rng: &mut SmallRng, tables: &Tables, key: &ConntrackKey) -> Tuple6 {
-    let ends = (address_of(rng, tables, key.saddr), address_of(rng, tables, key.daddr));
-    Tuple6 { ends, proto: key.proto, ports: (key.sport.get(), key.dport.get()) }
+fn tuple_of(rng: &mut SmallRng, tables: &Tables, key: &FlowKey) -> Tuple6 {
+    let ends = (address_of(rng, tables, key.src), address_of(rng, tables, key.dst));
+    Tuple6 { ends, proto: key.proto, ports: (key.sport, key.dport) }
 }
 
 /// The tuple of a flow that conntrack knows, now and then its client's.
-fn known(
-    rng: &mut SmallRng,
-    tables: &Tables,
-    of: impl Fn(&ConntrackKey) -> bool,
-) -> Option<Tuple6> {
+fn known(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> Option<Tuple6> {
     let keys = sorted(tables, of);
     if keys.is_empty() || rng.random_bool(0.4) {
         return None;
     }
     let key = any(rng, &keys);
     let tuple = tuple_of(rng, tables, &key);
-    let is_return = tables.flows().any(|(k, e)| *k == key && e.action == CONNTRACK_REVERSE);
+    let is_return = tables.flows().any(|(k, e)| *k == key && e.action == Action::Reverse);
     if is_return && rng.random_bool(0.5) {
         // The client speaks again.
         let (ends, ports) = ((tuple.ends.1, tuple.ends.0), (tuple.ports.1, tuple.ports.0));
@@ -319,11 +311,7 @@ impl Told {
 }
 
 /// Now and then an ICMPv6 error about a packet that a known flow answers.
-fn error_about(
-    rng: &mut SmallRng,
-    tables: &Tables,
-    of: impl Fn(&ConntrackKey) -> bool,
-) -> Option<Told> {
+fn error_about(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> Option<Told> {
     if !rng.random_bool(0.15) {
         return None;
     }

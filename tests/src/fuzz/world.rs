@@ -7,17 +7,18 @@ use overlay::datapath::{DatapathState, Filling, LbTable};
 use overlay_common::{
     BRIDGE_VNI, Be16, Be32, INGRESS_VNI, Mac, UNDERLAY_VNI,
     maps::{
-        ANSWERED, Affinity, AffinityKey, Backend, CONNTRACK_REVERSE, Config, Conntrack,
-        ConntrackKey, DSR, Endpoint, EndpointKey, Flood, Link, NETWORK_ENCRYPTED, NETWORK_INTERNAL,
+        Backend, Config, Endpoint, EndpointKey, Flood, Link, NETWORK_ENCRYPTED, NETWORK_INTERNAL,
         NETWORK_REPLICATE, Network, PUBLISHED_IPV6, Peer, PeerKey, Published, PublishedKey,
-        STALE_RESETS, Service, SlotKey, SnatUsage, SubnetKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey,
+        STALE_RESETS, Service, SlotKey, SubnetKey, TableKey,
     },
 };
 use rand::{RngExt as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-use super::{SEED6, check, world6};
+use super::{check, world6};
 use crate::{
-    model::Tables,
+    model::{
+        Action, Affinity, AffinityKey, Entry, FlowKey, Marks, Name, Tables, Usage, maps::AddressIds,
+    },
     rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
 };
 
@@ -35,6 +36,8 @@ pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
 /// Slots of endpoints: nobody's, real ones, and one that does not exist.
 pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
+/// The secret under which addresses outside have numbers.
+const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 /// Services and backends are numbered from 1 to this.
 const NUMBERS: u32 = 6;
 /// The numbers of services, and of backends.
@@ -48,6 +51,11 @@ pub fn any<T: Copy>(rng: &mut SmallRng, of: &[T]) -> T {
 /// An address of a network: .1 is the gateway, .8 and .9 are VIPs in most worlds.
 pub fn address(rng: &mut SmallRng, vni: u32) -> Ipv4Addr {
     let last = rng.random_range(1..10);
+    nth_address(vni, last)
+}
+
+/// The address of a network with this last octet.
+fn nth_address(vni: u32, last: u8) -> Ipv4Addr {
     match vni {
         VNI => Ipv4Addr::new(10, 0, 1, last),
         OTHER_VNI => Ipv4Addr::new(10, 0, 2, last),
@@ -82,9 +90,16 @@ pub fn taken6(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> (I
     (ip, if rng.random_bool(0.2) { link_local(ip) } else { beside(ip) })
 }
 
+/// Which IPv6 address goes with which address of a network, under a secret of all sequences.
+pub fn ids() -> AddressIds {
+    let addresses =
+        VNIS.into_iter().flat_map(|vni| (1..10).map(move |n| (vni, nth_address(vni, n))));
+    AddressIds::new(SECRET, addresses.map(|(vni, ip)| (vni, ip, beside(ip))))
+}
+
 /// Random maps.
 pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
-    let mut tables = Tables { config: usual(rng, rig), addr6_secret: SEED6, ..Tables::default() };
+    let mut tables = Tables { config: usual(rng, rig), ids: ids(), ..Tables::default() };
     if rng.random_bool(0.1) {
         tables.config = config(rng, rig);
     }
@@ -116,7 +131,7 @@ pub fn random(rng: &mut SmallRng, rig: &Rig) -> Tables {
     }
     world6::link6(rng, &mut tables.agent);
     if rng.random_bool(0.3) {
-        world6::returning6(rng, &mut tables);
+        world6::reverse6(rng, &mut tables);
     }
     numbered(&mut tables, rig);
     tables
@@ -163,7 +178,11 @@ fn numbered(tables: &mut Tables, rig: &Rig) {
     for replicas in agent.flood.values_mut() {
         replicas.vteps.iter_mut().for_each(number);
     }
-    conntrack.values_mut().for_each(|entry| number(&mut entry.node));
+    for node in conntrack.values_mut().filter_map(|entry| entry.node.as_mut()) {
+        let mut of = Be32::from(*node);
+        number(&mut of);
+        *node = of.into();
+    }
     agent.peers = std::mem::take(&mut agent.peers)
         .into_iter()
         .map(|(mut key, peer)| {
@@ -241,7 +260,7 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             let counted = check::now().saturating_sub(ago);
             let flows = any(rng, &[0, 1, 4, 5, 10, u32::MAX]);
             if rng.random_bool(0.8) {
-                tables.usage.insert(IFINDEX, SnatUsage { flows, pad: 0, counted });
+                tables.usage.insert(IFINDEX, Usage { flows, counted });
             }
         }
         12 => world6::dual_stack(rng, &mut tables.agent),
@@ -253,13 +272,13 @@ pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
             tables.active.insert(number, any(rng, &[0, 1, 2, 1_000, u32::MAX]));
         }
         19 => gone(rng, &mut tables.agent),
-        20 | 21 => world6::returning6(rng, tables),
+        20 | 21 => world6::reverse6(rng, tables),
         _ => {
             let seconds = any(rng, &[1, 2, 29, 31, 61, 100, 301, 7_499, 7_501]);
             for entry in tables.conntrack.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
             }
-            for entry in tables.opening.values_mut() {
+            for entry in tables.ct_new.values_mut() {
                 entry.last_seen = entry.last_seen.saturating_sub(seconds * 1_000_000_000);
             }
             for fragment in tables.fragments.values_mut() {
@@ -463,10 +482,10 @@ fn table(rng: &mut SmallRng, agent: &mut DatapathState, service: u32, slots: u32
 /// What a client keeps: a backend that may exist.
 fn affinity(rng: &mut SmallRng, tables: &mut Tables) {
     let vni = any(rng, &[0, VNI]);
-    let client = if vni == 0 { any(rng, &CLIENTS) } else { address(rng, vni) };
-    let key = AffinityKey { service: rng.random_range(1..=NUMBERS), vni, client: client.into() };
+    let client = Name::inside(if vni == 0 { any(rng, &CLIENTS) } else { address(rng, vni) });
+    let key = AffinityKey { service: rng.random_range(1..=NUMBERS), vni, client };
     let last_used = check::now() + any(rng, &[0, 5_000_000_000]);
-    let entry = Affinity { backend: rng.random_range(1..=NUMBERS + 1), pad: 0, last_used };
+    let entry = Affinity { backend: rng.random_range(1..=NUMBERS + 1), last_used };
     tables.affinity.insert(key, entry);
 }
 
@@ -501,39 +520,49 @@ fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
 fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let vni = any(rng, &[0, VNI, OTHER_VNI]);
     let mut ip = || if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { address(rng, vni) };
-    let [a, b, c, d] = [ip(), ip(), ip(), ip()].map(Be32::from);
-    let mut port = || Be16::new(any(rng, &PORTS));
+    let [a, b, c, d] = [ip(), ip(), ip(), ip()].map(Name::inside);
+    let mut port = || any(rng, &PORTS);
     let [e, f, g, h] = [port(), port(), port(), port()];
     let proto = any(rng, &[6, 17, 17, 1, 132]);
-    let mut key =
-        ConntrackKey { saddr: a, daddr: b, sport: e, dport: f, vni, proto, scope: [0; 3] };
-    let mut action = rng.random_range(0..7);
-    let mut state = u32::from(rng.random::<u8>());
+    let mut key = FlowKey { vni, src: a, dst: b, sport: e, dport: f, proto, through: None };
+    let mut action = any(rng, &ACTIONS);
+    let mut marks = Marks(u32::from(rng.random::<u8>()));
     if let Some(link) = tables.agent.links.get(&IFINDEX)
         && rng.random_bool(0.4)
     {
         // Of what the container answers to a client outside.
-        let daddr = any(rng, &CLIENTS).into();
-        key = ConntrackKey { saddr: link.ip, daddr, vni: link.vni, ..key };
-        action = CONNTRACK_REVERSE;
-        state |= any(rng, &[0, DSR | ANSWERED]);
-        state &= any(rng, &[u32::MAX, !(TCP_SEEN_FIN | TCP_SEEN_RST)]);
+        let dst = Name::inside(any(rng, &CLIENTS));
+        key = FlowKey { src: Name::inside(Ipv4Addr::from(link.ip)), dst, vni: link.vni, ..key };
+        action = Action::Reverse;
+        marks |= any(rng, &[Marks::default(), Marks::DSR | Marks::ANSWERED]);
+        if rng.random() {
+            marks = marks.without(Marks::FIN | Marks::RST);
+        }
     }
-    let entry = Conntrack {
-        saddr: c,
-        daddr: d,
+    let entry = Entry {
+        src: c,
+        dst: d,
         sport: g,
         dport: h,
         vni: any(rng, &[0, VNI, OTHER_VNI, 77]),
         service: rng.random_range(0..8),
         backend: rng.random_range(0..8),
-        node: any(rng, &NODES).into(),
+        node: Some(any(rng, &NODES)),
         action,
-        pad: 0,
-        flags: state,
-        generation: 0,
+        marks,
         idle: any(rng, &[0, 0, 0, 30, 600]),
         last_seen: check::now() + any(rng, &[0, 5_000_000_000]),
     };
     tables.conntrack.insert(key, entry);
 }
+
+/// What entries say that they do, and what none does.
+const ACTIONS: [Action; 7] = [
+    Action::Unknown(0),
+    Action::Forward,
+    Action::Reply,
+    Action::Reverse,
+    Action::Snat,
+    Action::Unsnat,
+    Action::Unknown(6),
+];

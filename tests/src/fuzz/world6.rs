@@ -4,11 +4,8 @@ use std::net::Ipv6Addr;
 
 use overlay::datapath::DatapathState;
 use overlay_common::{
-    Be16, Ip6, hash,
-    maps::{
-        ANSWERED, CONNTRACK_REVERSE, Conntrack, ConntrackKey, DSR, ENDPOINT_LOCAL, Endpoint6Key,
-        EndpointKey, Frontend6Key, Link6, Subnet6Key, VNI_FLAG_IPV6,
-    },
+    Ip6, hash,
+    maps::{ENDPOINT_LOCAL, Endpoint6Key, EndpointKey, Frontend6Key, Link6, Subnet6Key},
 };
 use rand::{RngExt as _, rngs::SmallRng};
 
@@ -18,7 +15,7 @@ use super::{
     world::{NODES, PORTS, VNIS, address, address6, any, beside},
 };
 use crate::{
-    model::Tables,
+    model::{Action, Entry, FlowKey, Marks, Name, Tables},
     rig::{IFINDEX, NODE6, PEER6, ip6},
 };
 
@@ -107,43 +104,38 @@ pub fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked of another node;
-/// somebody may be forgotten.
-pub fn returning6(rng: &mut SmallRng, tables: &mut Tables) {
+/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked of another
+/// node; an address may be forgotten.
+pub fn reverse6(rng: &mut SmallRng, tables: &mut Tables) {
     let Some(link) = tables.agent.links.get(&IFINDEX).copied() else { return };
-    let mut number = |address: Ipv6Addr| {
-        let number = hash::addr6_id(&address.into(), tables.addr6_secret, 0);
-        if !tables.addr6_ids_new.contains_key(&number) && rng.random_bool(0.95) {
-            tables.addr6_ids.insert(number, address.into());
+    let mut name = |address: Ipv6Addr| {
+        if !tables.clients_new.contains(&address) && rng.random_bool(0.95) {
+            tables.clients.insert(address);
         }
-        number
+        Name::outside(address)
     };
-    let [client, asked] = [CLIENTS6[0], ASKED6[0]].map(&mut number);
-    let mut port = || Be16::new(any(rng, &PORTS));
+    let [client, frontend] = [CLIENTS6[0], ASKED6[0]].map(&mut name);
+    let mut port = || any(rng, &PORTS);
     let [own, other, told] = [port(), port(), port()];
-    let vni = link.vni | VNI_FLAG_IPV6;
-    let key = ConntrackKey {
-        saddr: link.ip,
-        daddr: client,
+    let key = FlowKey {
+        vni: link.vni,
+        src: Name::inside(beside(link.ip.into())),
+        dst: client,
         sport: own,
         dport: other,
-        vni,
         proto: any(rng, &[6, 6, 17, 17, 132]),
-        scope: [0; 3],
+        through: None,
     };
-    let is_dsr = rng.random_bool(0.9);
-    let (saddr, sport) = if is_dsr { (asked, told) } else { (link.ip, own) };
-    let entry = Conntrack {
-        saddr,
-        daddr: client,
-        sport,
+    let unchanged = Entry::unchanged(&key, Action::Reverse, check::now());
+    let mut entry = Entry {
         dport: if rng.random_bool(0.9) { other } else { told },
-        vni,
-        node: any(rng, &NODES).into(),
-        action: CONNTRACK_REVERSE,
-        flags: if is_dsr { any(rng, &[DSR, DSR | ANSWERED, DSR | ANSWERED]) } else { 0 },
-        last_seen: check::now(),
-        ..Conntrack::default()
+        node: Some(any(rng, &NODES)),
+        ..unchanged
     };
+    if rng.random_bool(0.9) {
+        (entry.src, entry.sport) = (frontend, told);
+        let answered = Marks::DSR | Marks::ANSWERED;
+        entry.marks = any(rng, &[Marks::DSR, answered, answered]);
+    }
     tables.conntrack.insert(key, entry);
 }

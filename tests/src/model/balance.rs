@@ -1,31 +1,45 @@
-//! Which backend a new flow to a service gets, and how a service without one refuses it.
+//! Which backend a new flow to a service gets, and what of its flows is counted.
 
 use overlay_common::{
-    Be16, Reason, hash,
+    Be16, Be32, Ip6, Reason, UNDERLAY_VNI, hash,
     maps::{
-        Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_COUNTED, BACKEND_DOWN, Backend,
-        BackendStats, BackendStatsKey, CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey,
-        SERVICE_RESETS, Service, SlotKey, TCP_SEEN_FIN, TCP_SEEN_RST, TableKey, VIA_VIP,
-        VNI_FLAG_IPV6,
+        BACKEND_ACTIVE, BACKEND_COUNTED, BACKEND_DOWN, Backend, SERVICE_DSR, SERVICE_RESETS,
+        Service, SlotKey, TableKey,
     },
 };
 
 use super::{
-    Tables,
-    conntrack::{Flow, Part, reversed},
-    direct_return,
-    frame::{Ethernet, Ip, TCP, UDP, bytes, ones_complement, put},
-    icmp,
-    walk::{End, Outcome, Target, Walk},
+    bytes::UDP,
+    packet::{Flow, Part},
+    state::{Action, Affinity, AffinityKey, Entry, Marks, Name, Stats, StatsKey},
+    walk::Walk,
 };
+
+/// Where a service's packet goes.
+pub struct Target {
+    /// The service's number.
+    pub service: u32,
+    /// The backend's number.
+    pub number: u32,
+    /// The backend's network.
+    pub vni: u32,
+    /// The backend's address.
+    pub backend: Name,
+    /// The backends' port.
+    pub port: u16,
+    /// How long the flow may be idle, in seconds; 0 by default.
+    pub idle: u16,
+    /// What the entry begins with: [`Marks::VIP`] and [`Marks::DSR`].
+    pub marks: Marks,
+}
 
 /// What became of a flow to a service.
 pub enum Balanced {
     /// It has a backend.
-    To(Conntrack, Backend),
+    To(Entry, Backend),
     /// No backend takes it.
-    Refused,
-    /// Its backend has gone, and its client may be told.
+    Rejected,
+    /// Its backend is stale, and its client may be told.
     Lost,
 }
 
@@ -34,18 +48,15 @@ impl Walk<'_> {
     pub fn balance(
         &mut self,
         flow: &Flow,
-        service: u32,
-        (port, via): (Be16, u32),
+        number: u32,
+        (port, marks): (u16, Marks),
     ) -> Result<Balanced, Reason> {
         let mut counted = Reason::FlowCreated;
-        if let Some(entry) = self.find_action(flow, CONNTRACK_FORWARD) {
+        if let Some(entry) = self.find_action(flow, Action::Forward) {
             // "Nothing is lost by leaving a backend on a node that is down, where the flow may."
             let stays = |b: &Backend| b.state != BACKEND_DOWN || !flow.is_free();
-            if let Some(backend) =
-                self.tables.agent.backends.get(&entry.backend).copied().filter(stays)
-            {
-                let end = TCP_SEEN_FIN | TCP_SEEN_RST;
-                if flow.seen & end != 0 && entry.flags & end == 0 {
+            if let Some(backend) = self.tables.backend(entry.backend).filter(stays) {
+                if flow.seen.any(Marks::FIN | Marks::RST) && !entry.has_ended() {
                     self.count_active(entry.backend, &backend, |flows| flows.saturating_sub(1));
                 }
                 return Ok(Balanced::To(entry, backend));
@@ -53,7 +64,7 @@ impl Walk<'_> {
             // "An entry whose backend was removed is given another backend at once for UDP and
             // for a new SYN."
             if !flow.is_free() {
-                let service = self.tables.agent.services.get(&entry.service);
+                let service = self.tables.service(entry.service);
                 let tells = service.is_some_and(|service| service.flags & SERVICE_RESETS != 0);
                 return if tells { Ok(Balanced::Lost) } else { Err(Reason::BackendGone) };
             }
@@ -62,76 +73,75 @@ impl Walk<'_> {
         if flow.part == Part::Quoted {
             return Err(Reason::UnrelatedError);
         }
-        let picked = self.pick(flow, service);
-        let known = picked.and_then(|number| Some((number, *self.backend(number)?)));
-        let Some((number, backend)) = known else { return Ok(Balanced::Refused) };
-        let timeouts = self.tables.agent.services.get(&service);
-        let idle = timeouts.map_or(0, |service| match flow.key.proto {
-            UDP => service.udp_idle,
-            _ => service.tcp_idle,
-        });
-        // The backend is on the flow's side of its network.
-        let side = backend.vni | flow.key.vni & VNI_FLAG_IPV6;
-        let on_side = Backend { vni: side, ..backend };
-        let via = via | direct_return::bit(self.tables, flow, service, &backend);
-        let target = Target { service, port, number, backend: on_side, idle, via };
+        let picked = self.pick(flow, number);
+        let known = picked.and_then(|number| Some((number, self.tables.backend(number)?)));
+        let Some((picked, backend)) = known else { return Ok(Balanced::Rejected) };
+        let service = self.tables.service(number).unwrap_or_default();
+        let is_udp = flow.key.proto == UDP;
+        // "Of a service that says so, from a client outside to a backend elsewhere."
+        let is_elsewhere = flow.key.vni == UNDERLAY_VNI && backend.node != Be32::ZERO;
+        let is_dsr = service.flags & SERVICE_DSR != 0 && is_elsewhere;
+        let target = Target {
+            service: number,
+            number: picked,
+            vni: backend.vni,
+            backend: self.tables.backend_name(&backend, flow.key.is_ipv6()),
+            port,
+            idle: if is_udp { service.udp_idle } else { service.tcp_idle },
+            marks: marks | if is_dsr { Marks::DSR } else { Marks::default() },
+        };
         let entry = self.create(flow, &target)?;
-        self.count_active(number, &backend, |flows| flows.wrapping_add(1));
+        self.count_active(picked, &backend, |flows| flows.wrapping_add(1));
         self.count(counted, self.frame.len());
-        if entry.backend != 0 {
-            self.served(flow, &entry, flow.key.dport).flows += 1;
+        if let Some(stats) = self.stats(flow, &entry, flow.key.dport) {
+            stats.flows += 1;
         }
         Ok(Balanced::To(entry, backend))
     }
 
-    /// "What goes between clients and a backend is counted by the way that its service is asked."
-    fn served(&mut self, flow: &Flow, entry: &Conntrack, port: Be16) -> &mut BackendStats {
-        let port = if entry.flags & VIA_VIP == 0 { port } else { Be16::new(0) };
-        let Conntrack { service, backend, .. } = *entry;
-        let ipv6 = u8::from(flow.key.vni & VNI_FLAG_IPV6 != 0);
-        let key = BackendStatsKey { service, backend, port, proto: flow.key.proto, ipv6 };
-        self.tables.served.entry(key).or_default()
-    }
-
     /// "The flow gets another source port if its replies would look like those of a translated one."
-    pub fn open_direct(&mut self, flow: &Flow) -> Result<Option<Conntrack>, Reason> {
-        let replies = reversed(flow.key);
-        let Tables { conntrack, opening, .. } = &*self.tables;
-        let taken = [conntrack.get(&replies), opening.get(&replies)]
-            .iter()
-            .any(|entry| entry.is_some_and(|entry| entry.action == CONNTRACK_REPLY));
+    pub fn open_direct(&mut self, flow: &Flow) -> Result<Option<Entry>, Reason> {
+        let replies = flow.key.reversed();
+        let tables = [&self.tables.conntrack, &self.tables.ct_new];
+        let is_reply = |entry: &Entry| entry.action == Action::Reply;
+        let taken = tables.iter().any(|table| table.get(&replies).is_some_and(is_reply));
         if !taken || !flow.is_free() || flow.part != Part::Whole {
             return Ok(None);
         }
-        let ConntrackKey { daddr: ip, dport: port, vni, .. } = flow.key;
-        let backend = Backend { vni, ip, ..Backend::default() };
-        let target = Target { service: 0, port, number: 0, backend, idle: 0, via: 0 };
+        let target = Target {
+            service: 0,
+            number: 0,
+            vni: flow.key.vni,
+            backend: flow.key.dst,
+            port: flow.key.dport,
+            idle: 0,
+            marks: Marks::default(),
+        };
         self.create(flow, &target).map(Some)
     }
 
+    /// "What goes between clients and a backend is counted by the way that its service is asked."
+    fn stats(&mut self, flow: &Flow, entry: &Entry, port: u16) -> Option<&mut Stats> {
+        let Entry { service, backend, .. } = *entry;
+        let (proto, ipv6) = (flow.key.proto, flow.key.is_ipv6());
+        let port = if entry.marks.any(Marks::VIP) { 0 } else { port };
+        let key = StatsKey { service, backend, port, proto, ipv6 };
+        (backend != 0).then(|| self.tables.stats.entry(key).or_default())
+    }
+
     /// Counts a client's packet as it is now.
-    pub fn count_asked(&mut self, flow: &Flow, entry: &Conntrack) {
-        if entry.backend == 0 {
-            return;
-        }
+    pub fn count_received(&mut self, flow: &Flow, entry: &Entry) {
         let length = self.frame.len() as u64;
-        let served = self.served(flow, entry, flow.key.dport);
-        served.in_packets += 1;
-        served.in_bytes += length;
+        if let Some(stats) = self.stats(flow, entry, flow.key.dport) {
+            stats.received = [stats.received[0] + 1, stats.received[1] + length];
+        }
     }
 
     /// Counts a backend's packet, of `length` bytes.
-    pub fn count_answered(&mut self, flow: &Flow, entry: &Conntrack, length: usize) {
-        if entry.backend == 0 {
-            return;
+    pub fn count_sent(&mut self, flow: &Flow, entry: &Entry, length: usize) {
+        if let Some(stats) = self.stats(flow, entry, entry.sport) {
+            stats.sent = [stats.sent[0] + 1, stats.sent[1] + length as u64];
         }
-        let served = self.served(flow, entry, entry.sport);
-        served.out_packets += 1;
-        served.out_bytes += length as u64;
-    }
-
-    fn backend(&self, number: u32) -> Option<&Backend> {
-        self.tables.agent.backends.get(&number)
     }
 
     /// "Of services that balance by them, flows are counted": those that begin and those that the
@@ -146,27 +156,23 @@ impl Walk<'_> {
 
     /// "A client keeps its backend until it has opened no flow for the time of the affinity."
     fn pick(&mut self, flow: &Flow, number: u32) -> Option<u32> {
-        let service = *self.tables.agent.services.get(&number)?;
-        if service.slots == 0 {
-            return None;
-        }
+        let service = self.tables.service(number).filter(|service| service.slots != 0)?;
         if service.affinity == 0 {
             return self.schedule(flow, number, &service);
         }
-        let client = AffinityKey { service: number, vni: flow.key.vni, client: flow.key.saddr };
-        let seconds = u64::from(service.affinity);
-        let fresh =
-            |entry: &&Affinity| self.now.saturating_sub(entry.last_used) <= seconds * 1_000_000_000;
+        let client = AffinityKey { service: number, vni: flow.key.vni, client: flow.key.src };
+        let time = u64::from(service.affinity) * 1_000_000_000;
+        let fresh = |kept: &&Affinity| self.now.saturating_sub(kept.last_used) <= time;
         let takes = |number: &u32| {
-            self.backend(*number).is_some_and(|b| b.state == BACKEND_ACTIVE && b.weight > 0)
+            let backend = self.tables.backend(*number);
+            backend.is_some_and(|b| b.state == BACKEND_ACTIVE && b.weight > 0)
         };
-        let kept = self.tables.affinity.get(&client).filter(fresh).map(|entry| entry.backend);
+        let kept = self.tables.affinity.get(&client).filter(fresh).map(|kept| kept.backend);
         let backend = match kept.filter(takes) {
             Some(kept) => kept,
             None => self.schedule(flow, number, &service)?,
         };
-        let entry = Affinity { backend, pad: 0, last_used: self.now };
-        self.tables.affinity.insert(client, entry);
+        self.tables.affinity.insert(client, Affinity { backend, last_used: self.now });
         Some(backend)
     }
 
@@ -194,11 +200,12 @@ impl Walk<'_> {
     }
 
     fn slot(&self, number: u32, service: &Service, index: u32) -> Option<u32> {
+        let agent = &self.tables.agent;
         if service.table == 0 {
-            return self.tables.agent.slots.get(&SlotKey { service: number, index }).copied();
+            return agent.slots.get(&SlotKey { service: number, index }).copied();
         }
         let key = TableKey { service: number, table: service.table };
-        self.tables.agent.tables.get(&key)?.fill().get(index as usize).copied()
+        agent.tables.get(&key)?.fill().get(index as usize).copied()
     }
 
     /// "Of two backends at random, the one with fewer flows for its weight."
@@ -211,88 +218,25 @@ impl Walk<'_> {
         let second = if second == first { (first + 1) % service.slots } else { second };
         let a = self.slot(number, service, first)?;
         let Some(b) = self.slot(number, service, second) else { return Some(a) };
-        let load = |backend: u32| {
-            let flows = self.tables.active.get(&backend).copied().unwrap_or(0);
-            u128::from(flows) + 1
-        };
-        let weight = |backend| self.backend(backend).map_or(1, |b| u128::from(b.weight));
+        let load =
+            |backend: u32| u128::from(self.tables.active.get(&backend).copied().unwrap_or(0)) + 1;
+        let weight = |number| self.tables.backend(number).map_or(1, |b| u128::from(b.weight));
         Some(if load(a) * weight(b) <= load(b) * weight(a) { a } else { b })
     }
 
+    /// "What schedulers hash of a client outside is its address", and not its number.
     fn client_hash(&self, flow: &Flow, service: &Service) -> u32 {
         let key = &flow.key;
-        let is_ipv6 = key.vni & VNI_FLAG_IPV6 != 0;
-        let client = if is_ipv6 { self.hashed6(key.saddr) } else { key.saddr };
+        let client = match key.src.ip {
+            std::net::IpAddr::V6(ip) if key.src.outside => hash::of_node(&Ip6::from(ip)),
+            _ => self.tables.ids.id(key.src),
+        };
         match service.hash {
-            1 => hash::of_client_flow(client, [key.sport, key.dport], key.proto),
+            1 => {
+                let ports = [Be16::new(key.sport), Be16::new(key.dport)];
+                hash::of_client_flow(client, ports, key.proto)
+            }
             _ => hash::of_client(client),
         }
     }
-}
-
-/// "A service without a backend refuses at once": TCP gets a reset (RFC 9293, section 3.10.7.1), UDP
-/// an ICMP port unreachable, from the address that was asked. What may not be answered is dropped.
-pub fn refuse(walk: &mut Walk<'_>, ip: &Ip, balanced: &Balanced) -> Outcome {
-    if matches!(balanced, Balanced::Lost) {
-        // "A connection whose backend has gone is reset", and of nothing else anybody is told.
-        let told = ip.protocol == TCP && refuse_new(walk, ip).is_ok();
-        let gone = End::Sent(Reason::BackendGoneAnswered);
-        return if told { Ok(gone) } else { Err(Reason::BackendGone) };
-    }
-    refuse_new(walk, ip)
-}
-
-fn refuse_new(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
-    let ethernet = Ethernet::at(&walk.frame, 0)?;
-    let source = ip.src.octets()[0];
-    if ethernet.dst.is_group() || ip.later || source == 0 || source == 127 || source >= 224 {
-        return Err(Reason::NoBackend);
-    }
-    if ip.protocol == TCP {
-        return reset(walk, ip, ethernet);
-    }
-    icmp::port_unreachable(walk, (ethernet.dst, ip.dst))
-}
-
-fn reset(walk: &mut Walk<'_>, ip: &Ip, ethernet: Ethernet) -> Outcome {
-    if !ip.is_plain() {
-        return Err(Reason::NoBackend);
-    }
-    // An aggregate may say that there is more than there is.
-    let segment: [u8; 20] = bytes(&walk.frame, ip.payload()).ok_or(Reason::Truncated)?;
-    let mut tcp = reset_of(&segment, ip.total.saturating_sub(ip.header))?;
-    let addresses = [ip.dst.octets(), ip.src.octets()].concat();
-    let pseudo = [&addresses[..], &[0, TCP, 0, 20], &tcp].concat();
-    put(&mut tcp, 16, &ones_complement(&pseudo).to_be_bytes());
-
-    let mut header = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0];
-    header.extend(addresses);
-    let checksum = ones_complement(&header);
-    put(&mut header, 10, &checksum.to_be_bytes());
-    let back = Ethernet::ipv4(ethernet.dst, ethernet.src);
-    walk.frame = [&back.bytes()[..], &header, &tcp].concat();
-    Ok(End::Sent(Reason::NoBackendAnswered))
-}
-
-/// The header that answers a segment of so many bytes, without its checksum.
-pub fn reset_of(segment: &[u8; 20], length: usize) -> Result<Vec<u8>, Reason> {
-    let flag = |bit: u8| segment[13] >> bit & 1 == 1;
-    let (fin, syn, rst, ack) = (flag(0), flag(1), flag(2), flag(4));
-    if rst {
-        return Err(Reason::NoBackend);
-    }
-    let word = |at| u32::from_be_bytes(bytes(segment, at).expect("a whole header"));
-    let (sequence, acknowledges, flags) = if ack {
-        (word(8), 0, 0b0000_0100_u8)
-    } else {
-        let header = usize::from(segment[12] >> 4) * 4;
-        let data = length.checked_sub(header).filter(|_| header >= 20);
-        let length = data.ok_or(Reason::NoBackend)? as u32 + u32::from(syn) + u32::from(fin);
-        (0, word(4).wrapping_add(length), 0b0001_0100)
-    };
-    let mut tcp = [&segment[2..4], &segment[..2]].concat();
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend(acknowledges.to_be_bytes());
-    tcp.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
-    Ok(tcp)
 }

@@ -1,39 +1,56 @@
 //! `from_container`: what an endpoint sends.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use overlay_common::{
     Be32, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        Backend, CONNTRACK_FORWARD, CONNTRACK_REPLY, CONNTRACK_REVERSE, Conntrack,
-        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
-        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, EndpointKey, Link, NETWORK_INTERNAL,
-        Published, STALE_RESETS, VIA_VIP,
+        Backend, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_GATEWAY, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, ENDPOINT_SERVICE, Endpoint, Link, Link6, NETWORK_INTERNAL, Network,
+        Published, STALE_RESETS,
     },
     observe::Traffic,
 };
 
 use super::{
-    balance::{self, Balanced},
-    conntrack::{Flow, Part},
-    direct_return,
-    frame::{ARP, ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, bytes, half, put, updated},
+    agent::{Naming, has_subnet, is_of, link_local},
+    balance::Balanced,
+    bytes::{ARP, Ethernet, ICMP, IPV4, IPV6, SCTP, TCP, bytes},
+    dsr,
     host::MTU,
-    icmp, ipv6,
+    icmp::{self, Router},
+    neighbour,
     observe::Party,
-    outside, replicate,
-    underlay::published_here,
+    packet::{Flow, Ip, Part, Said},
+    reject::{Rejected, reject},
+    replication, snat,
+    state::{Action, Entry, Marks},
+    tunnel::Way,
     walk::{End, Outcome, Walk},
 };
 
 /// A packet that has passed the checks of its interface.
-struct Checked {
+struct Sent {
     link: Link,
+    /// Of an interface that speaks IPv6.
+    own: Link6,
     ethernet: Ethernet,
     ip: Ip,
 }
 
-impl Checked {
+impl Sent {
     fn is_from(&self, flag: u8) -> bool {
         self.link.flags & u16::from(flag) != 0
+    }
+
+    fn is_ipv6(&self) -> bool {
+        self.ip.is_ipv6()
+    }
+
+    /// Whether it is from the address under which flows know its sender: "flows have no link-local
+    /// addresses".
+    fn is_own(&self) -> bool {
+        !self.is_ipv6() || self.ip.src == Ipv6Addr::from(self.own.ip)
     }
 }
 
@@ -46,290 +63,392 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     if ethernet.src != link.mac {
         return Err(Reason::SpoofedMac);
     }
-    match ethernet.kind {
-        ARP => arp(walk, &link),
-        IPV4 => ipv4(walk, link, ethernet),
-        IPV6 => ipv6::from_container(walk, walk.ifindex, link, ethernet),
-        _ => Err(Reason::UnsupportedProtocol),
+    if ethernet.kind == ARP {
+        return neighbour::arp(walk, &link);
     }
-}
-
-/// A request of the endpoint for an address that somebody has is answered (RFC 826).
-fn arp(walk: &mut Walk<'_>, link: &Link) -> Outcome {
-    let arp: [u8; 28] = bytes(&walk.frame, ETHERNET).ok_or(Reason::Truncated)?;
-    // Ethernet, IPv4, and the lengths of their addresses.
-    if arp[..6] != [0, 1, 0x08, 0x00, 6, 4] {
-        return Err(Reason::Malformed);
+    if ethernet.kind != IPV4 && ethernet.kind != IPV6 {
+        return Err(Reason::UnsupportedProtocol);
     }
-    if half(&arp, 6) != Some(1) {
-        return Err(Reason::ArpUnknown);
-    }
-    let sender = &arp[14..18];
-    // A probe comes from 0.0.0.0 (RFC 5227).
-    let is_own = sender == link.ip.octets() || sender == [0; 4];
-    if arp[8..14] != link.mac.bytes() || !is_own {
+    let ipv6 = ethernet.kind == IPV6;
+    // "An interface without an entry speaks no IPv6."
+    let own = match walk.tables.link6(walk.ifindex) {
+        None if ipv6 => return Err(Reason::UnsupportedProtocol),
+        own => own.unwrap_or_default(),
+    };
+    let ip = walk.ip(ipv6)?;
+    ip.check(walk)?;
+    let sources: &[IpAddr] = match ipv6 {
+        true => &[
+            Ipv6Addr::from(own.ip).into(),
+            link_local(link.mac).into(),
+            Ipv6Addr::UNSPECIFIED.into(),
+        ],
+        false => &[Ipv4Addr::from(link.ip).into()],
+    };
+    if !sources.contains(&ip.src) {
         return Err(Reason::SpoofedSource);
     }
-    let target: [u8; 4] = bytes(&arp, 24).ok_or(Reason::Truncated)?;
-    let owner = walk.endpoint(link.vni, target.into()).ok_or(Reason::ArpUnknown)?;
-    if target == link.ip.octets() {
-        return Err(Reason::ArpUnknown);
+    let sent = Sent { link, own, ethernet, ip };
+    if let Some(outcome) = to_link(walk, &sent) {
+        return outcome;
     }
-    let mut reply = arp;
-    put(&mut reply, 6, &2u16.to_be_bytes());
-    put(&mut reply, 8, &owner.mac.bytes());
-    put(&mut reply, 14, &target);
-    put(&mut reply, 18, &link.mac.bytes());
-    put(&mut reply, 24, sender);
-    put(&mut walk.frame, ETHERNET, &reply);
-    let ethernet = Ethernet { dst: link.mac, src: owner.mac, kind: ARP };
-    put(&mut walk.frame, 0, &ethernet.bytes());
-    Ok(End::Sent(Reason::ArpAnswered))
-}
-
-fn ipv4(walk: &mut Walk<'_>, link: Link, ethernet: Ethernet) -> Outcome {
-    let ip = Ip::at(&walk.frame, ETHERNET).ok_or(Reason::Truncated)?;
-    walk.check(&ip)?;
-    if Be32::from(ip.src) != link.ip {
-        return Err(Reason::SpoofedSource);
-    }
-    if ip.dst.octets()[0] >= 224 || ethernet.dst.is_group() {
-        return replicate::send(walk, &link, ethernet.dst, &ip);
-    }
-    let packet = Checked { link, ethernet, ip };
-    let Some(endpoint) = walk.endpoint(link.vni, ip.dst) else {
-        return to_outside(walk, &packet);
+    let Some(endpoint) = walk.tables.endpoint(link.vni, ip.dst) else {
+        return to_no_endpoint(walk, &sent);
     };
     match endpoint.kind {
-        ENDPOINT_GATEWAY => to_gateway(walk, &packet),
-        ENDPOINT_SERVICE => to_vip(walk, &packet, endpoint.service),
-        ENDPOINT_LOCAL | ENDPOINT_REMOTE => to_endpoint(walk, &packet, &endpoint),
+        ENDPOINT_GATEWAY => to_gateway(walk, &sent),
+        ENDPOINT_SERVICE => to_vip(walk, &sent, endpoint.service),
+        ENDPOINT_LOCAL | ENDPOINT_REMOTE => to_endpoint(walk, &sent, &endpoint),
         _ => Err(Reason::NoEndpoint),
     }
 }
 
-fn to_endpoint(walk: &mut Walk<'_>, packet: &Checked, endpoint: &Endpoint) -> Outcome {
+/// What goes to all on the link: groups, which IPv4 networks may copy, and neighbour discovery.
+fn to_link(walk: &mut Walk<'_>, sent: &Sent) -> Option<Outcome> {
+    let Sent { link, own, ethernet, ip } = sent;
+    let to_group = ethernet.dst.is_group();
+    if let IpAddr::V4(dst) = ip.dst {
+        let to_group = to_group || dst.octets()[0] >= 224;
+        return to_group.then(|| replication::send(walk, link, ethernet.dst, ip));
+    }
+    if ip.is_icmp() {
+        let kind = bytes(&walk.frame, ip.payload()).filter(|_| ip.total >= 44);
+        let Some([kind]) = kind else { return Some(Err(Reason::Truncated)) };
+        if neighbour::is_discovery(kind) {
+            return Some(neighbour::discovery(walk, link, own, ip));
+        }
+    }
+    if ip.dst.is_multicast() || to_group {
+        return Some(Err(Reason::Multicast));
+    }
+    ip.src.is_unspecified().then_some(Err(Reason::SpoofedSource))
+}
+
+fn to_endpoint(walk: &mut Walk<'_>, sent: &Sent, endpoint: &Endpoint) -> Outcome {
+    if sent.is_ipv6() {
+        neighbour::hidden(walk, &sent.ip)?;
+    }
     // "Only packets from and to backends are looked up in conntrack."
     let mut translated = None;
     let with_backend =
-        packet.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
-    if with_backend && let Ok(flow) = walk.flow(&packet.ip, packet.link.vni) {
+        sent.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
+    if with_backend
+        && sent.is_own()
+        && let Ok(Some(flow)) = walk.flow(&sent.ip, sent.link.vni)
+    {
         let entry = match walk.find(&flow) {
-            Some(entry) if entry.action == CONNTRACK_REPLY => {
-                return reply(walk, packet, &flow, &entry);
+            Some(entry) if entry.action == Action::Reply => {
+                return reply(walk, sent, &flow, &entry);
             }
-            Some(entry) if entry.action == CONNTRACK_FORWARD => Some(entry),
+            Some(entry) if entry.action == Action::Forward => Some(entry),
             _ => walk.open_direct(&flow)?,
         };
         if let Some(entry) = entry {
-            walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
-            translated = Some(flow);
+            walk.translate(&flow, &entry)?;
+            translated = Some((flow, entry));
         }
     }
     if endpoint.kind == ENDPOINT_LOCAL {
-        return walk.deliver(endpoint, packet.ethernet.src, Reason::DeliveredLocal);
+        let to = (endpoint, sent.ethernet.src);
+        return walk.deliver(to, sent.is_ipv6(), Reason::DeliveredLocal);
     }
-    let inner = Ethernet { dst: endpoint.mac, ..packet.ethernet };
-    let sent = walk.tunnel(packet.link.vni, endpoint.node.into(), inner);
+    let inner = Ethernet { dst: endpoint.mac, ..sent.ethernet };
+    let way = Way { vni: sent.link.vni, node: endpoint.node.into(), inner };
+    tunnel(walk, sent, way, translated.as_ref())
+}
+
+/// Into the tunnel; the sender is told what fits.
+fn tunnel(
+    walk: &mut Walk<'_>,
+    sent: &Sent,
+    way: Way,
+    translated: Option<&(Flow, Entry)>,
+) -> Outcome {
+    let outcome = walk.tunnel(way);
     let mtu = MTU - walk.tunnel_length();
-    or_told(walk, packet, sent, (mtu, translated.as_ref()))
+    or_told(walk, sent, outcome, (mtu, translated))
 }
 
 /// "A packet with DF that does not fit is answered by the gateway of the sender's network." The
-/// packet is not told of its translation.
+/// answer says nothing of its translation.
 fn or_told(
     walk: &mut Walk<'_>,
-    packet: &Checked,
-    sent: Outcome,
-    (mtu, translated): (usize, Option<&Flow>),
+    sent: &Sent,
+    outcome: Outcome,
+    (mtu, translated): (usize, Option<&(Flow, Entry)>),
 ) -> Outcome {
-    if !matches!(sent, Err(Reason::TooBig)) {
-        return sent;
+    if !matches!(outcome, Err(Reason::TooBig)) {
+        return outcome;
     }
-    if let Some(flow) = translated {
-        icmp::undo(walk, flow)?;
+    if let Some((flow, entry)) = translated {
+        walk.undo(flow, entry)?;
     }
-    let gateway = walk.network(packet.link.vni).ok_or(Reason::TooBig)?.gateway;
-    icmp::fragmentation_needed(walk, (Mac::of_ip(gateway), gateway.into()), mtu)
+    let network = walk.tables.network(sent.link.vni).ok_or(Reason::TooBig)?;
+    icmp::too_big(walk, gateway(sent, &network), mtu)
 }
 
-fn to_vip(walk: &mut Walk<'_>, packet: &Checked, service: u32) -> Outcome {
-    let flow = match walk.flow(&packet.ip, packet.link.vni) {
-        Err(_) if packet.ip.protocol == ICMP => return echo(walk, packet),
-        flow => flow?,
+fn gateway(sent: &Sent, network: &Network) -> Router {
+    let ip = match sent.is_ipv6() {
+        true => Ipv6Addr::from(sent.own.gateway).into(),
+        false => Ipv4Addr::from(network.gateway).into(),
     };
-    if packet.is_from(ENDPOINT_FLAG_BACKEND)
-        && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
+    Router { ip, mac: Mac::of_ip(network.gateway) }
+}
+
+fn to_vip(walk: &mut Walk<'_>, sent: &Sent, service: u32) -> Outcome {
+    let ip = &sent.ip;
+    if sent.is_ipv6() && ip.is_icmp() && walk.frame[ip.payload()] == 128 {
+        return neighbour::echo(walk, ip);
+    }
+    if !sent.is_own() {
+        return Err(Reason::ServiceProtocol);
+    }
+    let flow = match walk.flow(ip, sent.link.vni) {
+        Err(_) if ip.protocol == ICMP && !sent.is_ipv6() => return neighbour::echo(walk, ip),
+        flow => flow?.ok_or(Reason::ServiceProtocol)?,
+    };
+    if sent.is_from(ENDPOINT_FLAG_BACKEND)
+        && let Some(entry) = walk.find_action(&flow, Action::Reply)
     {
-        return reply(walk, packet, &flow, &entry);
+        return reply(walk, sent, &flow, &entry);
     }
-    let balanced = walk.balance(&flow, service, (flow.key.dport, VIA_VIP))?;
-    let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, &packet.ip, &balanced);
-    };
-    to_backend(walk, packet, &flow, (&entry, &backend))
+    match walk.balance(&flow, service, (flow.key.dport, Marks::VIP))? {
+        Balanced::To(entry, backend) => to_backend(walk, sent, (flow, entry), &backend),
+        rejected => reject(walk, ip, &flow, &rejected),
+    }
 }
 
-fn to_gateway(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
-    if packet.ip.protocol == ICMP {
-        return echo(walk, packet);
+/// Only the host itself, by IPv4, asks gateways for published ports.
+fn to_gateway(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
+    if sent.ip.is_icmp() {
+        return neighbour::echo(walk, &sent.ip);
     }
-    if !packet.is_from(ENDPOINT_FLAG_HOST) {
+    if sent.is_ipv6() || !sent.is_from(ENDPOINT_FLAG_HOST) {
         return Err(Reason::GatewayPort);
     }
-    let flow = walk.flow(&packet.ip, packet.link.vni)?;
-    let published = walk.published(flow.key.proto, flow.key.dport).ok_or(Reason::GatewayPort)?;
-    let balanced = walk.balance(&flow, published.service, (published.target, 0))?;
-    let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, &packet.ip, &balanced);
+    let flow = walk.flow(&sent.ip, sent.link.vni)?.ok_or(Reason::GatewayPort)?;
+    let published = walk.tables.published(flow.key.proto, flow.key.dport);
+    let published = published.ok_or(Reason::GatewayPort)?;
+    to_published(walk, sent, &flow, &published)
+}
+
+fn to_published(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, published: &Published) -> Outcome {
+    let target = (published.target.get(), Marks::default());
+    let (entry, backend) = match walk.balance(flow, published.service, target)? {
+        Balanced::To(entry, backend) => (entry, backend),
+        rejected => return reject(walk, &sent.ip, flow, &rejected),
     };
-    to_backend(walk, packet, &flow, (&entry, &backend))
+    // "No packet comes from outside with an address from inside."
+    let is_inside = match sent.ip.src {
+        IpAddr::V4(ip) => walk.tables.network(backend.vni).is_some_and(|n| is_of(&n, ip)),
+        IpAddr::V6(ip) => walk.tables.has_inside6(backend.vni, ip),
+    };
+    let is_hosts = !sent.is_ipv6() && sent.is_from(ENDPOINT_FLAG_HOST);
+    if backend.vni != sent.link.vni && is_inside && !is_hosts {
+        return Err(Reason::SpoofedInnerSource);
+    }
+    walk.keep_both(flow, &entry);
+    to_backend(walk, sent, (*flow, entry), &backend)
 }
 
 fn to_backend(
     walk: &mut Walk<'_>,
-    packet: &Checked,
-    flow: &Flow,
-    (entry, backend): (&Conntrack, &Backend),
+    sent: &Sent,
+    translated: (Flow, Entry),
+    backend: &Backend,
 ) -> Outcome {
-    walk.count_asked(flow, entry);
-    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
+    let (flow, entry) = &translated;
+    walk.count_received(flow, entry);
+    walk.translate(flow, entry)?;
     if backend.node == Be32::ZERO {
         let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
-        return walk.deliver(&endpoint, packet.ethernet.src, Reason::DeliveredLocal);
+        let to = (&endpoint, sent.ethernet.src);
+        return walk.deliver(to, sent.is_ipv6(), Reason::DeliveredLocal);
     }
-    let inner = Ethernet { dst: backend.mac, ..packet.ethernet };
-    let sent = walk.tunnel(backend.vni, backend.node.into(), inner);
-    let mtu = MTU - walk.tunnel_length();
-    or_told(walk, packet, sent, (mtu, Some(flow)))
+    let inner = Ethernet { dst: backend.mac, ..sent.ethernet };
+    let way = Way { vni: backend.vni, node: backend.node.into(), inner };
+    tunnel(walk, sent, way, Some(&translated))
 }
 
-/// To an address of no endpoint: on the way that its flow came in, or out.
-fn to_outside(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
-    let Checked { link, ethernet, ip } = packet;
-    let network = walk.network(link.vni).ok_or(Reason::NoEndpoint)?;
-    let subnet = |address: Be32| address.get() & network.mask.get();
-    if subnet(ip.dst.into()) == network.subnet.get() {
-        return to_nobody(walk, link.vni, ip);
+/// To an address of no endpoint.
+fn to_no_endpoint(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
+    let network = walk.tables.network(sent.link.vni);
+    let of_network = match sent.ip.dst {
+        IpAddr::V4(ip) => is_of(&network.ok_or(Reason::NoEndpoint)?, ip),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || has_subnet(&sent.own, ip),
+    };
+    match (of_network, sent.is_own()) {
+        (true, true) => to_stale_backend(walk, sent),
+        (true, false) => Err(Reason::NoEndpoint),
+        (false, true) => to_egress(walk, sent, &network.ok_or(Reason::NoEndpoint)?),
+        (false, false) => Err(Reason::NoWayOut),
     }
-    let flow = match walk.flow(ip, link.vni) {
-        Err(_) if ip.protocol == ICMP => outside::echo_request(walk, ip, link.vni)?,
-        flow => flow?,
+}
+
+/// "A connection that was given its backend at once, and has outlived it, is told as its service says." Of
+/// IPv6 the backend's MAC says its number.
+fn to_stale_backend(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
+    let ip = &sent.ip;
+    let number = match ip.dst {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => return Err(Reason::NoEndpoint),
+        IpAddr::V6(_) => {
+            let [_, _, a, b, c, d] = sent.ethernet.dst.bytes();
+            Be32::from_octets([a, b, c, d])
+        }
+    };
+    let stale = walk.tables.stale_backend(sent.link.vni, number);
+    let flags = stale.filter(|_| ip.protocol == TCP).ok_or(Reason::NoEndpoint)?;
+    if flags & STALE_RESETS == 0 {
+        return Err(Reason::BackendGone);
+    }
+    if sent.is_ipv6() && walk.said(ip).map_or(true, |said| said.fault.is_some()) {
+        return Err(Reason::BackendGone);
+    }
+    let part = if ip.later { Part::Later } else { Part::Whole };
+    reject(walk, ip, Rejected::tcp(part, ip.payload()), &Balanced::Lost)
+}
+
+/// Out of the network: to a port of this host, on the way that its flow came in, or out.
+fn to_egress(walk: &mut Walk<'_>, sent: &Sent, network: &Network) -> Outcome {
+    if sent.is_ipv6() {
+        let said = walk.said(&sent.ip).map_err(|_| Reason::NoWayOut)?;
+        if said.fault.is_some() {
+            return Err(Reason::NoWayOut);
+        }
+        if network.flags & NETWORK_INTERNAL == 0
+            && let Some((flow, published)) = own_port6(walk, sent, &said)?
+        {
+            return to_published(walk, sent, &flow, &published);
+        }
+        let flow = walk.named(&said, sent.link.vni, Naming::default())?;
+        let flow = flow.ok_or(Reason::NoWayOut)?;
+        return match walk.find(&flow) {
+            Some(entry) if entry.action == Action::Reply => reply(walk, sent, &flow, &entry),
+            Some(entry) if entry.action == Action::Reverse => {
+                reverse(walk, sent, network, (flow, entry))
+            }
+            // There is no way out for IPv6.
+            _ => Err(Reason::NoWayOut),
+        };
+    }
+    let flow = match walk.flow(&sent.ip, sent.link.vni) {
+        Err(_) if sent.ip.is_icmp() => snat::echo_request(walk, &sent.ip, sent.link.vni)?,
+        flow => flow?.ok_or(Reason::NoWayOut)?,
     };
     let found = walk.find(&flow);
-    if let Some(published) = own_port(walk, packet, &flow, found) {
-        return to_own_port(walk, packet, &flow, &published);
+    if let Some(published) = own_port(walk, sent, network, (&flow, found)) {
+        return to_published(walk, sent, &flow, &published);
     }
     match found {
-        Some(entry) if entry.action == CONNTRACK_REPLY => reply(walk, packet, &flow, &entry),
-        Some(entry) if entry.action == CONNTRACK_REVERSE => {
-            if direct_return::is_straight(&flow, &entry) {
-                match direct_return::send(walk, &flow, &entry) {
-                    // "Through the node that was asked where there is no way from here."
-                    Err(Reason::NoRoute) => {}
-                    sent => return or_told(walk, packet, sent, (MTU, None)),
-                }
-            }
-            if entry.dport != flow.key.dport {
-                walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
-            }
-            let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..*ethernet };
-            let sent = walk.tunnel(link.vni, entry.node.into(), inner);
-            let translated = (entry.dport != flow.key.dport).then_some(&flow);
-            let mtu = MTU - walk.tunnel_length();
-            or_told(walk, packet, sent, (mtu, translated))
+        Some(entry) if entry.action == Action::Reply => reply(walk, sent, &flow, &entry),
+        Some(entry) if entry.action == Action::Reverse => {
+            reverse(walk, sent, network, (flow, entry))
         }
         // "SCTP has no way out."
-        _ if ip.protocol == SCTP => Err(Reason::ServiceProtocol),
+        _ if sent.ip.protocol == SCTP => Err(Reason::ServiceProtocol),
         // "The host itself has ways of its own."
-        _ if packet.is_from(ENDPOINT_FLAG_HOST) => Err(Reason::NoWayOut),
-        found => match outside::leave(walk, ip, &network, (&flow, found)) {
+        _ if sent.is_from(ENDPOINT_FLAG_HOST) => Err(Reason::NoWayOut),
+        found => match snat::leave(walk, &sent.ip, network, (&flow, found)) {
             Err(Reason::TtlExceeded) => {
-                icmp::time_exceeded(walk, (Mac::of_ip(network.gateway), network.gateway.into()))
+                let gateway = (Mac::of_ip(network.gateway), network.gateway.into());
+                icmp::time_exceeded(walk, gateway)
             }
-            sent => or_told(walk, packet, sent, (MTU, None)),
+            outcome => or_told(walk, sent, outcome, (MTU, None)),
         },
     }
 }
 
-/// "A connection that was given its backend at once, and has outlived it, is told as its service says."
-fn to_nobody(walk: &mut Walk<'_>, vni: u32, ip: &Ip) -> Outcome {
-    let key = EndpointKey { vni, ip: ip.dst.into() };
-    match walk.tables.agent.stale_backends.get(&key) {
-        Some(flags) if ip.protocol == TCP && flags & STALE_RESETS != 0 => {
-            balance::refuse(walk, ip, &Balanced::Lost)
+/// A backend's answer on the reverse path: to its client from here, or through the ingress node.
+fn reverse(
+    walk: &mut Walk<'_>,
+    sent: &Sent,
+    network: &Network,
+    (flow, entry): (Flow, Entry),
+) -> Outcome {
+    if dsr::applies(&flow, &entry) {
+        match dsr::send(walk, &flow, &entry) {
+            // "Through the ingress node where there is no way from here."
+            Err(Reason::NoRoute) => {}
+            outcome => return or_told(walk, sent, outcome, (MTU, None)),
         }
-        Some(_) if ip.protocol == TCP => Err(Reason::BackendGone),
-        _ => Err(Reason::NoEndpoint),
     }
+    let translated = (entry.dport != flow.key.dport).then_some((flow, entry));
+    if translated.is_some() {
+        walk.translate(&flow, &entry)?;
+    }
+    let inner = Ethernet { dst: Mac::of_ip(network.gateway), ..sent.ethernet };
+    let node = entry.node.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let way = Way { vni: sent.link.vni, node, inner };
+    tunnel(walk, sent, way, translated.as_ref())
 }
 
 /// "A container reaches the ports that its own host publishes, unless its network is internal."
 fn own_port(
     walk: &Walk<'_>,
-    packet: &Checked,
-    flow: &Flow,
-    found: Option<Conntrack>,
+    sent: &Sent,
+    network: &Network,
+    (flow, found): (&Flow, Option<Entry>),
 ) -> Option<Published> {
-    let network = walk.network(packet.link.vni)?;
-    let is_other = found.is_some_and(|entry| entry.action != CONNTRACK_FORWARD);
-    if network.flags & NETWORK_INTERNAL != 0 || packet.is_from(ENDPOINT_FLAG_HOST) || is_other {
+    let is_other = found.is_some_and(|entry| entry.action != Action::Forward);
+    if network.flags & NETWORK_INTERNAL != 0 || sent.is_from(ENDPOINT_FLAG_HOST) || is_other {
         return None;
     }
     if flow.part == Part::Quoted {
         return found.map(|_| Published::default());
     }
-    published_here(walk, &packet.ip, flow.key.dport)
+    walk.tables.published_at(sent.ip.dst, sent.ip.protocol, flow.key.dport)
 }
 
-fn to_own_port(
+/// The same of IPv6, and the flow: under the container's own name on the service's network if it is on
+/// that, otherwise as a client outside.
+fn own_port6(
     walk: &mut Walk<'_>,
-    packet: &Checked,
-    flow: &Flow,
-    published: &Published,
-) -> Outcome {
-    let balanced = walk.balance(flow, published.service, (published.target, 0))?;
-    let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, &packet.ip, &balanced);
-    };
-    // "Nobody comes from outside with an address from inside."
-    let is_inside = walk
-        .network(backend.vni)
-        .is_some_and(|n| Be32::from(packet.ip.src).get() & n.mask.get() == n.subnet.get());
-    if backend.vni != packet.link.vni && is_inside {
-        return Err(Reason::SpoofedInnerSource);
+    sent: &Sent,
+    said: &Said,
+) -> Result<Option<(Flow, Published)>, Reason> {
+    let vni = sent.link.vni;
+    if !walk.tables.is_local(sent.ip.dst) {
+        return Ok(None);
     }
-    to_backend(walk, packet, flow, (&entry, &backend))
+    let outside = Naming { source_outside: true, may_be_new: false };
+    let (mut proto, mut port) = (said.proto, said.ports[1]);
+    match said.part {
+        Part::Quoted => {
+            for how in [Naming::default(), outside] {
+                if let Some(flow) = walk.named(said, vni, how)?
+                    && walk.find_action(&flow, Action::Forward).is_some()
+                {
+                    return Ok(Some((flow, Published::default())));
+                }
+            }
+            return Ok(None);
+        }
+        Part::Later => {
+            let flow = match walk.named(said, vni, Naming::default()) {
+                Ok(None) | Err(Reason::Fragment) => walk.named(said, vni, outside)?,
+                flow => flow?,
+            };
+            let Some(flow) = flow else { return Ok(None) };
+            (proto, port) = (flow.key.proto, flow.key.dport);
+        }
+        Part::Whole => {}
+    }
+    let published = walk.tables.published_at(sent.ip.dst, proto, port);
+    let Some(published) = published else { return Ok(None) };
+    let service = walk.tables.service(published.service);
+    let source_outside = service.is_none_or(|service| service.vni != vni);
+    let flow = walk.named(said, vni, Naming { source_outside, may_be_new: true })?;
+    Ok(flow.map(|flow| (flow, published)))
 }
 
-/// A backend's reply goes to the client of its flow, from the address that the client asked.
-fn reply(walk: &mut Walk<'_>, packet: &Checked, flow: &Flow, entry: &Conntrack) -> Outcome {
-    walk.count_answered(flow, entry, walk.frame.len());
-    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
-    if entry.vni == UNDERLAY_VNI {
-        let sent = walk.route_out(entry);
-        return or_told(walk, packet, sent, (MTU, Some(flow)));
+/// A backend's reply goes to the client of its flow, from the frontend.
+fn reply(walk: &mut Walk<'_>, sent: &Sent, flow: &Flow, entry: &Entry) -> Outcome {
+    walk.count_sent(flow, entry, walk.frame.len());
+    let [_, to] = walk.translate(flow, entry)?;
+    if entry.vni != UNDERLAY_VNI {
+        return walk.deliver_reply(entry, to, Reason::DeliveredLocal);
     }
-    walk.deliver_reply(entry, Reason::DeliveredLocal)
-}
-
-/// Gateways and VIPs answer echo requests (RFC 792) and no other ICMP.
-fn echo(walk: &mut Walk<'_>, packet: &Checked) -> Outcome {
-    let Checked { ip, ethernet, .. } = packet;
-    if ip.is_fragment() {
-        return Err(Reason::Fragment);
-    }
-    let at = ip.payload();
-    let kind: [u8; 2] = bytes(&walk.frame, at).ok_or(Reason::Truncated)?;
-    if kind != [8, 0] {
-        return Err(Reason::GatewayPort);
-    }
-    let checksum = half(&walk.frame, at + 2).ok_or(Reason::Truncated)?;
-    let frame = &mut walk.frame;
-    put(frame, at, &[0, 0]);
-    put(frame, at + 2, &updated(checksum, &kind, &[0, 0]).to_be_bytes());
-    put(frame, ip.at + 12, &ip.dst.octets());
-    put(frame, ip.at + 16, &ip.src.octets());
-    put(frame, 0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet }.bytes());
-    Ok(End::Sent(Reason::EchoAnswered))
+    let routed = walk.route(to).map(|()| End::Sent(Reason::SentToClient));
+    or_told(walk, sent, routed, (MTU, Some(&(*flow, *entry))))
 }

@@ -1,6 +1,6 @@
 //! What the kernel answers on the rig's host: one NIC, one subnet, two known neighbours.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_common::{Mac, Reason, maps::Config};
 
@@ -46,32 +46,17 @@ impl Host {
         ifindex == self.vxlan || ifindex == loopback || (is_veth && length <= MTU + 18)
     }
 
-    /// The way of a tunnel packet of `total` bytes to a node, on an IPv6 underlay where its address is
-    /// `vtep` if it is known.
-    pub fn next_hop6(
-        &self,
-        config: &Config,
-        vtep: Option<Ipv6Addr>,
-        total: usize,
-    ) -> Result<NextHop, Reason> {
-        let vtep = vtep.ok_or(Reason::NoRoute)?;
-        let subnet = |ip: Ipv6Addr| ip.segments()[..4] == NODE6.segments()[..4] && ip != NODE6;
-        let as_ipv4 = match vtep {
-            PEER6 => PEER,
-            other if subnet(other) => Ipv4Addr::new(172, 16, 1, 200),
-            _ => Ipv4Addr::UNSPECIFIED,
+    /// The way of an IP packet of `total` bytes to `dst`, as if it came in by the interface that the
+    /// configuration names. The IPv6 routes are like those of IPv4.
+    pub fn next_hop(&self, config: &Config, dst: IpAddr, total: usize) -> Result<NextHop, Reason> {
+        let dst = match dst {
+            IpAddr::V4(dst) => dst,
+            IpAddr::V6(PEER6) => PEER,
+            IpAddr::V6(dst) if dst.segments()[..4] == NODE6.segments()[..4] && dst != NODE6 => {
+                Ipv4Addr::new(172, 16, 1, 200)
+            }
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
-        self.next_hop(config, as_ipv4, total)
-    }
-
-    /// The way of an IPv4 packet of `total` bytes to `dst`, as if it came in by the interface that
-    /// the configuration names.
-    pub fn next_hop(
-        &self,
-        config: &Config,
-        dst: Ipv4Addr,
-        total: usize,
-    ) -> Result<NextHop, Reason> {
         let unresolved = |ifindex| NextHop { macs: Default::default(), resolved: false, ifindex };
         let from = [config.host_link_ifindex, config.underlay_ifindex];
         let from = from.into_iter().find(|ifindex| *ifindex != 0).unwrap_or(0);

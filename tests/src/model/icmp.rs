@@ -1,77 +1,106 @@
-//! ICMP errors that the datapath sends (RFC 792, RFC 1191).
+//! Headers and ICMP errors that the datapath makes (RFC 792, RFC 1191, RFC 4443).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use overlay_common::{
-    Mac, Reason,
-    maps::{Conntrack, ConntrackKey},
-};
+use overlay_common::{Mac, Reason};
 
 use super::{
-    conntrack::{Flow, Part},
-    frame::{ETHERNET, Ethernet, ICMP, Ip, SCTP, TCP, half, ones_complement, put},
+    bytes::{ETHERNET, Ethernet, ICMP, SCTP, TCP, half, octets, ones_complement, put},
+    packet::{ICMPV6, Ip},
     walk::{End, Outcome, Walk},
 };
 
-/// How much of a packet its answer quotes.
-const QUOTE: usize = 128;
-
-/// Gives a packet its own tuple back: its sender must find what it sent in the answer.
-pub fn undo(walk: &mut Walk<'_>, flow: &Flow) -> Result<(), Reason> {
-    // No error is answered with another one.
-    if flow.part == Part::Quoted {
-        return Err(Reason::TooBig);
-    }
-    let ConntrackKey { saddr, daddr, sport, dport, .. } = flow.key;
-    let own = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
-    walk.translate(ETHERNET, flow.transport, &own, Reason::RewriteRefused)
+/// The address that answers, and its MAC.
+#[derive(Clone, Copy)]
+pub struct Router {
+    /// The address.
+    pub ip: IpAddr,
+    /// The MAC.
+    pub mac: Mac,
 }
 
-/// Tells the sender of the packet that IPv4 packets of `mtu` bytes fit. What must not be answered
-/// (RFC 1122, section 3.2.2) stays a drop.
-pub fn fragmentation_needed(
-    walk: &mut Walk<'_>,
-    (mac, router): (Mac, Ipv4Addr),
-    mtu: usize,
-) -> Outcome {
+/// An IP header in front of `length` bytes, with an ECN field or DSCP.
+pub fn header([src, dst]: [IpAddr; 2], protocol: u8, (tos, length): (u8, usize)) -> Vec<u8> {
+    let addresses = [octets(src), octets(dst)].concat();
+    if src.is_ipv6() {
+        let length = (length as u16).to_be_bytes();
+        let start = [0x60 | tos >> 4, tos << 4, 0, 0];
+        return [&start[..], &length, &[protocol, 64], &addresses].concat();
+    }
+    let mut header = vec![0x45, tos];
+    header.extend(((20 + length) as u16).to_be_bytes());
+    header.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    header.extend(addresses);
+    let checksum = ones_complement(&header);
+    put(&mut header, 10, &checksum.to_be_bytes());
+    header
+}
+
+/// The checksum over a body with its pseudo-header.
+pub fn sealed([src, dst]: [IpAddr; 2], protocol: u8, body: &[u8]) -> u16 {
+    let length = (body.len() as u32).to_be_bytes();
+    ones_complement(&[&octets(src), &octets(dst), &length[..], &[0, 0, 0, protocol], body].concat())
+}
+
+/// Tells the sender of the packet that IP packets of `mtu` bytes fit. What must not be answered (RFC 1122,
+/// section 3.2.2; RFC 4443, section 2.4 e) stays a drop. Of IPv6 the answer fills 1280 bytes.
+pub fn too_big(walk: &mut Walk<'_>, router: Router, mtu: usize) -> Outcome {
     let frame = &walk.frame;
-    let ip = Ip::at(frame, ETHERNET).ok_or(Reason::TooBig)?;
-    let quote = frame.get(ETHERNET..ETHERNET + QUOTE).ok_or(Reason::TooBig)?.to_vec();
-    let may_fragment = half(frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 == 0);
-    let source = ip.src.octets()[0];
-    if may_fragment || ip.later || source == 0 || source == 127 || source >= 224 {
+    let ipv6 = router.ip.is_ipv6();
+    let ip = Ip::at(frame, ETHERNET, ipv6).ok_or(Reason::TooBig)?;
+    let quote = frame.get(ETHERNET..ETHERNET + if ipv6 { 1232 } else { 128 });
+    let quote = quote.ok_or(Reason::TooBig)?.to_vec();
+    let kind = frame[ip.payload()];
+    let is_error = ip.is_icmp() && if ipv6 { kind < 128 } else { is_error(kind) };
+    let has_df = ipv6 || half(frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
+    if is_error || !has_df || ip.later || (!ipv6 && !is_host(ip.src)) {
         return Err(Reason::TooBig);
     }
-    // Unreachable, source quench, redirect, time exceeded, parameter problem.
-    if ip.protocol == ICMP && [3, 4, 5, 11, 12].contains(&frame[ip.payload()]) {
-        return Err(Reason::TooBig);
-    }
-    answer(walk, (mac, router), ([3, 4], mtu as u16), &quote)?;
+    answer(walk, router, (if ipv6 { [2, 0] } else { [3, 4] }, mtu as u32), &quote)?;
     Ok(End::Sent(Reason::TooBigAnswered))
 }
 
-/// Tells the sender of the packet that its time to live has ended. Of a short packet the least is
-/// quoted, and of TCP the whole header.
-pub fn time_exceeded(walk: &mut Walk<'_>, router: (Mac, Ipv4Addr)) -> Outcome {
+/// Unreachable, source quench, redirect, time exceeded, parameter problem.
+fn is_error(kind: u8) -> bool {
+    [3, 4, 5, 11, 12].contains(&kind)
+}
+
+/// Whether an address is that of one host, which may be answered.
+pub fn is_host(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !matches!(ip.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_unspecified(),
+    }
+}
+
+/// Tells the sender of an IPv4 packet that its time to live has ended.
+pub fn time_exceeded(walk: &mut Walk<'_>, (mac, ip): (Mac, Ipv4Addr)) -> Outcome {
     let quote = quote(walk).ok_or(Reason::TtlExceeded)?;
-    answer(walk, router, ([11, 0], 0), &quote)?;
+    answer(walk, Router { ip: ip.into(), mac }, ([11, 0], 0), &quote)?;
     Ok(End::Sent(Reason::TtlExceededAnswered))
 }
 
-/// Tells the sender of the packet that nobody listens where it went.
-pub fn port_unreachable(walk: &mut Walk<'_>, asked: (Mac, Ipv4Addr)) -> Outcome {
-    let quote = quote(walk).ok_or(Reason::NoBackend)?;
-    // "SCTP by an unreachable protocol."
-    let is_sctp = Ip::at(&walk.frame, ETHERNET).is_some_and(|ip| ip.protocol == SCTP);
-    answer(walk, asked, ([3, if is_sctp { 2 } else { 3 }], 0), &quote)?;
+/// Tells the sender of the packet that no port listens where it went. "SCTP by an unreachable protocol."
+pub fn unreachable(walk: &mut Walk<'_>, frontend: Router, proto: u8) -> Outcome {
+    let is_sctp = proto == SCTP;
+    let (quote, message) = if frontend.ip.is_ipv6() {
+        let whole = walk.frame.get(ETHERNET..ETHERNET + 128);
+        let quote = whole.or_else(|| walk.frame.get(ETHERNET..ETHERNET + 48));
+        let message = if is_sctp { ([4, 1], 6) } else { ([1, 4], 0) };
+        (quote.ok_or(Reason::Truncated)?.to_vec(), message)
+    } else {
+        (quote(walk).ok_or(Reason::NoBackend)?, ([3, if is_sctp { 2 } else { 3 }], 0))
+    };
+    answer(walk, frontend, message, &quote)?;
     Ok(End::Sent(Reason::NoBackendAnswered))
 }
 
-/// What is quoted of a packet; nothing of a short one with options.
+/// What is quoted of an IPv4 packet: of a short one the least, and of TCP the whole header; nothing of a
+/// short one with options.
 fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
-    let ip = Ip::at(&walk.frame, ETHERNET)?;
-    let length = match (walk.frame.len() >= ETHERNET + QUOTE, ip.is_plain(), ip.protocol) {
-        (true, ..) => QUOTE,
+    let ip = Ip::at(&walk.frame, ETHERNET, false)?;
+    let length = match (walk.frame.len() >= ETHERNET + 128, ip.is_plain(), ip.protocol) {
+        (true, ..) => 128,
         (false, true, TCP) => 40,
         (false, true, _) => 28,
         (false, false, _) => return None,
@@ -85,27 +114,30 @@ fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
 /// Makes the packet an ICMP error to its sender.
 fn answer(
     walk: &mut Walk<'_>,
-    (mac, router): (Mac, Ipv4Addr),
-    ([kind, code], mtu): ([u8; 2], u16),
+    router: Router,
+    (kind, value): ([u8; 2], u32),
     quote: &[u8],
 ) -> Result<(), Reason> {
-    let frame = &walk.frame;
-    let ip = Ip::at(frame, ETHERNET).ok_or(Reason::Truncated)?;
-    let mut body = vec![kind, code, 0, 0, 0, 0];
-    body.extend(mtu.to_be_bytes());
-    body.extend(quote);
-    let checksum = ones_complement(&body);
-    put(&mut body, 2, &checksum.to_be_bytes());
+    let ipv6 = router.ip.is_ipv6();
+    let ends = [router.ip, walk.ip(ipv6)?.src];
+    let mut body = [&kind[..], &[0, 0], &value.to_be_bytes(), quote].concat();
+    // Only ICMPv6 has a pseudo-header (RFC 4443, section 2.3), and "internetwork control" as its class
+    // has only ICMP (RFC 1812, section 4.3.2.5).
+    let (protocol, class) = if ipv6 { (ICMPV6, 0) } else { (ICMP, 0xc0) };
+    let sum = if ipv6 { sealed(ends, ICMPV6, &body) } else { ones_complement(&body) };
+    put(&mut body, 2, &sum.to_be_bytes());
+    reply(walk, router.mac, (ends, protocol, class), &body)
+}
 
-    let mut header = vec![0x45, 0xc0];
-    header.extend(((20 + body.len()) as u16).to_be_bytes());
-    header.extend([0, 0, 0x40, 0, 64, ICMP, 0, 0]);
-    header.extend(router.octets());
-    header.extend(ip.src.octets());
-    let checksum = ones_complement(&header);
-    put(&mut header, 10, &checksum.to_be_bytes());
-
-    let sender = Ethernet::at(frame, 0)?.src;
-    walk.frame = [&Ethernet::ipv4(mac, sender).bytes()[..], &header, &body].concat();
+/// Makes the packet another one to its sender.
+pub fn reply(
+    walk: &mut Walk<'_>,
+    mac: Mac,
+    (ends, protocol, tos): ([IpAddr; 2], u8, u8),
+    body: &[u8],
+) -> Result<(), Reason> {
+    let back = Ethernet::of_ip(mac, Ethernet::at(&walk.frame, 0)?.src, ends[0].is_ipv6());
+    let header = header(ends, protocol, (tos, body.len()));
+    walk.frame = [&back.bytes()[..], &header, body].concat();
     Ok(())
 }

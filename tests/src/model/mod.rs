@@ -1,48 +1,52 @@
 //! The reference model of the datapath: what docs/architecture.md and the documentation of the maps
 //! say becomes of a packet, in plain Rust. It shares types with the programs and no code.
 //!
-//! [`run`] takes what the maps hold, the time and a packet, and says what the program must do with
-//! it. Where the answer is the kernel's (routes, neighbours, MTU), [`Host`] holds what the rig set
-//! up.
+//! A packet is parsed to a value ([`packet`]), what becomes of it is decided over [`IpAddr`] in one text
+//! for both families, and the frame that must leave is built anew. Flows are kept by addresses; only
+//! [`maps`] knows how the programs lay their tables out, and what number stands for an IPv6 address.
+//!
+//! Both families differ in these places: ARP and neighbour discovery ([`neighbour`]), ICMP errors
+//! ([`icmp`]), headers in bytes ([`packet`], [`rewrite`], [`tunnel`]), the names of IPv6 addresses outside
+//! ([`agent`]), and what only IPv4 has: a way out ([`snat`]), replication and the host's own endpoint.
+//!
+//! [`run`] takes what the tables hold, the time and a packet, and says what the program must do with
+//! it. Where the answer is the kernel's (routes, neighbours, MTU), [`Host`] holds what the rig set up.
+//!
+//! [`IpAddr`]: std::net::IpAddr
 
+mod agent;
 mod balance;
+mod bytes;
 mod conntrack;
 mod container;
-mod direct_return;
-mod flow6;
-mod fragment;
-mod frame;
+mod dsr;
 mod host;
 mod icmp;
-mod ipv6;
-mod membership;
+pub mod maps;
+mod neighbour;
 mod observe;
-mod outside;
-mod related;
-mod replicate;
-mod service6;
+mod packet;
+mod published;
+mod reject;
+mod replication;
+mod rewrite;
+mod snat;
+mod state;
+mod tunnel;
 mod underlay;
-mod underlay6;
 mod walk;
 mod xdp;
-mod xdp6;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::Ipv6Addr,
-};
+use std::collections::BTreeMap;
 
-use overlay::datapath::DatapathState;
-use overlay_common::{
-    Be32, Ip6, Reason,
-    maps::{
-        Active, Affinity, AffinityKey, BackendStats, BackendStatsKey, Config, Conntrack,
-        ConntrackKey, Counter, Cursor, Fragment, FragmentKey, SnatUsage,
-    },
-};
+use overlay_common::{Reason, maps::Counter};
 
-pub use frame::ones_complement;
+pub use bytes::ones_complement;
 pub use host::Host;
+pub use state::{
+    Action, Affinity, AffinityKey, Entry, FlowKey, Fragment, FragmentKey, Marks, Name, Stats,
+    StatsKey, Tables, Usage,
+};
 
 use crate::rig::Told;
 
@@ -78,7 +82,7 @@ impl Program {
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is the host's, untouched.
+    /// It goes to the host, untouched.
     Pass,
     /// It is dropped.
     Drop,
@@ -97,62 +101,6 @@ pub struct Predicted {
     pub moved: BTreeMap<Reason, Counter>,
     /// What is counted for endpoints and networks.
     pub told: Told,
-}
-
-/// What the maps hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
-    /// Map `config`.
-    pub config: Config,
-    /// The maps that the agent fills.
-    pub agent: DatapathState,
-    /// Map `rr_cursor`.
-    pub cursors: BTreeMap<u32, Cursor>,
-    /// Map `active`.
-    pub active: BTreeMap<u32, Active>,
-    /// Map `affinity`.
-    pub affinity: HashMap<AffinityKey, Affinity>,
-    /// Map `conntrack`.
-    pub conntrack: HashMap<ConntrackKey, Conntrack>,
-    /// Map `ct_new`.
-    pub opening: HashMap<ConntrackKey, Conntrack>,
-    /// Map `addr6_ids`.
-    pub addr6_ids: HashMap<Be32, Ip6>,
-    /// Map `addr6_ids_new`.
-    pub addr6_ids_new: HashMap<Be32, Ip6>,
-    /// Map `addr6_secret`.
-    pub addr6_secret: [u64; 2],
-    /// Map `backend_stats`, summed over the CPUs.
-    pub served: BTreeMap<BackendStatsKey, BackendStats>,
-    /// Map `fragments`.
-    pub fragments: HashMap<FragmentKey, Fragment>,
-    /// Map `snat_usage`.
-    pub usage: BTreeMap<u32, SnatUsage>,
-    /// Whether the underlay is IPv6: the programs' constant.
-    pub ipv6: bool,
-}
-
-impl Tables {
-    /// Whether an address is of a network of the cluster.
-    fn is_inside(&self, address: Be32) -> bool {
-        self.agent.subnets.keys().any(|subnet| {
-            let mask = u32::MAX.checked_shl(32 - subnet.prefix).unwrap_or(0);
-            address.get() & mask == subnet.ip.get()
-        })
-    }
-
-    /// The same of an IPv6 address.
-    fn is_inside6(&self, address: Ipv6Addr) -> bool {
-        self.agent.subnets6.keys().any(|subnet| {
-            let mask = u128::MAX.checked_shl(128 - subnet.prefix).unwrap_or(0);
-            address.to_bits() & mask == Ipv6Addr::from(subnet.ip).to_bits()
-        })
-    }
-
-    /// All flows, those in use and those that begin.
-    pub fn flows(&self) -> impl Iterator<Item = (&ConntrackKey, &Conntrack)> {
-        self.conntrack.iter().chain(&self.opening)
-    }
 }
 
 /// A packet as a program gets it.
@@ -178,32 +126,11 @@ pub fn run(
     let end = match program {
         Program::Container => container::receive(&mut walk),
         Program::Underlay => underlay::receive(&mut walk),
-        Program::Outside => underlay::receive_outside(&mut walk),
+        Program::Outside => underlay::receive_egress(&mut walk),
         Program::Xdp => xdp::receive(&mut walk),
     };
     // XDP counts a packet as it came in, TC as it leaves.
     let length = if program == Program::Xdp { packet.frame.len() } else { walk.frame.len() };
-    let verdict = match end {
-        Ok(walk::End::Pass) => Verdict::Pass,
-        Ok(walk::End::Sent(reason)) => {
-            walk.count(reason, length);
-            walk.tell_forwarded(reason, length);
-            Verdict::Sent
-        }
-        Ok(walk::End::Left(reason)) => {
-            walk.count(reason, length);
-            Verdict::Pass
-        }
-        Ok(walk::End::Copied(reason)) => {
-            walk.count(reason, length);
-            walk.tell_forwarded(reason, length);
-            Verdict::Drop
-        }
-        Err(reason) => {
-            walk.count(reason, length);
-            walk.tell_dropped(reason, length);
-            Verdict::Drop
-        }
-    };
+    let verdict = walk.conclude(end, length);
     Predicted { verdict, packet: walk.frame, moved: walk.moved, told: walk.told }
 }

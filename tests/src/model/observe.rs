@@ -5,7 +5,10 @@ use overlay_common::{
     observe::{ALL_WAYS, DropKey, ENDPOINT_SLOTS, Traffic},
 };
 
-use super::walk::Walk;
+use super::{
+    Verdict,
+    walk::{End, Outcome, Walk},
+};
 
 /// The endpoint of this node that a packet is of, as far as the program got.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +22,32 @@ pub struct Party {
 }
 
 impl Party {
-    /// Nobody's packet, from the underlay.
-    pub const fn nobody() -> Self {
+    /// No endpoint, for a packet from the underlay.
+    pub const fn none() -> Self {
         Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, slot: 0 }
     }
 }
 
 impl Walk<'_> {
-    /// Counts a packet that goes on for its sender and for whom it went into.
-    pub fn tell_forwarded(&mut self, reason: Reason, length: usize) {
+    /// Counts how a packet has ended, of `length` bytes, and says its verdict.
+    pub fn conclude(&mut self, outcome: Outcome, length: usize) -> Verdict {
+        let (reason, verdict) = match outcome {
+            Ok(End::Pass) => return Verdict::Pass,
+            Ok(End::Sent(reason)) => (reason, Verdict::Sent),
+            Ok(End::Left(reason)) => (reason, Verdict::Pass),
+            Ok(End::Copied(reason)) | Err(reason) => (reason, Verdict::Drop),
+        };
+        self.count(reason, length);
+        match outcome {
+            Ok(End::Sent(_) | End::Copied(_)) => self.tell_forwarded(reason, length),
+            Err(_) => self.tell_dropped(reason, length),
+            Ok(_) => {}
+        }
+        verdict
+    }
+
+    /// Counts a packet that goes on for its sender and for the endpoint that it went into.
+    fn tell_forwarded(&mut self, reason: Reason, length: usize) {
         let sender = if self.party.traffic == Traffic::Sent { self.party.slot } else { 0 };
         for (slot, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
             self.tell(slot, traffic, reason, length);
@@ -48,7 +68,7 @@ impl Walk<'_> {
     /// is such a network.
     pub fn tell_dropped(&mut self, reason: Reason, length: usize) {
         let Party { traffic, vni, slot } = self.party;
-        let vni = if self.network(vni).is_some() { vni } else { UNDERLAY_VNI };
+        let vni = if self.tables.network(vni).is_some() { vni } else { UNDERLAY_VNI };
         let (slot, reason, traffic) = (slot as u16, reason as u8, traffic as u8);
         let counter = self.told.dropped.entry(DropKey { vni, slot, reason, traffic }).or_default();
         counter.packets += 1;

@@ -1,75 +1,134 @@
-//! `from_underlay`: what the NIC receives.
+//! `from_underlay` and `from_outside`: what the NIC and other interfaces receive.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlay_common::{
-    BRIDGE_VNI, Be16, Be32, Mac, Reason, UNDERLAY_VNI,
+    Be32, Ip6, Mac, Reason, UNDERLAY_VNI,
     maps::{
-        CONNTRACK_FORWARD, CONNTRACK_REPLY, Conntrack, ConntrackKey, ENDPOINT_FLAG_BACKEND,
-        ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, PeerKey, Published,
+        ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_PUBLISHED, ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint,
     },
-    wire::Udp,
 };
 
 use super::{
-    balance::{self, Balanced},
-    conntrack::Flow,
-    direct_return, fragment,
-    frame::{ETHERNET, Ethernet, ICMP, IPV4, IPV6, Ip, SCTP, TCP, UDP, VLAN, bytes, half, put},
+    agent::{Naming, has_subnet, is_of},
+    bytes::{ETHERNET, Ethernet, IPV4, IPV6, UDP, VLAN, bytes, half},
+    dsr,
     host::MTU,
-    icmp, ipv6, membership,
+    icmp::{self, Router},
     observe::Party,
-    outside, replicate, service6, underlay6,
+    packet::{Flow, Ip, behind},
+    published::{dest, head, to_host},
+    replication,
+    state::{Action, Entry, FlowKey},
+    tunnel::Way,
     walk::{End, Outcome, Walk},
 };
 
-/// The outer IPv4 header, and what is behind it, of a packet that may be ours: IPv4 without options. A later
-/// fragment is what its first one was.
-pub fn outer(walk: &Walk<'_>) -> Option<(Ip, Udp)> {
-    let ethernet = Ethernet::at(&walk.frame, 0).ok()?;
-    let ip = Ip::at(&walk.frame, ETHERNET)?;
-    if ethernet.kind != IPV4 || !ip.is_plain() {
-        return None;
-    }
-    if ip.later {
-        return Some((ip, fragment::head(walk, &ip, UNDERLAY_VNI).ok()?));
-    }
-    let field = |at| half(&walk.frame, ETHERNET + 20 + at).map(Be16::new);
-    let head = Udp { source: field(0)?, dest: field(2)?, length: field(4)?, checksum: field(6)? };
-    Some((ip, head))
+/// A tunnel packet, as its outer headers say.
+#[derive(Clone, Copy)]
+pub struct Tunneled {
+    /// The node that has sent it.
+    pub sender: Ipv4Addr,
+    /// The outer ECN field.
+    pub ecn: u8,
 }
 
-/// Whether it is VXLAN to this node.
-pub fn is_tunnel(walk: &Walk<'_>, ip: &Ip, port: Be16) -> bool {
+/// The outer headers of a packet of this node's tunnel.
+pub fn tunneled(walk: &mut Walk<'_>) -> Result<Option<Tunneled>, Reason> {
+    let config = walk.tables.config;
+    let ipv6 = walk.tables.ipv6;
+    let kind = if ipv6 { IPV6 } else { IPV4 };
+    if !Ethernet::at(&walk.frame, 0).is_ok_and(|ethernet| ethernet.kind == kind) {
+        return Ok(None);
+    }
+    let ip = match Ip::at(&walk.frame, ETHERNET, ipv6) {
+        None if ipv6 => return Err(Reason::Truncated),
+        None => return Ok(None),
+        Some(ip) => ip,
+    };
+    let to_here = ip.dst == own_vtep(walk) && ip.protocol == UDP;
+    if !to_here || !ip.is_plain() || ip.is_fragment() {
+        return Ok(None);
+    }
+    let port = head(walk, &ip).map(|head| dest(&head));
+    if port != Some(config.vxlan_port.get()) {
+        return Ok(None);
+    }
+    let sender = match ip.src {
+        IpAddr::V4(ip) => ip,
+        // "A tunnel packet comes from a node if its source is the address under the source's number."
+        IpAddr::V6(ip) => {
+            let mut vteps = walk.tables.agent.vteps6.iter();
+            let of_source = vteps.find(|(_, vtep)| **vtep == Ip6::from(ip));
+            Ipv4Addr::from(*of_source.ok_or(Reason::NotPeer)?.0)
+        }
+    };
+    Ok(Some(Tunneled { sender, ecn: ip.ecn }))
+}
+
+fn own_vtep(walk: &Walk<'_>) -> IpAddr {
     let config = &walk.tables.config;
-    !walk.tables.ipv6
-        && ip.protocol == UDP
-        && !ip.is_fragment()
-        && port == config.vxlan_port
-        && Be32::from(ip.dst) == config.vtep
-}
-
-/// What is published under a port of an address of this host.
-pub fn published_here(walk: &Walk<'_>, ip: &Ip, port: Be16) -> Option<Published> {
-    walk.tables.agent.local_addrs.get(&ip.dst.into())?;
-    [TCP, UDP, SCTP].contains(&ip.protocol).then(|| walk.published(ip.protocol, port)).flatten()
-}
-
-/// The VNI of a tunnel packet.
-pub fn vni(walk: &Walk<'_>) -> Result<u32, Reason> {
-    let header: [u8; 8] = bytes(&walk.frame, walk.tunnel_length() - 8).ok_or(Reason::Truncated)?;
-    // The I flag; everything else but the 24 bits is ignored (RFC 7348, section 5).
-    let vni = u32::from_be_bytes([0, header[4], header[5], header[6]]);
-    if header[0] & 0x08 == 0 || vni == UNDERLAY_VNI || vni == BRIDGE_VNI {
-        return Err(Reason::InvalidVni);
+    match walk.tables.ipv6 {
+        true => Ipv6Addr::from(config.vtep6).into(),
+        false => Ipv4Addr::from(config.vtep).into(),
     }
-    Ok(vni)
+}
+
+/// A packet that came in by the NIC.
+pub fn receive(walk: &mut Walk<'_>) -> Outcome {
+    let Some(tunneled) = tunneled(walk)? else { return to_host(walk) };
+    let sender = tunneled.sender;
+    check_other(walk, sender)?;
+    let outcome = accept(walk, tunneled);
+    // "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it." What
+    // others send is dropped as theirs, whatever else is wrong with it.
+    if !walk.tables.ipv6 && !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
+        check_stranger(walk, sender)?;
+    }
+    match outcome {
+        Err(Reason::TunnelRefused) => walk.kernel_decap(),
+        outcome => outcome.map_err(|reason| classify(walk, sender, reason)),
+    }
+}
+
+/// A packet that came in by another interface: "it accepts no tunnel packets", also none that the
+/// kernel's device would understand.
+pub fn receive_egress(walk: &mut Walk<'_>) -> Outcome {
+    if is_to_vtep(walk) { Err(Reason::NotPeer) } else { to_host(walk) }
+}
+
+/// Whether it is, or begins, a tunnel packet to this node: also behind options and extension headers.
+fn is_to_vtep(walk: &Walk<'_>) -> bool {
+    let ipv6 = walk.tables.ipv6;
+    let is_kind = half(&walk.frame, 12) == Some(if ipv6 { IPV6 } else { IPV4 });
+    let Some(ip) = Ip::at(&walk.frame, ETHERNET, ipv6).filter(|_| is_kind) else { return false };
+    let to_here = ip.dst == own_vtep(walk) || (!ipv6 && walk.tables.is_local(ip.dst));
+    if !to_here || ip.later {
+        return false;
+    }
+    let port = walk.tables.config.vxlan_port.get();
+    let (mut next, mut at) = (ip.protocol, ip.payload());
+    for _ in 0..8 {
+        if next == UDP {
+            return bytes::<8>(&walk.frame, at).is_some_and(|head| dest(&head) == port);
+        }
+        let first = half(&walk.frame, at + 2).is_some_and(|offset| offset < 8);
+        (next, at) = match behind(&walk.frame, next, at) {
+            _ if !ipv6 => return false,
+            Some(Ok(following)) => following,
+            None if next == 44 && first => match bytes(&walk.frame, at) {
+                Some([following]) => (following, at + 8),
+                None => return false,
+            },
+            _ => return false,
+        };
+    }
+    true
 }
 
 /// "The receiver accepts VXLAN from nodes of the cluster only."
 pub fn check_peer(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
-    let peer = PeerKey { vni: UNDERLAY_VNI, node: sender.into() };
-    let is_peer = walk.tables.agent.peers.contains_key(&peer);
+    let is_peer = walk.tables.is_peer(UNDERLAY_VNI, sender);
     if is_peer { check_other(walk, sender) } else { Err(Reason::NotPeer) }
 }
 
@@ -79,258 +138,186 @@ pub fn check_other(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
     if is_other { Ok(()) } else { Err(Reason::NotPeer) }
 }
 
-/// A packet that came in by the NIC.
-pub fn receive(walk: &mut Walk<'_>) -> Outcome {
-    if walk.tables.ipv6 {
-        return underlay6::receive(walk);
+/// As [`check_peer`], counted for no endpoint where it is no node of the cluster.
+pub fn check_stranger(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
+    let checked = check_peer(walk, sender);
+    if checked.is_err() {
+        walk.party = Party::none();
     }
-    let Some((ip, head)) = outer(walk) else {
-        return not_ipv4(walk);
+    checked
+}
+
+/// What is wrong with a node that is to be of the packet's network: "the nodes with endpoints of a network
+/// send on it".
+pub fn wrong_node(walk: &Walk<'_>, sender: Ipv4Addr) -> Option<Reason> {
+    let vni = walk.party.vni;
+    if walk.tables.network(vni).is_none() {
+        Some(Reason::UnknownVni)
+    } else if !walk.tables.is_peer(vni, sender) {
+        Some(Reason::NotPeer)
+    } else {
+        None
+    }
+}
+
+/// Why a packet from a node of the cluster is dropped. A node without part in the network is told so,
+/// but for reasons that others than its nodes meet: "any node of the cluster sends what clients outside
+/// have sent to its published ports, and the replies of flows that were translated here".
+pub fn classify(walk: &Walk<'_>, sender: Ipv4Addr, reason: Reason) -> Reason {
+    let others_too = match reason {
+        // The packet is a stranger's, or says no network.
+        Reason::NotPeer | Reason::InvalidVni | Reason::UnknownVni => true,
+        // A router's doing.
+        Reason::EcnUnexpected => true,
+        // Clients' packets.
+        Reason::NotPublished | Reason::TupleTaken => true,
+        Reason::Fragment | Reason::UnrelatedError => true,
+        // Replies to clients.
+        Reason::BackendGone | Reason::NoRoute | Reason::TooBig | Reason::RewriteRefused => true,
+        _ => walk.party.vni == UNDERLAY_VNI,
     };
-    if is_tunnel(walk, &ip, head.dest) {
-        return from_tunnel(walk, &ip);
-    }
-    to_host(walk, &ip, &head)
+    if others_too { reason } else { wrong_node(walk, sender).unwrap_or(reason) }
 }
 
-/// A packet that came in by another interface: "it accepts no tunnel packets", also none that the
-/// kernel's device would understand.
-pub fn receive_outside(walk: &mut Walk<'_>) -> Outcome {
-    let config = walk.tables.config;
-    let kind = half(&walk.frame, 12);
-    if walk.tables.ipv6 {
-        if underlay6::is_to_vtep(walk) {
-            return Err(Reason::NotPeer);
-        }
-    } else if let Some(ip) = Ip::at(&walk.frame, ETHERNET)
-        && kind == Some(IPV4)
-        && (ip.protocol, ip.later) == (UDP, false)
-        && (Be32::from(ip.dst) == config.vtep
-            || walk.tables.agent.local_addrs.contains_key(&ip.dst.into()))
-        && let Some(udp) = bytes::<8>(&walk.frame, ip.payload())
-        && half(&udp, 2) == Some(config.vxlan_port.get())
-    {
-        return Err(Reason::NotPeer);
-    }
-    match outer(walk) {
-        Some((ip, head)) => to_host(walk, &ip, &head),
-        None => not_ipv4(walk),
-    }
-}
-
-/// The host's, but for IPv6 to published ports.
-pub fn not_ipv4(walk: &mut Walk<'_>) -> Outcome {
-    let is_ipv6 = Ethernet::at(&walk.frame, 0).is_ok_and(|ethernet| ethernet.kind == IPV6);
-    if is_ipv6 { service6::to_host(walk) } else { Ok(End::Pass) }
-}
-
-/// To an address of the host, as far as can be told.
-pub fn to_host(walk: &mut Walk<'_>, ip: &Ip, head: &Udp) -> Outcome {
-    if let Some(outcome) = outside::receive(walk, ip, head) {
-        return outcome;
-    }
-    if ip.protocol == ICMP {
-        // "Errors about what a backend has sent to a client outside are the backend's."
-        let flow = walk.flow(ip, UNDERLAY_VNI);
-        let is_forward =
-            flow.is_ok_and(|flow| walk.find_action(&flow, CONNTRACK_FORWARD).is_some());
-        let nothing = Published::default();
-        return if is_forward { to_published(walk, ip, &nothing) } else { Ok(End::Pass) };
-    }
-    match published_here(walk, ip, head.dest) {
-        Some(published) => to_published(walk, ip, &published),
-        None => Ok(End::Pass),
-    }
-}
-
-/// From a client outside.
-fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
-    walk.check(ip)?;
-    let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let balanced = walk.balance(&flow, published.service, (published.target, 0))?;
-    let Balanced::To(entry, backend) = balanced else {
-        return balance::refuse(walk, ip, &balanced);
-    };
-    // A client cannot pose as a container of the backend's network.
-    let source = match walk.network(backend.vni) {
-        Some(n) if Be32::from(ip.src).get() & n.mask.get() == n.subnet.get() => {
-            return Err(Reason::SpoofedInnerSource);
-        }
-        Some(network) => Mac::of_ip(network.gateway),
-        None => Mac::default(),
-    };
-    walk.count_asked(&flow, &entry);
-    walk.translate(ETHERNET, flow.transport, &entry, Reason::RewriteRefused)?;
-    if backend.node == Be32::ZERO {
-        let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
-        return walk.deliver(&endpoint, source, Reason::DeliveredLocal);
-    }
-    let asked = Ethernet::at(&walk.frame, 0)?.dst;
-    let inner = direct_return::header(&flow, &entry, Ethernet::ipv4(source, backend.mac));
-    match walk.tunnel(backend.vni, backend.node.into(), inner) {
-        // The client is told by the address that it asked.
-        Err(Reason::TooBig) => {
-            icmp::undo(walk, &flow)?;
-            icmp::fragmentation_needed(walk, (asked, ip.dst), MTU - walk.tunnel_length())
-        }
-        sent => sent,
-    }
-}
-
-/// "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it." What
-/// others send is dropped as theirs, whatever else is wrong with it.
-fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
-    let sender = outer.src;
-    check_other(walk, sender)?;
-    let outcome = accept(walk, sender, outer.ecn);
-    if !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
-        let party = std::mem::replace(&mut walk.party, Party::nobody());
-        check_peer(walk, sender)?;
-        walk.party = party;
-    }
-    conclude(walk, sender, outcome)
-}
-
-/// What becomes of a packet from a node of the cluster that is not delivered.
-pub fn conclude(walk: &mut Walk<'_>, sender: Ipv4Addr, outcome: Outcome) -> Outcome {
-    match outcome {
-        Err(Reason::TunnelRefused) => {
-            // The kernel's device is given no reserved bit to stumble over.
-            let vni = vni(walk)?;
-            let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();
-            let at = walk.tunnel_length() - 8;
-            put(&mut walk.frame, at, &header);
-            Ok(End::Left(Reason::KernelDecap))
-        }
-        outcome => outcome.map_err(|reason| membership::judge(walk, sender, reason)),
-    }
-}
-
-/// A tunnel packet from a node, under an outer ECN field.
-pub fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr, ecn: u8) -> Outcome {
-    let tunnel = walk.tunnel_length();
-    let vni = vni(walk)?;
+fn accept(walk: &mut Walk<'_>, Tunneled { sender, ecn }: Tunneled) -> Outcome {
+    let vni = walk.vni()?;
     walk.party.vni = vni;
-    let ethernet = Ethernet::at(&walk.frame, tunnel)?;
+    let ethernet = walk.inner()?;
     if ethernet.kind == VLAN {
         return Err(Reason::TunnelRefused);
     }
-    if ethernet.kind == IPV6 {
-        return ipv6::from_tunnel(walk, (vni, sender), ecn);
-    }
-    if ethernet.kind != IPV4 {
-        return Err(Reason::UnsupportedProtocol);
-    }
-    let ip = Ip::at(&walk.frame, tunnel + ETHERNET).ok_or(Reason::Truncated)?;
-    walk.check(&ip)?;
-    walk.combine(ecn, ip.at)?;
-    match walk.endpoint(vni, ip.dst).filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
+    let ipv6 = ethernet.is_ip().ok_or(Reason::UnsupportedProtocol)?;
+    let ip = Ip::at(&walk.frame, walk.tunnel_length() + ETHERNET, ipv6).ok_or(Reason::Truncated)?;
+    ip.check(walk)?;
+    walk.combine(ecn, &ip)?;
+    let from = From { vni, sender };
+    let endpoint = walk.tables.endpoint(vni, ip.dst);
+    match endpoint.filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
         Some(endpoint) => {
             walk.party.slot = endpoint.slot;
-            to_local(walk, (vni, sender), &ip, &endpoint)
+            to_local(walk, from, &ip, &endpoint)
         }
-        None if ethernet.dst.is_group() => {
-            replicate::receive(walk, (vni, sender), ethernet.dst, &ip)
+        None if !ipv6 && ethernet.dst.is_group() => {
+            replication::receive(walk, (vni, sender), ethernet.dst, &ip)
         }
-        None => to_client(walk, (vni, sender), &ip),
+        None if ipv6 && (endpoint.is_some() || is_of_link(ip.dst)) => Err(Reason::NoEndpoint),
+        None => to_client(walk, from, &ip),
     }
 }
 
+/// Whether an IPv6 address means something on its own link only.
+pub fn is_of_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.is_multicast())
+}
+
+/// Where a tunnel packet comes from.
+#[derive(Clone, Copy)]
+struct From {
+    vni: u32,
+    sender: Ipv4Addr,
+}
+
 /// To an endpoint of this node.
-fn to_local(
-    walk: &mut Walk<'_>,
-    (vni, sender): (u32, Ipv4Addr),
-    ip: &Ip,
-    endpoint: &Endpoint,
-) -> Outcome {
-    let source = match walk.endpoint(vni, ip.src) {
+fn to_local(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) -> Outcome {
+    let is_link_local = matches!(ip.src, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let source = match walk.tables.endpoint(from.vni, ip.src) {
         // "An inner source only from the node it is on."
-        Some(from) if from.kind != ENDPOINT_REMOTE || from.node != Be32::from(sender) => {
-            return Err(Reason::SpoofedInnerSource);
-        }
-        Some(from) => {
-            if from.flags & ENDPOINT_FLAG_BACKEND != 0
-                && let Ok(flow) = walk.flow(ip, vni)
-                && let Some(entry) = walk.find_action(&flow, CONNTRACK_REPLY)
-            {
-                return reply(walk, &flow, &entry);
-            }
-            from.mac
-        }
-        None => return from_outside(walk, (vni, sender), ip, endpoint),
+        Some(e) if e.kind == ENDPOINT_REMOTE && e.node == Be32::from(from.sender) => e,
+        None if !is_link_local => return from_client(walk, from, ip, endpoint),
+        _ => return Err(Reason::SpoofedInnerSource),
     };
-    walk.pop()?;
-    walk.deliver(endpoint, source, Reason::Decapsulated)
+    if source.flags & ENDPOINT_FLAG_BACKEND != 0
+        && !is_link_local
+        && let Ok(Some(flow)) = walk.flow(ip, from.vni)
+        && let Some(entry) = walk.find_action(&flow, Action::Reply)
+    {
+        return reply(walk, ip, &flow, &entry);
+    }
+    walk.pop(ip, false)?;
+    walk.deliver((endpoint, source.mac), ip.is_ipv6(), Reason::Decapsulated)
 }
 
 /// From a client outside whose packet another node has translated: "only for endpoints that serve
 /// a published port".
-fn from_outside(
-    walk: &mut Walk<'_>,
-    (vni, sender): (u32, Ipv4Addr),
-    ip: &Ip,
-    endpoint: &Endpoint,
-) -> Outcome {
-    check_peer(walk, sender)?;
-    let network = walk.network(vni).ok_or(Reason::NoEndpoint)?;
-    let source = Be32::from(ip.src).get();
-    if source & network.mask.get() == network.subnet.get() {
+fn from_client(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) -> Outcome {
+    check_peer(walk, from.sender)?;
+    let network = walk.tables.network(from.vni).ok_or(Reason::NoEndpoint)?;
+    let is_inside = match ip.src {
+        IpAddr::V4(ip) => is_of(&network, ip),
+        IpAddr::V6(ip) => {
+            let link = walk.tables.link6(endpoint.ifindex).ok_or(Reason::NoEndpoint)?;
+            has_subnet(&link, ip)
+        }
+    };
+    if is_inside {
         return Err(Reason::SpoofedInnerSource);
     }
     if endpoint.flags & ENDPOINT_FLAG_PUBLISHED == 0 {
         return Err(Reason::NotPublished);
     }
-    let flow = walk.flow(ip, vni)?;
-    let tunnel = walk.tunnel_length();
-    let said = direct_return::asked(&Ethernet::at(&walk.frame, tunnel)?);
-    let believed = direct_return::believed(walk.tables, &flow, said);
-    let sport = walk.note_return(&flow, sender, (said, believed))?;
-    walk.pop()?;
-    if sport != flow.key.sport {
-        let ConntrackKey { saddr, daddr, dport, .. } = flow.key;
-        let entry = Conntrack { saddr, daddr, sport, dport, ..Conntrack::default() };
-        walk.translate(ETHERNET, flow.transport - tunnel, &entry, Reason::RewriteRefused)?;
+    let said = walk.said(ip)?;
+    let how = Naming { may_be_new: true, ..Naming::default() };
+    let flow = walk.named(&said, from.vni, how)?.ok_or(Reason::ConntrackFull)?;
+    let inner = walk.inner()?;
+    let frontend = dsr::said(walk.tables, &inner, from.sender, ip.is_ipv6());
+    let believed = dsr::believed(walk.tables, &flow, frontend);
+    let sport = walk.note_reverse(&flow, from.sender, (frontend, believed))?;
+    let translated = FlowKey { sport, ..flow.key };
+    // A flow in use keeps the names of its client and of the frontend.
+    if let Some(entry) = walk.tables.conntrack.get(&translated.reversed()).copied() {
+        walk.tables.keep(flow.key.src);
+        walk.tables.keep(entry.src);
     }
-    walk.deliver(endpoint, Mac::of_ip(network.gateway), Reason::Decapsulated)
+    walk.pop(ip, false)?;
+    if sport != flow.key.sport {
+        let entry = Entry::unchanged(&translated, Action::Forward, walk.now);
+        walk.translate(&popped(walk, &flow), &entry)?;
+    }
+    let source = Mac::of_ip(network.gateway);
+    walk.deliver((endpoint, source), ip.is_ipv6(), Reason::Decapsulated)
 }
 
-/// To nobody here: the reply of a flow that was translated here, or nothing.
-fn to_client(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
-    check_peer(walk, sender)?;
-    let flow = walk.flow(ip, vni).map_err(|_| Reason::NoEndpoint)?;
-    let entry = walk.find_action(&flow, CONNTRACK_REPLY).ok_or(Reason::NoEndpoint)?;
-    check_backend(walk, &entry, sender)?;
-    reply(walk, &flow, &entry)
+/// A flow whose packet has lost its outer headers.
+pub fn popped(walk: &Walk<'_>, flow: &Flow) -> Flow {
+    Flow { transport: flow.transport - walk.tunnel_length(), ..*flow }
 }
 
-/// "Node A takes a reply only from the node that the flow's backend is on."
-pub fn check_backend(walk: &Walk<'_>, entry: &Conntrack, sender: Ipv4Addr) -> Result<(), Reason> {
-    let backend = walk.tables.agent.backends.get(&entry.backend).ok_or(Reason::BackendGone)?;
+/// To no endpoint here: the reply of a flow that was translated here, or nothing.
+fn to_client(walk: &mut Walk<'_>, from: From, ip: &Ip) -> Outcome {
+    check_peer(walk, from.sender)?;
+    let flow = walk.flow(ip, from.vni).ok().flatten().ok_or(Reason::NoEndpoint)?;
+    let entry = walk.find_action(&flow, Action::Reply).ok_or(Reason::NoEndpoint)?;
+    check_backend(walk, &entry, from.sender)?;
+    reply(walk, ip, &flow, &entry)
+}
+
+/// "The ingress node takes a reply only from the node that the flow's backend is on."
+pub fn check_backend(walk: &Walk<'_>, entry: &Entry, sender: Ipv4Addr) -> Result<(), Reason> {
+    let backend = walk.tables.backend(entry.backend).ok_or(Reason::BackendGone)?;
     if backend.node == sender.into() { Ok(()) } else { Err(Reason::SpoofedInnerSource) }
 }
 
-fn reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
-    let tunnel = walk.tunnel_length();
-    walk.pop_to(entry.vni == UNDERLAY_VNI)?;
-    let flow = &Flow { transport: flow.transport - tunnel, ..*flow };
-    walk.count_answered(flow, entry, walk.frame.len());
-    walk.translate(ETHERNET, flow.transport, entry, Reason::RewriteRefused)?;
-    if entry.vni == UNDERLAY_VNI {
-        return match walk.route_out(entry) {
-            Err(Reason::TooBig) => tell_backend(walk, flow, entry),
-            sent => sent,
-        };
+fn reply(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Entry) -> Outcome {
+    walk.pop(ip, entry.vni == UNDERLAY_VNI)?;
+    let flow = &popped(walk, flow);
+    walk.count_sent(flow, entry, walk.frame.len());
+    let [frontend, to] = walk.translate(flow, entry)?;
+    if entry.vni != UNDERLAY_VNI {
+        return walk.deliver_reply(entry, to, Reason::Decapsulated);
     }
-    walk.deliver_reply(entry, Reason::Decapsulated)
+    match walk.route(to) {
+        Err(Reason::TooBig) => tell_backend(walk, flow, entry, frontend),
+        routed => routed.map(|()| End::Sent(Reason::SentToClient)),
+    }
 }
 
-/// "A backend elsewhere is told what fits the way to its client, by the address that the client asked."
-fn tell_backend(walk: &mut Walk<'_>, flow: &Flow, entry: &Conntrack) -> Outcome {
-    let backend = *walk.tables.agent.backends.get(&entry.backend).ok_or(Reason::BackendGone)?;
-    icmp::undo(walk, flow)?;
-    icmp::fragmentation_needed(walk, (Mac::default(), entry.saddr.into()), MTU)?;
+/// "A backend elsewhere is told what fits the way to its client, by the frontend."
+fn tell_backend(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry, frontend: IpAddr) -> Outcome {
+    let backend = walk.tables.backend(entry.backend).ok_or(Reason::BackendGone)?;
+    walk.undo(flow, entry)?;
+    icmp::too_big(walk, Router { ip: frontend, mac: Mac::default() }, MTU)?;
     walk.segment = 0;
-    let inner = Ethernet::ipv4(Mac::default(), backend.mac);
-    walk.tunnel(flow.key.vni, backend.node.into(), inner)?;
+    let inner = Ethernet::of_ip(Mac::default(), backend.mac, frontend.is_ipv6());
+    walk.tunnel(Way { vni: flow.key.vni, node: backend.node.into(), inner })?;
     Ok(End::Sent(Reason::TooBigAnswered))
 }

@@ -1,80 +1,88 @@
-//! `xdp_underlay`: decapsulation for endpoints here, and A's part of a published port, for plain
-//! packets that fit the tunnel and whose neighbour is known. The rest passes to `from_underlay`.
+//! `xdp_underlay`: decapsulation for endpoints here, and the ingress node's part of a published port, for
+//! plain packets that fit the tunnel and whose neighbour is known. The rest passes to `from_underlay`.
 
 use std::net::Ipv4Addr;
 
 use overlay_common::{
-    Be32, Mac, Reason, UNDERLAY_VNI,
+    Be32, Reason, UNDERLAY_VNI,
     maps::{
-        CONFIG_XDP_DECAP, CONNTRACK_REPLY, Conntrack, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST,
-        ENDPOINT_LOCAL, ENDPOINT_REMOTE, Endpoint, Published,
+        CONFIG_XDP_DECAP, ENDPOINT_FLAG_BACKEND, ENDPOINT_FLAG_HOST, ENDPOINT_LOCAL,
+        ENDPOINT_REMOTE, Endpoint,
     },
 };
 
 use super::{
+    agent::Naming,
     balance::Balanced,
-    conntrack::Flow,
-    direct_return,
-    frame::{ETHERNET, Ethernet, IPV4, IPV6, Ip, SCTP, TCP, TUNNEL, UDP},
-    membership,
-    observe::Party,
-    underlay::{check_backend, check_other, check_peer, is_tunnel, outer, published_here, vni},
+    bytes::{ETHERNET, Ethernet, TCP, TUNNEL, UDP},
+    packet::{Flow, Ip},
+    published::{dest, head, way},
+    state::{Action, Entry, Marks},
+    underlay::{
+        Tunneled, check_backend, check_other, check_peer, check_stranger, classify, is_of_link,
+        popped, tunneled, wrong_node,
+    },
     walk::{End, Outcome, Walk},
-    xdp6,
 };
 
 /// A packet that came in by the NIC.
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
-    if Ethernet::at(&walk.frame, 0).is_ok_and(|ethernet| ethernet.kind == IPV6) {
-        return xdp6::receive(walk);
-    }
-    let Some((ip, head)) = outer(walk).filter(|(ip, _)| !ip.is_fragment()) else {
+    if walk.tables.ipv6 {
         return Ok(End::Pass);
-    };
-    if is_tunnel(walk, &ip, head.dest) {
+    }
+    match tunneled(walk)? {
         // ECT(1) or CE: only TC combines marks.
-        if ip.ecn & 1 != 0 {
-            return Ok(End::Pass);
-        }
-        return from_tunnel(walk, &ip);
-    }
-    if ip.protocol == SCTP {
-        return Ok(End::Pass);
-    }
-    match published_here(walk, &ip, head.dest) {
-        Some(published) => to_published(walk, &ip, &published),
-        None => Ok(End::Pass),
+        Some(Tunneled { ecn, .. }) if ecn & 1 != 0 => Ok(End::Pass),
+        Some(Tunneled { sender, .. }) => from_tunnel(walk, sender),
+        None => to_published(walk),
     }
 }
 
 /// Whether a tunnel packet of `length` bytes fits the underlay.
-pub fn fits(walk: &Walk<'_>, length: usize) -> bool {
+fn fits(walk: &Walk<'_>, length: usize) -> bool {
     length <= walk.tables.config.underlay_mtu as usize + ETHERNET
 }
 
-fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome {
-    if walk.tables.ipv6 {
+/// Whether a packet is one that XDP translates.
+fn is_plain(ip: &Ip) -> bool {
+    [TCP, UDP].contains(&ip.protocol) && ip.is_plain() && !ip.is_fragment()
+}
+
+fn to_published(walk: &mut Walk<'_>) -> Outcome {
+    let Ok(Some(ipv6)) = Ethernet::at(&walk.frame, 0).map(|ethernet| ethernet.is_ip()) else {
         return Ok(End::Pass);
-    }
-    walk.check(ip)?;
+    };
+    let Some(ip) = Ip::at(&walk.frame, ETHERNET, ipv6).filter(is_plain) else {
+        return Ok(End::Pass);
+    };
+    // What is wrong with a packet of IPv6 is for `from_underlay` to say.
+    let said = match (walk.said(&ip), ip.check(walk)) {
+        (Ok(said), Ok(())) if said.fault.is_none() => Ok(said),
+        _ if ipv6 => return Ok(End::Pass),
+        (said, checked) => checked.and(said),
+    };
+    let Some(head) = head(walk, &ip) else { return Ok(End::Pass) };
+    let published = walk.tables.published_at(ip.dst, ip.protocol, dest(&head));
+    let Some(published) = published else { return Ok(End::Pass) };
+    ip.check(walk)?;
     if !fits(walk, walk.frame.len() + TUNNEL) {
         return Ok(End::Pass);
     }
-    let flow = walk.flow(ip, UNDERLAY_VNI)?;
-    let balanced = match walk.balance(&flow, published.service, (published.target, 0)) {
+    let how = Naming { may_be_new: true, ..Naming::default() };
+    let Some(flow) = walk.named(&said?, UNDERLAY_VNI, how)? else { return Ok(End::Pass) };
+    let target = (published.target.get(), Marks::default());
+    let (entry, backend) = match walk.balance(&flow, published.service, target) {
+        Ok(Balanced::To(entry, backend)) if backend.node != Be32::ZERO => (entry, backend),
         // What becomes of it is for `from_underlay` to say.
-        Err(Reason::BackendGone) => return Ok(End::Pass),
-        balanced => balanced?,
+        Ok(_) | Err(Reason::BackendGone) => return Ok(End::Pass),
+        Err(reason) => return Err(reason),
     };
-    let Balanced::To(entry, backend) = balanced else {
-        // The answer is for `from_underlay` to give.
-        return Ok(End::Pass);
-    };
-    if backend.node == Be32::ZERO {
-        return Ok(End::Pass);
+    if ipv6 && walk.tables.poses_as_inside(&backend, ip.src) {
+        return Err(Reason::SpoofedInnerSource);
     }
     let total = walk.frame.len() + TUNNEL - ETHERNET;
-    let hop = match walk.host.next_hop(&walk.tables.config, backend.node.into(), total) {
+    let node = Ipv4Addr::from(backend.node);
+    let hop = match walk.host.next_hop(&walk.tables.config, node.into(), total) {
         // The answer is for `from_underlay` to give.
         Err(Reason::TooBig) => return Ok(End::Pass),
         hop => hop?,
@@ -82,41 +90,44 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, published: &Published) -> Outcome 
     if !hop.resolved {
         return Ok(End::Pass);
     }
-    walk.count_asked(&flow, &entry);
-    walk.translate(ETHERNET, flow.transport, &entry, Reason::Truncated)?;
-    let inner = Ethernet::ipv4(Mac::default(), backend.mac);
-    let inner = direct_return::header(&flow, &entry, inner);
-    walk.push(backend.vni, backend.node.into(), inner, &hop);
+    walk.keep_both(&flow, &entry);
+    walk.count_received(&flow, &entry);
+    walk.translate(&flow, &entry)?;
+    let source = walk.tables.gateway_mac(backend.vni).filter(|_| ipv6).unwrap_or_default();
+    let way = way(ip.dst, (&flow, &entry), &backend, source);
+    walk.push(way, &hop);
     Ok(End::Sent(Reason::XdpEncapsulated))
 }
 
 /// What does not leave from here is passed on if it is a node's, and dropped if it is a stranger's.
-fn from_tunnel(walk: &mut Walk<'_>, outer: &Ip) -> Outcome {
-    check_other(walk, outer.src)?;
-    let outcome = accept(walk, outer.src);
+fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
+    check_other(walk, sender)?;
+    let outcome = accept(walk, sender);
     if !matches!(outcome, Ok(End::Sent(_))) {
-        let party = std::mem::replace(&mut walk.party, Party::nobody());
-        check_peer(walk, outer.src)?;
-        walk.party = party;
+        check_stranger(walk, sender)?;
     }
-    outcome.map_err(|reason| membership::judge(walk, outer.src, reason))
+    outcome.map_err(|reason| classify(walk, sender, reason))
 }
 
 fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
-    let vni = vni(walk)?;
+    let vni = walk.vni()?;
     walk.party.vni = vni;
-    let ethernet = Ethernet::at(&walk.frame, TUNNEL)?;
-    if ethernet.kind == IPV6 {
-        return xdp6::from_tunnel(walk, vni, sender);
-    }
-    let ip = Ip::at(&walk.frame, TUNNEL + ETHERNET).ok_or(Reason::Truncated)?;
-    if ethernet.kind != IPV4 || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len())
-    {
+    let kind = walk.inner()?.is_ip();
+    let ipv6 = kind == Some(true);
+    let ip = match Ip::at(&walk.frame, TUNNEL + ETHERNET, ipv6) {
+        None if !ipv6 => return Err(Reason::Truncated),
+        None => return Ok(End::Pass),
+        Some(ip) => ip,
+    };
+    if kind.is_none() || !ip.is_plain() || ip.is_fragment() || !fits(walk, walk.frame.len()) {
         return Ok(End::Pass);
     }
-    walk.check(&ip)?;
-    match walk.endpoint(vni, ip.dst) {
-        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
+    if ipv6 && (ip.check(walk).is_err() || !is_plain(&ip) || is_of_link(ip.dst)) {
+        return Ok(End::Pass);
+    }
+    ip.check(walk)?;
+    match walk.tables.endpoint(vni, ip.dst) {
+        Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL && !ipv6 => {
             walk.party.slot = endpoint.slot;
             to_local(walk, (vni, sender), &ip, &endpoint)
         }
@@ -136,36 +147,30 @@ fn to_local(
     if !may || endpoint.flags & ENDPOINT_FLAG_HOST != 0 || ip.protocol == TCP {
         return Ok(End::Pass);
     }
-    let Some(from) = walk.endpoint(vni, ip.src) else {
-        return Ok(End::Pass);
-    };
+    let Some(from) = walk.tables.endpoint(vni, ip.src) else { return Ok(End::Pass) };
     if from.kind != ENDPOINT_REMOTE || from.node != Be32::from(sender) {
         return Err(Reason::SpoofedInnerSource);
     }
-    if from.flags & ENDPOINT_FLAG_BACKEND != 0 && ip.protocol != UDP {
-        return Ok(End::Pass);
+    if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
+        let flow = walk.flow(ip, vni).ok().flatten().filter(|_| ip.protocol == UDP);
+        let reply = flow.and_then(|flow| walk.find_action(&flow, Action::Reply));
+        if ip.protocol != UDP || reply.is_some() {
+            return Ok(End::Pass);
+        }
     }
-    if from.flags & ENDPOINT_FLAG_BACKEND != 0
-        && let Ok(flow) = walk.flow(ip, vni)
-        && walk.find_action(&flow, CONNTRACK_REPLY).is_some()
-    {
-        return Ok(End::Pass);
-    }
-    walk.pop()?;
-    walk.deliver(endpoint, from.mac, Reason::XdpDecapsulated)
+    walk.pop(ip, false)?;
+    walk.deliver((endpoint, from.mac), ip.is_ipv6(), Reason::XdpDecapsulated)
 }
 
-/// To nobody's address.
+/// To an address of no endpoint.
 fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
     check_peer(walk, sender)?;
-    let flow = [TCP, UDP].contains(&ip.protocol).then(|| walk.flow(ip, vni).ok()).flatten();
-    let entry = flow.as_ref().and_then(|flow| walk.find_action(flow, CONNTRACK_REPLY));
+    let flow = if is_plain(ip) { walk.flow(ip, vni).ok().flatten() } else { None };
+    let entry = flow.as_ref().and_then(|flow| walk.find_action(flow, Action::Reply));
     let (Some(flow), Some(entry)) = (flow, entry) else {
-        // Nobody but a node of the network has anything to say here.
-        return match membership::stranger(walk, sender) {
-            Some(reason) => Err(reason),
-            None => Ok(End::Pass),
-        };
+        // Only a node of the network may have something to say here, of IPv6 to `from_underlay`.
+        let wrong = wrong_node(walk, sender).filter(|_| !ip.is_ipv6());
+        return wrong.map_or(Ok(End::Pass), Err);
     };
     if entry.vni != UNDERLAY_VNI {
         return Ok(End::Pass);
@@ -174,8 +179,10 @@ fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcom
     to_client(walk, ip, &flow, &entry)
 }
 
-fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Outcome {
-    let hop = match walk.host.next_hop(&walk.tables.config, entry.daddr.into(), ip.total) {
+fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Entry) -> Outcome {
+    let address = |name| walk.tables.address(entry.vni, name).ok_or(Reason::NoEndpoint);
+    let (_, to) = (address(entry.src)?, address(entry.dst)?);
+    let hop = match walk.host.next_hop(&walk.tables.config, to, ip.total) {
         // The answer is for `from_underlay` to give.
         Err(Reason::TooBig) => return Ok(End::Pass),
         hop => hop?,
@@ -183,9 +190,9 @@ fn to_client(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, entry: &Conntrack) -> Ou
     if !hop.resolved {
         return Ok(End::Pass);
     }
-    walk.count_answered(flow, entry, ip.total + ETHERNET);
-    walk.translate(ip.at, flow.transport, entry, Reason::Truncated)?;
-    walk.pop()?;
-    walk.address(&hop);
+    walk.count_sent(flow, entry, ip.total + ETHERNET);
+    walk.pop(ip, true)?;
+    walk.translate(&popped(walk, flow), entry)?;
+    walk.address(&hop, to.is_ipv6());
     Ok(End::Sent(Reason::XdpSentToClient))
 }

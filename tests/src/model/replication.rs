@@ -1,5 +1,7 @@
-//! Multicast and broadcast: "a copy to every endpoint here but the sender, and one to every other
-//! node", on networks made so.
+//! Head-end replication of multicast and broadcast: "a copy to every endpoint here but the sender, and one
+//! to every other node", on IPv4 networks made so.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use overlay_common::{
     Be32, Mac, Reason,
@@ -8,7 +10,8 @@ use overlay_common::{
 };
 
 use super::{
-    frame::{Ethernet, Ip, put},
+    bytes::{Ethernet, put},
+    packet::Ip,
     walk::{End, Outcome, Walk},
 };
 
@@ -20,45 +23,39 @@ pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
     if !is_copied(walk, link.vni, dst, ip).unwrap_or(false) {
         return Err(Reason::Multicast);
     }
-    let replicas = replicas(walk, link.vni);
-    to_endpoints(walk, &replicas);
-    let config = walk.tables.config;
-    let nodes = &replicas.vteps[..within(replicas.nodes) as usize];
+    let flood = flood(walk, link.vni);
+    to_endpoints(walk, &flood);
+    let nodes = &flood.vteps[..within(flood.nodes) as usize];
     let is_known = |node: &&Be32| !walk.tables.ipv6 || walk.tables.agent.vteps6.contains_key(node);
-    let takes = walk.host.takes(config.vxlan_ifindex, walk.frame.len());
+    let takes = walk.host.takes(walk.tables.config.vxlan_ifindex, walk.frame.len());
     let sent = if takes { nodes.iter().filter(is_known).count() } else { 0 };
-    let refused = within(replicas.nodes) - sent as u32;
-    copied(walk, refused, replicas.nodes);
+    copied(walk, within(flood.nodes) - sent as u32, flood.nodes);
     Ok(End::Copied(Reason::Replicated))
 }
 
 /// From another node.
-pub fn receive(
-    walk: &mut Walk<'_>,
-    (vni, sender): (u32, std::net::Ipv4Addr),
-    dst: Mac,
-    ip: &Ip,
-) -> Outcome {
+pub fn receive(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), dst: Mac, ip: &Ip) -> Outcome {
     if !is_copied(walk, vni, dst, ip).ok_or(Reason::NoEndpoint)? {
         return Err(Reason::Multicast);
     }
-    let source = walk
-        .endpoint(vni, ip.src)
+    let source = walk.tables.endpoint(vni, ip.src);
+    let source = source
         .filter(|from| from.kind == ENDPOINT_REMOTE && from.node == Be32::from(sender))
         .ok_or(Reason::SpoofedInnerSource)?;
-    walk.pop()?;
-    put(&mut walk.frame, 0, &Ethernet::ipv4(source.mac, dst).bytes());
-    let replicas = replicas(walk, vni);
-    to_endpoints(walk, &replicas);
+    walk.pop(ip, false)?;
+    put(&mut walk.frame, 0, &Ethernet::of_ip(source.mac, dst, false).bytes());
+    let flood = flood(walk, vni);
+    to_endpoints(walk, &flood);
     Ok(End::Copied(Reason::Replicated))
 }
 
 /// Whether the network copies the packet; nothing where it is not known.
 fn is_copied(walk: &Walk<'_>, vni: u32, dst: Mac, ip: &Ip) -> Option<bool> {
-    let network = walk.network(vni)?;
-    let [a, b, c, d] = ip.dst.octets();
+    let network = walk.tables.network(vni)?;
+    let IpAddr::V4(group) = ip.dst else { return Some(false) };
+    let [a, b, c, d] = group.octets();
     let subnet_broadcast = network.subnet.get() | !network.mask.get();
-    let mac = if ip.dst.is_broadcast() || u32::from(ip.dst) == subnet_broadcast {
+    let mac = if group.is_broadcast() || u32::from(group) == subnet_broadcast {
         [0xff; 6]
     } else if (224..240).contains(&a) {
         // RFC 1112, section 6.4: the low 23 bits.
@@ -70,16 +67,16 @@ fn is_copied(walk: &Walk<'_>, vni: u32, dst: Mac, ip: &Ip) -> Option<bool> {
     Some(wanted && dst.bytes() == mac)
 }
 
-fn replicas(walk: &Walk<'_>, vni: u32) -> Flood {
-    walk.tables.agent.flood.get(&vni).map(|replicas| **replicas).unwrap_or_default()
+fn flood(walk: &Walk<'_>, vni: u32) -> Flood {
+    walk.tables.agent.flood.get(&vni).map(|flood| **flood).unwrap_or_default()
 }
 
 fn within(count: u32) -> u32 {
     count.min(64)
 }
 
-fn to_endpoints(walk: &mut Walk<'_>, replicas: &Flood) {
-    let links = &replicas.links[..within(replicas.endpoints) as usize];
+fn to_endpoints(walk: &mut Walk<'_>, flood: &Flood) {
+    let links = &flood.links[..within(flood.endpoints) as usize];
     let (ifindex, length) = (walk.ifindex, walk.frame.len());
     let mut refused = 0;
     for link in links.iter().filter(|link| **link != ifindex) {
@@ -90,7 +87,7 @@ fn to_endpoints(walk: &mut Walk<'_>, replicas: &Flood) {
             walk.tell(slot, Traffic::Received, Reason::Replicated, length);
         }
     }
-    copied(walk, refused, replicas.endpoints);
+    copied(walk, refused, flood.endpoints);
 }
 
 /// Counts what did not become of `count` copies.

@@ -1,6 +1,6 @@
 //! Headers in bytes: reading them by their offsets in the RFCs, and changing what checksums cover.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_common::{Mac, Reason};
 
@@ -62,9 +62,18 @@ impl Ethernet {
         Ok(Self { dst: Mac::new(dst), src: Mac::new(src), kind })
     }
 
-    /// A header of an IPv4 packet.
-    pub fn ipv4(src: Mac, dst: Mac) -> Self {
-        Self { dst, src, kind: IPV4 }
+    /// A header of an IP packet.
+    pub fn of_ip(src: Mac, dst: Mac, ipv6: bool) -> Self {
+        Self { dst, src, kind: if ipv6 { IPV6 } else { IPV4 } }
+    }
+
+    /// Whether it is in front of an IPv6 packet; `None` where it is in front of no IP packet.
+    pub fn is_ip(&self) -> Option<bool> {
+        match self.kind {
+            IPV4 => Some(false),
+            IPV6 => Some(true),
+            _ => None,
+        }
     }
 
     /// As on the wire.
@@ -77,82 +86,11 @@ impl Ethernet {
     }
 }
 
-/// The fields of an IPv4 header (RFC 791) that decide anything.
-#[derive(Clone, Copy)]
-pub struct Ip {
-    /// Offset of the header in the frame.
-    pub at: usize,
-    /// Version.
-    pub version: u8,
-    /// Length of the header in bytes.
-    pub header: usize,
-    /// Total length.
-    pub total: usize,
-    /// Identification.
-    pub id: u16,
-    /// More fragments follow.
-    pub more: bool,
-    /// The fragment's offset is not zero.
-    pub later: bool,
-    /// ECN field (RFC 3168).
-    pub ecn: u8,
-    /// Time to live.
-    pub ttl: u8,
-    /// Protocol.
-    pub protocol: u8,
-    /// Source.
-    pub src: Ipv4Addr,
-    /// Destination.
-    pub dst: Ipv4Addr,
-}
-
-impl Ip {
-    /// The header at an offset.
-    pub fn at(frame: &[u8], at: usize) -> Option<Self> {
-        let header: [u8; 20] = bytes(frame, at)?;
-        let fragment = half(&header, 6)?;
-        Some(Self {
-            at,
-            version: header[0] >> 4,
-            header: usize::from(header[0] & 15) * 4,
-            total: half(&header, 2)?.into(),
-            id: half(&header, 4)?,
-            more: fragment & 0x2000 != 0,
-            later: fragment & 0x1fff != 0,
-            ecn: header[1] & 3,
-            ttl: header[8],
-            protocol: header[9],
-            src: Ipv4Addr::from(bytes::<4>(&header, 12)?),
-            dst: Ipv4Addr::from(bytes::<4>(&header, 16)?),
-        })
-    }
-
-    /// Version 4 and no options.
-    pub fn is_plain(&self) -> bool {
-        self.version == 4 && self.header == 20
-    }
-
-    /// Any fragment.
-    pub fn is_fragment(&self) -> bool {
-        self.more || self.later
-    }
-
-    /// Whether the header is possible and the frame as long as it says. What an aggregate says of
-    /// its length holds for none of its segments, and zero is for more than the field can say.
-    pub fn check(&self, frame: &[u8], is_aggregate: bool) -> Result<(), Reason> {
-        let is_huge = is_aggregate && self.total == 0;
-        if self.version != 4 || self.header < 20 || (self.total < self.header && !is_huge) {
-            return Err(Reason::Malformed);
-        }
-        if self.at + self.total > frame.len() && !is_aggregate {
-            return Err(Reason::Truncated);
-        }
-        Ok(())
-    }
-
-    /// Offset of what follows the header.
-    pub fn payload(&self) -> usize {
-        self.at + self.header
+/// An address as bytes.
+pub fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 
