@@ -274,7 +274,7 @@ where
     program.try_into().map_err(|_| missing("program of the right type named", name))
 }
 
-fn ifindex(iface: &str, action: &dyn Fn() -> String) -> Result<u32, DatapathError> {
+pub(super) fn ifindex(iface: &str, action: &dyn Fn() -> String) -> Result<u32, DatapathError> {
     nix::net::if_::if_nametoindex(iface).map_err(|_| {
         kernel(action(), "there is no such interface in this network namespace (`ip link`)")
     })

@@ -9,6 +9,7 @@ mod clsact;
 mod events;
 mod lb_table;
 mod lru;
+pub mod migrate;
 pub use lb_table::set as set_table;
 #[cfg(feature = "log")]
 mod log;
@@ -33,6 +34,7 @@ use attach::Attacher;
 use aya::maps::{Array, Map, MapData};
 use events::{EventRing, WatchTables};
 use lru::LruTables;
+use migrate::Migration;
 use observe::TrafficTables;
 use overlay_common::{
     Be32, Reason,
@@ -115,15 +117,68 @@ impl BpfDatapath {
                 remedy: "give --conntrack-size at least 1".to_owned(),
             });
         }
+        match Self::load_until(options, flavour, None)? {
+            Some(datapath) => Ok(datapath),
+            None => Err(kernel("load the datapath", "the migration ended early")),
+        }
+    }
+
+    /// [`BpfDatapath::load_as`], where a migration ends after `until`, as if the process had been
+    /// killed there: for tests. `None` when it did.
+    ///
+    /// # Errors
+    /// As [`BpfDatapath::load`].
+    pub fn load_until(
+        options: &LoadOptions,
+        flavour: TcFlavour,
+        until: Option<migrate::Step>,
+    ) -> Result<Option<Self>, DatapathError> {
         let pins = Pins::new(&options.pin_dir);
+        if let Some(migration) = Migration::find(&options.pin_dir, &pins, until)? {
+            return Self::migrate(options, pins, flavour, migration);
+        }
         let first = !pins.exist();
         let loaded =
-            pins.create(&options.pin_dir).and_then(|()| Self::adopt(options, pins, flavour));
+            pins.create(&options.pin_dir, None).and_then(|()| Self::adopt(options, pins, flavour));
         if loaded.is_err() && first {
             // The error of the load is the one to report.
             let _ = pins::remove_all(&options.pin_dir);
         }
-        loaded
+        loaded.map(Some)
+    }
+
+    /// Takes the datapath of layout 1 over. When that fails before the first program is replaced,
+    /// layout 1 is in force as before, and nothing is left of layout 2.
+    fn migrate(
+        options: &LoadOptions,
+        pins: Pins,
+        flavour: TcFlavour,
+        migration: Migration,
+    ) -> Result<Option<Self>, DatapathError> {
+        pins.create(&options.pin_dir, Some(migration.old()))?;
+        let undone = migration.may_begin_anew().then(|| pins.clone());
+        let undo = |error: DatapathError| {
+            if let Some(pins) = undone.filter(|pins| !migrate::is_marked(pins)) {
+                // The error of the load is the one to report.
+                let _ = pins.forget();
+            }
+            error
+        };
+        let mut options = options.clone();
+        let loaded = migration.conntrack_size().and_then(|size| {
+            options.conntrack_size = size.unwrap_or(options.conntrack_size);
+            Self::adopt(&options, pins.clone(), flavour)
+        });
+        let mut datapath = match loaded {
+            Ok(datapath) => datapath,
+            Err(error) => return Err(undo(error)),
+        };
+        let attacher = datapath.attacher.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match migration.run(&mut attacher.ebpf, &pins) {
+            Ok(()) => Ok(Some(datapath)),
+            Err(migrate::Stop::There) => Ok(None),
+            Err(migrate::Stop::Failed(error)) => Err(undo(error)),
+        }
     }
 
     fn adopt(options: &LoadOptions, pins: Pins, flavour: TcFlavour) -> Result<Self, DatapathError> {

@@ -1,4 +1,4 @@
-//! Where things are pinned: `PIN_DIR/v1/{maps,links,progs}/NAME`.
+//! Where things are pinned: `PIN_DIR/v2/{maps,links,progs}/NAME`.
 
 use std::{
     io,
@@ -29,7 +29,7 @@ pub(super) enum LinkKind {
 impl LinkKind {
     const ALL: [Self; 4] = [Self::Tcx, Self::Clsact, Self::Xdp, Self::Socket];
 
-    const fn prefix(self) -> &'static str {
+    pub(super) const fn prefix(self) -> &'static str {
         match self {
             Self::Tcx => "tc-",
             Self::Clsact => "clsact-",
@@ -47,20 +47,29 @@ pub(super) struct Pins {
 
 impl Pins {
     pub(super) fn new(pin_dir: &Path) -> Self {
-        Self { root: pin_dir.join(format!("v{LAYOUT_VERSION}")) }
+        Self::of(pin_dir, LAYOUT_VERSION)
     }
 
-    /// Makes the directories. Refuses when another version's datapath is loaded: both would
-    /// handle every packet.
-    pub(super) fn create(&self, pin_dir: &Path) -> Result<(), DatapathError> {
+    /// The pins of a version of the layout.
+    pub(super) fn of(pin_dir: &Path, version: u32) -> Self {
+        Self { root: pin_dir.join(format!("v{version}")) }
+    }
+
+    /// Makes the directories. Refuses when the datapath of a version is loaded that is neither this
+    /// one nor `from`, which is to be migrated from: both would handle every packet.
+    pub(super) fn create(&self, pin_dir: &Path, from: Option<&Self>) -> Result<(), DatapathError> {
         for other in versions(pin_dir)? {
-            if other != self.root {
+            if other != self.root && from.is_none_or(|from| from.root != other) {
                 return Err(DatapathError::Pin {
                     path: other.display().to_string(),
                     reason: format!("this program's layout is version {LAYOUT_VERSION}"),
                 });
             }
         }
+        self.make_directories()
+    }
+
+    pub(super) fn make_directories(&self) -> Result<(), DatapathError> {
         for dir in [self.maps(), self.links(), self.programs()] {
             std::fs::create_dir_all(&dir)
                 .map_err(|e| kernel(format!("make the pin directory {}", dir.display()), e))?;
@@ -125,6 +134,31 @@ impl Pins {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(kernel(format!("open the pinned link {}", path.display()), e)),
         }
+    }
+
+    /// Moves the pin of an attachment here, without any effect on what is attached.
+    pub(super) fn adopt_link(
+        &self,
+        from: &Self,
+        (kind, name): (LinkKind, &str),
+    ) -> Result<(), DatapathError> {
+        let (old, new) = (from.link(kind, name), self.link(kind, name));
+        std::fs::rename(&old, &new)
+            .map_err(|e| kernel(format!("move the pin {} to {}", old.display(), new.display()), e))
+    }
+
+    /// Removes the pins of maps and programs, and the directories. What is attached stays attached.
+    pub(super) fn forget(&self) -> Result<(), DatapathError> {
+        let mut errors = Vec::new();
+        for dir in [self.programs(), self.maps()] {
+            for name in names(&dir)? {
+                errors.extend(remove_file(&dir.join(name)).err());
+            }
+        }
+        for dir in [self.programs(), self.maps(), self.links(), self.root.clone()] {
+            errors.extend(remove_dir(&dir).err());
+        }
+        errors.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Detaches a pinned link and removes its pin; a missing one is no error.
@@ -390,7 +424,7 @@ mod tests {
     fn links_are_told_apart_by_their_prefix_only() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let pins = Pins::new(dir.path());
-        pins.create(dir.path()).expect("made");
+        pins.create(dir.path(), None).expect("made");
         for (kind, name) in [(LinkKind::Tcx, "xdp-1"), (LinkKind::Xdp, "eth0.7")] {
             std::fs::write(pins.link(kind, name), "").expect("a file");
         }
@@ -405,7 +439,7 @@ mod tests {
         let pin_dir = dir.path().join("pins");
         std::fs::create_dir_all(pin_dir.join("v0/maps")).expect("made");
         std::fs::write(pin_dir.join("v0/maps/config"), "").expect("a file");
-        let refused = Pins::new(&pin_dir).create(&pin_dir);
+        let refused = Pins::new(&pin_dir).create(&pin_dir, Some(&Pins::of(&pin_dir, 1)));
         assert!(matches!(refused, Err(DatapathError::Pin { path, .. }) if path.ends_with("v0")));
         assert_eq!(remove_all(&pin_dir).expect("removed"), vec!["map config".to_owned()]);
         assert!(!pin_dir.exists());

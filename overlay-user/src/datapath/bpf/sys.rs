@@ -121,17 +121,29 @@ pub(super) fn read_array(map: BorrowedFd<'_>, size: u32) -> io::Result<Vec<u32>>
     Ok(values)
 }
 
-/// How many entries are counted in one call.
+/// How many entries are read in one call.
 const BATCH: usize = 4096;
 
-/// Counts the entries of a hash map with keys and values of these sizes, in bytes, by `BPF_MAP_LOOKUP_BATCH`
-/// (Linux 5.6). That copies bucket by bucket, and makes no entry more recent than it is.
-pub(super) fn count_entries(map: BorrowedFd<'_>, (key, value): (u32, u32)) -> io::Result<u64> {
-    let mut keys = vec![0_u8; BATCH * key as usize];
-    let mut values = vec![0_u8; BATCH * value as usize];
+/// Counts the entries of a hash map with keys and values of these sizes, in bytes.
+pub(super) fn count_entries(map: BorrowedFd<'_>, sizes: (u32, u32)) -> io::Result<u64> {
+    let mut entries = 0;
+    let sizes = (sizes.0 as usize, sizes.1 as usize);
+    read_entries(map, sizes, |keys, _| entries += (keys.len() / sizes.0) as u64)?;
+    Ok(entries)
+}
+
+/// Reads the entries of a hash map with keys and values of these sizes, in bytes, by
+/// `BPF_MAP_LOOKUP_BATCH` (Linux 5.6), some thousand at a time: keys one after the other, and their
+/// values. That copies bucket by bucket, and makes no entry more recent than it is.
+pub(super) fn read_entries(
+    map: BorrowedFd<'_>,
+    (key, value): (usize, usize),
+    mut each: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut keys = vec![0_u8; BATCH * key];
+    let mut values = vec![0_u8; BATCH * value];
     // The bucket to go on with; nothing the first time.
     let (mut from, mut next) = (None, 0_u32);
-    let mut entries = 0;
     loop {
         let mut attr = zeroed();
         // SAFETY: the batch commands read and write this member of the union, all of which is zero.
@@ -144,13 +156,106 @@ pub(super) fn count_entries(map: BorrowedFd<'_>, (key, value): (u32, u32)) -> io
         batch.count = BATCH as u32;
         let outcome = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
         // SAFETY: as above; with the end of the map, too, the kernel says what there was before it.
-        let counted = u64::from(unsafe { attr.batch.count });
-        match outcome {
-            Ok(_) => entries += counted,
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => return Ok(entries + counted),
+        let count = unsafe { attr.batch.count } as usize;
+        let ended = match outcome {
+            Ok(_) => false,
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => true,
             Err(e) => return Err(e),
+        };
+        each(&keys[..count * key], &values[..count * value]);
+        if ended {
+            return Ok(());
         }
         from = Some(next);
+    }
+}
+
+/// `BPF_MAP_LOOKUP_ELEM`; `value` has room for the map's value, of all possible CPUs where it is
+/// per CPU. False when there is no such entry.
+pub(super) fn get(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = element(map, key);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    found(bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr))
+}
+
+/// `BPF_MAP_UPDATE_ELEM`; `value` as in [`get`].
+pub(super) fn set(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let mut attr = element(map, key);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_ptr() as u64;
+    attr.__bindgen_anon_2.flags = flags;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// `BPF_MAP_DELETE_ELEM`; a missing entry is no error.
+pub(super) fn remove(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    found(bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut element(map, key))).map(drop)
+}
+
+/// `BPF_MAP_GET_NEXT_KEY`: writes the key after `key`, or the first one. False at the end.
+pub(super) fn next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
+    let mut attr = element(map, key.unwrap_or_default());
+    if key.is_none() {
+        attr.__bindgen_anon_2.key = 0;
+    }
+    attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+    found(bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr))
+}
+
+/// What a map is made as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MapShape {
+    /// One of `BPF_MAP_TYPE_*`.
+    pub(super) kind: u32,
+    /// Bytes of a key.
+    pub(super) key: u32,
+    /// Bytes of a value, of one CPU.
+    pub(super) value: u32,
+    /// Most entries.
+    pub(super) entries: u32,
+    /// Bits of `BPF_F_*`.
+    pub(super) flags: u32,
+}
+
+/// `BPF_MAP_CREATE`; `inner` is a map like those that a map of maps is to hold.
+pub(super) fn create_map(shape: MapShape, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    // SAFETY: BPF_MAP_CREATE reads this member of the union, all of which is zero.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = shape.kind;
+    create.key_size = shape.key;
+    create.value_size = shape.value;
+    create.max_entries = shape.entries;
+    create.map_flags = shape.flags;
+    create.inner_map_fd = inner.map_or(0, |inner| inner.as_raw_fd().cast_unsigned());
+    let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: the command returns a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `BPF_OBJ_PIN`.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd().cast_unsigned();
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+fn element(map: BorrowedFd<'_>, key: &[u8]) -> bpf_attr {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
+    attr.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attr
+}
+
+fn found(outcome: io::Result<i32>) -> io::Result<bool> {
+    match outcome {
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+        outcome => outcome.map(|_| true),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The datapath on the real kernel: each test has a bpffs and network namespaces of its own.
 
 mod lru;
+mod migrate;
 
 use std::path::PathBuf;
 
