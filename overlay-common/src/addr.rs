@@ -1,7 +1,7 @@
-//! Byte-order newtypes: a value in network order cannot be mixed up with one in host order.
+//! Byte-order types: the compiler tells a value in network order from one in host order.
 
-/// A 16-bit value in network byte order, as it stands in the packet: a port mostly. It is kept as
-/// bytes, so that a dump of a map shows them in the order of the wire.
+/// A 16-bit value in network byte order, as in the packet; mostly a port. It is stored as bytes, so
+/// that a dump of a map shows them in wire order.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(2))]
 pub struct Be16 {
@@ -18,13 +18,13 @@ impl Be16 {
         Self { bytes: host.to_be_bytes() }
     }
 
-    /// From the bits as they were loaded from the packet.
+    /// From the bits as loaded from the packet.
     #[inline(always)]
     pub const fn from_raw(raw: u16) -> Self {
         Self { bytes: raw.to_ne_bytes() }
     }
 
-    /// The bits as they are to be stored in the packet.
+    /// The bits as stored in the packet.
     #[inline(always)]
     pub const fn raw(self) -> u16 {
         u16::from_ne_bytes(self.bytes)
@@ -37,8 +37,8 @@ impl Be16 {
     }
 }
 
-/// A 32-bit value in network byte order, as it stands in the packet: an IPv4 address mostly. It is
-/// kept as bytes, so that a dump of a map shows an address as it is written.
+/// A 32-bit value in network byte order, as in the packet; mostly an IPv4 address. It is stored as
+/// bytes, so that a dump of a map shows an address in its usual notation.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
 pub struct Be32 {
@@ -55,13 +55,13 @@ impl Be32 {
         Self { bytes: host.to_be_bytes() }
     }
 
-    /// From the bits as they were loaded from the packet.
+    /// From the bits as loaded from the packet.
     #[inline(always)]
     pub const fn from_raw(raw: u32) -> Self {
         Self { bytes: raw.to_ne_bytes() }
     }
 
-    /// The bits as they are to be stored in the packet.
+    /// The bits as stored in the packet.
     #[inline(always)]
     pub const fn raw(self) -> u32 {
         u32::from_ne_bytes(self.bytes)
@@ -73,13 +73,13 @@ impl Be32 {
         u32::from_be_bytes(self.bytes)
     }
 
-    /// The four bytes in the order they have on the wire.
+    /// The four bytes in wire order.
     #[inline(always)]
     pub const fn octets(self) -> [u8; 4] {
         self.bytes
     }
 
-    /// From four bytes in the order they have on the wire.
+    /// From four bytes in wire order.
     #[inline(always)]
     pub const fn from_octets(octets: [u8; 4]) -> Self {
         Self { bytes: octets }
@@ -98,9 +98,9 @@ impl From<Be32> for core::net::Ipv4Addr {
     }
 }
 
-/// An IPv6 address, bytes in wire order. It is aligned to 4 bytes, as it stands in the header, and is
-/// read word by word and through references: taken as sixteen bytes, the compiler would copy or
-/// compare it byte by byte on a BPF program's small stack.
+/// An IPv6 address, bytes in wire order. It is aligned to 4 bytes, as in the header. Code reads it
+/// word by word and through references: from an array of sixteen bytes the compiler would make
+/// copies and comparisons byte by byte, on the small stack of a BPF program.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
 pub struct Ip6 {
@@ -149,13 +149,14 @@ impl Ip6 {
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
     }
 
-    /// The address under which IPv6 sockets know an IPv4 address: `::ffff:0:0/96` (RFC 4291, section 2.5.5.2).
+    /// The form in which IPv6 sockets see an IPv4 address: `::ffff:0:0/96` (RFC 4291, section
+    /// 2.5.5.2).
     #[inline(always)]
     pub const fn mapped(ip: Be32) -> Self {
         Self::from_words([0, 0, Be32::from_octets([0, 0, 0xff, 0xff]).raw(), ip.raw()])
     }
 
-    /// The IPv4 address of a mapped one.
+    /// The IPv4 address inside a mapped address, or none for other addresses.
     #[inline(always)]
     pub const fn unmapped(&self) -> Option<Be32> {
         match self.words() {
@@ -166,8 +167,8 @@ impl Ip6 {
         }
     }
 
-    /// What the address adds to an Internet checksum, as [`crate::checksum::fold`] takes it: words of
-    /// 32 bits fold to the same sum as half words.
+    /// The address's part of an Internet checksum, for [`crate::checksum::fold`]: 32-bit words fold
+    /// to the same sum as half words.
     #[inline(always)]
     pub const fn sum(&self) -> u64 {
         let [a, b, c, d] = self.words();
@@ -183,7 +184,7 @@ impl Ip6 {
         Self { bytes: mask.to_be_bytes() }
     }
 
-    /// Whether both addresses have the same bits where `mask` has ones.
+    /// Whether both addresses have the same bits under `mask`.
     #[inline(always)]
     pub const fn is_equal_under(&self, other: &Self, mask: &Self) -> bool {
         let (a, b, mask) = (self.words(), other.words(), mask.words());
@@ -207,7 +208,7 @@ impl Ip6 {
     }
 
     /// The link-local address of an interface with this MAC: `fe80::/64` and the modified EUI-64
-    /// (RFC 4291, appendix A), as Linux gives it in `addr_gen_mode` 0.
+    /// (RFC 4291, appendix A), as Linux makes it in `addr_gen_mode` 0.
     #[inline(always)]
     pub const fn link_local(mac: Mac) -> Self {
         let [a, b, c, d, e, f] = mac.bytes;
@@ -219,8 +220,8 @@ impl Ip6 {
         ])
     }
 
-    /// The IPv4 address of the endpoint whose link-local address this is. An endpoint's MAC is that
-    /// of its IPv4 address ([`Mac::of_ip`]), so the link-local address says it too.
+    /// The IPv4 address of the endpoint that has this link-local address, or none. An endpoint's
+    /// MAC follows from its IPv4 address ([`Mac::of_ip`]), and so does its link-local address.
     #[inline(always)]
     pub fn ipv4_of_link_local(&self) -> Option<Be32> {
         let b = &self.bytes;
@@ -248,7 +249,7 @@ impl From<Ip6> for core::net::Ipv6Addr {
     }
 }
 
-/// An Ethernet address, bytes in wire order. It is aligned as it is in every header.
+/// An Ethernet address, bytes in wire order. It is aligned to 2 bytes, as in every header.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialOrd, Ord)]
 #[repr(C, align(2))]
 pub struct Mac {
@@ -268,7 +269,7 @@ impl Mac {
         self.bytes
     }
 
-    /// The address Docker gives an interface that has `ip`: 02:42 and the four address bytes.
+    /// The MAC that Docker gives an interface with address `ip`: 02:42 and the four address bytes.
     #[inline(always)]
     pub const fn of_ip(ip: Be32) -> Self {
         let [a, b, c, d] = ip.octets();
@@ -278,11 +279,12 @@ impl Mac {
     /// The same six bytes as three words.
     #[inline(always)]
     const fn words(self) -> [u16; 3] {
-        // SAFETY: of one size, and any bytes are valid words.
+        // SAFETY: both are six bytes without padding, and any bit pattern is a valid integer.
         unsafe { core::mem::transmute::<Self, [u16; 3]>(self) }
     }
 
-    /// True for broadcast and multicast: the group bit of the first byte (IEEE 802, I/G).
+    /// Whether the address is broadcast or multicast: the group bit of the first byte (IEEE 802,
+    /// I/G).
     #[inline(always)]
     pub const fn is_group(self) -> bool {
         self.bytes[0] & 1 != 0
@@ -296,8 +298,8 @@ impl core::fmt::Display for Mac {
     }
 }
 
-/// Equality by words: what is derived for arrays of bytes forgets how they are aligned, and BPF then
-/// compares byte by byte.
+/// Equality by words. The derived equality of byte arrays ignores the alignment, and BPF would
+/// compare byte by byte.
 macro_rules! equal_by {
     ($type:ty, $words:ident) => {
         impl PartialEq for $type {

@@ -1,8 +1,8 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! A checksum is kept as it stands in the packet: the ones' complement of the ones' complement
-//! sum. All words are handled as they are loaded, without swapping, because the sum is independent
-//! of byte order (RFC 1071, section 2.B).
+//! A checksum is kept as in the packet: the ones' complement of the ones' complement sum. All words
+//! are used as loaded, without swapping, because the sum does not depend on byte order (RFC 1071,
+//! section 2.B).
 
 /// Folds the carries of a 64-bit sum into 16 bits.
 #[inline(always)]
@@ -14,7 +14,7 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// What replacing the word `old` by `new` adds to a sum, to be given to [`apply`].
+/// The change of a sum when the word `old` becomes `new`, for [`apply`].
 #[inline(always)]
 pub const fn diff32(old: u32, new: u32) -> u64 {
     (!old as u64) + (new as u64)
@@ -26,14 +26,14 @@ pub const fn diff16(old: u16, new: u16) -> u64 {
     (!old as u64) + (new as u64)
 }
 
-/// The checksum after the changes in `diff` (a sum of [`diff32`] and [`diff16`]): RFC 1624,
-/// equation 3.
+/// The checksum after the changes in `diff`, a sum of [`diff32`] and [`diff16`] (RFC 1624, equation
+/// 3).
 #[inline(always)]
 pub const fn apply(checksum: u16, diff: u64) -> u16 {
     !fold((!checksum as u64) + diff)
 }
 
-/// As [`apply`], for UDP over IPv4: a zero checksum means "none" and stays, and a computed zero is
+/// As [`apply`], for UDP over IPv4. A zero checksum means "none" and stays zero. A computed zero is
 /// sent as all ones (RFC 768).
 #[inline(always)]
 pub const fn apply_udp(checksum: u16, diff: u64) -> u16 {
@@ -44,7 +44,8 @@ pub const fn apply_udp(checksum: u16, diff: u64) -> u16 {
     if new == 0 { 0xffff } else { new }
 }
 
-/// Checksum of an IPv4 header of 20 bytes given as its ten half words, the checksum field zero.
+/// Checksum of an IPv4 header of 20 bytes, given as its ten half words with a checksum field of
+/// zero.
 #[inline(always)]
 pub const fn ipv4_header(words: &[u16; 10]) -> u16 {
     let mut sum = 0u64;
@@ -104,7 +105,7 @@ mod tests {
     fn a_udp_checksum_of_zero_stays_none_and_never_becomes_none() {
         assert_eq!(apply_udp(0, diff32(1, 2)), 0);
         let checksum = 0x1234u16;
-        // Chosen so that the new sum is all ones: the checksum would be zero.
+        // With this change the new sum is all ones, and the checksum would be zero.
         let diff = u64::from(!fold(u64::from(!checksum)));
         assert_eq!(apply(checksum, diff), 0);
         assert_eq!(apply_udp(checksum, diff), 0xffff);

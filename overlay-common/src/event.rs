@@ -1,8 +1,8 @@
-//! What the programs tell while somebody watches: records of ring buffer map `events`.
+//! Records that the programs write to ring buffer map `events` while a watcher is there.
 //!
-//! A record is an [`Event`], followed by [`Event::captured`] bytes of the packet or, for a new
-//! flow, by a [`FlowStart`]. What does not fit the ring is lost and counted: no packet waits for
-//! a watcher.
+//! A record is an [`Event`]. It is followed by [`Event::captured`] bytes of the packet or, for a
+//! new flow, by a [`FlowStart`]. A record that does not fit the ring is lost and counted: no packet
+//! waits for a watcher.
 
 use crate::{
     Be16,
@@ -10,28 +10,29 @@ use crate::{
     pod::plain,
 };
 
-/// Bytes of the ring: some thousand drops, or captured packets of full size.
+/// Size of the ring in bytes: room for some thousand drops, or for captured packets of full size.
 pub const EVENT_RING: usize = 1 << 20;
 
 /// Most bytes of a packet in a record.
 pub const SNAP_MAX: usize = 1 << 14;
 
-/// Bytes of a dropped packet in a record: all headers of a tunnel packet and of what it carries.
+/// Bytes of a dropped packet in a record. They hold all headers of a tunnel packet and of the
+/// packet inside.
 pub const DROP_SNAP: usize = 192;
 
-/// Map `watch`, array of one: what is told. Written by the agent while somebody watches, read by
-/// `from_container`, `from_underlay` and `xdp_underlay` for each packet.
+/// Map `watch`, array of one: what the programs report. Written by the agent while it has watchers;
+/// read by `from_container`, `from_underlay` and `xdp_underlay` for each packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Watch {
-    /// Until when it holds, in ns of CLOCK_MONOTONIC: nothing is told for long after an agent that
-    /// ended without saying so.
+    /// End of the watch in ns of CLOCK_MONOTONIC. If the agent dies, the programs stop reporting
+    /// soon after.
     pub until: u64,
-    /// Bits of `WATCH_*`; 0 while nobody watches.
+    /// Bits of `WATCH_*`; 0 without watchers.
     pub flags: u32,
-    /// Bytes of a captured packet that are told, at most [`SNAP_MAX`].
+    /// Bytes of a captured packet in its record, at most [`SNAP_MAX`].
     pub snap: u32,
-    /// Of so many packets to be captured one is; 0 and 1 mean all.
+    /// One of this many packets is captured; 0 and 1 mean all.
     pub sample: u32,
     /// Capture only IP packets to or from this address; IPv4 as `::ffff:a.b.c.d`, zero for any.
     pub host: [u8; 16],
@@ -43,65 +44,67 @@ pub struct Watch {
     pub pad: u8,
 }
 
-/// Tell of drops.
+/// Report drops.
 pub const WATCH_DROPS: u32 = 1 << 0;
-/// Tell of new flows.
+/// Report new flows.
 pub const WATCH_FLOWS: u32 = 1 << 1;
-/// Tell of packets that endpoints send and receive.
+/// Report packets that endpoints send and receive.
 pub const WATCH_CAPTURE: u32 = 1 << 2;
-/// Capture those of all endpoints and not only of those with an entry in map `watched`.
+/// Capture the packets of all endpoints. Without it only endpoints with an entry in map `watched`
+/// are captured.
 pub const WATCH_ALL: u32 = 1 << 3;
 
-/// Map `watched`, array by slot: whether packets of an endpoint are captured, 1 or 0. Written by
-/// the agent.
+/// Map `watched`, array by counter index: 1 if packets of the endpoint are captured, otherwise 0.
+/// Written by the agent.
 pub type Watched = u32;
 
-/// Map `lost_events`, per-CPU array by kind of event ([`EVENT_DROP`] and so on): records that did not fit
-/// the ring. Written by the programs.
+/// Map `lost_events`, per-CPU array by kind of event ([`EVENT_DROP`] and so on): records that did
+/// not fit the ring. Written by the programs.
 pub type Lost = u64;
 
 /// A packet was dropped.
 pub const EVENT_DROP: u8 = 0;
-/// A flow was given a backend.
+/// A new flow got a backend.
 pub const EVENT_FLOW: u8 = 1;
-/// A packet that an endpoint sent, as it sent it, or that was put into an endpoint.
+/// An endpoint sent the packet, which is captured as sent, or the packet was delivered to an
+/// endpoint.
 pub const EVENT_CAPTURE: u8 = 2;
-/// How many kinds there are.
+/// Number of kinds.
 pub const EVENT_KINDS: usize = 3;
 
 /// Entries of `lost_events`, with room for further kinds: a pinned array keeps its size.
 pub const LOST_EVENTS_ENTRIES: usize = 16;
 
-/// The beginning of a record.
+/// The header of a record.
 ///
 /// Map `events`, ring buffer: drops, new flows and captured packets, as map `watch` asks for them.
 /// Written by the programs; read by the agent, which passes the records on to its watchers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
-    /// When, in ns of CLOCK_MONOTONIC.
+    /// Time in ns of CLOCK_MONOTONIC.
     pub time: u64,
     /// One of `EVENT_*`.
     pub kind: u8,
     /// A [`crate::observe::Traffic`].
     pub traffic: u8,
-    /// The [`crate::Reason`] for which the packet went on or was dropped.
+    /// The [`crate::Reason`] for which the packet was forwarded or dropped.
     pub reason: u8,
     /// Padding, zero.
     pub pad: u8,
-    /// Index of the interface that the packet came in by; 0 for flows.
+    /// Index of the interface that the packet arrived on; 0 for flows.
     pub ifindex: u32,
-    /// The network, where the program knew it; [`crate::UNDERLAY_VNI`] otherwise.
+    /// The network if the program knew it, otherwise [`crate::UNDERLAY_VNI`].
     pub vni: u32,
-    /// Slot of the endpoint; 0 where it is not known.
+    /// Counter index of the endpoint; 0 if it is not known.
     pub slot: u32,
-    /// Bytes of the packet.
+    /// Length of the packet in bytes.
     pub length: u32,
-    /// Bytes that follow.
+    /// Number of bytes that follow this header.
     pub captured: u32,
 }
 
-/// What follows the [`Event`] of a new flow.
+/// The data that follow the [`Event`] of a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowStart {
@@ -109,7 +112,7 @@ pub struct FlowStart {
     pub key: ConntrackKey,
     /// Padding, zero.
     pub pad: u32,
-    /// Where it goes.
+    /// The flow's translation.
     pub entry: Conntrack,
 }
 
@@ -117,7 +120,7 @@ pub struct FlowStart {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowEvent {
-    /// The beginning.
+    /// The header.
     pub event: Event,
     /// The flow.
     pub flow: FlowStart,
@@ -139,7 +142,7 @@ mod tests {
         assert_eq!(size_of::<FlowEvent>(), size_of::<Event>() + flow);
         assert_eq!(offset_of!(Watch, host), 20);
         assert_eq!(offset_of!(Event, captured), 28);
-        assert!(EVENT_KINDS <= LOST_EVENTS_ENTRIES);
+        const { assert!(EVENT_KINDS <= LOST_EVENTS_ENTRIES) };
     }
 
     #[test]

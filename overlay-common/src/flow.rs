@@ -1,4 +1,5 @@
-//! How long flows live: checked by the programs on use, and by the agent where it counts flows.
+//! Timeouts of flows. The programs check them on use, and the agent checks them when it counts
+//! flows.
 
 use crate::{
     maps::{
@@ -9,22 +10,22 @@ use crate::{
 };
 
 const SECOND: u64 = 1_000_000_000;
-/// An idle established TCP connection is kept for longer than the two hours after which hosts send
-/// keep-alives (RFC 9293, section 3.8.4), in ns.
+/// Timeout of an established TCP connection in ns. It is longer than the two hours after which
+/// hosts send keep-alives (RFC 9293, section 3.8.4).
 pub const TCP_ESTABLISHED: u64 = 7_500 * SECOND;
-/// A connection that is being opened, in ns.
+/// Timeout of a connection during its handshake, in ns.
 pub const TCP_OPENING: u64 = 60 * SECOND;
-/// A connection after both FINs or a RST, in ns.
+/// Timeout of a connection after both FINs or a RST, in ns.
 pub const TCP_CLOSING: u64 = 30 * SECOND;
-/// For how long the side that closed a connection first may still answer for it, in ns: 60 s on Linux
-/// (TCP_TIMEWAIT_LEN), and what [`Conntrack::last_seen`] and its timers may be late.
+/// Time in ns during which the side that closed a connection first may still answer for it: 60 s on
+/// Linux (TCP_TIMEWAIT_LEN), plus the delay of [`Conntrack::last_seen`] and of the timer.
 pub const TCP_TIME_WAIT: u64 = 62 * SECOND;
-/// A flow without connections, in ns.
+/// Timeout of a flow of a protocol without connections, in ns.
 pub const UDP: u64 = 60 * SECOND;
-/// A UDP flow of which both sides have spoken, in ns: what RFC 4787, REQ-5, wants by default.
+/// Timeout of a UDP flow with packets in both directions, in ns: the default of RFC 4787, REQ-5.
 pub const UDP_CONVERSATION: u64 = 300 * SECOND;
-/// On the backend's node, a flow that another node translates, in ns: at least as long as any service
-/// says, which that node knows.
+/// Timeout on the backend's node of a flow that another node translates, in ns. Only that other
+/// node knows the service's own timeout, so this is the longest one that a service can have.
 pub const RETURNING: u64 = u16::MAX as u64 * SECOND;
 
 /// How long an entry may be idle, in ns.
@@ -49,36 +50,40 @@ pub const fn timeout(proto: u8, entry: &Conntrack) -> u64 {
     }
 }
 
-/// Whether a connection's entry says that it is over. One that has ended in one direction only goes on in the other,
-/// silently maybe (RFC 9293, section 3.6).
+/// Whether a connection's entry says that both directions are closed. A connection that is closed
+/// in one direction may stay open in the other one, even without traffic (RFC 9293, section 3.6).
 #[inline(always)]
 const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
     const FINS: u32 = TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN;
     match entry.flags & (FINS | TCP_SEEN_RST) {
         0 => false,
-        // SHUTDOWN COMPLETE is said once (RFC 9260, section 9.2).
+        // An SCTP endpoint sends SHUTDOWN COMPLETE once (RFC 9260, section 9.2).
         TCP_SEEN_FIN | TCP_SEEN_OTHER_FIN => proto == PROTO_SCTP || is_alone(entry),
         _ => true,
     }
 }
 
-/// Whether an entry hears of its own direction only: what goes on with the outside keeps the other entry's time up to date
-/// instead.
+/// Whether an entry learns of the FINs of its own direction only. This holds for flows to the
+/// outside: a packet of such a flow updates the other entry's time, and tells it of a RST but not of
+/// a FIN.
 #[inline(always)]
 const fn is_alone(entry: &Conntrack) -> bool {
     matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)
 }
 
-/// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC. Times
-/// may be before the clock's beginning, so that an entry can be older than the machine is up.
+/// Whether the flow's entry has been idle for too long at time `now`, in ns of CLOCK_MONOTONIC.
+/// Times may lie before the start of the clock, so that an entry can be older than the machine's
+/// uptime.
 #[inline(always)]
 pub const fn is_expired(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
     now.wrapping_sub(entry.last_seen).cast_signed() > timeout(key.proto, entry).cast_signed()
 }
 
-/// Whether another flow may have the tuple of an entry at time `now`: its own is over, and out of TIME-WAIT.
-/// Before that a SYN of another host, whose numbers and timestamps do not go on where the old ones ended, is
-/// answered with an old acknowledgement and has to be sent again (RFC 9293, sections 3.6.1 and 3.10.7.4; RFC 6191).
+/// Whether another flow may take the tuple of an entry at time `now` (ns of CLOCK_MONOTONIC). The
+/// entry's own flow must be over and out of TIME-WAIT. Before that, a SYN of another host has
+/// sequence numbers and timestamps that do not continue the old ones. The backend would answer it
+/// with an old acknowledgement, and the client would have to send it again (RFC 9293, sections
+/// 3.6.1 and 3.10.7.4; RFC 6191).
 #[inline(always)]
 pub const fn is_free_again(key: &ConntrackKey, entry: &Conntrack, now: u64) -> bool {
     let waits = key.proto == PROTO_TCP && entry.flags & TCP_SEEN_FIN != 0;
@@ -128,7 +133,7 @@ mod tests {
                 assert_eq!(timeout(PROTO_SCTP, action, fin), TCP_CLOSING);
             }
         }
-        // Who does not hear of the other side's FIN.
+        // These entries do not learn of the other side's FIN.
         for action in [CONNTRACK_MASQUERADE, CONNTRACK_UNMASQUERADE] {
             assert_eq!(timeout(PROTO_TCP, action, TCP_SEEN_FIN), TCP_CLOSING);
         }
@@ -143,7 +148,7 @@ mod tests {
         assert_eq!(timeout(PROTO_TCP, &own(BOTH_FINS)), TCP_CLOSING);
         assert_eq!(timeout(PROTO_UDP, &own(0)), 7 * SECOND);
         assert_eq!(timeout(PROTO_UDP, &own(ANSWERED)), 7 * SECOND);
-        // What another node translates, that one forgets.
+        // The node that translates the flow decides when it expires.
         let returning = |state| Conntrack { node: Be32::new(1), ..entry(state) };
         assert_eq!(timeout(PROTO_UDP, &returning(0)), RETURNING);
         assert_eq!(timeout(PROTO_TCP, &returning(TCP_SEEN_ACK)), RETURNING);

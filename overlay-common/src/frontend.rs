@@ -1,17 +1,18 @@
-//! What the backend's node is told of a flow whose replies go straight to the client.
+//! How the backend's node learns the frontend of a flow with direct server return (DSR).
 
 use crate::{
     Be16, Be32, Mac,
     wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet},
 };
 
-/// The address and the port that a client outside asked. The node that was asked writes them into the MACs
-/// of the frame inside the tunnel, which mean nothing between nodes: the destination is
-/// [`Mac::of_ip`] of the address, the source begins with [`Frontend::MARK`] and ends with the port. Both are
-/// unicast addresses (IEEE 802, I/G), which the kernel's vxlan device takes as any.
+/// The address and port that a client outside sent to. The ingress node writes them into the MACs
+/// of the frame inside the tunnel, which have no other meaning between nodes. The destination is
+/// [`Mac::of_ip`] of the address; the source begins with [`Frontend::MARK`] and ends with the port.
+/// Both are unicast addresses (IEEE 802, I/G), so the kernel's vxlan device treats them like any
+/// other.
 ///
-/// An IPv6 address does not fit: it is told by [`crate::hash::of_node`] of it, and map `frontends6` says whose that
-/// is of the node that tells it.
+/// An IPv6 address does not fit. The frame carries its [`crate::hash::of_node`] instead, and map
+/// `frontends6` has the address for the node and this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// The address.
@@ -21,12 +22,13 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// How the source MAC begins: locally administered, and none that an interface of ours has.
+    /// First four bytes of the source MAC: locally administered, and different from every MAC of
+    /// our interfaces.
     pub const MARK: [u8; 4] = [0x06, b'a', b's', b'k'];
-    /// In [`Frontend::bits`]: there is something.
+    /// Flag in [`Frontend::bits`]: a frontend is present.
     const SOME: u64 = 1 << 48;
 
-    /// The Ethernet header of an IPv4 packet that says it.
+    /// The Ethernet header of an IPv4 packet that carries the frontend.
     #[inline(always)]
     pub const fn header(self) -> Ethernet {
         let [a, b, c, d] = Self::MARK;
@@ -38,14 +40,16 @@ impl Frontend {
         }
     }
 
-    /// The same of an IPv6 packet, whose [`Frontend::address`] is [`crate::hash::of_node`] of the one that was asked.
+    /// As [`Frontend::header`] for an IPv6 packet. [`Frontend::address`] is
+    /// [`crate::hash::of_node`] of the frontend's address.
     #[inline(always)]
     pub const fn header6(self) -> Ethernet {
         let Ethernet { dst, src, .. } = self.header();
         Ethernet { dst, src, ethertype: Be16::new(ETHERTYPE_IPV6) }
     }
 
-    /// What a frame's header says, in a register as functions of BPF take it; 0 for nothing.
+    /// The frontend in a frame's header, packed for a register because BPF functions take scalars;
+    /// 0 if there is none.
     #[inline(always)]
     pub fn bits(ethernet: &Ethernet) -> u64 {
         let [a, b, c, d, e, f] = ethernet.src.bytes();
@@ -57,7 +61,7 @@ impl Frontend {
         Self { address, port: Be16::from_raw(u16::from_ne_bytes([e, f])) }.to_bits()
     }
 
-    /// The same of what is at hand.
+    /// This frontend in the form of [`Frontend::bits`].
     #[inline(always)]
     pub const fn to_bits(self) -> u64 {
         Self::SOME | (self.port.raw() as u64) << 32 | self.address.raw() as u64
@@ -79,16 +83,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_frame_is_told_it_says() {
+    fn a_frame_carries_the_frontend() {
         for (address, port) in
             [([172, 16, 1, 10], 8080), ([255, 255, 255, 255], 65_535), ([0; 4], 0)]
         {
-            let asked = Frontend { address: Be32::from_octets(address), port: Be16::new(port) };
+            let frontend = Frontend { address: Be32::from_octets(address), port: Be16::new(port) };
             for (header, ethertype) in
-                [(asked.header(), ETHERTYPE_IPV4), (asked.header6(), ETHERTYPE_IPV6)]
+                [(frontend.header(), ETHERTYPE_IPV4), (frontend.header6(), ETHERTYPE_IPV6)]
             {
-                assert_eq!(Frontend::from_bits(Frontend::bits(&header)), Some(asked));
-                assert_eq!(Frontend::bits(&header), asked.to_bits());
+                assert_eq!(Frontend::from_bits(Frontend::bits(&header)), Some(frontend));
+                assert_eq!(Frontend::bits(&header), frontend.to_bits());
                 assert_eq!(header.ethertype.get(), ethertype);
                 assert!(!header.src.is_group() && !header.dst.is_group());
             }
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn other_frames_say_nothing() {
+    fn other_frames_carry_none() {
         let gateway = Mac::of_ip(Be32::from_octets([10, 0, 1, 1]));
         for src in [Mac::default(), gateway, Mac::new([0x06, b'a', b's', b'j', 0, 80])] {
             let ethernet = Ethernet { src, dst: gateway, ethertype: Be16::new(ETHERTYPE_IPV4) };

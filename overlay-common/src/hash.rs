@@ -15,28 +15,30 @@ pub const fn source_port(hash: u32) -> u16 {
     (((hash as u64 * range) >> 32) as u16) + SOURCE_PORT_MIN
 }
 
-/// A hash of a flow's addresses and ports (source first), the same for all its packets.
+/// A hash of a flow's addresses and ports (source first). It is the same for all packets of a flow
+/// in one direction.
 #[inline(always)]
 pub const fn of_flow(saddr: Be32, daddr: Be32, [sport, dport]: [Be16; 2]) -> u32 {
     let ports = (sport.raw() as u32) << 16 | dport.raw() as u32;
     mix(saddr.raw() ^ daddr.raw().rotate_left(16), ports)
 }
 
-/// What picks a backend by the client's address alone.
+/// The hash that picks a backend by the client's address alone.
 #[inline(always)]
 pub const fn of_client(saddr: Be32) -> u32 {
     mix(saddr.raw(), 0)
 }
 
-/// What picks a backend by the client's address and port, the port that it asks and the protocol.
+/// The hash that picks a backend by the client's address and port, the frontend's port and the
+/// protocol.
 #[inline(always)]
 pub const fn of_client_flow(saddr: Be32, [sport, dport]: [Be16; 2], proto: u8) -> u32 {
     let ports = (sport.raw() as u32) << 16 | dport.raw() as u32;
     mix(mix(saddr.raw(), ports), proto as u32)
 }
 
-/// The number that an IPv6 address of a node has in the maps, where an IPv4 address stands as itself:
-/// a hash, never 0. The manager takes in no node whose number is another's.
+/// The number that stands for a node's IPv6 address in the maps, in the place of an IPv4 address.
+/// It is a hash and never 0. The manager accepts no node with the number of another node.
 #[inline(always)]
 pub const fn of_node(vtep: &Ip6) -> Be32 {
     let [a, b, c, d] = vtep.words();
@@ -44,7 +46,8 @@ pub const fn of_node(vtep: &Ip6) -> Be32 {
     Be32::new(if hash == 0 { 1 } else { hash })
 }
 
-/// One of the numbers that an IPv6 address outside may have, in 240.0.0.0/4 ([`crate::maps::Addr6`]).
+/// The number for try `attempt` of an IPv6 address outside, in 240.0.0.0/4
+/// ([`crate::maps::Addr6`]).
 #[inline(always)]
 pub const fn addr6_id(ip: &Ip6, key: [u64; 2], attempt: u32) -> Be32 {
     let [a, b, c, d] = ip.words();
@@ -53,8 +56,9 @@ pub const fn addr6_id(ip: &Ip6, key: [u64; 2], attempt: u32) -> Be32 {
     Be32::new(0xf000_0000 | hash >> 4)
 }
 
-/// SipHash-2-4 of 16 bytes, as little-endian words (J.-P. Aumasson and D. J. Bernstein, SipHash: a fast
-/// short-input PRF): who does not know the key cannot look for messages with equal hashes.
+/// SipHash-2-4 of 16 bytes, as little-endian words (J.-P. Aumasson and D. J. Bernstein, SipHash: a
+/// fast short-input PRF). Without the key, an attacker cannot search for messages with equal
+/// hashes.
 #[inline(always)]
 pub const fn sip(key: [u64; 2], message: [u64; 2]) -> u64 {
     let mut v = [
@@ -63,7 +67,7 @@ pub const fn sip(key: [u64; 2], message: [u64; 2]) -> u64 {
         key[0] ^ 0x6c79_6765_6e65_7261,
         key[1] ^ 0x7465_6462_7974_6573,
     ];
-    // The last block has the length.
+    // The last block holds the length.
     let blocks = [message[0], message[1], 16 << 56];
     let mut i = 0;
     while i < blocks.len() {
@@ -111,14 +115,14 @@ mod tests {
 
     #[test]
     fn siphash_is_that_of_its_authors() {
-        // Of the bytes 0 to 15 under the key of the bytes 0 to 15: the 17th of their test vectors.
+        // The input is the bytes 0 to 15 and so is the key: the 17th vector of the authors' tests.
         let words = |from: u8| u64::from_le_bytes(core::array::from_fn(|i| from + i as u8));
         let (key, message) = ([words(0), words(8)], [words(0), words(8)]);
         assert_eq!(sip(key, message), 0x3f2a_cc7f_57c2_9bdb);
     }
 
     #[test]
-    fn addresses_outside_have_numbers_that_are_nobodys_addresses() {
+    fn addresses_outside_have_numbers_that_no_host_has() {
         let ip = |last: u8| {
             let mut octets = [0x20; 16];
             octets[15] = last;
@@ -129,7 +133,7 @@ mod tests {
             (0..=255).flat_map(|last| (0..4).map(move |i| number(last, 1, i).octets())).collect();
         assert!(all.len() > 1000, "{}", all.len());
         assert!(all.iter().all(|number| number[0] >= 240));
-        assert_ne!(number(1, 1, 0), number(1, 2, 0), "the secret says which");
+        assert_ne!(number(1, 1, 0), number(1, 2, 0), "the numbers depend on the secret");
     }
 
     #[test]

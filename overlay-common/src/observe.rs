@@ -1,16 +1,16 @@
-//! What the programs tell of the traffic: counters of each endpoint and network.
+//! Counters of endpoints and networks.
 //!
-//! An endpoint of this node has a small number, its *slot*, which the agent writes beside its
-//! address and its interface, so that counting its packets takes an array look-up. Slot 0 stands
-//! for no endpoint.
+//! An endpoint of this node has a small number, its *counter index*. The agent writes it into the
+//! entries of the endpoint's address and interface, so that counting a packet takes one array
+//! look-up. Index 0 stands for no endpoint.
 
 use crate::{Reason, maps::Counter, pod::plain};
 
-/// Slots, the one of no endpoint included: how many endpoints of one node have counters of their
-/// own. The array holds [`Tally`]s of all slots for each CPU, a MiB.
+/// Number of counter indexes, index 0 included: how many endpoints of one node have their own
+/// counters. The array holds [`Tally`]s of all indexes for each CPU, a MiB.
 pub const ENDPOINT_SLOTS: usize = 1 << 11;
 
-/// Counters of one endpoint, each for one reason in one direction, with room for ways to come.
+/// Counters of one endpoint, each for one reason in one direction, with room for further ones.
 pub const WAYS: usize = 32;
 
 /// Whether an endpoint sent a packet or was to receive it.
@@ -19,12 +19,12 @@ pub const WAYS: usize = 32;
 pub enum Traffic {
     /// The endpoint sent it.
     Sent = 0,
-    /// It was for the endpoint.
+    /// The endpoint received it, or was to receive it.
     Received = 1,
 }
 
 impl Traffic {
-    /// Both.
+    /// Both directions.
     pub const ALL: [Self; 2] = [Self::Sent, Self::Received];
 
     /// The direction with this number.
@@ -45,17 +45,17 @@ impl Traffic {
     }
 }
 
-/// What the ways of [`Tally`] are that no other name is for: it is shown nowhere, and a test
-/// demands that nothing a packet can meet is counted there.
+/// The index for reasons without a way of their own. It is shown nowhere; a test demands that no
+/// packet is counted there.
 const NO_WAY: u32 = WAYS as u32 - 1;
 
 macro_rules! ways {
     ($($index:literal = $traffic:ident $reason:ident;)+) => {
-        /// The ways that are counted: index in [`Tally`], direction, reason.
+        /// All ways: index in [`Tally`], direction, reason.
         pub const ALL_WAYS: &[(usize, Traffic, Reason)] =
             &[$(($index, Traffic::$traffic, Reason::$reason),)+];
 
-        /// Index in [`Tally`] of a packet that went on for a reason.
+        /// Index in [`Tally`] of a packet that was forwarded for a reason.
         #[inline(always)]
         pub const fn way(traffic: Traffic, reason: Reason) -> u32 {
             match (traffic, reason) {
@@ -90,9 +90,9 @@ ways! {
     20 = Sent SentDsr;
 }
 
-/// Value of map `endpoint_counters`, per-CPU array by slot: packets of an endpoint that went on, by
-/// [`way`]. Written by the programs, read and, before a slot is given to another endpoint, cleared
-/// by the agent.
+/// Value of map `endpoint_counters`, per-CPU array by counter index: forwarded packets of an
+/// endpoint, by [`way`]. Written by the programs; read by the agent, which clears it before it
+/// gives the index to another endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tally {
@@ -106,9 +106,9 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct DropKey {
-    /// The network, or [`crate::UNDERLAY_VNI`] where the packet is of no network that is known here.
+    /// The network; [`crate::UNDERLAY_VNI`] for packets without a known network.
     pub vni: u32,
-    /// Slot of the endpoint; 0 when the packet is no endpoint's of this node.
+    /// Counter index of the endpoint; 0 for packets without an endpoint on this node.
     pub slot: u16,
     /// The [`Reason`].
     pub reason: u8,
@@ -139,8 +139,7 @@ mod tests {
 
     #[test]
     fn every_reason_for_which_a_packet_goes_on_has_a_way() {
-        // These count what happens to flows and sockets, and packets that are no endpoint's of this node, or not
-        // yet.
+        // These count events of flows and sockets, and packets without an endpoint on this node.
         let of_no_endpoint = [
             Reason::KernelDecap,
             Reason::FlowCreated,

@@ -1,9 +1,9 @@
-//! Why a packet went where it went: the index of map `counters`.
+//! Why a packet was forwarded or dropped: the index of map `counters`.
 
-/// Whether packets counted under a reason went on or were dropped.
+/// Whether a reason counts forwarded or dropped packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// The packet was delivered, answered, tunnelled or handed to the host.
+    /// The packet was delivered, answered, tunnelled or passed to the host.
     Forward,
     /// The packet was dropped.
     Drop,
@@ -12,7 +12,7 @@ pub enum Direction {
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $direction:ident, $name:literal;)+) => {
         /// A named reason, counted in packets and bytes. The numbers are part of the map layout and
-        /// have no gaps: a new reason gets the next one, and one that is no more keeps its line here
+        /// have no gaps. A new reason gets the next number. An unused reason keeps its line here
         /// until the next layout.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
@@ -27,8 +27,8 @@ macro_rules! reasons {
             /// The reason with this index.
             #[inline(always)]
             pub const fn from_index(index: u32) -> Option<Self> {
-                // One comparison, because the numbers have no gaps: a match would become a tree of
-                // them wherever a program unpacks a result.
+                // The numbers have no gaps, so one comparison is enough. A match would compile to a
+                // tree of comparisons in every program that unpacks a result.
                 const COUNT: u32 = {
                     let numbers = [$($index as u32),+];
                     let mut at = 0;
@@ -59,7 +59,7 @@ macro_rules! reasons {
                 }
             }
 
-            /// Whether it counts drops.
+            /// Whether the reason counts forwarded packets or drops.
             pub const fn direction(self) -> Direction {
                 match self {
                     $(Self::$variant => Direction::$direction,)+
@@ -88,38 +88,38 @@ reasons! {
     XdpEncapsulated = 7, Forward, "xdp_encapsulated";
     /// A reply of a published port sent out to a client by XDP.
     XdpSentToClient = 8, Forward, "xdp_sent_to_client";
-    /// A new flow was given a backend.
+    /// A new flow got a backend.
     FlowCreated = 9, Forward, "flow_created";
-    /// A flow whose backend is gone was given another.
+    /// A flow whose backend is gone got another one.
     FlowRepicked = 10, Forward, "flow_repicked";
     /// The packet is shorter than its headers say.
     Truncated = 11, Drop, "truncated";
-    /// A header has a value that no sender may use.
+    /// A header has an invalid value.
     Malformed = 12, Drop, "malformed";
-    /// The interface is not known to the datapath.
+    /// The datapath does not know the interface.
     UnknownLink = 13, Drop, "unknown_link";
-    /// The source MAC address is not the endpoint's.
+    /// The source MAC address is not that of the endpoint.
     SpoofedMac = 14, Drop, "spoofed_mac";
-    /// The source IP address is not the endpoint's.
+    /// The source IP address is not that of the endpoint.
     SpoofedSource = 15, Drop, "spoofed_source";
-    /// A protocol other than IPv4 and ARP, and IPv6 on networks that have it.
+    /// A protocol other than ARP and IPv4, or other than IPv6 on a dual-stack network.
     UnsupportedProtocol = 16, Drop, "unsupported_protocol";
-    /// Multicast or broadcast on a network that does not replicate it, IGMP, or a group address that
-    /// does not belong to the frame's MAC address.
+    /// Multicast or broadcast on a network without head-end replication, IGMP, or a group address
+    /// that does not match the frame's MAC address.
     Multicast = 17, Drop, "multicast";
-    /// An ARP request for an address nobody has.
+    /// An ARP request for an address that no endpoint has.
     ArpUnknown = 18, Drop, "arp_unknown";
     /// No endpoint has the destination address.
     NoEndpoint = 19, Drop, "no_endpoint";
-    /// No way out leads there: the network is internal, or the address is a host's own, of another
-    /// network, or behind an interface without a way out.
+    /// No egress to the destination: the network is internal, or the address belongs to a host or
+    /// to another network, or lies behind an interface without egress.
     NoWayOut = 20, Drop, "no_way_out";
     /// The service has no backend that takes new flows.
     NoBackend = 21, Drop, "no_backend";
-    /// A fragment of a flow that would have to be translated.
+    /// A fragment of a flow that needs translation.
     Fragment = 22, Drop, "fragment";
-    /// VXLAN from an address that is no node of the cluster, or from a node without endpoints of the
-    /// network.
+    /// VXLAN from an address that is no node of the cluster, or from a node without endpoints of
+    /// the network.
     NotPeer = 23, Drop, "not_peer";
     /// VXLAN without a valid VNI.
     InvalidVni = 24, Drop, "invalid_vni";
@@ -135,24 +135,24 @@ reasons! {
     RewriteRefused = 29, Drop, "rewrite_refused";
     /// No free source port for a flow whose tuple is taken.
     TupleTaken = 30, Drop, "tuple_taken";
-    /// The conntrack table refused an entry.
+    /// The kernel refused an entry in the conntrack table.
     ConntrackFull = 31, Drop, "conntrack_full";
     /// The flow's backend is gone.
     BackendGone = 32, Drop, "backend_gone";
-    /// A port of the gateway that nothing answers.
+    /// A port of the gateway without a service.
     GatewayPort = 33, Drop, "gateway_port";
-    /// A protocol that services do not carry.
+    /// A protocol that services do not support.
     ServiceProtocol = 34, Drop, "service_protocol";
     /// The datapath has no configuration yet.
     NotConfigured = 35, Drop, "not_configured";
-    /// From outside to an endpoint that publishes nothing.
+    /// A packet from outside to an endpoint without published ports.
     NotPublished = 36, Drop, "not_published";
-    /// Did not fit the path and was answered with ICMP "fragmentation needed" or, IPv6,
-    /// "packet too big".
+    /// The packet does not fit the path MTU and was answered with ICMP "fragmentation needed" or
+    /// ICMPv6 "packet too big".
     TooBigAnswered = 37, Forward, "too_big_answered";
-    /// Given to the kernel's vxlan device to send.
+    /// Encap fallback: passed to the kernel's vxlan device, which sends it.
     KernelEncap = 38, Forward, "kernel_encap";
-    /// From the tunnel, left to the kernel's vxlan device to take apart.
+    /// Decap fallback: a tunnel packet passed to the kernel's vxlan device, which decapsulates it.
     KernelDecap = 39, Forward, "kernel_decap";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
@@ -160,46 +160,48 @@ reasons! {
     XdpDecapsulated = 41, Forward, "xdp_decapsulated";
     /// A neighbour solicitation was answered.
     NdAnswered = 42, Forward, "nd_answered";
-    /// Neighbour discovery that is not answered: for an address nobody has, or anything but a
-    /// solicitation.
+    /// Neighbour discovery without an answer: a solicitation for an address that no endpoint has,
+    /// or another message.
     NdUnknown = 43, Drop, "nd_unknown";
-    /// A connection of a container to a VIP was given its backend when it was made: no packet of it is
-    /// translated.
+    /// A container's connection to a VIP got its backend at connect time. Its packets need no
+    /// translation.
     SocketBalanced = 44, Forward, "socket_balanced";
-    /// Sent outside under this host's address.
+    /// Sent outside under the address of this host.
     Masqueraded = 45, Forward, "masqueraded";
-    /// Came back from outside, or an ICMP error about what was sent there, and was delivered.
+    /// A reply from outside, or an ICMP error about a flow to the outside, was delivered.
     ReturnedFromOutside = 46, Forward, "returned_from_outside";
-    /// No free source port of this host for a flow to the outside.
+    /// This host has no free source port for a flow to the outside.
     MasqueradePortsExhausted = 47, Drop, "masquerade_ports_exhausted";
-    /// The endpoint has as many flows to the outside as it may have.
+    /// The endpoint has reached its limit of flows to the outside.
     MasqueradeLimit = 48, Drop, "masquerade_limit";
-    /// The time to live of a packet to the outside ended at the gateway.
+    /// The time to live of a packet to the outside expired at the gateway.
     TtlExceeded = 49, Drop, "ttl_exceeded";
-    /// The time to live ended at the gateway, which answered with ICMP "time exceeded".
+    /// The time to live expired at the gateway, which answered with ICMP "time exceeded".
     TtlExceededAnswered = 50, Forward, "ttl_exceeded_answered";
-    /// A packet to a group of the network, copied to its endpoints here and to its other nodes.
+    /// A packet to a group of the network, copied to its endpoints on this node and to its other
+    /// nodes.
     Replicated = 51, Forward, "replicated";
-    /// A packet to a group that some got no copy of: the network has more endpoints here, or more
-    /// nodes, than copies are made for.
+    /// A packet to a group, not copied to all members: the network has more endpoints on this node,
+    /// or more nodes, than the limit of copies.
     ReplicateLimit = 52, Drop, "replicate_limit";
-    /// A copy of a packet to a group that the kernel refused.
+    /// The kernel refused a copy of a packet to a group.
     ReplicateRefused = 53, Drop, "replicate_refused";
-    /// An ICMP error about no flow that is known.
+    /// An ICMP error about an unknown flow.
     UnrelatedError = 54, Drop, "unrelated_error";
-    /// A packet of a TCP connection whose backend has gone, answered with a reset.
+    /// A packet of a TCP connection whose backend is gone, rejected with a reset.
     BackendGoneAnswered = 55, Forward, "backend_gone_answered";
-    /// A reply of a published port that another node was asked, sent straight to the client.
+    /// A reply of a published port sent directly to the client (DSR), not through the ingress node.
     SentDsr = 56, Forward, "sent_dsr";
-    /// VXLAN of a network that this node has no endpoints of.
+    /// VXLAN of a network without endpoints on this node.
     UnknownVni = 57, Drop, "unknown_vni";
-    /// A new flow to a service that has no backend that takes it, answered with a reset or with ICMP
+    /// A new flow to a service without a backend for new flows, rejected with a reset or with ICMP
     /// "port unreachable".
     NoBackendAnswered = 58, Forward, "no_backend_answered";
 }
 
-/// Size of map `counters`: room for reasons to come without a change of layout. As many as a byte
-/// tells apart, which [`crate::observe::DropKey`] and [`crate::event::Event`] have for a reason.
+/// Size of map `counters`: room for further reasons without a change of layout. It is the number of
+/// values of a byte, in which [`crate::observe::DropKey`] and [`crate::event::Event`] store a
+/// reason.
 pub const COUNTERS: usize = 256;
 
 #[cfg(test)]

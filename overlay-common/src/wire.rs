@@ -1,5 +1,5 @@
-//! Headers as they stand on the wire. Ethernet, IPv4, TCP, UDP and ICMP headers come from
-//! `network-types`; here is what it lacks or what we write as a whole.
+//! Headers in wire format. Ethernet, IPv4, TCP, UDP and ICMP headers come from `network-types`.
+//! This module has those that it lacks and those that the programs write as a whole.
 
 use crate::{Be16, Be32, Ip6, Mac, pod::plain};
 
@@ -38,8 +38,8 @@ pub struct Ethernet {
     pub ethertype: Be16,
 }
 
-/// An IPv4 header without options (RFC 791, 20 bytes). The fields have an alignment of 2 on the
-/// wire because Ethernet's header is 14 bytes long, hence the arrays.
+/// An IPv4 header without options (RFC 791, 20 bytes). The addresses are arrays because the fields
+/// have an alignment of 2 on the wire: Ethernet's header is 14 bytes long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Ipv4 {
@@ -111,7 +111,7 @@ impl Ipv4 {
         self.fragment.get() & (IPV4_MF | IPV4_OFFSET) != 0
     }
 
-    /// Whether it is a fragment that does not start with the transport header.
+    /// Whether this is a fragment without the transport header.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {
         self.fragment.get() & IPV4_OFFSET != 0
@@ -147,16 +147,16 @@ pub const ARP_REQUEST: u16 = 1;
 /// ARP operation: reply.
 pub const ARP_REPLY: u16 = 2;
 
-/// An IPv6 header (RFC 8200, section 3, 40 bytes). It is read into memory of its own and not from
-/// the packet, where it is aligned to 2 bytes.
+/// An IPv6 header (RFC 8200, section 3, 40 bytes). Code copies it to its own memory, because the
+/// header in the packet is aligned to 2 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Ipv6 {
     /// Version (6), traffic class and flow label.
     pub version_class_flow: [u8; 4],
-    /// Length of what follows the header; 0 for jumbograms (RFC 2675).
+    /// Length of the data behind the header; 0 for jumbograms (RFC 2675).
     pub payload_length: Be16,
-    /// Protocol of what follows, or the first extension header.
+    /// Protocol of the data behind the header, or the first extension header.
     pub next_header: u8,
     /// Hop limit.
     pub hop_limit: u8,
@@ -181,7 +181,7 @@ pub struct Neighbour {
     pub flags: u8,
     /// Reserved: zero when sent, ignored on receipt.
     pub reserved: [u8; 3],
-    /// Whose link-layer address is asked for or told.
+    /// The address that is asked for or announced.
     pub target: Ip6,
 }
 
@@ -197,7 +197,7 @@ pub const ND_LAST: u8 = 137;
 pub const ND_ROUTER: u8 = 0x80;
 /// The advertisement answers a solicitation.
 pub const ND_SOLICITED: u8 = 0x40;
-/// The advertisement replaces what is cached.
+/// The advertisement replaces a cached entry.
 pub const ND_OVERRIDE: u8 = 0x20;
 
 /// A link-layer address option for Ethernet (RFC 4861, section 4.6.1, 8 bytes).
@@ -223,7 +223,7 @@ pub const ND_OPTION_TARGET: u8 = 2;
 pub struct Advertisement {
     /// IPv6.
     pub ipv6: Ipv6,
-    /// What it tells.
+    /// The advertisement.
     pub neighbour: Neighbour,
     /// The target's MAC.
     pub option: LinkLayerOption,
@@ -239,12 +239,12 @@ pub struct Udp {
     pub dest: Be16,
     /// Length, header included.
     pub length: Be16,
-    /// Checksum, 0 for none.
+    /// Checksum; 0 for none.
     pub checksum: Be16,
 }
 
-/// A TCP header without options (RFC 9293, section 3.1, 20 bytes). The fields have an alignment of 2
-/// on the wire, hence the arrays.
+/// A TCP header without options (RFC 9293, section 3.1, 20 bytes). The 32-bit fields are arrays
+/// because the fields have an alignment of 2 on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tcp {
@@ -268,13 +268,13 @@ pub struct Tcp {
     pub urgent: Be16,
 }
 
-/// In [`Tcp::flags`]: no more data from the sender.
+/// In [`Tcp::flags`]: the sender has no more data.
 pub const TCP_FIN: u8 = 0x01;
 /// In [`Tcp::flags`]: synchronize sequence numbers.
 pub const TCP_SYN: u8 = 0x02;
 /// In [`Tcp::flags`]: reset the connection.
 pub const TCP_RST: u8 = 0x04;
-/// In [`Tcp::flags`]: the acknowledgement number counts.
+/// In [`Tcp::flags`]: the acknowledgement number is valid.
 pub const TCP_ACK: u8 = 0x10;
 
 /// A TCP segment without data, written to the packet in one store.
@@ -295,7 +295,7 @@ pub struct TcpSegment {
 pub struct TcpSegment6 {
     /// Ethernet.
     pub ethernet: Ethernet,
-    /// IPv6, whose alignment of 4 the header does not have in the packet.
+    /// IPv6, with the alignment that it has in the packet.
     pub ipv6: PackedIpv6,
     /// TCP.
     pub tcp: Tcp,
@@ -305,11 +305,12 @@ pub struct TcpSegment6 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FragmentHeader6 {
-    /// Protocol of what follows, or the next extension header.
+    /// Protocol of the data behind the header, or the next extension header.
     pub next_header: u8,
     /// Reserved.
     pub reserved: u8,
-    /// Offset in units of 8 bytes in the upper 13 bits, and the flag of more fragments in the last one.
+    /// Offset in units of 8 bytes in the upper 13 bits, and the "more fragments" flag in the last
+    /// bit.
     pub offset: Be16,
     /// Identification.
     pub id: Be32,
@@ -319,7 +320,7 @@ impl FragmentHeader6 {
     /// The extension header's number.
     pub const NUMBER: u8 = 44;
 
-    /// Whether it is not the first fragment.
+    /// Whether this is a fragment other than the first.
     #[inline(always)]
     pub const fn is_later(&self) -> bool {
         self.offset.get() & 0xfff8 != 0
@@ -335,7 +336,7 @@ pub struct Vxlan {
     pub flags: Be16,
     /// Reserved: zero when sent, ignored on receipt.
     pub reserved: Be16,
-    /// The VNI in the upper 24 of 32 bits, which are split; the rest is reserved, zero when sent and
+    /// The VNI in the upper 24 of 32 bits, split in two. The rest is reserved: zero when sent,
     /// ignored on receipt.
     pub vni: [Be16; 2],
 }
@@ -351,7 +352,7 @@ impl Vxlan {
         Self { flags: Be16::new(VXLAN_FLAG_VNI), reserved: Be16::ZERO, vni: [high, low] }
     }
 
-    /// The VNI in host order, if the I flag says that there is one.
+    /// The VNI in host order; none without the I flag.
     #[inline(always)]
     pub const fn vni(&self) -> Option<u32> {
         if self.flags.get() & VXLAN_FLAG_VNI == 0 {
@@ -362,7 +363,7 @@ impl Vxlan {
     }
 }
 
-/// Everything that encapsulation puts in front of the inner frame's payload: the four outer
+/// All headers that encapsulation puts in front of the inner frame's payload: the four outer
 /// headers and the inner Ethernet header, written to the packet in one store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -379,15 +380,15 @@ pub struct Encapsulation {
     pub inner: Ethernet,
 }
 
-/// An IPv6 header as [`Ipv6`], aligned as it stands in a packet.
+/// The same header as [`Ipv6`], with the alignment that it has in a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PackedIpv6 {
     /// Version (6), traffic class and flow label.
     pub version_class_flow: [Be16; 2],
-    /// Length of what follows the header; 0 for jumbograms (RFC 2675).
+    /// Length of the data behind the header; 0 for jumbograms (RFC 2675).
     pub payload_length: Be16,
-    /// Protocol of what follows.
+    /// Protocol of the data behind the header.
     pub next_header: u8,
     /// Hop limit.
     pub hop_limit: u8,
@@ -413,8 +414,8 @@ pub struct Encapsulation6 {
     pub inner: Ethernet,
 }
 
-/// An ICMP header of the kinds whose second word says how large a packet may be (RFC 792; the MTU:
-/// RFC 1191, section 4; 8 bytes).
+/// An ICMP header of the kinds whose second word holds an MTU (RFC 792; RFC 1191, section 4; 8
+/// bytes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Icmp {
@@ -422,7 +423,7 @@ pub struct Icmp {
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// Checksum of the header and what follows it.
+    /// Checksum of the header and the data behind it.
     pub checksum: Be16,
     /// Unused, zero.
     pub unused: Be16,
@@ -435,17 +436,17 @@ pub const ICMP_UNREACHABLE: u8 = 3;
 /// Code of [`ICMP_UNREACHABLE`]: fragmentation needed and DF set.
 pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
 
-/// Code of [`ICMP_UNREACHABLE`]: nobody speaks the protocol.
+/// Code of [`ICMP_UNREACHABLE`]: the host does not support the protocol.
 pub const ICMP_PROTOCOL_UNREACHABLE: u8 = 2;
 
-/// Code of [`ICMP_UNREACHABLE`]: nobody listens on the port.
+/// Code of [`ICMP_UNREACHABLE`]: no socket listens on the port.
 pub const ICMP_PORT_UNREACHABLE: u8 = 3;
 
 /// ICMP type: time exceeded; code 0 is "in transit".
 pub const ICMP_TIME_EXCEEDED: u8 = 11;
 
 /// Whether an ICMP type reports an error: destination unreachable, source quench, redirect, time
-/// exceeded, parameter problem (RFC 792). None of them is ever answered with another error.
+/// exceeded, parameter problem (RFC 792). An ICMP error never causes another error.
 #[inline(always)]
 pub const fn is_icmp_error(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 5 | 11 | 12)
@@ -471,25 +472,26 @@ pub struct Icmp6 {
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// Checksum of a pseudo-header, this header and what follows it.
+    /// Checksum of a pseudo-header, this header and the data behind it.
     pub checksum: Be16,
-    /// "Packet too big": MTU of the next hop in bytes; "parameter problem": where it is. Otherwise zero.
+    /// "Packet too big": MTU of the next hop in bytes; "parameter problem": offset of the error.
+    /// Otherwise zero.
     pub mtu: Be32,
 }
 
 /// ICMPv6 type: destination unreachable, the first error.
 pub const ICMP6_UNREACHABLE: u8 = 1;
-/// Its code: nobody listens on the port.
+/// Code of [`ICMP6_UNREACHABLE`]: no socket listens on the port.
 pub const ICMP6_PORT_UNREACHABLE: u8 = 4;
 /// ICMPv6 type: parameter problem, the last error.
 pub const ICMP6_PARAMETER_PROBLEM: u8 = 4;
-/// Its code: the protocol is not known.
+/// Code of [`ICMP6_PARAMETER_PROBLEM`]: the next header is unknown.
 pub const ICMP6_NEXT_HEADER: u8 = 1;
 /// ICMPv6 type: packet too big.
 pub const ICMP6_TOO_BIG: u8 = 2;
 /// ICMPv6 type: echo request, the first one that reports no error (RFC 4443, section 2.1).
 pub const ICMP6_ECHO_REQUEST: u8 = 128;
-/// What every link carries of IPv6 in one piece, in bytes (RFC 8200, section 5).
+/// Smallest MTU of an IPv6 link, in bytes (RFC 8200, section 5).
 pub const IPV6_MIN_MTU: u32 = 1280;
 
 /// The headers of an ICMPv6 error behind the Ethernet header, written to the packet in one store.

@@ -1,15 +1,15 @@
-//! Maps that forget the least recent entry when they are full.
+//! LRU maps, which evict the least recently used entry when they are full.
 
-/// Map `lru_stats`, per-CPU array indexed by [`Lru`]: what the programs have made in an LRU map, and removed. The kernel
-/// tells nobody what it throws out of a full one, but whatever was made, was not removed and is not there was
-/// evicted. Written by the programs with each entry; read by the agent, which writes it once, when it finds maps
-/// that are older than this one.
+/// Map `lru_stats`, per-CPU array indexed by [`Lru`]: how many entries the programs made in an LRU
+/// map and removed from it. The kernel does not report evictions, but an entry that was made, was
+/// not removed and is not there was evicted. Written by the programs with each entry; read by the
+/// agent. The agent writes it once, when it finds maps that are older than this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct LruStats {
-    /// Entries made; one that replaces another of the same key is none.
+    /// Entries made. Replacing the value of a key does not count.
     pub made: u64,
-    /// Entries removed by programs.
+    /// Entries removed by the programs.
     pub removed: u64,
 }
 
@@ -26,35 +26,36 @@ impl LruStats {
         }
     }
 
-    /// How many entries were evicted of a map that holds so many, while which `later` has become of this. Never
-    /// more than were, because what comes and goes meanwhile is left out.
+    /// How many entries were evicted from a map that holds `held`. `self` was read before the count
+    /// and `later` after it. The result is a lower bound: entries that come or go during the count
+    /// are left out.
     pub const fn evicted(&self, held: u64, later: &Self) -> u64 {
         self.made.saturating_sub(held).saturating_sub(later.removed)
     }
 }
 
-/// The LRU maps.
+/// The LRU maps, with their indexes in `lru_stats`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Lru {
     /// Flows in use.
     Conntrack = 0,
-    /// Flows that begin.
+    /// New flows.
     CtNew = 1,
-    /// Clients and the backends that they keep.
+    /// Clients and their backends.
     Affinity = 2,
-    /// Packets in fragments.
+    /// Fragmented packets.
     Fragments = 3,
     /// IPv6 addresses outside, of flows in use.
     Addr6Ids = 4,
-    /// IPv6 addresses outside, of flows that begin.
+    /// IPv6 addresses outside, of new flows.
     Addr6IdsNew = 5,
-    /// What unconnected sockets of the host have asked for.
+    /// Frontends that unconnected sockets of the host sent to.
     SockOrigin = 6,
 }
 
 impl Lru {
-    /// All of them, in the order of the array.
+    /// All of them, in the order of their indexes.
     pub const ALL: [Self; 7] = [
         Self::Conntrack,
         Self::CtNew,
@@ -78,15 +79,15 @@ impl Lru {
         }
     }
 
-    /// What its entries are, for people.
+    /// What the entries are, for people.
     pub const fn description(self) -> &'static str {
         match self {
             Self::Conntrack => "flows in use, and flows to the outside",
-            Self::CtNew => "flows whose client has not gone on after an answer",
+            Self::CtNew => "new flows, without a packet of the client after an answer",
             Self::Affinity => "clients that keep a backend",
             Self::Fragments => "packets whose first fragment was seen",
             Self::Addr6Ids => "IPv6 addresses outside, of flows in use",
-            Self::Addr6IdsNew => "IPv6 addresses outside, of flows that begin",
+            Self::Addr6IdsNew => "IPv6 addresses outside, of new flows",
             Self::SockOrigin => "datagrams of the host's sockets to published ports",
         }
     }
@@ -121,7 +122,7 @@ mod tests {
     fn what_comes_and_goes_meanwhile_is_not_taken_for_evicted() {
         let before = LruStats { made: 100, removed: 40 };
         let after = LruStats { made: 103, removed: 42 };
-        // Of the 60 that were there two have gone, and three more have come.
+        // Of the 60 entries two were removed and three were added.
         for held in 58..=63 {
             assert_eq!(before.evicted(held, &after), 0, "{held}");
         }

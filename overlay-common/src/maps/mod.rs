@@ -1,10 +1,12 @@
-//! Keys and values of the BPF maps: one struct per map side, with its writer and its readers.
+//! Keys and values of the BPF maps: one struct for each key and value, with its writer and its
+//! readers.
 //!
-//! Unless a field says otherwise, integers are in host byte order and addresses and ports are in
-//! network byte order ([`crate::Be32`], [`crate::Be16`]). All types are `repr(C)` without hidden padding; the
-//! layout tests at the end of this file hold them to that.
+//! Unless a field says otherwise, integers are in host byte order, and addresses and ports are in
+//! network byte order ([`crate::Be32`], [`crate::Be16`]). All types are `repr(C)` without hidden
+//! padding; the layout tests at the end of this file check that.
 //!
-//! "Written by the agent" means: by reconciliation of the compiled state, never by hand.
+//! "Written by the agent" means that reconciliation of the compiled state writes it. People do not
+//! edit it.
 
 mod cache;
 mod conntrack;
@@ -20,38 +22,42 @@ pub use self::{
 };
 use crate::pod::plain;
 
-/// Most entries of `endpoints`, `endpoints6`, `addresses6`, `backends`, `active`, `slots` and `peers`: room for 100,000 endpoints of
-/// 1,000 nodes. Entries are allocated when they are made, but a map's buckets, 16 bytes for each
-/// possible entry, are there from the start.
+/// Most entries of `endpoints`, `endpoints6`, `addresses6`, `backends`, `active`, `slots` and
+/// `peers`: room for 100,000 endpoints of 1,000 nodes. The kernel allocates entries when they are
+/// made. It allocates the map's buckets at once, 16 bytes for each possible entry.
 pub const LARGE_TABLE: usize = 1 << 18;
 
-/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables`, `stale_backends` and `published`: room for 10,000 services with
-/// several networks and every port there is.
+/// Most entries of `networks`, `services`, `rr_cursor`, `lb_tables`, `stale_backends` and
+/// `published`: room for 10,000 services with several networks and for every port.
 pub const MEDIUM_TABLE: usize = 1 << 16;
 
-/// Most entries of `links`, `links6`, `netns`, `local_addrs` and `local_addrs6`, which hold what is on one node.
+/// Most entries of `links`, `links6`, `netns`, `local_addrs` and `local_addrs6`, which describe one
+/// node.
 pub const SMALL_TABLE: usize = 1 << 14;
 
-/// Entries of `next_hops`, a power of two: as many nodes as a cluster is made for.
+/// Entries of `next_hops`, a power of two: as many as the nodes of the largest cluster.
 pub const NEXT_HOPS_ENTRIES: usize = 1 << 10;
 
-/// Entries of `endpoint_cache`, a power of two: endpoints that a node's own endpoints speak with at a time,
-/// 80 KiB for each CPU. More only means looking up more often.
+/// Entries of `endpoint_cache`, a power of two: room for the endpoints that a node's own endpoints
+/// talk to at a time, 80 KiB for each CPU. With more endpoints than entries the programs look up
+/// more often.
 pub const ENDPOINT_CACHE_ENTRIES: usize = 1 << 11;
 
 /// Entries of `link_cache`, a power of two.
 pub const LINK_CACHE_ENTRIES: usize = 1 << 8;
 
-/// Entries of `backend_stats`: ways to be asked of all backends together; what more there is is not counted.
+/// Entries of `backend_stats`, for the ports and protocols of all backends together. Traffic beyond
+/// them is not counted.
 pub const BACKEND_STATS_ENTRIES: usize = 1 << 17;
 
-/// Entries of `ct_new`: flows that nobody has gone on with yet, the least recent of which are forgotten.
+/// Entries of `ct_new`: new flows. A full map evicts the least recently used ones.
 pub const CT_NEW_ENTRIES: usize = 1 << 16;
 
 /// Default size of the conntrack table; the loader overrides it with `--conntrack-size`.
 pub const CONNTRACK_ENTRIES: usize = 1 << 18;
 
-/// Value of map `counters`, per-CPU array indexed by [`crate::Reason`].
+/// Value of map `counters`, per-CPU array indexed by [`crate::Reason`]: packets and bytes for each
+/// reason. Written by the programs; read by the agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counter {
@@ -107,7 +113,8 @@ mod tests {
     use super::*;
     use core::mem::{offset_of, size_of};
 
-    /// The fields' sizes must add up to the struct's: no hidden padding.
+    /// The sizes of the fields must add up to the size of the struct: then there is no hidden
+    /// padding.
     macro_rules! packed {
         ($type:ident { $($field:ident),+ $(,)? }) => {{
             let value = <$type>::default();

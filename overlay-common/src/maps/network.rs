@@ -2,8 +2,8 @@
 
 use crate::{Be32, Ip6, Mac};
 
-/// Map `networks`, hash by VNI (`u32`): written by the agent for each network with endpoints or
-/// backends of interest here; read by `from_container` and `from_underlay`.
+/// Map `networks`, hash by VNI (`u32`): networks with endpoints or backends that this node needs.
+/// Written by the agent; read by `from_container` and `from_underlay`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Network {
@@ -17,17 +17,17 @@ pub struct Network {
     pub mtu: u32,
     /// Bits of `NETWORK_*`.
     pub flags: u32,
-    /// Reserved for the number of a policy; zero, which stands for none. The programs of this
-    /// version do not read it.
+    /// Reserved for the number of a policy; zero stands for none. The programs of this version do
+    /// not read it.
     pub policy: u32,
 }
 
-/// The network has no way out and none in (`--internal`).
+/// No packet leaves the network or enters it from outside (`--internal`).
 pub const NETWORK_INTERNAL: u32 = 1 << 0;
-/// The network exists on one node only: nothing of it is ever encapsulated.
+/// The network exists on one node only. Its packets are never encapsulated.
 pub const NETWORK_LOCAL: u32 = 1 << 1;
-/// Packets to groups are copied to all endpoints (`--opt multicast=replicate`), as map `flood`
-/// says.
+/// Head-end replication: packets to groups are copied to all endpoints (`--opt
+/// multicast=replicate`), as map `flood` says.
 pub const NETWORK_REPLICATE: u32 = 1 << 2;
 /// Reserved: packets of the network are encrypted between nodes. The agent of this version sets it
 /// on no network, and the programs do not read it.
@@ -40,8 +40,8 @@ impl Network {
         ip.raw() & self.mask.raw() == self.subnet.raw()
     }
 
-    /// The MAC that packets to `ip` have if it is a group's: of multicast the one that RFC 1112,
-    /// section 6.4, gives it, of the subnet's broadcast address and of 255.255.255.255 broadcast.
+    /// The MAC for packets to `ip` if it is a group address: the MAC of RFC 1112, section 6.4, for
+    /// multicast, and the broadcast MAC for 255.255.255.255 and the subnet's broadcast address.
     #[inline(always)]
     pub fn group_mac(&self, ip: Be32) -> Option<Mac> {
         let [a, b, c, d] = ip.octets();
@@ -55,23 +55,22 @@ impl Network {
     }
 }
 
-/// Most endpoints of a node, and most other nodes, that a packet to a group of a network is copied
-/// to.
+/// Most endpoints of this node, and most other nodes, that get a copy of a packet to a group.
 pub const MAX_FLOOD: usize = 64;
 
-/// Map `flood`, hash by VNI (`u32`): where packets to groups of a network are copied. Written by
-/// the agent for networks with [`NETWORK_REPLICATE`] that have endpoints here, the host link never
-/// among them; read by `from_container` and `from_underlay`.
+/// Map `flood`, hash by VNI (`u32`): destinations of copies of packets to groups of a network.
+/// Written by the agent for networks with [`NETWORK_REPLICATE`] and endpoints on this node, without
+/// the host link; read by `from_container` and `from_underlay`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flood {
-    /// How many endpoints the network has here; those over [`MAX_FLOOD`] get no copies.
+    /// Number of the network's endpoints on this node. Those over [`MAX_FLOOD`] get no copies.
     pub endpoints: u32,
-    /// How many other nodes have endpoints of it; those over [`MAX_FLOOD`] get no copies.
+    /// Number of other nodes with endpoints of the network. Those over [`MAX_FLOOD`] get no copies.
     pub nodes: u32,
-    /// Indexes of the endpoints' host-side interfaces; zero behind the last.
+    /// Indexes of the endpoints' host-side interfaces, followed by zeroes.
     pub links: [u32; MAX_FLOOD],
-    /// VTEPs of the nodes; zero behind the last.
+    /// VTEPs of the nodes, followed by zeroes.
     pub vteps: [Be32; MAX_FLOOD],
 }
 
@@ -91,8 +90,8 @@ pub struct EndpointKey {
     pub ip: Be32,
 }
 
-/// Map `endpoints`, hash: what an address of a network is. Written by the agent; read for every
-/// packet by `from_container` and `from_underlay`.
+/// Map `endpoints`, hash: the kind of an address of a network, and the way to it. Written by the
+/// agent; read for every packet by `from_container` and `from_underlay`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Endpoint {
@@ -100,23 +99,23 @@ pub struct Endpoint {
     pub kind: u8,
     /// Bits of `ENDPOINT_FLAG_*`.
     pub flags: u8,
-    /// The address's MAC.
+    /// The MAC for packets to the address.
     pub mac: Mac,
     /// `LOCAL`: index of the host-side interface. Otherwise 0.
     pub ifindex: u32,
-    /// `REMOTE`: VTEP of the node it is on. Otherwise zero.
+    /// `REMOTE`: VTEP of the endpoint's node. Otherwise zero.
     pub node: Be32,
-    /// `SERVICE`: number of the service whose VIP this is. Otherwise 0, and reserved for what a
-    /// policy knows the endpoint by.
+    /// `SERVICE`: number of the service with this VIP. Otherwise 0, and reserved for the number by
+    /// which a policy names the endpoint.
     pub service: u32,
-    /// `LOCAL`: its slot in `endpoint_counters`. Otherwise 0.
+    /// `LOCAL`: the endpoint's index in `endpoint_counters`. Otherwise 0.
     pub slot: u32,
 }
 
-/// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s, with
-/// what they have in `endpoints` under their IPv4 addresses; where only a published port leads into the
-/// network from this node, its backends, which have no entry there. Written by the agent; read for every
-/// IPv6 packet by `from_container` and `from_underlay`.
+/// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s,
+/// equal to those in `endpoints` under the IPv4 addresses. If this node reaches a network through a
+/// published port only, `endpoints6` has the backends on it, and `endpoints` has no entries.
+/// Written by the agent; read for every IPv6 packet by `from_container` and `from_underlay`.
 ///
 /// Link-local addresses have no entries. They follow from the MAC and so from the IPv4 address
 /// ([`Ip6::ipv4_of_link_local`]), under which the same endpoint is in `endpoints`.
@@ -129,52 +128,53 @@ pub struct Endpoint6Key {
     pub ip: Ip6,
 }
 
-/// Map `addresses6`, hash by [`EndpointKey`]: the IPv6 address of the endpoint or VIP that has an IPv4
-/// address of a dual-stack network, of all that are in `endpoints6`. Written by the agent before `endpoints6`
-/// and `backends`; read where an IPv6 packet is translated, whose flow is named by IPv4 addresses
-/// ([`crate::maps::VNI_FLAG_IPV6`]).
+/// Map `addresses6`, hash by [`EndpointKey`]: IPv6 addresses of the endpoints and VIPs of
+/// dual-stack networks, by their IPv4 addresses. It has every address of `endpoints6`. Written by
+/// the agent before `endpoints6` and `backends`; read when an IPv6 packet is translated, because
+/// the flow names addresses by IPv4 addresses ([`crate::maps::VNI_FLAG_IPV6`]).
 pub type Address6 = Ip6;
 
 /// An endpoint on this node.
 pub const ENDPOINT_LOCAL: u8 = 1;
 /// An endpoint on another node.
 pub const ENDPOINT_REMOTE: u8 = 2;
-/// The network's gateway: the same address on every node.
+/// The network's gateway. Every node has the same address for it.
 pub const ENDPOINT_GATEWAY: u8 = 3;
-/// A service's VIP.
+/// The VIP of a service.
 pub const ENDPOINT_SERVICE: u8 = 4;
 
-/// The endpoint serves a service: replies from it may belong to a translated flow.
+/// The endpoint is a backend of a service: its packets may be replies of translated flows.
 pub const ENDPOINT_FLAG_BACKEND: u8 = 1 << 0;
-/// The endpoint is the node itself (the host link): delivery goes up the host's stack.
+/// The endpoint is the node itself (the host link): the host's stack receives its packets.
 pub const ENDPOINT_FLAG_HOST: u8 = 1 << 1;
-/// The endpoint serves a published port: it may be spoken to from outside its network.
+/// The endpoint is a backend of a published port: packets from outside its network may reach it.
 pub const ENDPOINT_FLAG_PUBLISHED: u8 = 1 << 2;
 
-/// Map `links`, hash by interface index (`u32`): who may send what from an interface. Written by
-/// the agent before the program is attached there; read by `from_container`.
+/// Map `links`, hash by interface index (`u32`): the addresses that an interface may send from.
+/// Written by the agent before it attaches the program to the interface; read by `from_container`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Link {
-    /// The network the interface is on.
+    /// The network of the interface.
     pub vni: u32,
-    /// The only source address it may use.
+    /// The only source address that the interface may use.
     pub ip: Be32,
-    /// The only source MAC it may use.
+    /// The only source MAC that the interface may use.
     pub mac: Mac,
     /// Bits of `ENDPOINT_FLAG_*`.
     pub flags: u16,
-    /// The endpoint's slot in `endpoint_counters`.
+    /// The endpoint's index in `endpoint_counters`.
     pub slot: u32,
 }
 
-/// Map `links6`, hash by interface index (`u32`): what an interface of a dual-stack network may use
-/// besides what [`Link`] says. An interface without an entry speaks no IPv6. Written by the agent
-/// after `links`; read by `from_container` for IPv6 packets.
+/// Map `links6`, hash by interface index (`u32`): the IPv6 addresses that an interface of a
+/// dual-stack network may send from, in addition to its [`Link`]. Without an entry the interface
+/// has no IPv6. Written by the agent after `links`; read by `from_container` for IPv6 packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Link6 {
-    /// The only source address it may use, but for the link-local one of its MAC.
+    /// The only source address that the interface may use, beside the link-local address of its
+    /// MAC.
     pub ip: Ip6,
     /// Mask of the network's IPv6 subnet.
     pub mask: Ip6,
@@ -182,10 +182,10 @@ pub struct Link6 {
     pub gateway: Ip6,
 }
 
-/// Map `vteps6`, hash by a node's number ([`crate::hash::of_node`], a [`Be32`]): the VTEPs of the other
-/// nodes, where the underlay is IPv6. All other maps name nodes by such numbers then, and who sends a
-/// tunnel packet is a node if its address is the one under its number. Written by the agent; read by
-/// the programs that push and pop tunnel headers.
+/// Map `vteps6`, hash by a node's number ([`crate::hash::of_node`], a [`Be32`]): VTEPs of the other
+/// nodes, on an IPv6 underlay. All other maps then name a node by its number. The sender of a
+/// tunnel packet is a node if its address is the one under its number. Written by the agent; read
+/// by the programs that push and pop tunnel headers.
 pub type Vtep6 = Ip6;
 
 /// Key of map `peers`.
@@ -194,26 +194,26 @@ pub type Vtep6 = Ip6;
 pub struct PeerKey {
     /// The network shared with the node, or [`crate::UNDERLAY_VNI`] for membership of the cluster.
     pub vni: u32,
-    /// The node's VTEP or, where that is an IPv6 address, its number.
+    /// The node's VTEP; on an IPv6 underlay the node's number.
     pub node: Be32,
 }
 
-/// Map `peers`, hash: nodes that may send us VXLAN, by network; an entry under
-/// [`crate::UNDERLAY_VNI`] says that the node is of this cluster. Written by the agent; read by
-/// `from_underlay`, `from_vxlan` and `xdp_underlay`, but not for the usual packet: where `endpoints`
-/// says that the inner source is on the sending node, that proves both.
+/// Map `peers`, hash: nodes that may send VXLAN to this node, by network. An entry under
+/// [`crate::UNDERLAY_VNI`] says that the node is in this cluster. Written by the agent; read by
+/// `from_underlay`, `from_vxlan` and `xdp_underlay`. Most packets need no look-up here: an entry in
+/// `endpoints` that puts the inner source on the sending node proves both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Peer {
     /// Bits of `PEER_*`.
     pub flags: u32,
-    /// Reserved for the key that packets to and from the node are encrypted with; zero. The
-    /// programs of this version do not read it.
+    /// Reserved for the key that encrypts packets to and from the node; zero. The programs of this
+    /// version do not read it.
     pub key: u32,
 }
 
-/// Reserved: packets between this node and that one are encrypted. The agent of this version sets it
-/// on no node, and the programs do not read it.
+/// Reserved: packets between this node and that one are encrypted. The agent of this version sets
+/// it on no node, and the programs do not read it.
 pub const PEER_ENCRYPTED: u32 = 1 << 0;
 
 #[cfg(test)]
@@ -246,6 +246,6 @@ mod tests {
         assert_eq!(mac([10, 0, 1, 255]), Some([0xff; 6]));
         assert_eq!(mac([10, 0, 0, 255]), None, "an address like any other in a /23");
         assert_eq!(mac([10, 0, 3, 255]), None, "another subnet's broadcast address");
-        assert_eq!(mac([240, 0, 0, 1]), None, "class E is nobody's");
+        assert_eq!(mac([240, 0, 0, 1]), None, "class E has no hosts");
     }
 }

@@ -2,25 +2,25 @@
 
 use crate::{Be16, Be32, Mac};
 
-/// Map `services`, hash by service number (`u32`): written by the agent; read where a flow is new.
-/// A number stands for one service on one network.
+/// Map `services`, hash by service number (`u32`): services, one number for one service on one
+/// network. Written by the agent; read for new flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
     /// The network of the backends.
     pub vni: u32,
-    /// The VIP on that network; zero when the service has none (dnsrr, or ports only).
+    /// The VIP on that network; zero for a service without one (dnsrr, or ports only).
     pub vip: Be32,
-    /// How many entries of `slots`, or of its table, the service has: 0 means no backend takes new
-    /// flows.
+    /// Number of the service's backend slots: entries of `slots`, or of its table. 0 means that no
+    /// backend takes new flows.
     pub slots: u32,
-    /// Which of the service's tables in `lb_tables` is in force; 0 when its backends are in `slots`.
+    /// Key of the service's current table in `lb_tables`; 0 if its backends are in `slots`.
     pub table: u32,
-    /// For how many seconds after its last new flow a client keeps its backend; 0 when it does not.
+    /// Time in seconds that a client keeps its backend after its last new flow; 0 without affinity.
     pub affinity: u32,
     /// One of `LB_*`.
     pub scheduler: u8,
-    /// What [`LB_SOURCE_HASH`] and [`LB_MAGLEV`] hash: one of `LB_HASH_*`.
+    /// Input of the hash of [`LB_SOURCE_HASH`] and [`LB_MAGLEV`]: one of `LB_HASH_*`.
     pub hash: u8,
     /// Bits of `SERVICE_*`, see [`SERVICE_RESETS`].
     pub flags: u16,
@@ -30,34 +30,36 @@ pub struct Service {
     pub udp_idle: u16,
 }
 
-/// In [`Service::flags`]: TCP connections whose backend has gone are reset when their client speaks.
+/// In [`Service::flags`]: a TCP connection whose backend is gone is reset when its client sends.
 pub const SERVICE_RESETS: u16 = 1 << 0;
 
-/// In [`Service::flags`]: replies to clients outside leave from the backends' nodes.
+/// In [`Service::flags`]: direct server return. Replies to clients outside leave from the backends'
+/// nodes.
 pub const SERVICE_DSR: u16 = 1 << 1;
 
 /// Round robin.
 pub const LB_ROUND_ROBIN: u8 = 0;
-/// Weighted round robin: round robin over a table in which a backend is as often as its weight says.
+/// Weighted round robin: round robin over a table in which each backend has as many entries as its
+/// weight.
 pub const LB_WEIGHTED: u8 = 1;
-/// The one with fewer flows, for its weight, of two.
+/// Least connections by power of two choices: the backend with fewer flows for its weight, of two.
 pub const LB_LEAST: u8 = 2;
-/// By a hash, over a table as [`LB_WEIGHTED`] has it.
+/// Source hash over a table as for [`LB_WEIGHTED`].
 pub const LB_SOURCE_HASH: u8 = 3;
-/// By a hash, over a Maglev table.
+/// Source hash over a Maglev table.
 pub const LB_MAGLEV: u8 = 4;
 
-/// The client's address is hashed.
+/// The hash covers the client's address.
 pub const LB_HASH_ADDRESS: u8 = 0;
-/// The client's address and port, the port it asks, and the protocol are hashed. The address that it
-/// asks is not: through whichever node it comes, its backend is the same.
+/// The hash covers the client's address and port, the frontend's port and the protocol. It leaves
+/// out the frontend's address, so that a client has the same backend through every node.
 pub const LB_HASH_FLOW: u8 = 1;
 
-/// Map `rr_cursor`, hash by service number (`u32`) of `u32`: how many picks were made. Created and
-/// removed by the agent, advanced by the programs, and so kept apart from [`Service`].
+/// Map `rr_cursor`, hash by service number (`u32`) of `u32`: number of picks. Created and removed
+/// by the agent; advanced by the programs, and therefore separate from [`Service`].
 pub type Cursor = u32;
 
-/// Key of map `slots`.
+/// Key of map `slots`: a backend slot of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct SlotKey {
@@ -67,26 +69,27 @@ pub struct SlotKey {
     pub index: u32,
 }
 
-/// Map `slots`, hash of backend numbers (`u32`): the backends that take new flows, of services
-/// without a table.
+/// Map `slots`, hash of backend numbers (`u32`): backend slots, which hold the backends that take
+/// new flows, of services without a table. Written by the agent; read for new flows.
 pub type Slot = u32;
 
-/// Key of map `lb_tables`, a hash of arrays of [`Slot`]s: the tables of schedulers that need more than
-/// a list. A table is never changed: another one is made under another key, then [`Service::table`]
-/// says so, so that no flow sees half of either. Written by the agent, read where a flow is new.
+/// Key of map `lb_tables`, a hash of arrays of [`Slot`]s: backend slots of services whose scheduler
+/// needs a table. A table never changes. The agent makes another one under a new key and then sets
+/// [`Service::table`], so that a flow sees the old table or the new one, never a mixture. Written
+/// by the agent; read for new flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct TableKey {
     /// The service's number.
     pub service: u32,
-    /// A digest of what the table is made of; never 0.
+    /// A digest of the table's input; never 0.
     pub table: u32,
 }
 
-/// Map `active`, hash by backend number (`u32`) of `u32`: about how many flows a backend with
-/// [`BACKEND_COUNTED`] has. Created and removed by the agent with the backend; the programs add new
-/// flows and subtract those that the client ends; the agent counts what is live and corrects the
-/// number.
+/// Map `active`, hash by backend number (`u32`) of `u32`: approximate number of flows of a backend
+/// with [`BACKEND_COUNTED`]. Created and removed by the agent with the backend. The programs add
+/// new flows and subtract those that the client ends; the agent counts the live ones and corrects
+/// the number.
 pub type Active = u32;
 
 /// Key of map `affinity`: a client of a service.
@@ -95,14 +98,14 @@ pub type Active = u32;
 pub struct AffinityKey {
     /// The service's number.
     pub service: u32,
-    /// The network that the client is on, [`crate::UNDERLAY_VNI`] for one outside.
+    /// The client's network; [`crate::UNDERLAY_VNI`] for a client outside.
     pub vni: u32,
     /// The client's address.
     pub client: Be32,
 }
 
-/// Map `affinity`, LRU hash: which backend a client keeps. Written and read by the programs where a
-/// flow is new.
+/// Map `affinity`, LRU hash: the backend that a client keeps. Written and read by the programs for
+/// new flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Affinity {
@@ -114,12 +117,13 @@ pub struct Affinity {
     pub last_used: u64,
 }
 
-/// Entries of `affinity`: clients of all services together, the least recent of which are forgotten.
+/// Entries of `affinity`: clients of all services together. A full map evicts the least recently
+/// used ones.
 pub const AFFINITY_ENTRIES: usize = 1 << 16;
 
-/// Map `backends`, hash by backend number (`u32`): every backend that may have flows, draining
-/// ones included. A number is never given twice in the life of a cluster. Written by the agent;
-/// read on every packet of a translated flow.
+/// Map `backends`, hash by backend number (`u32`): all backends that may have flows, draining ones
+/// included. A cluster never reuses a number. Written by the agent; read on every packet of a
+/// translated flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Backend {
@@ -127,17 +131,17 @@ pub struct Backend {
     pub vni: u32,
     /// Its address.
     pub ip: Be32,
-    /// VTEP of its node; zero when it is on this one.
+    /// VTEP of its node; zero for a backend on this node.
     pub node: Be32,
-    /// Index of its host-side interface when it is on this node, otherwise 0.
+    /// Index of its host-side interface if it is on this node, otherwise 0.
     pub ifindex: u32,
     /// Its MAC.
     pub mac: Mac,
     /// One of `BACKEND_*`.
     pub state: u16,
-    /// Its slot in `endpoint_counters` when it is on this node, otherwise 0.
+    /// Its index in `endpoint_counters` if it is on this node, otherwise 0.
     pub slot: u32,
-    /// Its share of new flows beside that of the service's other backends; 0: it takes none.
+    /// Its weight, relative to the service's other backends. With 0 it takes no new flows.
     pub weight: u16,
     /// Bits of `BACKEND_*`, see [`BACKEND_COUNTED`].
     pub flags: u16,
@@ -150,10 +154,10 @@ pub const BACKEND_COUNTED: u16 = 1 << 0;
 pub const BACKEND_ACTIVE: u16 = 1;
 /// The backend keeps its flows and takes no new ones.
 pub const BACKEND_DRAINING: u16 = 2;
-/// The backend's node is down: it keeps the flows that cannot do without it, and no others.
+/// The backend's node is down. It keeps flows that have no alternative, and no others.
 pub const BACKEND_DOWN: u16 = 3;
 
-/// Key of map `backend_stats`: a backend, and one of the ways in which its service is asked.
+/// Key of map `backend_stats`: a backend, and a frontend port and protocol of its service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct BackendStatsKey {
@@ -169,25 +173,26 @@ pub struct BackendStatsKey {
     pub ipv6: u8,
 }
 
-/// Map `backend_stats`, per-CPU hash: what went between clients and a backend, counted on the node that
-/// translates it. Entries are made by the programs and removed by the agent when the backend is gone.
+/// Map `backend_stats`, per-CPU hash: traffic between clients and a backend, counted on the node
+/// that translates it. Entries are made by the programs and removed by the agent after the backend
+/// is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct BackendStats {
-    /// Flows that began.
+    /// New flows.
     pub flows: u64,
-    /// Packets of clients.
+    /// Packets from clients.
     pub in_packets: u64,
-    /// Bytes of clients, Ethernet headers included.
+    /// Bytes from clients, Ethernet headers included.
     pub in_bytes: u64,
-    /// Packets of the backend.
+    /// Packets from the backend.
     pub out_packets: u64,
-    /// Bytes of the backend, Ethernet headers included.
+    /// Bytes from the backend, Ethernet headers included.
     pub out_bytes: u64,
 }
 
 impl BackendStats {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub const fn with(self, other: &Self) -> Self {
         Self {
@@ -212,7 +217,7 @@ pub struct PublishedKey {
     pub pad: u8,
 }
 
-/// Map `published`, hash: ports of the host that a service answers. Written by the agent; read by
+/// Map `published`, hash: published ports of the host. Written by the agent; read by
 /// `from_underlay`, `xdp_underlay`, `from_container` (host link) and the socket programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -225,30 +230,30 @@ pub struct Published {
     pub flags: u16,
 }
 
-/// In [`Published::flags`]: the backends have IPv6, and the port answers on the addresses of
-/// `local_addrs6`.
+/// In [`Published::flags`]: the backends have IPv6, and the port is published on the addresses of
+/// `local_addrs6` too.
 pub const PUBLISHED_IPV6: u16 = 1 << 0;
 
-/// Map `local_addrs`, hash by address ([`Be32`]) of `u32`: addresses of the host on which
-/// published ports answer. Written by the agent.
+/// Map `local_addrs`, hash by address ([`Be32`]) of `u32`: addresses of the host on which ports are
+/// published. Written by the agent.
 ///
-/// Map `local_addrs6`, hash by address ([`crate::Ip6`]): the same of IPv6, for ports with
-/// [`PUBLISHED_IPV6`].
+/// Map `local_addrs6`, hash by address ([`crate::Ip6`]): IPv6 addresses of the host on which ports
+/// with [`PUBLISHED_IPV6`] are published. Written by the agent.
 pub type LocalAddr = u32;
 
 /// Key of map `frontends6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Frontend6Key {
-    /// The node, as the maps call it: its VTEP, or the number of an IPv6 one.
+    /// The node: its VTEP, or its number on an IPv6 underlay.
     pub node: Be32,
-    /// [`crate::hash::of_node`] of the address.
+    /// [`crate::hash::of_node`] of the frontend's address.
     pub number: Be32,
 }
 
-/// Map `frontends6`, hash of IPv6 addresses ([`crate::Ip6`]): those on which published ports answer on the other
-/// nodes, by the numbers that these tell them by ([`crate::Frontend`]). Two of one node with the same number are
-/// left out. Written by the agent; read by `tunnel_flow6`.
+/// Map `frontends6`, hash of IPv6 addresses ([`crate::Ip6`]): frontend addresses of the other
+/// nodes, by the number that packets carry for them ([`crate::Frontend`]). If two addresses of a
+/// node have the same number, the map has neither. Written by the agent; read by `tunnel_flow6`.
 pub type Frontend6 = crate::Ip6;
 
 /// Most entries of `frontends6`: sixteen addresses of each of 1,000 nodes.

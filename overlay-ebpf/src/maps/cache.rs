@@ -1,15 +1,16 @@
-//! Looking up endpoints and links, by way of what this CPU remembers of a generation.
+//! Look-ups of endpoints and links through this CPU's cache.
 
 use overlay_common::maps::{CachedEndpoint, CachedLink, Endpoint, EndpointKey, Link};
 
 use crate::maps::{ENDPOINT_CACHE, ENDPOINTS, GENERATION, LINK_CACHE, LINKS, lookup};
 
-/// The generation. It must be read before what is remembered in it is looked up: a write in between then
-/// makes that of a generation that is over.
+/// The current generation. A program must read it before it looks up the entry to cache. A write
+/// between the two then gives the cached entry a generation that is over.
 #[inline(always)]
 fn generation() -> u64 {
     match GENERATION.get_ptr(0) {
-        // SAFETY: the slot exists as long as the program; volatile, because it changes meanwhile.
+        // SAFETY: the array entry exists as long as the program. The read is volatile because the
+        // value changes.
         Some(generation) => unsafe { generation.read_volatile() },
         None => 0,
     }
@@ -19,10 +20,10 @@ fn generation() -> u64 {
 #[inline(always)]
 pub fn endpoint(key: &EndpointKey) -> Option<Endpoint> {
     let generation = generation();
-    let Some(known) = ENDPOINT_CACHE.get_ptr_mut(CachedEndpoint::slot(key)) else {
+    let Some(known) = ENDPOINT_CACHE.get_ptr_mut(CachedEndpoint::index(key)) else {
         return lookup(&ENDPOINTS, key);
     };
-    // SAFETY: the slot exists as long as the program, and no other run on this CPU overlaps.
+    // SAFETY: the array entry exists as long as the program, and no other run on this CPU overlaps.
     let known = unsafe { &mut *known };
     if known.generation != generation || known.key != *key || generation == 0 {
         known.endpoint = lookup(&ENDPOINTS, key)?;
@@ -36,7 +37,7 @@ pub fn endpoint(key: &EndpointKey) -> Option<Endpoint> {
 #[inline(always)]
 pub fn link(ifindex: u32) -> Option<Link> {
     let generation = generation();
-    let Some(known) = LINK_CACHE.get_ptr_mut(CachedLink::slot(ifindex)) else {
+    let Some(known) = LINK_CACHE.get_ptr_mut(CachedLink::index(ifindex)) else {
         return lookup(&LINKS, &ifindex);
     };
     // SAFETY: as above.

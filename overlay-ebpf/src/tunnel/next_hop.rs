@@ -29,7 +29,7 @@ pub fn to_node(
     node: Be32,
     total: u32,
 ) -> Result<&'static CachedNextHop, Reason> {
-    let hop = NEXT_HOPS.get_ptr_mut(CachedNextHop::slot(node)).ok_or(Reason::NotConfigured)?;
+    let hop = NEXT_HOPS.get_ptr_mut(CachedNextHop::index(node)).ok_or(Reason::NotConfigured)?;
     // SAFETY: the slot exists as long as the program, and no other run on this CPU overlaps.
     let hop = unsafe { &mut *hop };
     // SAFETY: a helper without preconditions; the JIT makes one load of it.

@@ -82,7 +82,7 @@ fn an_interface_that_changes_hands_may_send_as_its_new_owner_only() {
 #[test]
 fn endpoints_that_share_a_place_are_told_apart() {
     let mut rig = rig();
-    let place = |ip: Ipv4Addr| CachedEndpoint::slot(&EndpointKey { vni: VNI, ip: ip.into() });
+    let place = |ip: Ipv4Addr| CachedEndpoint::index(&EndpointKey { vni: VNI, ip: ip.into() });
     let of_far = place(FAR);
     let other = (1..=250u8)
         .flat_map(|c| (1..=250u8).map(move |d| Ipv4Addr::new(10, 0, c, d)))
