@@ -1,70 +1,72 @@
-//! What becomes of a packet, and results across function calls.
+//! The outcome of a packet, and results across function calls.
 //!
-//! BPF functions return one register, so a `Result` that is not inlined away travels as one number.
-//! Functions that are `no_mangle` besides are *global* to the verifier: it checks each of them once,
-//! for whatever arguments there may be, instead of once for every way that leads to a call. They take
-//! the context and integers: other types have to be taken apart.
+//! BPF functions return one register, so a `Result` that is not inlined is packed into one number.
+//! To the verifier, functions that are also `no_mangle` are *global*: it checks each of them once
+//! for any arguments, and not once for every path that leads to a call. Such functions take the
+//! context and integers only.
 
 use overlay_common::Reason;
 
-/// What to do with a packet that is not dropped: the program type's action, the reason that is counted, and the slot of
-/// the endpoint of this node that the packet went to, 0 for none.
+/// The action for a packet that is not dropped: the program type's action, the reason to count, and
+/// the counter index of the endpoint of this node that received the packet, 0 for none.
 ///
-/// One number, as a [`Reason`] is: so an [`Outcome`] has no field that only some outcomes have. The compiler would keep
-/// such a field on the stack across calls, and the verifier refuses to store what was never written.
+/// It is one number, as a [`Reason`] is. Otherwise an [`Outcome`] would have a field that only some
+/// outcomes have. The compiler would keep such a field on the stack across calls, and the verifier
+/// refuses to store memory that was never written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict(u32);
 
 impl Verdict {
-    /// The packet is not ours: the host's stack goes on with it.
+    /// The host's stack handles the packet.
     pub const PASS: Self = Self(u32::MAX);
 
-    /// The program dealt with the packet.
+    /// The program has handled the packet.
     #[inline(always)]
     pub const fn done(action: i32, reason: Reason) -> Self {
         Self::delivered(action, reason, 0)
     }
 
-    /// The packet went to the endpoint of this node with a slot. Actions are smaller than 255.
+    /// The packet went to the endpoint of this node with a counter index. Actions are smaller than
+    /// 255.
     #[inline(always)]
     pub const fn delivered(action: i32, reason: Reason, slot: u32) -> Self {
         Self(action as u32 & 0xff | (reason as u32) << 8 | slot << 16)
     }
 
-    /// The program type's action; meaningless of [`Verdict::PASS`].
+    /// The program type's action; meaningless for [`Verdict::PASS`].
     #[inline(always)]
     pub const fn action(self) -> i32 {
         (self.0 & 0xff) as i32
     }
 
-    /// The reason, likewise.
+    /// The reason; meaningless for [`Verdict::PASS`].
     #[inline(always)]
     pub fn reason(self) -> Reason {
         Reason::from_index(self.0 >> 8 & 0xff).unwrap_or(Reason::Malformed)
     }
 
-    /// The endpoint's slot, likewise.
+    /// The endpoint's counter index; meaningless for [`Verdict::PASS`].
     #[inline(always)]
     pub const fn slot(self) -> u32 {
         self.0 >> 16
     }
 
-    /// The same, counted for another reason.
+    /// The same verdict with another reason.
     #[inline(always)]
     pub fn because(self, reason: Reason) -> Self {
         Self::delivered(self.action(), reason, self.slot())
     }
 }
 
-/// The way of a packet: on, or dropped for a reason.
+/// The outcome of a packet: forwarded, or dropped for a reason.
 pub type Outcome = Result<Verdict, Reason>;
 
-/// Why a packet in the tunnel gets no further here.
+/// Why a program stops with a tunnel packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It is dropped.
+    /// The packet is dropped.
     Drop(Reason),
-    /// It is one that the kernel's vxlan device has to take out of the tunnel. Nothing of it has changed.
+    /// The kernel's vxlan device must decapsulate the packet. The program has not changed it.
     ToKernel,
 }
 
@@ -75,7 +77,7 @@ impl From<Reason> for Stop {
     }
 }
 
-/// A result as a number: what is not negative is a value, the rest a reason.
+/// Packs a result into a number: a value is not negative, a reason is.
 #[inline(always)]
 pub fn pack(result: Result<u32, Reason>) -> i64 {
     match result {
@@ -84,7 +86,7 @@ pub fn pack(result: Result<u32, Reason>) -> i64 {
     }
 }
 
-/// The result again.
+/// Unpacks the result of [`pack`].
 #[inline(always)]
 pub fn unpack(packed: i64) -> Result<u32, Reason> {
     if packed >= 0 {
@@ -93,10 +95,10 @@ pub fn unpack(packed: i64) -> Result<u32, Reason> {
     Err(Reason::from_index((-1 - packed) as u32).unwrap_or(Reason::Malformed))
 }
 
-/// In place of a reason: [`Stop::ToKernel`].
+/// The packed form of [`Stop::ToKernel`].
 const TO_KERNEL: i64 = i64::MIN;
 
-/// As [`pack`], of a packet in the tunnel.
+/// As [`pack`], for a tunnel packet.
 #[inline(always)]
 pub fn pack_stop(result: Result<u32, Stop>) -> i64 {
     match result {
@@ -106,7 +108,7 @@ pub fn pack_stop(result: Result<u32, Stop>) -> i64 {
     }
 }
 
-/// The result again.
+/// Unpacks the result of [`pack_stop`].
 #[inline(always)]
 pub fn unpack_stop(packed: i64) -> Result<u32, Stop> {
     if packed == TO_KERNEL { Err(Stop::ToKernel) } else { Ok(unpack(packed)?) }

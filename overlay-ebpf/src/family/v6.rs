@@ -127,7 +127,7 @@ impl Family for V6 {
     #[inline(always)]
     fn is_inside(_ip: &(), vni: u32, mut work: Area) -> bool {
         let work = &mut work.ipv6;
-        addr6_id::inside(vni, &work.ip.src, &mut work.key) != addr6_id::NOBODY
+        addr6_id::inside(vni, &work.ip.src, &mut work.key) != addr6_id::NONE
     }
 
     #[inline(always)]

@@ -1,4 +1,5 @@
-//! Numbers of IPv6 addresses, which name them in the tables of flows ([`overlay_common::maps::VNI_FLAG_IPV6`]).
+//! Address ids: numbers that stand for IPv6 addresses in the tables of flows
+//! ([`overlay_common::maps::VNI_FLAG_IPV6`]).
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_prandom_u32};
 use overlay_common::{
@@ -11,28 +12,28 @@ use overlay_common::{
 
 use crate::maps::{ADDR6_IDS, ADDR6_IDS_NEW, ADDR6_SECRET, ADDRESSES6, ENDPOINTS6, work::Work};
 
-/// In place of a number: the address has none.
-pub const NOBODY: Be32 = Be32::ZERO;
+/// The address has no id.
+pub const NONE: Be32 = Be32::ZERO;
 
-/// The number of an address on network `vni`. One that is outside gets one if `may_be_new`. `key` is room
-/// for a look-up.
+/// The id of an address on network `vni`, or [`NONE`]. With `may_be_new`, an address outside gets
+/// one now. `key` is room for a look-up.
 #[inline(always)]
 pub fn of(vni: u32, address: &Ip6, may_be_new: bool, key: &mut Endpoint6Key) -> Be32 {
     let number = inside(vni, address, key);
-    if number == NOBODY { outside(address, may_be_new) } else { number }
+    if number == NONE { outside(address, may_be_new) } else { number }
 }
 
-/// The number of an endpoint or VIP of a network: its IPv4 address.
+/// The id of an endpoint or VIP of a network: its IPv4 address. [`NONE`] for other addresses.
 #[inline(always)]
 pub fn inside(vni: u32, address: &Ip6, key: &mut Endpoint6Key) -> Be32 {
     if vni == UNDERLAY_VNI {
-        return NOBODY;
+        return NONE;
     }
     *key = Endpoint6Key { vni, ip: *address };
-    let Some(endpoint) = ENDPOINTS6.get_ptr(&*key) else { return NOBODY };
+    let Some(endpoint) = ENDPOINTS6.get_ptr(&*key) else { return NONE };
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     let (flags, mac) = unsafe { ((*endpoint).flags, (*endpoint).mac) };
-    if flags & ENDPOINT_FLAG_HOST != 0 { NOBODY } else { ipv4_of(mac) }
+    if flags & ENDPOINT_FLAG_HOST != 0 { NONE } else { ipv4_of(mac) }
 }
 
 /// The IPv4 address of the endpoint, VIP or gateway with a MAC ([`Mac::of_ip`]).
@@ -42,67 +43,71 @@ pub fn ipv4_of(mac: Mac) -> Be32 {
     Be32::from_octets([a, b, c, d])
 }
 
-/// The number of an address outside, a new one if `may_be_new`.
+/// The id of an address outside, or [`NONE`]. With `may_be_new`, an address without one gets it
+/// now.
 #[inline(always)]
 pub fn outside(address: &Ip6, may_be_new: bool) -> Be32 {
-    let Some(key) = secret() else { return NOBODY };
-    let mut free = NOBODY;
+    let Some(key) = secret() else { return NONE };
+    let mut free = NONE;
     for attempt in 0..ADDR6_ID_TRIES {
         let number = hash::addr6_id(address, key, attempt);
-        match outsider(number) {
+        match address_outside(number) {
             Some(found) if *found == *address => return number,
             Some(_) => {}
-            None if free == NOBODY => free = number,
+            None if free == NONE => free = number,
             None => {}
         }
     }
-    if free == NOBODY || !may_be_new {
-        return NOBODY;
+    if free == NONE || !may_be_new {
+        return NONE;
     }
     match ADDR6_IDS_NEW.insert(&free, address, u64::from(BPF_ANY)) {
         Ok(()) => free,
-        Err(_) => NOBODY,
+        Err(_) => NONE,
     }
 }
 
-/// The address outside that has a number.
+/// The address outside with this id.
 #[inline(always)]
-fn outsider(number: Be32) -> Option<&'static Ip6> {
+fn address_outside(number: Be32) -> Option<&'static Ip6> {
     let found = match ADDR6_IDS.get_ptr(&number) {
         None => ADDR6_IDS_NEW.get_ptr(&number),
         found => found,
     };
-    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped. One that is reused
-    // in this moment has the address of somebody else, to whom nothing was promised.
+    // SAFETY: the pointer comes from a successful look-up, and the kernel never unmaps LRU entries.
+    // If it reuses the entry at this moment, the result is another client's address. The lost
+    // client had no promise.
     found.map(|address| unsafe { &*address })
 }
 
-/// The address that has a number on a side of a network (or of the host), as flows have it.
+/// The address with this id on a network or on the host. `side` is a VNI as in entries of flows.
 #[inline(always)]
 pub fn address(side: u32, number: Be32) -> Option<&'static Ip6> {
     if is_outside(number) {
-        return outsider(number);
+        return address_outside(number);
     }
     let key = EndpointKey { vni: side & !VNI_FLAG_IPV6, ip: number };
-    // SAFETY: the pointer comes from a successful look-up. A slot that is reused in this moment has the
-    // address of another endpoint, and the packet goes astray as if it had been sent a moment later.
+    // SAFETY: the pointer comes from a successful look-up. If the kernel reuses the entry at this
+    // moment, the result is another endpoint's address, and the packet is lost as if it had been
+    // sent a moment later.
     ADDRESSES6.get_ptr(&key).map(|address| unsafe { &*address })
 }
 
-/// Whether it is the number of an address outside.
+/// Whether the id is that of an address outside.
 #[inline(always)]
 pub fn is_outside(number: Be32) -> bool {
     number.octets()[0] >= 240
 }
 
-/// The flow of an address outside is in use: it is kept with what is.
+/// Moves the address outside with this id from `addr6_ids_new` to `addr6_ids`, because a flow in
+/// use has it.
 #[inline(always)]
 pub fn keep(number: Be32) {
     if !is_outside(number) || ADDR6_IDS.get_ptr(&number).is_some() {
         return;
     }
     if let Some(address) = ADDR6_IDS_NEW.get_ptr(&number) {
-        // SAFETY: as in `outsider`.
+        // SAFETY: as in `address_outside`.
         let kept = ADDR6_IDS.insert(&number, unsafe { &*address }, u64::from(BPF_ANY));
         if kept.is_ok() {
             let _ = ADDR6_IDS_NEW.remove(&number);
@@ -110,8 +115,8 @@ pub fn keep(number: Be32) {
     }
 }
 
-/// Keeps the client's address and the one that it asks, if the flow of `work`, in the client's direction, is in
-/// use: both sides have spoken, and the client again.
+/// Moves the addresses of the client and the frontend ([`keep`]) if the flow of `work`, in the
+/// client's direction, is in use: both sides have sent.
 #[inline(always)]
 pub fn keep_both(work: &Work) {
     if work.entry.action == CONNTRACK_FORWARD && work.entry.flags & ANSWERED != 0 {
@@ -120,21 +125,23 @@ pub fn keep_both(work: &Work) {
     }
 }
 
-/// What schedulers hash of a client: of one outside not its number, which every node makes by itself.
+/// The client's address as schedulers hash it. Each node gives its own id to an address outside, so
+/// the address itself is hashed.
 #[inline(always)]
 pub fn hashed(number: Be32) -> Be32 {
-    match outsider(number) {
+    match address_outside(number) {
         Some(address) => hash::of_node(address),
         None => number,
     }
 }
 
-/// The key of the hash, made when it is first asked for. Two CPUs that do so in one moment may make two: a
-/// number by the one that is lost is nobody's, and its client gets another with its next flow.
+/// The key of the hash. The first use makes it. Two CPUs that do so at the same time may make two
+/// keys. Ids under the lost key are not found again, and their clients get new ones with their next
+/// flows.
 #[inline(always)]
 fn secret() -> Option<[u64; 2]> {
     let seed = ADDR6_SECRET.get_ptr_mut(0)?;
-    // SAFETY: an array's slot, which exists as long as the program.
+    // SAFETY: an array entry, which exists as long as the program.
     let key = unsafe { (*seed).key };
     if key[1] != 0 {
         return Some(key);

@@ -20,32 +20,32 @@ fn generation() -> u64 {
 #[inline(always)]
 pub fn endpoint(key: &EndpointKey) -> Option<Endpoint> {
     let generation = generation();
-    let Some(known) = ENDPOINT_CACHE.get_ptr_mut(CachedEndpoint::index(key)) else {
+    let Some(cached) = ENDPOINT_CACHE.get_ptr_mut(CachedEndpoint::index(key)) else {
         return lookup(&ENDPOINTS, key);
     };
     // SAFETY: the array entry exists as long as the program, and no other run on this CPU overlaps.
-    let known = unsafe { &mut *known };
-    if known.generation != generation || known.key != *key || generation == 0 {
-        known.endpoint = lookup(&ENDPOINTS, key)?;
-        known.key = *key;
-        known.generation = generation;
+    let cached = unsafe { &mut *cached };
+    if cached.generation != generation || cached.key != *key || generation == 0 {
+        cached.endpoint = lookup(&ENDPOINTS, key)?;
+        cached.key = *key;
+        cached.generation = generation;
     }
-    Some(known.endpoint)
+    Some(cached.endpoint)
 }
 
 /// The entry of `links` for an interface.
 #[inline(always)]
 pub fn link(ifindex: u32) -> Option<Link> {
     let generation = generation();
-    let Some(known) = LINK_CACHE.get_ptr_mut(CachedLink::index(ifindex)) else {
+    let Some(cached) = LINK_CACHE.get_ptr_mut(CachedLink::index(ifindex)) else {
         return lookup(&LINKS, &ifindex);
     };
     // SAFETY: as above.
-    let known = unsafe { &mut *known };
-    if known.generation != generation || known.ifindex != ifindex || generation == 0 {
-        known.link = lookup(&LINKS, &ifindex)?;
-        known.ifindex = ifindex;
-        known.generation = generation;
+    let cached = unsafe { &mut *cached };
+    if cached.generation != generation || cached.ifindex != ifindex || generation == 0 {
+        cached.link = lookup(&LINKS, &ifindex)?;
+        cached.ifindex = ifindex;
+        cached.generation = generation;
     }
-    Some(known.link)
+    Some(cached.link)
 }

@@ -7,8 +7,9 @@ use overlay_common::{
 
 use crate::maps::{ENDPOINTS, ENDPOINTS6, work::Ipv6Work};
 
-/// The kind (`ENDPOINT_*`) of what has an address of network `vni`: an endpoint, a VIP or the gateway, which is in
-/// `work.endpoint` then. A link-local address says the IPv4 address of its endpoint.
+/// Looks up the endpoint, VIP or gateway with address `ip` on network `vni` and leaves it in
+/// `work.endpoint`. Returns its kind (`ENDPOINT_*`). The IPv4 address of an endpoint follows from
+/// its link-local address.
 #[inline(always)]
 pub fn find6(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> Option<u8> {
     let found = if ip.is_link_local() {
@@ -23,7 +24,7 @@ pub fn find6(work: &mut Ipv6Work, vni: u32, ip: Ip6) -> Option<u8> {
     let endpoint = found?;
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     work.endpoint = unsafe { *endpoint };
-    // The node itself has no IPv6, and VIPs have no link.
+    // The host link has no IPv6, and VIPs have no link-local address.
     let is_vip = work.endpoint.kind == ENDPOINT_SERVICE;
     if (is_vip && ip.is_link_local()) || work.endpoint.flags & ENDPOINT_FLAG_HOST != 0 {
         return None;

@@ -1,6 +1,7 @@
-//! LRU maps whose entries are counted. The kernel throws out the least recent ones of a full map and tells nobody,
-//! and not every kernel lets its functions be followed; so the programs count what they make and remove, and
-//! the agent, which can count what is there, knows the rest ([`LruStats`]).
+//! LRU maps that count their entries. The kernel does not report the entries that it evicts from a
+//! full map, and some kernels do not let programs trace its functions. So the programs count the
+//! entries that they make and remove, and the agent counts the entries in the map and computes the
+//! rest ([`LruStats`]).
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST},
@@ -10,19 +11,19 @@ use overlay_common::maps::{Lru, LruStats};
 
 use crate::maps::LRU_STATS;
 
-/// An LRU map, of which every entry made or removed is counted.
+/// An LRU map that counts the entries that programs make and remove.
 pub struct Counted<K: 'static, V: 'static, const ENTRIES: usize> {
     map: &'static LruHashMap<K, V, ENTRIES>,
     lru: Lru,
 }
 
 impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
-    /// A map, and where its entries are counted.
+    /// Wraps a map and its index in `lru_stats`.
     pub const fn new(map: &'static LruHashMap<K, V, ENTRIES>, lru: Lru) -> Self {
         Self { map, lru }
     }
 
-    /// The value under `key`. The kernel may reuse its slot for another entry's.
+    /// The value under `key`. The kernel may reuse its map entry for another key.
     #[inline(always)]
     pub fn get_ptr(self, key: &K) -> Option<*const V> {
         self.map.get_ptr(key)
@@ -34,11 +35,9 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
         self.map.get_ptr_mut(key)
     }
 
-    /// Writes an entry: with [`BPF_NOEXIST`] where there is none, with [`BPF_ANY`] also over one, which is not
-    /// counted. So the kernel is asked for a new one first: it does not say which it was.
-    ///
-    /// # Errors
-    /// What the kernel says.
+    /// Writes an entry: with [`BPF_NOEXIST`] only if there is none, with [`BPF_ANY`] also over one.
+    /// Replacing an entry is not counted. The kernel does not say which of the two it did, so the
+    /// first call asks for a new entry.
     #[inline(always)]
     pub fn insert(self, key: &K, value: &V, flags: u64) -> Result<(), i32> {
         let made = self.map.insert(key, value, u64::from(BPF_NOEXIST));
@@ -49,7 +48,7 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
         if flags == u64::from(BPF_ANY) { self.map.insert(key, value, flags) } else { made }
     }
 
-    /// As [`Counted::insert`] with [`BPF_ANY`], for an entry that is there mostly.
+    /// As [`Counted::insert`] with [`BPF_ANY`]. It is faster if the entry exists.
     ///
     /// # Errors
     /// As [`Counted::insert`].
@@ -62,7 +61,7 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
     /// Removes an entry.
     ///
     /// # Errors
-    /// What the kernel says; there is none mostly.
+    /// The kernel's error number, usually because there is no entry.
     #[inline(always)]
     pub fn remove(self, key: &K) -> Result<(), i32> {
         let removed = self.map.remove(key);
@@ -75,7 +74,7 @@ impl<K, V, const ENTRIES: usize> Counted<K, V, ENTRIES> {
     #[inline(always)]
     fn count(self, add: impl FnOnce(&mut LruStats)) {
         if let Some(lru_stats) = LRU_STATS.get_ptr_mut(self.lru as u32) {
-            // SAFETY: this CPU's own value, of a look-up that has succeeded.
+            // SAFETY: this CPU's own value, from a successful look-up.
             add(unsafe { &mut *lru_stats });
         }
     }

@@ -20,16 +20,17 @@ use overlay_common::{
     Be32, COUNTERS, Ip6, Plain,
     event::{EVENT_RING, Event, LOST_EVENTS_ENTRIES, Lost, Watch, Watched},
     maps::{
-        ADDR6_IDS as CLIENTS, ADDR6_IDS_NEW as STRANGERS, AFFINITY_ENTRIES, Active, Addr6,
-        Addr6Secret, Address6, Affinity, AffinityKey, BACKEND_STATS_ENTRIES, Backend, BackendStats,
-        BackendStatsKey, CONNTRACK_ENTRIES, CT_NEW_ENTRIES, CachedEndpoint, CachedLink,
-        CachedNextHop, Config, Conntrack, ConntrackKey, Counter, Cursor, ENDPOINT_CACHE_ENTRIES,
-        Egress, Endpoint, Endpoint6Key, EndpointKey, FRAGMENT_ENTRIES, FRONTENDS6_ENTRIES, Flood,
-        Fragment, FragmentKey, Frontend6, Frontend6Key, Generation, LARGE_TABLE,
-        LINK_CACHE_ENTRIES, LRU_STATS_ENTRIES, Link, Link6, LocalAddr, Lru, LruStats, MEDIUM_TABLE,
-        NEXT_HOPS_ENTRIES, Netns, Network, Peer, PeerKey, Published, PublishedKey, SMALL_TABLE,
-        SOCK_FLOWS as FLOWS_OF_SOCKETS, Service, Slot, SlotKey, SnatUsage, SockFlow, SockOrigin,
-        SockOriginKey, StaleBackend, Subnet, Subnet6, TAIL_CALLS_ENTRIES, TableKey, Vtep6,
+        ADDR6_IDS as MAX_ADDR6_IDS, ADDR6_IDS_NEW as MAX_ADDR6_IDS_NEW, AFFINITY_ENTRIES, Active,
+        Addr6, Addr6Secret, Address6, Affinity, AffinityKey, BACKEND_STATS_ENTRIES, Backend,
+        BackendStats, BackendStatsKey, CONNTRACK_ENTRIES, CT_NEW_ENTRIES, CachedEndpoint,
+        CachedLink, CachedNextHop, Config, Conntrack, ConntrackKey, Counter, Cursor,
+        ENDPOINT_CACHE_ENTRIES, Egress, Endpoint, Endpoint6Key, EndpointKey, FRAGMENT_ENTRIES,
+        FRONTENDS6_ENTRIES, Flood, Fragment, FragmentKey, Frontend6, Frontend6Key, Generation,
+        LARGE_TABLE, LINK_CACHE_ENTRIES, LRU_STATS_ENTRIES, Link, Link6, LocalAddr, Lru, LruStats,
+        MEDIUM_TABLE, NEXT_HOPS_ENTRIES, Netns, Network, Peer, PeerKey, Published, PublishedKey,
+        SMALL_TABLE, SOCK_FLOWS as MAX_SOCK_FLOWS, Service, Slot, SlotKey, SnatUsage, SockFlow,
+        SockOrigin, SockOriginKey, StaleBackend, Subnet, Subnet6, TAIL_CALLS_ENTRIES, TableKey,
+        Vtep6,
     },
     observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
 };
@@ -40,12 +41,12 @@ use crate::maps::{
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-/// Namespaces of one host do not have many more sockets than this in unconnected UDP exchanges.
+/// The unconnected UDP sockets of one host are not many more than this.
 const SOCK_ORIGINS: usize = 1 << 16;
 
 type Table<K, V, const ENTRIES: usize> = HashMap<K, V, ENTRIES, NO_PREALLOC>;
 
-/// A table of `lb_tables`. Each is as long as it must be, which the flag allows (Linux 5.10).
+/// A table of `lb_tables`. The flag allows tables of different lengths (Linux 5.10).
 type LbTable = Array<Slot, 1, { BPF_F_INNER_MAP as usize }>;
 
 #[btf_map(name = "config")]
@@ -156,12 +157,13 @@ pub const CT_NEW: Counted<ConntrackKey, Conntrack, CT_NEW_ENTRIES> =
     Counted::new(&CT_NEW_MAP, Lru::CtNew);
 
 #[btf_map(name = "addr6_ids")]
-static ADDR6_IDS_MAP: LruHashMap<Be32, Addr6, CLIENTS> = LruHashMap::new();
-pub const ADDR6_IDS: Counted<Be32, Addr6, CLIENTS> = Counted::new(&ADDR6_IDS_MAP, Lru::Addr6Ids);
+static ADDR6_IDS_MAP: LruHashMap<Be32, Addr6, MAX_ADDR6_IDS> = LruHashMap::new();
+pub const ADDR6_IDS: Counted<Be32, Addr6, MAX_ADDR6_IDS> =
+    Counted::new(&ADDR6_IDS_MAP, Lru::Addr6Ids);
 
 #[btf_map(name = "addr6_ids_new")]
-static ADDR6_IDS_NEW_MAP: LruHashMap<Be32, Addr6, STRANGERS> = LruHashMap::new();
-pub const ADDR6_IDS_NEW: Counted<Be32, Addr6, STRANGERS> =
+static ADDR6_IDS_NEW_MAP: LruHashMap<Be32, Addr6, MAX_ADDR6_IDS_NEW> = LruHashMap::new();
+pub const ADDR6_IDS_NEW: Counted<Be32, Addr6, MAX_ADDR6_IDS_NEW> =
     Counted::new(&ADDR6_IDS_NEW_MAP, Lru::Addr6IdsNew);
 
 #[btf_map(name = "addr6_secret")]
@@ -187,7 +189,7 @@ pub static TAIL_CALLS: ProgramArray<TAIL_CALLS_ENTRIES> = ProgramArray::new();
 pub static NETNS: Table<u64, Netns, SMALL_TABLE> = Table::new();
 
 #[btf_map(name = "sock_flows")]
-pub static SOCK_FLOWS: Table<u64, SockFlow, FLOWS_OF_SOCKETS> = Table::new();
+pub static SOCK_FLOWS: Table<u64, SockFlow, MAX_SOCK_FLOWS> = Table::new();
 
 #[btf_map(name = "stale_backends")]
 pub static STALE_BACKENDS: Table<EndpointKey, StaleBackend, MEDIUM_TABLE> = Table::new();
@@ -223,9 +225,9 @@ pub static LOST_EVENTS: PerCpuArray<Lost, LOST_EVENTS_ENTRIES> = PerCpuArray::ne
 #[btf_map(name = "event")]
 pub static EVENT: PerCpuArray<Buffer, 1> = PerCpuArray::new();
 
-/// A copy of the value under `key`. The kernel may reuse the slot of a removed value, so a
-/// reference must not outlive the look-up; a torn copy of a value that is being replaced is
-/// harmless here, because every combination of old and new fields names things that existed.
+/// A copy of the value under `key`. The kernel may reuse the map entry of a removed value, so a
+/// reference must not outlive the look-up. A torn copy of a value during its replacement is
+/// harmless: every combination of old and new fields names things that existed.
 #[inline(always)]
 pub fn lookup<K: Plain, V: Plain, const ENTRIES: usize>(
     table: &Table<K, V, ENTRIES>,
@@ -241,9 +243,11 @@ pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// Goes on with another program, which has the work area as it is. Returns only where that program is missing.
+/// Tail-calls another program, which finds the work area as it is. Returns only if that program is
+/// missing.
 #[inline(always)]
 pub fn tail_call(ctx: &TcContext, program: u32) {
-    // SAFETY: nothing waits to be dropped, and the programs called end with a verdict as this one would.
+    // SAFETY: no value waits to be dropped, and the called programs end with a verdict as this one
+    // would.
     unsafe { TAIL_CALLS.tail_call(ctx, program) };
 }

@@ -1,5 +1,5 @@
-//! Explicit congestion notification through the tunnel (RFC 6040): the outer header says what the
-//! inner one says, and what routers of the underlay marked there reaches the receiver.
+//! Explicit congestion notification through the tunnel (RFC 6040). The outer header gets the inner
+//! mark, and marks that routers of the underlay set reach the receiver.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Be16, Reason, checksum, wire::Ipv4};
@@ -14,26 +14,26 @@ const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
 /// The sender uses ECN.
 const ECT_0: u8 = 0b10;
-/// A router met congestion.
+/// A router has marked congestion.
 const CE: u8 = 0b11;
 
 /// TOS byte of the outer header for an inner one: its ECN field, the "normal mode" of RFC 6040,
-/// section 4.1. The DSCP stays zero, as with the kernel's vxlan device: containers have no say in
-/// the underlay's classes of service.
+/// section 4.1. The DSCP is zero, as with the kernel's vxlan device: containers must not choose the
+/// underlay's classes of service.
 #[inline(always)]
 pub const fn outer(inner: u8) -> u8 {
     inner & MASK
 }
 
-/// Whether an outer TOS byte can change the inner one: ECT(1) or CE. Everything else, which is
-/// nearly all there is, leaves it as it was.
+/// Whether an outer TOS byte can change the inner one: ECT(1) or CE. Nearly all packets have
+/// neither.
 #[inline(always)]
 pub const fn is_marked(outer: u8) -> bool {
     outer & ECT_1 != 0
 }
 
-/// The inner TOS byte after decapsulation from under an outer one (RFC 6040, section 4.2, figure 4);
-/// `None` when the packet must be dropped: congestion that its sender would not hear of otherwise.
+/// The inner TOS byte after decapsulation under an outer one (RFC 6040, section 4.2, figure 4).
+/// `None` if the packet must be dropped, because its sender would not learn of the congestion.
 const fn decapsulated(outer: u8, inner: u8) -> Option<u8> {
     let class = inner & !MASK;
     match (inner & MASK, outer & MASK) {
@@ -44,7 +44,7 @@ const fn decapsulated(outer: u8, inner: u8) -> Option<u8> {
     }
 }
 
-/// Brings the mark of the outer TOS byte into the inner header `ip`, which is at `offset`.
+/// Combines the mark of the outer TOS byte into the inner header `ip` at `offset`.
 ///
 /// # Errors
 /// [`Reason::EcnUnexpected`] and [`Reason::RewriteRefused`].
@@ -61,14 +61,15 @@ pub fn combine(ctx: &TcContext, outer: u8, ip: &mut Ipv4, offset: usize) -> Resu
     Ok(())
 }
 
-/// The traffic class in the first half word of an IPv6 header (RFC 8200, section 3): its TOS byte.
+/// The traffic class in the first half word of an IPv6 header (RFC 8200, section 3). It corresponds
+/// to the TOS byte.
 #[inline(always)]
 pub const fn class(word: Be16) -> u8 {
     (word.get() >> 4) as u8
 }
 
-/// As [`combine`], for an inner IPv6 header, which has no checksum. Its first half word is read from
-/// the packet at `offset`.
+/// As [`combine`], for an inner IPv6 header, which has no checksum. Its first half word is read
+/// from the packet at `offset`.
 ///
 /// # Errors
 /// Those of [`combine`], and [`Reason::Truncated`].
@@ -90,7 +91,7 @@ const fn with_class(word: Be16, class: u8) -> Be16 {
     Be16::new(word.get() & 0xf00f | (class as u16) << 4)
 }
 
-/// Changes the TOS byte and the header's checksum with it.
+/// Changes the TOS byte and updates the header's checksum.
 #[inline(always)]
 fn mark(ip: &mut Ipv4, tos: u8) {
     let word = |tos| u16::from_ne_bytes([ip.version_ihl, tos]);

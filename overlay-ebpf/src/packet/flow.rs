@@ -17,14 +17,15 @@ use crate::{
     },
 };
 
-/// Fills `out` with the flow of a packet whose IPv4 header is at `offset`, on network `vni`. An ICMP error is
-/// of the flow that answers what it quotes.
+/// Fills `out` with the flow of a packet with its IPv4 header at `offset`, on network `vni`. An
+/// ICMP error belongs to the flow of the answers to the packet that it quotes.
 ///
 /// # Errors
-/// [`Reason::UnrelatedError`] when it does not say which. [`Reason::Malformed`] for TCP flags that exclude
-/// each other. [`Reason::ServiceProtocol`] when it is none of TCP, UDP and SCTP, [`Reason::Fragment`] when it is a later
-/// fragment of a packet whose first one was not seen, [`Reason::Truncated`] when it ends too early: the
-/// frame, or by its own length the packet, behind which Ethernet's padding would be taken for ports.
+/// [`Reason::UnrelatedError`] for an ICMP error without a flow. [`Reason::Malformed`] for TCP flags
+/// that exclude each other. [`Reason::ServiceProtocol`] for protocols other than TCP, UDP and SCTP.
+/// [`Reason::Fragment`] for a later fragment without its first one. [`Reason::Truncated`] if the
+/// frame or the packet's own length ends before the ports. In the latter case Ethernet's padding
+/// would be read as ports.
 #[inline(always)]
 pub fn flow(
     ctx: &TcContext,

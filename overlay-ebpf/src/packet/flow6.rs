@@ -1,8 +1,9 @@
-//! The flow of an IPv6 packet: ports behind extension headers and in fragments, and the numbers of its
-//! addresses. ICMPv6 errors are of the flow that answers what they quote, as in `packet::related`.
+//! The flow of an IPv6 packet: its ports, behind extension headers and in fragments, and the ids of
+//! its addresses. An ICMPv6 error belongs to the flow of the answers to the packet that it quotes,
+//! as in `packet::related`.
 //!
-//! In two steps, because an address outside gets a number only where something is published under the
-//! port that it asks.
+//! There are two steps, because an address outside gets an id only if the packet is for a published
+//! port.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -28,32 +29,34 @@ use crate::{
     },
 };
 
-/// More extension headers than any sender needs, ..
+/// Most extension headers; no sender needs so many.
 const MOST_EXTENSIONS: usize = 8;
-/// .. and more bytes of them: what is behind so many would not be found where it is translated.
+/// Most bytes of extension headers. Translation does not find a transport header behind more of
+/// them.
 const LONGEST_EXTENSIONS: usize = 512;
 /// Length of the header of an ICMPv6 error.
 const ICMP6_LEN: usize = 8;
 
-/// In the third argument of [`name`]: the source is outside, whatever it is on the network.
+/// In `how` of [`name`]: the source is outside, even if the network has the same address.
 pub const SOURCE_OUTSIDE: u32 = 1 << 0;
-/// As above: what is outside may be new.
+/// In `how` of [`name`]: an address outside may get a new id.
 pub const MAY_BE_NEW: u32 = 1 << 1;
 
-/// In [`Ipv6Work::fragment`]: what the packet is of.
+/// In [`Ipv6Work::fragment`]: the packet is whole.
 pub const NO_FRAGMENT: u32 = 0;
-/// As above.
+/// In [`Ipv6Work::fragment`]: the packet is a first fragment.
 pub const FIRST_FRAGMENT: u32 = 1;
-/// As above.
+/// In [`Ipv6Work::fragment`]: the packet is a later fragment.
 pub const LATER_FRAGMENT: u32 = 2;
 
-/// Reads protocol, ports, flags and part of the packet whose header, at `offset`, is in `work.ipv6.ip`, into
-/// `work.flow`. The addresses' numbers are still to be filled in ([`name`]), and a later fragment's ports.
+/// Reads protocol, ports, flags and part of the packet whose header, at `offset`, is in
+/// `work.ipv6.ip`, into `work.flow`. The ids of the addresses are missing until [`name`], and so
+/// are a later fragment's ports.
 ///
 /// # Errors
-/// [`Reason::ServiceProtocol`] when it has no ports, [`Reason::UnrelatedError`] for an ICMPv6 error that does
-/// not say its flow, [`Reason::Malformed`] for TCP flags that exclude each other, and too many or too long extension headers,
-/// [`Reason::Truncated`].
+/// [`Reason::ServiceProtocol`] for a packet without ports, [`Reason::UnrelatedError`] for an ICMPv6
+/// error without a flow, [`Reason::Malformed`] for TCP flags that exclude each other and for too
+/// many or too long extension headers, [`Reason::Truncated`].
 #[inline(always)]
 pub fn read(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
     outcome::unpack(read_flow6_packed(ctx.skb.skb, offset as u32)).map(|_| ())
@@ -62,7 +65,8 @@ pub fn read(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn read_flow6_packed(skb: *mut __sk_buff, offset: u32) -> i64 {
-    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    // Headers are near the start of the packet. The mask shows that to the verifier in this
+    // separate function.
     outcome::pack(read_flow(&TcContext::new(skb), (offset & 0xff) as usize).map(|()| 0))
 }
 
@@ -131,7 +135,8 @@ fn read_flow(ctx: &TcContext, offset: usize) -> Result<(), Reason> {
     Ok(())
 }
 
-/// An ICMPv6 error right behind its IPv6 header: the flow of answers to what it quotes.
+/// The flow of an ICMPv6 error directly behind its IPv6 header: that of the answers to the quoted
+/// packet.
 #[inline(always)]
 fn read_quoted(ctx: &TcContext, offset: usize, at: usize) -> Result<(), Reason> {
     let Work { flow, ipv6, .. } = work()?;
@@ -149,7 +154,7 @@ fn read_quoted(ctx: &TcContext, offset: usize, at: usize) -> Result<(), Reason> 
     }
     load_into(ctx, quoted, &mut ipv6.quoted)?;
     let [source, dest]: [Be16; 2] = load_at(ctx, transport)?;
-    // What is quoted came from where the error is sent to.
+    // The error goes to the source of the quoted packet.
     let is_known = ipv6.quoted.version_class_flow[0] >> 4 == 6
         && ipv6.quoted.src == ipv6.ip.dst
         && has_ports(ipv6.quoted.next_header);
@@ -164,12 +169,12 @@ fn read_quoted(ctx: &TcContext, offset: usize, at: usize) -> Result<(), Reason> 
     Ok(())
 }
 
-/// Names the addresses of what [`read`] has read on network `vni`, and finds the ports of a later fragment.
-/// `how` is of [`SOURCE_OUTSIDE`] and [`MAY_BE_NEW`]. `false` when one of them has no number: then no flow
-/// has it. `offset` is that of [`read`].
+/// Fills in the ids of the addresses that [`read`] has read, on network `vni`, and the ports of a
+/// later fragment. `how` has bits of [`SOURCE_OUTSIDE`] and [`MAY_BE_NEW`]. Returns `false` if an
+/// address has no id: then there is no such flow.
 ///
 /// # Errors
-/// [`Reason::Fragment`] for a later fragment of a packet whose first one was not seen; [`Reason::Truncated`].
+/// [`Reason::Fragment`] for a later fragment without its first one; [`Reason::Truncated`].
 #[inline(always)]
 pub fn name(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
     outcome::unpack(name_flow6_packed(ctx.skb.skb, vni, how)).map(|named| named != 0)
@@ -195,7 +200,7 @@ fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
         addr6_id::of(vni, source, may_be_new, key)
     };
     flow.key.daddr = addr6_id::of(vni, dest, may_be_new, key);
-    if flow.key.saddr == addr6_id::NOBODY || flow.key.daddr == addr6_id::NOBODY {
+    if flow.key.saddr == addr6_id::NONE || flow.key.daddr == addr6_id::NONE {
         return Ok(false);
     }
     if *part == NO_FRAGMENT {
@@ -217,7 +222,7 @@ fn name_flow(ctx: &TcContext, vni: u32, how: u32) -> Result<bool, Reason> {
     Ok(true)
 }
 
-/// Both steps, for a packet of network `vni` whose addresses have numbers already if it has a flow.
+/// Both steps, for a packet of network `vni`. If it has a flow, its addresses have ids already.
 ///
 /// # Errors
 /// Those of [`read`] and [`name`].
@@ -227,11 +232,11 @@ pub fn find(ctx: &TcContext, offset: usize, vni: u32) -> Result<bool, Reason> {
     name(ctx, vni, 0)
 }
 
-/// Of a packet to or from the host itself.
+/// The VNI of packets to or from the host itself.
 pub const HOST: u32 = UNDERLAY_VNI;
 
 const _: () = assert!(ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN < 0xff);
 
-/// The farthest that a transport header is from the start of the frame, behind the longest outer headers: in an
-/// ICMPv6 error's quote, or behind extension headers.
+/// Largest offset of a transport header from the start of the frame, behind the longest outer
+/// headers: in the quote of an ICMPv6 error, or behind extension headers.
 pub const FARTHEST: usize = 70 + ETH_LEN + 2 * IPV6_LEN + ICMP6_LEN + LONGEST_EXTENSIONS;

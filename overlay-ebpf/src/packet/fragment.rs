@@ -1,6 +1,7 @@
-//! Fragments of IPv4 packets whose flow matters: only the first one says the ports, so how its transport
-//! header begins is kept for the later ones (RFC 791, section 3.2). Where nothing is known of a later
-//! fragment's first one, it is dropped and counted: never given to another backend.
+//! Fragments of IPv4 packets that may belong to translated flows. Only the first fragment has the
+//! ports, so the first bytes of its transport header are kept for the later ones (RFC 791, section
+//! 3.2). A later fragment without its first one is dropped and counted. It never goes to another
+//! backend.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -19,22 +20,23 @@ use crate::{
     packet::frame::load_at,
 };
 
-/// How the transport header begins of the packet that a fragment, with its IPv4 header at `offset` on
-/// network `vni`, belongs to. Keeps it, if the fragment is the first one.
+/// The first bytes of the transport header for a fragment with its IPv4 header at `offset`, on
+/// network `vni`. Keeps them if the fragment is the first one.
 ///
 /// # Errors
-/// [`Reason::Fragment`] when the first fragment was not seen, [`Reason::Truncated`] when it ends too early.
+/// [`Reason::Fragment`] for a later fragment without its first one, [`Reason::Truncated`].
 #[inline(always)]
 pub fn head(ctx: &TcContext, offset: usize, vni: u32) -> Result<Udp, Reason> {
     outcome::unpack(fragment_head_packed(ctx.skb.skb, offset as u32, vni))?;
     Ok(scratch()?.fragment.head)
 }
 
-/// Leaves what it finds in the scratch area.
+/// Leaves its result in the scratch area.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn fragment_head_packed(skb: *mut __sk_buff, offset: u32, vni: u32) -> i64 {
-    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    // Headers are near the start of the packet. The mask shows that to the verifier in this
+    // separate function.
     outcome::pack(find_head(&TcContext::new(skb), (offset & 0xff) as usize, vni).map(|()| 0))
 }
 
@@ -53,11 +55,11 @@ fn find_head(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
     keep_or_find(ctx, &packet, transport, ip.is_later_fragment())
 }
 
-/// Leaves how the transport header of `packet` begins in the scratch area: of the first fragment, with its transport
-/// header at `transport`, which is kept for the later ones; or what was kept.
+/// Leaves the first bytes of the transport header of `packet` in the scratch area. Reads them at
+/// `transport` and keeps them if this is the first fragment; otherwise finds the kept ones.
 ///
 /// # Errors
-/// [`Reason::Fragment`] when the first fragment was not seen, [`Reason::Truncated`] when it ends too early.
+/// [`Reason::Fragment`] for a later fragment without its first one, [`Reason::Truncated`].
 #[inline(always)]
 pub fn keep_or_find(
     ctx: &TcContext,
@@ -75,8 +77,9 @@ pub fn keep_or_find(
         return Ok(());
     }
     let kept = FRAGMENTS.get_ptr(&*key).ok_or(Reason::Fragment)?;
-    // SAFETY: the pointer comes from a successful look-up; an LRU slot that is reused in this moment gives
-    // the head of another packet, whose fragments the receiver puts together with none of this one's.
+    // SAFETY: the pointer comes from a successful look-up. If the kernel reuses the LRU entry at
+    // this moment, the result belongs to another packet. The receiver combines no fragments of the
+    // two packets.
     *fragment = unsafe { *kept };
     let is_old = now.wrapping_sub(fragment.seen) > FRAGMENT_TIME && now > fragment.seen;
     if is_old { Err(Reason::Fragment) } else { Ok(()) }

@@ -12,14 +12,14 @@ use crate::packet::transport::TCP_FLAGS;
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: usize = size_of::<Ethernet>();
-/// `__sk_buff::pkt_type`: for this host.
+/// `__sk_buff::pkt_type`: the packet is for this host.
 const PACKET_HOST: u32 = 0;
 
-/// Sees to it that the first `length` bytes can be read directly, as far as the packet has them.
+/// Makes the first `length` bytes directly readable, as far as the packet has them.
 #[inline(always)]
 pub fn pull(ctx: &TcContext, length: u32) {
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    // A packet shorter than `length` is left as it is: `load` finds out.
+    // A packet shorter than `length` stays short: `load` checks the length.
     if linear < length && linear < ctx.len() {
         let _ = ctx.pull_data(if ctx.len() < length { ctx.len() } else { length });
     }
@@ -35,23 +35,25 @@ pub fn load<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     Ok(read(start as *const T))
 }
 
-/// Reads a header in the packet. The kernel puts frames at even addresses and all our headers are
-/// of even length, so nothing is read byte by byte, as BPF's compiler does for what may be anywhere.
+/// Reads a header in the packet. The kernel puts frames at even addresses and all our headers have
+/// even lengths. So the compiler needs no loads of single bytes, which it makes for unknown
+/// alignments.
 #[inline(always)]
 pub fn read<T: Plain>(header: *const T) -> T {
     const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
-    // SAFETY: the callers checked the bounds, any bit pattern is a valid `T`, and see above.
+    // SAFETY: the callers checked the bounds, any bit pattern is a valid `T`, and frames are at
+    // even addresses.
     unsafe { header.read() }
 }
 
-/// As [`load`] for an offset that is not a constant: by copy, without direct access.
+/// As [`load`] for an offset that is not a constant: it copies, without direct access.
 #[inline(always)]
 pub fn load_at<T: Plain>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     ctx.load(offset).map_err(|_| Reason::Truncated)
 }
 
-/// As [`load_at`], into memory that is not the stack's: a header read as a value is copied byte by
-/// byte, because nothing is known of its alignment.
+/// As [`load_at`], into memory other than the stack. A header that is read as a value would be
+/// copied byte by byte, because its alignment is unknown.
 #[inline(always)]
 pub fn load_into<T: Plain>(ctx: &TcContext, offset: usize, out: &mut T) -> Result<(), Reason> {
     let (skb, length) = (ctx.skb.skb.cast(), size_of::<T>() as u32);
@@ -62,45 +64,45 @@ pub fn load_into<T: Plain>(ctx: &TcContext, offset: usize, out: &mut T) -> Resul
     }
 }
 
-/// Writes a header, leaving checksums to the caller.
+/// Writes a header. The caller updates checksums.
 #[inline(always)]
 pub fn store<T: Plain>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), Reason> {
     ctx.skb.store(offset, value, 0).map_err(|_| Reason::RewriteRefused)
 }
 
-/// As [`store`], and forgets the flow hash of the old headers.
+/// As [`store`], and clears the flow hash of the old headers.
 #[inline(always)]
 pub fn store_rehash<T: Plain>(ctx: &TcContext, offset: usize, value: &T) -> Result<(), Reason> {
     let flags = u64::from(BPF_F_INVALIDATE_HASH);
     ctx.skb.store(offset, value, flags).map_err(|_| Reason::RewriteRefused)
 }
 
-/// Index of the interface the packet came in by.
+/// Index of the interface that the packet arrived on.
 #[inline(always)]
 pub fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole run of the program.
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Whether a VLAN tag waits outside the packet data.
+/// Whether the packet has a VLAN tag outside its data.
 #[inline(always)]
 pub fn has_vlan_tag(ctx: &TcContext) -> bool {
     // SAFETY: as above.
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
-/// Length of the VLAN tag that a packet has or will have on the wire, in bytes.
+/// Length in bytes of the packet's VLAN tag on the wire; 0 without one.
 #[inline(always)]
 pub fn vlan_tag_length(ctx: &TcContext) -> u32 {
     if has_vlan_tag(ctx) { 4 } else { 0 }
 }
 
-/// For ways on which VLAN tags have no meaning.
+/// Rejects a packet with a VLAN tag where tags have no meaning.
 ///
 /// # Errors
-/// [`Reason::UnsupportedProtocol`] when the packet has one.
+/// [`Reason::UnsupportedProtocol`] for a packet with a tag.
 #[inline(always)]
-pub fn refuse_vlan_tag(ctx: &TcContext) -> Result<(), Reason> {
+pub fn reject_vlan_tag(ctx: &TcContext) -> Result<(), Reason> {
     if has_vlan_tag(ctx) { Err(Reason::UnsupportedProtocol) } else { Ok(()) }
 }
 
@@ -111,8 +113,8 @@ pub fn is_gso(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
-/// Marks the packet as one for the host that receives it: a container's frame carries the MAC of
-/// another container, so the kernel took it for somebody else's.
+/// Marks the packet as one for the receiving host. A container's frame carries the MAC of another
+/// container, so the kernel has marked it as one for another host.
 #[inline(always)]
 pub fn mark_for_host(ctx: &TcContext) {
     // SAFETY: as above.
@@ -121,8 +123,8 @@ pub fn mark_for_host(ctx: &TcContext) {
     }
 }
 
-/// Length of the longest packet that the packet, with its IPv4 or IPv6 header at `offset`, is on the
-/// wire: its own, or that of an aggregate's segments.
+/// Length in bytes of the longest IP packet on the wire, with its IPv4 or IPv6 header at `offset`:
+/// the packet itself, or a segment of an aggregate.
 #[inline(always)]
 pub fn longest(ctx: &TcContext, offset: usize) -> u32 {
     // SAFETY: as above.
@@ -130,11 +132,11 @@ pub fn longest(ctx: &TcContext, offset: usize) -> u32 {
     if segment == 0 {
         return ctx.len() - offset as u32;
     }
-    // What cannot be read is not known to be too long.
+    // If the headers cannot be read, the packet does not count as too long.
     segment + headers_length(ctx, offset).unwrap_or(0)
 }
 
-/// Length of the IPv4 and the transport header that every segment of an aggregate has.
+/// Length of the IP and transport headers that every segment of an aggregate has.
 #[inline(always)]
 fn headers_length(ctx: &TcContext, offset: usize) -> Result<u32, Reason> {
     let ip: Ipv4 = load(ctx, offset)?;

@@ -1,4 +1,4 @@
-//! What every IPv4 header must satisfy, and what one says of its packet (RFC 791).
+//! Checks of IPv4 headers, and questions about their packets (RFC 791).
 
 use network_types::tcp::TcpHdr;
 use overlay_common::{
@@ -15,8 +15,8 @@ pub const ECHO_REQUEST: u16 = 0x0800;
 /// ICMP type and code of an echo reply.
 pub const ECHO_REPLY: u16 = 0x0000;
 
-/// Checks what every IPv4 header must satisfy. `available` is the length of the packet from this
-/// header on; aggregates over 64 KiB have a total length of 0 (BIG TCP, Linux 6.3).
+/// Checks an IPv4 header. `available` is the length of the packet from this header on. Aggregates
+/// over 64 KiB have a total length of 0 (BIG TCP, Linux 6.3).
 #[inline(always)]
 pub fn check_ipv4(ip: &Ipv4, available: u32, gso: bool) -> Result<(), Reason> {
     let header = u32::from(ip.version_ihl & 0xf) * 4;
@@ -42,8 +42,8 @@ pub fn is_group_address(ip: &Ipv4) -> bool {
     ip.dst[0] >= 224
 }
 
-/// Whether a packet with ports is long enough for its transport header, and of SCTP for its first chunk's.
-/// [`check_ipv4`] lets only aggregates have a total length of 0.
+/// Whether a packet with ports is long enough for its transport header, and an SCTP packet for its
+/// first chunk. [`check_ipv4`] accepts a total length of 0 for aggregates only.
 #[inline(always)]
 pub fn holds_transport(ip: &Ipv4) -> bool {
     let total = usize::from(ip.total_length.get());
@@ -55,7 +55,7 @@ pub fn holds_transport(ip: &Ipv4) -> bool {
     total == 0 || total >= usize::from(ip.version_ihl & 0xf) * 4 + transport
 }
 
-/// Whether the protocol is one that an echo can be asked with.
+/// Whether the protocol is ICMP, which carries echo requests.
 #[inline(always)]
 pub fn is_icmp(ip: &Ipv4) -> bool {
     ip.protocol == PROTO_ICMP

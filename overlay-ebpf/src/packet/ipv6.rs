@@ -1,4 +1,4 @@
-//! What every IPv6 header must satisfy (RFC 8200), extension headers, and neighbour discovery (RFC 4861).
+//! Checks of IPv6 headers (RFC 8200), extension headers, and neighbour discovery (RFC 4861).
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -10,13 +10,13 @@ use crate::packet::frame::{ETH_LEN, load_at};
 
 /// Length of an IPv6 header.
 pub const IPV6_LEN: usize = size_of::<Ipv6>();
-/// Offset of an ICMPv6 header that follows the IPv6 header.
+/// Offset of an ICMPv6 header directly behind the IPv6 header.
 pub const ICMPV6: usize = ETH_LEN + IPV6_LEN;
-/// More extension headers than any sender needs (RFC 8504, section 5.3, lets hosts drop at 8).
+/// Most extension headers; no sender needs so many (RFC 8504, section 5.3, lets hosts drop at 8).
 pub const MOST_EXTENSIONS: usize = 8;
 
-/// Checks what every IPv6 header must satisfy. `available` is the length of the packet from this
-/// header on; aggregates over 64 KiB have a payload length of 0 (BIG TCP, Linux 5.19).
+/// Checks an IPv6 header. `available` is the length of the packet from this header on. Aggregates
+/// over 64 KiB have a payload length of 0 (BIG TCP, Linux 5.19).
 #[inline(always)]
 pub fn check_ipv6(ip: &Ipv6, available: u32, gso: bool) -> Result<(), Reason> {
     if ip.version_class_flow[0] >> 4 != 6 {
@@ -34,8 +34,8 @@ pub fn is_discovery(kind: u8) -> bool {
     matches!(kind, ND_FIRST..=ND_LAST)
 }
 
-/// Rejects neighbour discovery behind extension headers, where Linux would still take it. `first`
-/// is the header behind the IPv6 header. Hosts ignore fragments of it themselves (RFC 6980).
+/// Rejects neighbour discovery behind extension headers, which Linux would still accept. `first` is
+/// the header behind the IPv6 header. Hosts ignore fragments of it themselves (RFC 6980).
 ///
 /// # Errors
 /// [`Reason::NdUnknown`]; [`Reason::Malformed`] for more than [`MOST_EXTENSIONS`] headers;
@@ -59,21 +59,21 @@ pub fn reject_hidden_discovery(ctx: &TcContext, first: u8) -> Result<(), Reason>
     Err(Reason::Malformed)
 }
 
-/// For headers that have another behind them: the unit of their length field in bytes. Fragment
-/// headers are none here.
+/// The unit in bytes of the length field of an extension header that has a header behind it. `None`
+/// for other headers and for fragment headers.
 #[inline(always)]
 pub fn extension_unit(header: u8) -> Option<usize> {
     match header {
         // Hop-by-hop options, routing, destination options (RFC 8200), mobility (RFC 6275), host
         // identity (RFC 7401), shim6 (RFC 5533).
         0 | 43 | 60 | 135 | 139 | 140 => Some(8),
-        // Authentication (RFC 4302, section 2.2): words less 2.
+        // Authentication (RFC 4302, section 2.2): the length in words minus 2.
         51 => Some(4),
         _ => None,
     }
 }
 
-/// Length in bytes of an extension header by its length field.
+/// Length in bytes of an extension header from its length field.
 #[inline(always)]
 pub fn extension_length(unit: usize, field: u8) -> usize {
     let extra = if unit == 4 { 2 } else { 1 };

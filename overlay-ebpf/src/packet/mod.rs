@@ -1,4 +1,4 @@
-//! What a packet is: its bytes, its headers, its flow. Nothing here knows of services.
+//! Packets: their bytes, headers and flows. This folder does not depend on services.
 
 pub mod ecn;
 pub mod flow;

@@ -1,8 +1,8 @@
-//! ICMP errors about flows that are translated: the packet that one quotes is as it was where the error
-//! was made, and must be as its sender knows it where the error arrives (RFC 5508, section 4.2).
+//! ICMP errors about translated flows. The quoted packet is translated where the error is made, and
+//! the error's receiver must see it as it sent it (RFC 5508, section 4.2).
 //!
-//! An error travels with the packets that answer the quoted one, so it is of their flow: the entry that
-//! translates them says what is different in the quoted packet too.
+//! An error travels with the packets that answer the quoted one, so it belongs to their flow. The
+//! entry that translates them describes the changes in the quoted packet too.
 
 use core::mem::offset_of;
 
@@ -27,13 +27,13 @@ use crate::{
 const ICMP_LEN: usize = 8;
 /// Offset of the ICMP header.
 const ICMP: usize = ETH_LEN + IPV4_LEN;
-/// Offset of the checksum in it.
+/// Offset of the checksum in the ICMP header.
 const ICMP_CHECKSUM: usize = ICMP + 2;
 /// Offset of the quoted IPv4 header.
 const QUOTED: usize = ICMP + ICMP_LEN;
-/// Offset of what follows the quoted header: eight bytes of it at least (RFC 792).
+/// Offset of the quoted transport header; the quote has at least eight bytes of it (RFC 792).
 const TRANSPORT: usize = QUOTED + IPV4_LEN;
-/// The shortest total length of an error that says whose flow it is about.
+/// The shortest total length of an error from which the flow can be read.
 const SHORTEST: usize = TRANSPORT + 8 - ETH_LEN;
 /// Offset of the checksum in an IPv4 header; the addresses follow it.
 const IPV4_CHECKSUM: usize = offset_of!(Ipv4, checksum);
@@ -45,18 +45,19 @@ const ECHO_CHECKSUM: usize = 2;
 /// Offset of the identifier in ICMP.
 const ECHO_ID: usize = 4;
 
-/// Whether it is an error that speaks of a packet: destination unreachable, time exceeded,
-/// parameter problem. Source quench is no more (RFC 6633), and redirects are for a sender's own network.
+/// Whether it is an error about a packet: destination unreachable, time exceeded, parameter
+/// problem. Source quench is obsolete (RFC 6633), and redirects are for a sender's own network.
 #[inline(always)]
 const fn is_error(kind: u8) -> bool {
     matches!(kind, 3 | 11 | 12)
 }
 
-/// Fills `out` with the flow that an ICMP error, with its IPv4 header at `offset` on network `vni`, travels
-/// with: the one of answers to the packet that it quotes.
+/// Fills `out` with the flow of an ICMP error with its IPv4 header at `offset`, on network `vni`:
+/// that of the answers to the quoted packet.
 ///
 /// # Errors
-/// [`Reason::ServiceProtocol`] when it is no such error, [`Reason::UnrelatedError`] when it does not say.
+/// [`Reason::ServiceProtocol`] for other packets, [`Reason::UnrelatedError`] for an error without a
+/// flow.
 #[inline(always)]
 pub fn flow(ctx: &TcContext, offset: usize, vni: u32, out: &mut Flow) -> Result<(), Reason> {
     outcome::unpack(quoted_flow_packed(ctx.skb.skb, offset as u32, vni))?;
@@ -71,7 +72,8 @@ pub fn flow(ctx: &TcContext, offset: usize, vni: u32, out: &mut Flow) -> Result<
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn quoted_flow_packed(skb: *mut __sk_buff, offset: u32, vni: u32) -> i64 {
-    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    // Headers are near the start of the packet. The mask shows that to the verifier in this
+    // separate function.
     let offset = (offset & 0xff) as usize;
     outcome::pack(quoted_flow(&TcContext::new(skb), offset, vni).map(|()| 0))
 }
@@ -91,7 +93,7 @@ fn quoted_flow(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
     }
     let quoted: Ipv4 = load_at(ctx, at(QUOTED))?;
     let start: Udp = load_at(ctx, at(TRANSPORT))?;
-    // What is quoted came from where the error is sent to.
+    // The error goes to the source of the quoted packet.
     if quoted.version_ihl != 0x45 || quoted.is_later_fragment() || quoted.saddr() != ip.daddr() {
         return Err(Reason::UnrelatedError);
     }
@@ -114,10 +116,10 @@ fn quoted_flow(ctx: &TcContext, offset: usize, vni: u32) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Rewrites an error, whose IPv4 header is right behind the Ethernet header, from the tuple of `work.flow` to
-/// that of `work.entry`: the packet that it quotes the other way round, with the checksums that cover what
-/// changes, and the error's own addresses. `checksum` is that of its header, which may be newer than the
-/// packet's.
+/// Rewrites an error with its IPv4 header directly behind the Ethernet header from the tuple of
+/// `work.flow` to that of `work.entry`. It rewrites the quoted packet in the opposite direction,
+/// the checksums over the changed bytes, and the error's own addresses. `checksum` is the checksum
+/// of the error's header; it may be newer than the one in the packet.
 ///
 /// # Errors
 /// [`Reason::RewriteRefused`] and [`Reason::Truncated`].
@@ -142,8 +144,9 @@ pub fn rewrite(ctx: &TcContext, checksum: Be16, work: &Work) -> Result<(), Reaso
     readdress(ctx, &ip, source(&ip, key, entry), entry.daddr)
 }
 
-/// Where the error says that it comes from. A client hears everything from the address that it asked, and
-/// the outside from this host; a router on the way to a backend or a container is told of as it is.
+/// The source of the error after translation. A client sees the frontend's address only, and hosts
+/// outside see this host's address only. Backends and containers see the address of a router on the
+/// way.
 #[inline(always)]
 fn source(ip: &Ipv4, key: &ConntrackKey, entry: &Conntrack) -> Be32 {
     let hides = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_MASQUERADE;
@@ -159,8 +162,8 @@ fn readdress(ctx: &TcContext, ip: &Ipv4, src: Be32, dst: Be32) -> Result<(), Rea
     store_rehash(ctx, ETH_LEN + IPV4_SOURCE, &[src, dst])
 }
 
-/// Rewrites the quoted ports or identifier and their checksum, as far as it is quoted. Returns what
-/// that adds to the sum over the error.
+/// Rewrites the quoted ports or identifier, and their checksum if it is quoted. Returns the change
+/// of the sum over the error.
 #[inline(always)]
 fn transport(ctx: &TcContext, ip: &Ipv4, work: &Work, address: u64) -> Result<u64, Reason> {
     let Work { flow: Flow { key, .. }, entry, .. } = work;
@@ -169,7 +172,7 @@ fn transport(ctx: &TcContext, ip: &Ipv4, work: &Work, address: u64) -> Result<u6
     let (at, covered) = match key.proto {
         PROTO_TCP => (TCP_CHECKSUM, address + port),
         PROTO_UDP => (UDP_CHECKSUM, address + port),
-        // Its ports stay, and its checksum covers no address.
+        // The ports stay the same, and the checksum covers no address.
         PROTO_SCTP => return Ok(0),
         _ => (ECHO_CHECKSUM, port),
     };

@@ -1,4 +1,4 @@
-//! TCP, UDP and SCTP: ports, and the flags that conntrack follows.
+//! TCP, UDP and SCTP: ports, and the flags that conntrack tracks.
 
 use core::mem::offset_of;
 
@@ -15,8 +15,8 @@ pub const TCP_FLAGS: usize = offset_of!(TcpHdr, window) - 1;
 /// Offset of the type of the first chunk in an SCTP packet (RFC 9260, section 3).
 pub const SCTP_CHUNK: usize = 12;
 
-/// The type of a packet's first SCTP chunk (RFC 9260, section 3.2) as `TCP_SEEN_*`: associations live by
-/// the same states.
+/// The type of a packet's first SCTP chunk (RFC 9260, section 3.2) as `TCP_SEEN_*`: associations
+/// have the same states as connections.
 #[inline(always)]
 pub fn sctp_flags(chunk: u8) -> u32 {
     const INIT: u8 = 1;
@@ -32,7 +32,7 @@ pub fn sctp_flags(chunk: u8) -> u32 {
     }
 }
 
-/// `flags`, unless no TCP sends them together: what opens a connection does not end it.
+/// Checks that a TCP may send `flags` together: a segment that opens a connection does not end it.
 ///
 /// # Errors
 /// [`Reason::Malformed`].
@@ -65,7 +65,7 @@ pub fn tcp_flags(byte: u8) -> u32 {
     flags
 }
 
-/// Whether the protocol has ports, at the start of its header: TCP, UDP and SCTP.
+/// Whether the protocol's header starts with ports: TCP, UDP and SCTP.
 #[inline(always)]
 pub fn has_ports(protocol: u8) -> bool {
     protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP

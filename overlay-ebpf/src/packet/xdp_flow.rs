@@ -16,11 +16,11 @@ use crate::{
     },
 };
 
-/// IPv4 without options and the first eight bytes behind it; fragments and headers with options are
-/// for TC or for the host.
+/// The IPv4 header without options, and the eight bytes behind it. TC or the host handles fragments
+/// and headers with options.
 #[inline(always)]
 pub fn outer_headers(ctx: &XdpContext) -> Option<(Ipv4, Udp)> {
-    // One bound for all three, because each by itself lets LLVM look at headers that are not there.
+    // One bound for all three: with a bound for each, LLVM reads headers that are not there.
     let _: *mut [u8; ETH_LEN + IPV4_LEN + size_of::<Udp>()] = at(ctx, 0)?;
     let ethernet: Ethernet = read(ctx, 0)?;
     let ip: Ipv4 = read(ctx, ETH_LEN)?;
@@ -33,8 +33,8 @@ pub fn outer_headers(ctx: &XdpContext) -> Option<(Ipv4, Udp)> {
 /// Fills `out` with the flow of a packet with its IPv4 header, without options, at `offset`.
 ///
 /// # Errors
-/// [`Reason::Truncated`]; [`Reason::ServiceProtocol`] when it is neither TCP nor UDP; [`Reason::Malformed`] for TCP
-/// flags that exclude each other.
+/// [`Reason::Truncated`]; [`Reason::ServiceProtocol`] for protocols other than TCP and UDP;
+/// [`Reason::Malformed`] for TCP flags that exclude each other.
 #[inline(always)]
 pub fn flow(
     ctx: &XdpContext,

@@ -9,14 +9,14 @@ use overlay_common::{Plain, Reason, wire::Ethernet};
 
 use crate::packet::frame;
 
-/// A pointer to a header in the packet, valid until the packet is changed in size.
+/// A pointer to a header in the packet, valid until the packet's size changes.
 #[inline(always)]
 pub fn at<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() { None } else { Some(start as *mut T) }
 }
 
-/// A header in the packet; `None` when it ends before.
+/// A header in the packet; `None` if the packet is too short.
 #[inline(always)]
 pub fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
     at::<T>(ctx, offset).map(|header| frame::read(header.cast_const()))
@@ -25,17 +25,17 @@ pub fn read<T: Plain>(ctx: &XdpContext, offset: usize) -> Option<T> {
 /// Writes a header into the packet.
 ///
 /// # Errors
-/// [`Reason::RewriteRefused`] when it ends before.
+/// [`Reason::RewriteRefused`] if the packet is too short.
 #[inline(always)]
 pub fn write<T: Plain>(ctx: &XdpContext, offset: usize, value: T) -> Result<(), Reason> {
     let header = at::<T>(ctx, offset).ok_or(Reason::RewriteRefused)?;
     const { assert!(align_of::<T>() <= 2, "headers are at even addresses, no more") };
-    // SAFETY: `at` checked the bounds; on the address see `frame::read`.
+    // SAFETY: `at` checked the bounds, and frames are at even addresses (`frame::read`).
     unsafe { header.write(value) };
     Ok(())
 }
 
-/// Copies a header out of the packet into memory of a map. `false` when the packet ends before.
+/// Copies a header from the packet to memory of a map. Returns `false` if the packet is too short.
 #[inline(always)]
 pub fn load_into<T: Plain>(ctx: &XdpContext, offset: usize, out: &mut T) -> bool {
     let length = size_of::<T>() as u32;
@@ -43,10 +43,10 @@ pub fn load_into<T: Plain>(ctx: &XdpContext, offset: usize, out: &mut T) -> bool
     unsafe { bpf_xdp_load_bytes(ctx.ctx, offset as u32, (&raw mut *out).cast(), length) == 0 }
 }
 
-/// Writes what is in memory of a map into the packet.
+/// Copies a value from memory of a map to the packet.
 ///
 /// # Errors
-/// [`Reason::RewriteRefused`] when it ends before.
+/// [`Reason::RewriteRefused`] if the packet is too short.
 #[inline(always)]
 pub fn store<T: Plain>(ctx: &XdpContext, offset: usize, value: &T) -> Result<(), Reason> {
     let from = (&raw const *value).cast_mut().cast();
@@ -63,10 +63,10 @@ pub fn length(ctx: &XdpContext) -> u32 {
     (ctx.data_end() - ctx.data()) as u32
 }
 
-/// Makes room for `bytes` in front of the packet, or takes as many away if negative.
+/// Makes room for `bytes` in front of the packet, or removes as many bytes if negative.
 ///
 /// # Errors
-/// [`Reason::TunnelRefused`] when there is no head-room.
+/// [`Reason::TunnelRefused`] without head-room.
 #[inline(always)]
 pub fn push(ctx: &XdpContext, bytes: i32) -> Result<(), Reason> {
     // SAFETY: the context is the program's own.
@@ -76,13 +76,13 @@ pub fn push(ctx: &XdpContext, bytes: i32) -> Result<(), Reason> {
     }
 }
 
-/// Whether the Ethernet header at `offset` says `ethertype`.
+/// Whether the Ethernet header at `offset` has `ethertype`.
 #[inline(always)]
 pub fn is_of(ctx: &XdpContext, offset: usize, ethertype: u16) -> bool {
     read::<Ethernet>(ctx, offset).is_some_and(|ethernet| ethernet.ethertype.get() == ethertype)
 }
 
-/// Sends the packet out of an interface: back where it came from, or by another one.
+/// Sends the packet out of an interface: the one that it arrived on, or another one.
 #[inline(always)]
 pub fn send(ctx: &XdpContext, ifindex: u32) -> i32 {
     if ifindex as usize == ctx.ingress_ifindex() {

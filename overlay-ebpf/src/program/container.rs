@@ -17,7 +17,7 @@ use crate::{
     maps::{cache, work::area},
     outcome::Outcome,
     packet::{
-        frame::{ETH_LEN, ifindex, is_gso, load, pull, refuse_vlan_tag},
+        frame::{ETH_LEN, ifindex, is_gso, load, pull, reject_vlan_tag},
         ipv4::{check_ipv4, is_group_address, is_icmp},
     },
     service::{published, route},
@@ -79,7 +79,7 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
 /// To the gateway: ping for every endpoint, published ports for the host itself.
 #[inline(always)]
 fn to_gateway(packet: &Sent<'_, V4>) -> Outcome {
-    refuse_vlan_tag(packet.ctx)?;
+    reject_vlan_tag(packet.ctx)?;
     if is_icmp(&packet.ip) {
         return echo::answer(packet.ctx, &packet.ethernet, &packet.ip);
     }

@@ -43,7 +43,7 @@ fn told(ctx: &TcContext) -> Option<Frontend> {
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
     work.new[0] = unsafe { *asked };
     let number = addr6_id::outside(&work.new[0], true);
-    (number != addr6_id::NOBODY).then_some(Frontend { address: number, port })
+    (number != addr6_id::NONE).then_some(Frontend { address: number, port })
 }
 
 /// Whether the client whose packet is in the work area may be answered from here under a port that is published

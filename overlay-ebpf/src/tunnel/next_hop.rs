@@ -34,8 +34,8 @@ pub fn to_node(
     let hop = unsafe { &mut *hop };
     // SAFETY: a helper without preconditions; the JIT makes one load of it.
     let now = unsafe { bpf_jiffies64() };
-    let asked_so = hop.node == node && hop.vtep == config.vtep && hop.via == via(config);
-    if !asked_so || now.wrapping_sub(hop.asked) > CachedNextHop::LIFETIME {
+    let is_current = hop.node == node && hop.vtep == config.vtep && hop.via == via(config);
+    if !is_current || now.wrapping_sub(hop.asked) > CachedNextHop::LIFETIME {
         hop.node = node;
         hop.asked = now;
         outcome::unpack(ask(ctx, config, hop, total))?;

@@ -18,7 +18,7 @@ use crate::{
         work::{Area, area},
     },
     outcome::Outcome,
-    packet::frame::{has_vlan_tag, refuse_vlan_tag},
+    packet::frame::{has_vlan_tag, reject_vlan_tag},
     service::{collision, conntrack, dsr, route, stats},
     tunnel::encap,
     walk::reject,
@@ -40,7 +40,7 @@ fn tracked(mut work: Area) -> u8 {
 /// To a VIP, of the service with a number.
 #[inline(always)]
 pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
-    refuse_vlan_tag(packet.ctx)?;
+    reject_vlan_tag(packet.ctx)?;
     let mut work = area()?;
     if let Err(reason) = packet.flow(work) {
         return F::echo(packet).unwrap_or(Err(reason));
@@ -95,7 +95,7 @@ pub fn pass_on<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint, translated:
 /// port that this host publishes, or out on a new flow.
 #[inline(always)]
 pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
-    refuse_vlan_tag(packet.ctx)?;
+    reject_vlan_tag(packet.ctx)?;
     let network = lookup(&NETWORKS, &packet.link.vni).ok_or(Reason::NoEndpoint)?;
     if F::is_in_own_subnet(packet, &network) {
         return reject::stale(packet);

@@ -22,7 +22,7 @@ use crate::{
     },
     outcome::{self, Outcome},
     packet::{
-        frame::{ETH_LEN, ifindex, is_gso, load_at, load_into, refuse_vlan_tag},
+        frame::{ETH_LEN, ifindex, is_gso, load_at, load_into, reject_vlan_tag},
         ipv6::{ICMPV6, check_ipv6, is_discovery, reject_hidden_discovery},
     },
     service::stale,
@@ -82,7 +82,7 @@ pub extern "C" fn examine_packed(skb: *mut __sk_buff) -> i64 {
 fn examine(ctx: &TcContext) -> Result<u32, Reason> {
     let own = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::UnsupportedProtocol)?;
     // Solicitations in a VLAN of the containers' own are not answered, so nothing else comes either.
-    refuse_vlan_tag(ctx)?;
+    reject_vlan_tag(ctx)?;
     let work = &mut work()?.ipv6;
     load_into(ctx, ETH_LEN, &mut work.ip)?;
     check_ipv6(&work.ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;

@@ -16,7 +16,7 @@ use crate::{
     outcome::{Stop, Verdict, pack_stop, unpack_stop},
     packet::{
         ecn,
-        frame::{ETH_LEN, is_gso, load_into, refuse_vlan_tag},
+        frame::{ETH_LEN, is_gso, load_into, reject_vlan_tag},
         ipv6::check_ipv6,
     },
     walk::tunnel::Way,
@@ -69,7 +69,7 @@ fn to_local(
     let work = &mut work()?.ipv6;
     work.slot = 0;
     work.is_flow = 0;
-    refuse_vlan_tag(ctx)?;
+    reject_vlan_tag(ctx)?;
     load_into(ctx, at, &mut work.ip)?;
     check_ipv6(&work.ip, ctx.len() - at as u32, is_gso(ctx))?;
     ecn::combine_ipv6(ctx, outer_tos, at)?;

@@ -152,7 +152,7 @@ fn is_to_published(ctx: &XdpContext) -> Result<u32, Reason> {
     key.vni = UNDERLAY_VNI | VNI_FLAG_IPV6;
     key.saddr = addr6_id::outside(&work.ipv6.ip.src, true);
     key.daddr = addr6_id::outside(&work.ipv6.ip.dst, true);
-    if key.saddr == addr6_id::NOBODY || key.daddr == addr6_id::NOBODY {
+    if key.saddr == addr6_id::NONE || key.daddr == addr6_id::NONE {
         return Ok(PASS);
     }
     work.ipv6.target = published.target;
@@ -238,6 +238,6 @@ fn find_reply(ctx: &XdpContext, vni: u32, sender: Be32) -> Result<u32, Reason> {
     key.vni = vni | VNI_FLAG_IPV6;
     key.saddr = addr6_id::of(vni, &work.ipv6.ip.src, false, &mut work.ipv6.key);
     key.daddr = addr6_id::of(vni, &to, false, &mut work.ipv6.key);
-    let is_named = key.saddr != addr6_id::NOBODY && key.daddr != addr6_id::NOBODY;
+    let is_named = key.saddr != addr6_id::NONE && key.daddr != addr6_id::NONE;
     Ok(if is_named { OURS } else { PASS })
 }
