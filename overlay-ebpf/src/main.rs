@@ -148,13 +148,13 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
         Ok(verdict) => {
             observe::forwarded(&receiver, verdict, length);
             if verdict.slot() != 0 {
-                event::tell_delivery_in_xdp(&ctx, verdict.slot(), verdict.reason());
+                event::report_delivery_in_xdp(&ctx, verdict.slot(), verdict.reason());
             }
             verdict.action() as u32
         }
         Err(reason) => {
             observe::dropped(&receiver, reason, length);
-            event::tell_drop_in_xdp(&ctx, &receiver, reason);
+            event::report_drop_in_xdp(&ctx, &receiver, reason);
             xdp_action::XDP_DROP
         }
     }
@@ -191,7 +191,7 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 /// As [`recvmsg4`], an IPv6 socket.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::show_asked(&ctx);
+    socket::show_frontend(&ctx);
     socket::ALLOW
 }
 
@@ -205,7 +205,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 /// As [`getpeername4`], an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::show_asked(&ctx);
+    socket::show_frontend(&ctx);
     socket::ALLOW
 }
 
@@ -226,23 +226,23 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
             Ok(verdict) => verdict.reason() as u32,
             Err(reason) => reason as u32,
         };
-        event::tell_kept(party.vni, party.slot, reason);
+        event::report_kept(party.vni, party.slot, reason);
     }
     match outcome {
         Ok(Verdict::PASS) => TC_ACT_OK,
         Ok(verdict) => {
             observe::forwarded(party, verdict, ctx.len());
             if verdict.slot() != 0 {
-                event::tell_delivery(ctx, verdict.slot(), verdict.reason());
+                event::report_delivery(ctx, verdict.slot(), verdict.reason());
             } else if party.traffic == Traffic::Sent && is_answer(verdict.reason()) {
                 // An answer goes back into the container that asked.
-                event::tell_delivery(ctx, party.slot, verdict.reason());
+                event::report_delivery(ctx, party.slot, verdict.reason());
             }
             verdict.action()
         }
         Err(reason) => {
             observe::dropped(party, reason, ctx.len());
-            event::tell_drop(ctx, party, reason);
+            event::report_drop(ctx, party, reason);
             observe::log_drop(ctx, reason);
             TC_ACT_SHOT
         }

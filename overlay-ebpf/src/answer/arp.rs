@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_for_ipv4_over_ethernet_is_refused() {
+    fn only_requests_for_ipv4_over_ethernet_are_answered() {
         let reply = Arp { operation: Be16::new(ARP_REPLY), ..request() };
         assert_eq!(check(&reply, &LINK), Err(Reason::ArpUnknown));
         for bad in [

@@ -139,8 +139,8 @@ fn answer_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     let code =
         if ip.protocol == PROTO_SCTP { ICMP_PROTOCOL_UNREACHABLE } else { ICMP_PORT_UNREACHABLE };
     let error = Error { kind: [ICMP_UNREACHABLE, code], mtu: 0 };
-    let asked = Router { ip: ip.daddr(), mac: ethernet.dst };
-    quote_any(ctx, &asked, &error, Reason::NoBackend)
+    let frontend = Router { ip: ip.daddr(), mac: ethernet.dst };
+    quote_any(ctx, &frontend, &error, Reason::NoBackend)
 }
 
 /// Makes an answer that quotes as much as there is, up to [`QUOTE`]; `short` is the error for what is

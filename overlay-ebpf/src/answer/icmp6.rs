@@ -86,7 +86,7 @@ fn answer(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
 }
 
 /// How much of a packet that is refused its answer quotes, ..
-const QUOTE_REFUSED: u32 = 128;
+const QUOTE_REJECTED: u32 = 128;
 /// .. and of a short one: its header, and the ports.
 const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
 
@@ -98,17 +98,17 @@ const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
 /// [`Reason::Truncated`] when it has less; [`Reason::RewriteRefused`] when the kernel refuses.
 #[inline(always)]
 pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
-    outcome::unpack(refuse_port6_packed(ctx.skb.skb)).map(|_| ())
+    outcome::unpack(reject_port6_packed(ctx.skb.skb)).map(|_| ())
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn refuse_port6_packed(skb: *mut __sk_buff) -> i64 {
-    outcome::pack(refuse_port(&TcContext::new(skb)).map(|()| 0))
+pub extern "C" fn reject_port6_packed(skb: *mut __sk_buff) -> i64 {
+    outcome::pack(reject_port(&TcContext::new(skb)).map(|()| 0))
 }
 
 #[inline(always)]
-fn refuse_port(ctx: &TcContext) -> Result<(), Reason> {
+fn reject_port(ctx: &TcContext) -> Result<(), Reason> {
     let Work { flow, ipv6, .. } = work()?;
     ipv6.router = ipv6.ip.dst;
     ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
@@ -119,10 +119,10 @@ fn refuse_port(ctx: &TcContext) -> Result<(), Reason> {
         ([ICMP6_UNREACHABLE, ICMP6_PORT_UNREACHABLE], 0)
     };
     // The length that is summed must be known to the verifier.
-    if ctx.len() >= ETH_LEN as u32 + QUOTE_REFUSED {
-        cut(ctx, QUOTE_REFUSED)?;
-        let quote = part_sum::<ETH_LEN, { QUOTE_REFUSED as usize }>(ctx, 0)?;
-        send(ctx, QUOTE_REFUSED, kind, value, quote.into())
+    if ctx.len() >= ETH_LEN as u32 + QUOTE_REJECTED {
+        cut(ctx, QUOTE_REJECTED)?;
+        let quote = part_sum::<ETH_LEN, { QUOTE_REJECTED as usize }>(ctx, 0)?;
+        send(ctx, QUOTE_REJECTED, kind, value, quote.into())
     } else {
         // An aggregate may say that there is more than there is.
         if ctx.len() < ETH_LEN as u32 + QUOTE_SHORT {

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_advertisement_says_who_is_a_router_and_whether_it_was_asked_for() {
+    fn an_advertisement_has_the_router_and_solicited_flags() {
         let gateway = Endpoint { kind: ENDPOINT_GATEWAY, mac: MAC, ..Endpoint::default() };
         let mut told = solicitation();
         assert!(!advertise(&mut told, &gateway));

@@ -168,20 +168,20 @@ pub trait Family: Sized {
     fn keep(work: Area);
 
     /// As [`Family::keep`], on the backend's node, for a flow that another node has translated.
-    fn keep_returning(work: Area);
+    fn keep_reverse(work: Area);
 
     /// The address that the packet asks for.
-    fn asked(work: Area) -> Self::Address;
+    fn frontend(work: Area) -> Self::Address;
 
     /// The Ethernet header of a client's packet inside the tunnel: `otherwise`, or with DSR one that says
     /// which address and port of this node the client asked.
-    fn dsr_header(work: Area, asked: &Self::Address, otherwise: Ethernet) -> Ethernet;
+    fn dsr_header(work: Area, frontend: &Self::Address, otherwise: Ethernet) -> Ethernet;
 
     /// What the Ethernet header at `outer` says of that: [`overlay_common::Frontend::bits`].
     ///
     /// # Errors
     /// [`Reason::Truncated`].
-    fn dsr_asked(ctx: &TcContext, outer: usize) -> Result<u64, Reason>;
+    fn dsr_frontend(ctx: &TcContext, outer: usize) -> Result<u64, Reason>;
 
     /// Sends a backend's reply to its client in the name of the ingress node.
     ///
@@ -194,14 +194,14 @@ pub trait Family: Sized {
     ///
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`].
-    fn route_out(ctx: &TcContext, work: Area) -> Outcome;
+    fn route_egress(ctx: &TcContext, work: Area) -> Outcome;
 
-    /// MTU in bytes of the path on which [`Family::route_out`] or [`Family::send_dsr`] said
+    /// MTU in bytes of the path on which [`Family::route_egress`] or [`Family::send_dsr`] said
     /// [`Reason::TooBig`].
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    fn outside_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason>;
+    fn egress_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason>;
 
     /// Makes of a TCP packet, which is as it came, the reset that answers it. `false` when it is not TCP.
     ///
@@ -233,9 +233,9 @@ pub trait Family: Sized {
     ///
     /// # Errors
     /// As [`Family::too_big_from_gateway`].
-    fn too_big_from_asked(
+    fn too_big_from_frontend(
         ctx: &TcContext,
-        asked: &Self::Address,
+        frontend: &Self::Address,
         mtu: u32,
         work: Area,
     ) -> Result<(), Reason>;

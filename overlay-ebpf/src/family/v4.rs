@@ -120,7 +120,7 @@ impl Family for V4 {
         }
         match snat::send(ctx, ip, network, &mut work, action) {
             Err(Reason::TooBig) => {
-                let mtu = route::outside_mtu(ctx, Be32::ZERO, ip.daddr())?;
+                let mtu = route::egress_mtu(ctx, Be32::ZERO, ip.daddr())?;
                 Self::too_big_from_gateway(ctx, link.vni, mtu, false)?;
                 Ok(back_out(ctx, Reason::TooBigAnswered))
             }
@@ -178,20 +178,20 @@ impl Family for V4 {
     fn keep(_work: Area) {}
 
     #[inline(always)]
-    fn keep_returning(_work: Area) {}
+    fn keep_reverse(_work: Area) {}
 
     #[inline(always)]
-    fn asked(work: Area) -> Be32 {
+    fn frontend(work: Area) -> Be32 {
         work.flow.key.daddr
     }
 
     #[inline(always)]
-    fn dsr_header(work: Area, _asked: &Be32, otherwise: Ethernet) -> Ethernet {
+    fn dsr_header(work: Area, _frontend: &Be32, otherwise: Ethernet) -> Ethernet {
         dsr::header(&work, otherwise)
     }
 
     #[inline(always)]
-    fn dsr_asked(ctx: &TcContext, outer: usize) -> Result<u64, Reason> {
+    fn dsr_frontend(ctx: &TcContext, outer: usize) -> Result<u64, Reason> {
         let ethernet: Ethernet = load(ctx, outer)?;
         Ok(Frontend::bits(&ethernet))
     }
@@ -202,13 +202,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn route_out(ctx: &TcContext, work: Area) -> Outcome {
-        route::route_out(ctx, work.entry.saddr, work.entry.daddr)
+    fn route_egress(ctx: &TcContext, work: Area) -> Outcome {
+        route::route_egress(ctx, work.entry.saddr, work.entry.daddr)
     }
 
     #[inline(always)]
-    fn outside_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason> {
-        route::outside_mtu(ctx, work.entry.saddr, work.entry.daddr)
+    fn egress_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason> {
+        route::egress_mtu(ctx, work.entry.saddr, work.entry.daddr)
     }
 
     #[inline(always)]
@@ -233,13 +233,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn too_big_from_asked(
+    fn too_big_from_frontend(
         ctx: &TcContext,
-        _asked: &Be32,
+        _frontend: &Be32,
         mtu: u32,
         _work: Area,
     ) -> Result<(), Reason> {
-        outcome::unpack(too_big_asked_packed(ctx.skb.skb, mtu)).map(|_| ())
+        outcome::unpack(too_big_from_frontend_packed(ctx.skb.skb, mtu)).map(|_| ())
     }
 
     #[inline(always)]
@@ -249,9 +249,9 @@ impl Family for V4 {
         mtu: u32,
         work: Area,
     ) -> Result<(), Reason> {
-        let asked = work.entry.saddr;
+        let frontend = work.entry.saddr;
         Self::undo(ctx, transport, work)?;
-        icmp::too_big(ctx, &Router { ip: asked, mac: Mac::default() }, mtu)
+        icmp::too_big(ctx, &Router { ip: frontend, mac: Mac::default() }, mtu)
     }
 
     #[inline(always)]
@@ -292,16 +292,16 @@ fn answer_too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Resu
 
 /// As above.
 #[inline(never)]
-fn too_big_asked_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
+fn too_big_from_frontend_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
     let ctx = TcContext::new(skb);
-    outcome::pack(answer_asked(&ctx, mtu).map(|()| 0))
+    outcome::pack(answer_from_frontend(&ctx, mtu).map(|()| 0))
 }
 
 #[inline(always)]
-fn answer_asked(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
+fn answer_from_frontend(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
     let work = area()?;
-    let asked = work.flow.key.daddr;
+    let frontend = work.flow.key.daddr;
     V4::undo(ctx, usize::from(work.flow.transport), work)?;
     let ethernet: Ethernet = load(ctx, 0)?;
-    icmp::too_big(ctx, &Router { ip: asked, mac: ethernet.dst }, mtu)
+    icmp::too_big(ctx, &Router { ip: frontend, mac: ethernet.dst }, mtu)
 }

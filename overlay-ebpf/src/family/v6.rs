@@ -156,30 +156,30 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn keep_returning(work: Area) {
+    fn keep_reverse(work: Area) {
         let reply = conntrack::reply_key(&work.flow.key, &work.entry);
         if let Some(reply) = CONNTRACK.get_ptr(&reply) {
-            // SAFETY: as in `conntrack::look`.
-            let asked = unsafe { (*reply).saddr };
+            // SAFETY: as in `conntrack::update`.
+            let frontend = unsafe { (*reply).saddr };
             // The client of a flow that is in use is kept with it, and with DSR what it asked.
             addr6_id::keep(work.flow.key.saddr);
-            addr6_id::keep(asked);
+            addr6_id::keep(frontend);
         }
     }
 
     #[inline(always)]
-    fn asked(work: Area) -> Ip6 {
+    fn frontend(work: Area) -> Ip6 {
         work.ipv6.ip.dst
     }
 
     #[inline(always)]
-    fn dsr_header(work: Area, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
-        dsr::header6(&work, asked, otherwise)
+    fn dsr_header(work: Area, frontend: &Ip6, otherwise: Ethernet) -> Ethernet {
+        dsr::header6(&work, frontend, otherwise)
     }
 
     #[inline(always)]
-    fn dsr_asked(ctx: &TcContext, _outer: usize) -> Result<u64, Reason> {
-        Ok(dsr6::asked(ctx))
+    fn dsr_frontend(ctx: &TcContext, _outer: usize) -> Result<u64, Reason> {
+        Ok(dsr6::frontend(ctx))
     }
 
     #[inline(always)]
@@ -188,13 +188,13 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn route_out(ctx: &TcContext, _work: Area) -> Outcome {
-        route::route_out6(ctx)
+    fn route_egress(ctx: &TcContext, _work: Area) -> Outcome {
+        route::route_egress6(ctx)
     }
 
     #[inline(always)]
-    fn outside_mtu(ctx: &TcContext, _work: Area) -> Result<u32, Reason> {
-        route::outside_mtu6(ctx)
+    fn egress_mtu(ctx: &TcContext, _work: Area) -> Result<u32, Reason> {
+        route::egress_mtu6(ctx)
     }
 
     #[inline(always)]
@@ -223,14 +223,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn too_big_from_asked(
+    fn too_big_from_frontend(
         ctx: &TcContext,
-        asked: &Ip6,
+        frontend: &Ip6,
         mtu: u32,
         mut work: Area,
     ) -> Result<(), Reason> {
         Self::undo(ctx, usize::from(work.flow.transport), work)?;
-        work.ipv6.router = *asked;
+        work.ipv6.router = *frontend;
         work.ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
         icmp6::too_big(ctx, mtu)
     }

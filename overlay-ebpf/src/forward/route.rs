@@ -47,8 +47,8 @@ pub trait Ends: Copy {
     /// EtherType of the family.
     const ETHERTYPE: u16;
 
-    /// Says them in a question.
-    fn ask_in(self, params: &mut FibLookup);
+    /// Says them in the parameters.
+    fn fill(self, params: &mut FibLookup);
 }
 
 impl Ends for (Be32, Be32) {
@@ -56,7 +56,7 @@ impl Ends for (Be32, Be32) {
     const ETHERTYPE: u16 = ETHERTYPE_IPV4;
 
     #[inline(always)]
-    fn ask_in(self, params: &mut FibLookup) {
+    fn fill(self, params: &mut FibLookup) {
         params.__bindgen_anon_3.ipv4_src = self.0.raw();
         params.__bindgen_anon_4.ipv4_dst = self.1.raw();
     }
@@ -68,7 +68,7 @@ impl Ends for (&Ip6, &Ip6) {
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
 
     #[inline(always)]
-    fn ask_in(self, params: &mut FibLookup) {
+    fn fill(self, params: &mut FibLookup) {
         params.__bindgen_anon_3.ipv6_src = self.0.words();
         params.__bindgen_anon_4.ipv6_dst = self.1.words();
     }
@@ -104,8 +104,8 @@ pub fn next_hop<E: Ends>(
     ends: E,
     total: u32,
 ) -> Result<NextHop, Reason> {
-    let params = question(config, ends, total)?;
-    match ask(ctx, params) {
+    let params = lookup_params(config, ends, total)?;
+    match look_up(ctx, params) {
         BPF_FIB_LKUP_RET_SUCCESS => Ok(NextHop {
             ifindex: params.ifindex,
             ethernet: Ethernet {
@@ -132,8 +132,8 @@ pub fn next_hop<E: Ends>(
 /// [`Reason::NoRoute`] when there is none any more.
 #[inline(always)]
 pub fn path_mtu<E: Ends>(ctx: *mut c_void, config: &Config, ends: E) -> Result<u32, Reason> {
-    let params = question(config, ends, 0xffff)?;
-    if ask(ctx, params) != BPF_FIB_LKUP_RET_FRAG_NEEDED {
+    let params = lookup_params(config, ends, 0xffff)?;
+    if look_up(ctx, params) != BPF_FIB_LKUP_RET_FRAG_NEEDED {
         return Err(Reason::NoRoute);
     }
     // SAFETY: the kernel has written the MTU over the length (Linux 5.12).
@@ -142,7 +142,7 @@ pub fn path_mtu<E: Ends>(ctx: *mut c_void, config: &Config, ends: E) -> Result<u
 
 /// Asks the routing table.
 #[inline(always)]
-fn ask(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
+fn look_up(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the kernel fills in `params` as far as told.
     unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) as u32 }
@@ -150,7 +150,7 @@ fn ask(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
 
 /// What to ask of the routing table, in the scratch area.
 #[inline(always)]
-fn question<E: Ends>(
+fn lookup_params<E: Ends>(
     config: &Config,
     ends: E,
     total: u32,
@@ -162,7 +162,7 @@ fn question<E: Ends>(
     params.family = E::FAMILY;
     params.ifindex = via(config);
     params.__bindgen_anon_1.tot_len = if total > 0xffff { 0xffff } else { total as u16 };
-    ends.ask_in(params);
+    ends.fill(params);
     Ok(params)
 }
 
@@ -183,30 +183,30 @@ fn unresolved<E: Ends>(ifindex: u32) -> NextHop {
 /// # Errors
 /// Those of [`next_hop`].
 #[inline(always)]
-pub fn route_out(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
-    let action = outcome::unpack(route_out_packed(ctx.skb.skb, from.raw(), to.raw()))?;
+pub fn route_egress(ctx: &TcContext, from: Be32, to: Be32) -> Outcome {
+    let action = outcome::unpack(route_egress_packed(ctx.skb.skb, from.raw(), to.raw()))?;
     Ok(Verdict::done(action as i32, Reason::SentToClient))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn route_out_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+pub extern "C" fn route_egress_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
     route(&TcContext::new(skb), (Be32::from_raw(from), Be32::from_raw(to)))
 }
 
-/// As [`route_out`], of an IPv6 packet with the addresses in `work.ipv6.new`.
+/// As [`route_egress`], of an IPv6 packet with the addresses in `work.ipv6.new`.
 ///
 /// # Errors
 /// Those of [`next_hop`].
 #[inline(always)]
-pub fn route_out6(ctx: &TcContext) -> Outcome {
-    let action = outcome::unpack(route_out6_packed(ctx.skb.skb))?;
+pub fn route_egress6(ctx: &TcContext) -> Outcome {
+    let action = outcome::unpack(route_egress6_packed(ctx.skb.skb))?;
     Ok(Verdict::done(action as i32, Reason::SentToClient))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn route_out6_packed(skb: *mut __sk_buff) -> i64 {
+pub extern "C" fn route_egress6_packed(skb: *mut __sk_buff) -> i64 {
     let Ok(work) = work() else { return outcome::pack(Err(Reason::NotConfigured)) };
     let [from, to] = &work.ipv6.new;
     route(&TcContext::new(skb), (from, to))
@@ -225,35 +225,35 @@ fn try_route<E: Ends>(ctx: &TcContext, ends: E) -> Result<i32, Reason> {
     Ok(send(hop.ifindex, hop.resolved))
 }
 
-/// [`path_mtu`] of the way on which [`route_out`] said [`Reason::TooBig`].
+/// [`path_mtu`] of the way on which [`route_egress`] said [`Reason::TooBig`].
 ///
 /// # Errors
 /// Those of [`path_mtu`].
 #[inline(always)]
-pub fn outside_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
-    outcome::unpack(outside_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
+pub fn egress_mtu(ctx: &TcContext, from: Be32, to: Be32) -> Result<u32, Reason> {
+    outcome::unpack(egress_mtu_packed(ctx.skb.skb, from.raw(), to.raw()))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn outside_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
+pub extern "C" fn egress_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> i64 {
     let ends = (Be32::from_raw(from), Be32::from_raw(to));
     let Some(config) = config() else { return outcome::pack(Err(Reason::NotConfigured)) };
     outcome::pack(path_mtu(skb.cast(), config, ends))
 }
 
-/// As [`outside_mtu`], of [`route_out6`].
+/// As [`egress_mtu`], of [`route_egress6`].
 ///
 /// # Errors
 /// Those of [`path_mtu`].
 #[inline(always)]
-pub fn outside_mtu6(ctx: &TcContext) -> Result<u32, Reason> {
-    outcome::unpack(outside_mtu6_packed(ctx.skb.skb))
+pub fn egress_mtu6(ctx: &TcContext) -> Result<u32, Reason> {
+    outcome::unpack(egress_mtu6_packed(ctx.skb.skb))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn outside_mtu6_packed(skb: *mut __sk_buff) -> i64 {
+pub extern "C" fn egress_mtu6_packed(skb: *mut __sk_buff) -> i64 {
     let (Some(config), Ok(work)) = (config(), work()) else {
         return outcome::pack(Err(Reason::NotConfigured));
     };

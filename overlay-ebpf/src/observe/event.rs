@@ -92,7 +92,7 @@ fn watched_now(flags: u32) -> Option<(&'static Watch, u64)> {
     (now <= watch.until).then_some((watch, now))
 }
 
-/// Keeps a packet that an endpoint sends, as it is now, if it is to be captured. [`tell_kept`]
+/// Keeps a packet that an endpoint sends, as it is now, if it is to be captured. [`report_kept`]
 /// tells of it when it is known what becomes of it. Returns 1 if it was kept.
 #[inline(always)]
 pub fn keep(ctx: &TcContext, sender: &Party) -> i64 {
@@ -111,7 +111,7 @@ pub extern "C" fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
 /// Tells of a kept packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_kept(vni: u32, slot: u32, reason: u32) -> i64 {
+pub extern "C" fn report_kept(vni: u32, slot: u32, reason: u32) -> i64 {
     let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
     // SAFETY: a per-CPU buffer that only this program run touches.
     unsafe {
@@ -125,29 +125,29 @@ pub extern "C" fn tell_kept(vni: u32, slot: u32, reason: u32) -> i64 {
 
 /// Tells of a packet that goes into the endpoint with this slot, if it is to be captured.
 #[inline(always)]
-pub fn tell_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
+pub fn report_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
     if watching().is_some() {
-        tell_received(ctx.skb.skb, slot, reason as u32);
+        report_received(ctx.skb.skb, slot, reason as u32);
     }
 }
 
-/// As [`tell_delivery`], for what the XDP program delivers.
+/// As [`report_delivery`], for what the XDP program delivers.
 #[inline(always)]
-pub fn tell_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
+pub fn report_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
     if watching().is_some() {
-        tell_received_in_xdp(ctx.as_ptr().cast(), slot, reason as u32);
+        report_received_in_xdp(ctx.as_ptr().cast(), slot, reason as u32);
     }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
+pub extern "C" fn report_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
     received(Packet::Tc(skb), slot, reason)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
+pub extern "C" fn report_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
     received(Packet::Xdp(xdp), slot, reason)
 }
 
@@ -166,31 +166,31 @@ fn received(packet: Packet, slot: u32, reason: u32) -> i64 {
 
 /// Tells of a packet that a TC program drops.
 #[inline(always)]
-pub fn tell_drop(ctx: &TcContext, party: &Party, reason: Reason) {
+pub fn report_drop(ctx: &TcContext, party: &Party, reason: Reason) {
     if watching().is_some() {
         let told = (party.traffic as u32) << 8 | reason as u32;
-        tell_drop_tc(ctx.skb.skb, party.vni, party.slot, told);
+        report_drop_tc(ctx.skb.skb, party.vni, party.slot, told);
     }
 }
 
 /// Tells of a packet that the XDP program drops.
 #[inline(always)]
-pub fn tell_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
+pub fn report_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
     if watching().is_some() {
         let told = (party.traffic as u32) << 8 | reason as u32;
-        tell_drop_xdp(ctx.as_ptr().cast(), party.vni, party.slot, told);
+        report_drop_xdp(ctx.as_ptr().cast(), party.vni, party.slot, told);
     }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
+pub extern "C" fn report_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
     drop_event(Packet::Tc(skb), (vni, slot), told)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
+pub extern "C" fn report_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
     drop_event(Packet::Xdp(xdp), (vni, slot), told)
 }
 
@@ -215,14 +215,14 @@ fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
 
 /// Tells of a flow that was given a backend.
 #[inline(always)]
-pub fn tell_flow(key: &ConntrackKey, entry: &Conntrack, reason: Reason) {
+pub fn report_flow(key: &ConntrackKey, entry: &Conntrack, reason: Reason) {
     if watching().is_some() {
-        tell_flow_of(key, entry, reason as u32);
+        report_flow_packed(key, entry, reason as u32);
     }
 }
 
 #[inline(never)]
-fn tell_flow_of(key: &ConntrackKey, entry: &Conntrack, reason: u32) -> i64 {
+fn report_flow_packed(key: &ConntrackKey, entry: &Conntrack, reason: u32) -> i64 {
     let Some((_, now)) = watched_now(WATCH_FLOWS) else { return 0 };
     let Some(mut record) = EVENTS.reserve_untyped::<FlowEvent>(0) else {
         lose(EVENT_FLOW);

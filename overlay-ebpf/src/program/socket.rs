@@ -46,8 +46,8 @@ pub fn sendmsg4(ctx: &SockAddrContext) {
     }
     let gateway = config.ingress_gateway;
     let key = SockOriginKey { cookie: call.socket, addr: gateway, port: call.port, pad: 0 };
-    let asked = SockOrigin { addr: call.addr, port: call.port, pad: 0 };
-    if SOCK_ORIGIN.replace(&key, &asked).is_ok() {
+    let frontend = SockOrigin { addr: call.addr, port: call.port, pad: 0 };
+    if SOCK_ORIGIN.replace(&key, &frontend).is_ok() {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*ctx.sock_addr).user_ip4 = gateway.raw() };
     }
@@ -56,9 +56,9 @@ pub fn sendmsg4(ctx: &SockAddrContext) {
 /// `getpeername4`: shows what the application asked.
 #[inline(always)]
 pub fn getpeername4(ctx: &SockAddrContext) {
-    if let Some(asked) = socket::asked(ctx, address4(ctx)) {
+    if let Some(frontend) = socket::frontend(ctx, address4(ctx)) {
         // SAFETY: the context is valid for the whole run of the program.
-        unsafe { (*ctx.sock_addr).user_ip4 = asked.words()[3] };
+        unsafe { (*ctx.sock_addr).user_ip4 = frontend.words()[3] };
     }
 }
 
@@ -66,20 +66,20 @@ pub fn getpeername4(ctx: &SockAddrContext) {
 #[inline(always)]
 pub fn recvmsg4(ctx: &SockAddrContext) {
     let addr = address4(ctx);
-    if let Some(asked) = socket::asked(ctx, addr) {
+    if let Some(frontend) = socket::frontend(ctx, addr) {
         // SAFETY: the context is valid for the whole run of the program.
-        unsafe { (*ctx.sock_addr).user_ip4 = asked.words()[3] };
+        unsafe { (*ctx.sock_addr).user_ip4 = frontend.words()[3] };
         return;
     }
     // SAFETY: as above.
     let address: &mut bpf_sock_addr = unsafe { &mut *ctx.sock_addr };
     let port = Be16::from_raw(address.user_port as u16);
     let key = SockOriginKey { cookie: cookie(ctx), addr, port, pad: 0 };
-    if let Some(asked) = SOCK_ORIGIN.get_ptr(&key) {
+    if let Some(frontend) = SOCK_ORIGIN.get_ptr(&key) {
         // SAFETY: the pointer comes from a successful look-up.
-        let asked = unsafe { *asked };
-        address.user_ip4 = asked.addr.raw();
-        address.user_port = u32::from(asked.port.raw());
+        let frontend = unsafe { *frontend };
+        address.user_ip4 = frontend.addr.raw();
+        address.user_port = u32::from(frontend.port.raw());
     }
 }
 
@@ -118,10 +118,10 @@ fn set_address6(ctx: &SockAddrContext, ip: Ip6) {
 /// `connect6`
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) {
-    let asked = address6(ctx);
-    let instead = match asked.unmapped() {
+    let frontend = address6(ctx);
+    let instead = match frontend.unmapped() {
         Some(ip) => socket::connect(ctx, ip).map(Ip6::mapped),
-        None => socket::connect6(ctx, asked, || takes_ipv4(ctx)),
+        None => socket::connect6(ctx, frontend, || takes_ipv4(ctx)),
     };
     if let Some(ip) = instead {
         set_address6(ctx, ip);
@@ -150,12 +150,12 @@ fn takes_ipv4(ctx: &SockAddrContext) -> bool {
 
 /// `getpeername6` and `recvmsg6`: shows what the application asked.
 #[inline(always)]
-pub fn show_asked(ctx: &SockAddrContext) {
-    let asked = match address6(ctx).unmapped() {
-        Some(ip) => socket::asked(ctx, ip),
-        None => socket::frontends6(ctx),
+pub fn show_frontend(ctx: &SockAddrContext) {
+    let frontend = match address6(ctx).unmapped() {
+        Some(ip) => socket::frontend(ctx, ip),
+        None => socket::frontend6(ctx),
     };
-    if let Some(asked) = asked {
-        set_address6(ctx, asked);
+    if let Some(frontend) = frontend {
+        set_address6(ctx, frontend);
     }
 }

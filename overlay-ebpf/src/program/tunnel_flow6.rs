@@ -40,13 +40,13 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         Ok(verdict) => return Ok(verdict),
         Err(stop) => stop,
     };
-    // What a stranger sends is dropped as that, whatever else is wrong with it. On an IPv6 underlay the
+    // What a non-peer sends is dropped as that, whatever else is wrong with it. On an IPv6 underlay the
     // number of its node says that it is none.
     if !underlay::is_ipv6()
-        && let Err(stranger) = check_peer(inner.sender)
+        && let Err(non_peer) = check_peer(inner.sender)
     {
         *receiver = Party::receiver();
-        return Err(stranger);
+        return Err(non_peer);
     }
     match stop {
         Stop::ToKernel => fallback::leave(ctx),

@@ -91,10 +91,10 @@ fn from_tunnel<const IPV6: bool>(
         Ok(verdict) => return Ok(verdict),
         Err(stop) => stop,
     };
-    // What a stranger sends is dropped as that, whatever else is wrong with it.
-    if !IPV6 && let Err(stranger) = check_peer(sender) {
+    // What a non-peer sends is dropped as that, whatever else is wrong with it.
+    if !IPV6 && let Err(non_peer) = check_peer(sender) {
         *receiver = Party::receiver();
-        return Err(stranger);
+        return Err(non_peer);
     }
     match stop {
         Stop::ToKernel => fallback::leave(ctx),

@@ -66,7 +66,7 @@ fn to_published<F: XdpFamily>(ctx: &XdpContext, config: &Config, head: F::Head) 
     if underlay::is_ipv6() {
         return Ok(Verdict::PASS);
     }
-    match F::asked_port(ctx, config, head)? {
+    match F::frontend_port(ctx, config, head)? {
         Some((ip, published, work)) => xdp::to_published::<F>(ctx, &ip, &published, work),
         None => Ok(Verdict::PASS),
     }
@@ -89,7 +89,7 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut P
     if outcome.is_ok_and(|verdict| verdict != Verdict::PASS) {
         return outcome;
     }
-    // What a stranger sends is dropped as that, whatever else is wrong with it.
+    // What a non-peer sends is dropped as that, whatever else is wrong with it.
     check_peer(sender).inspect_err(|_| *receiver = Party::receiver())?;
     match outcome {
         Err(reason) => Err(peers::classify(receiver.vni, sender, reason)),

@@ -27,12 +27,12 @@ pub fn open(work: &Work) -> Result<bool, Reason> {
     if !may_begin {
         return Ok(false);
     }
-    Ok(outcome::unpack(open_direct_packed())? != 0)
+    Ok(outcome::unpack(open_collision_packed())? != 0)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn open_direct_packed() -> i64 {
+pub extern "C" fn open_collision_packed() -> i64 {
     outcome::pack(work().and_then(|work| open_if_taken(work).map(u32::from)))
 }
 

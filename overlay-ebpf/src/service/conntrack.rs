@@ -41,13 +41,13 @@ const PORT_MIN: u32 = 49152;
 pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     let now = now();
     if let Some(entry) = CONNTRACK.get_ptr_mut(&flow.key) {
-        let action = look(entry, flow, now, out);
-        if action == CONNTRACK_FORWARD && is_unanswered_for_long(out, now) {
-            remind(flow, out, now);
+        let action = update(entry, flow, now, out);
+        if action == CONNTRACK_FORWARD && needs_reply_refresh(out, now) {
+            refresh_reply(flow, out, now);
         }
         if action != 0 {
             if ends_now(flow, out) {
-                tell_end(flow, out);
+                mark_end(flow, out);
             }
             return action;
         }
@@ -55,9 +55,9 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     let Some(entry) = CT_NEW.get_ptr_mut(&flow.key) else {
         return 0;
     };
-    let action = look(entry, flow, now, out);
+    let action = update(entry, flow, now, out);
     if action != 0 && ends_now(flow, out) {
-        tell_end(flow, out);
+        mark_end(flow, out);
     }
     if action == CONNTRACK_FORWARD && !flow.is_syn() {
         confirm(flow, out);
@@ -68,18 +68,18 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
 /// Whether nobody but the client says that its flow is in use, and has not for a while: replies that go straight to
 /// the client do not pass here.
 #[inline(always)]
-fn is_unanswered_for_long(forward: &Conntrack, now: u64) -> bool {
+fn needs_reply_refresh(forward: &Conntrack, now: u64) -> bool {
     forward.flags & DSR != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
 }
 
 /// Keeps the tuple that replies to the flow of `forward` have: it would be given to another one when its time is over.
 #[inline(always)]
-fn remind(flow: &Flow, forward: &Conntrack, now: u64) {
+fn refresh_reply(flow: &Flow, forward: &Conntrack, now: u64) {
     let Some(reply) = CONNTRACK.get_ptr_mut(&reply_key(&flow.key, forward)) else {
         return;
     };
     let key = &flow.key;
-    // SAFETY: as in `look`.
+    // SAFETY: as in `update`.
     let reply = unsafe { &mut *reply };
     let is_its = reply.action == CONNTRACK_REPLY
         && (reply.saddr, reply.sport) == (key.daddr, key.dport)
@@ -100,7 +100,7 @@ fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
 /// and the connection would be open in its client's entry for hours. Of a client's reset the backend's own packets
 /// tell: anybody outside can send one who guesses the ports.
 #[inline(never)]
-fn tell_end(flow: &Flow, entry: &Conntrack) {
+fn mark_end(flow: &Flow, entry: &Conntrack) {
     let key = &flow.key;
     const END: u32 = TCP_SEEN_OTHER_FIN | TCP_SEEN_RST;
     let (other, tells) = match entry.action {
@@ -108,7 +108,7 @@ fn tell_end(flow: &Flow, entry: &Conntrack) {
         CONNTRACK_REPLY => (reply_key(key, entry), END),
         // What came through another node with another port (`service::reverse`).
         CONNTRACK_REVERSE if entry.dport != key.dport => {
-            let asked = ConntrackKey {
+            let client = ConntrackKey {
                 saddr: key.daddr,
                 daddr: key.saddr,
                 sport: entry.dport,
@@ -117,19 +117,19 @@ fn tell_end(flow: &Flow, entry: &Conntrack) {
                 proto: key.proto,
                 scope: [0; 3],
             };
-            (asked.through(entry.node), END)
+            (client.through(entry.node), END)
         }
         _ => return,
     };
-    if let (Some(other), _) = held(&other) {
-        // SAFETY: as in `look`.
+    if let (Some(other), _) = find_entry(&other) {
+        // SAFETY: as in `update`.
         unsafe { (*other).flags |= as_other(flow.flags) & tells };
     }
 }
 
 /// An entry, wherever it is, and whether that is [`CT_NEW`].
 #[inline(always)]
-pub fn held(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
+pub fn find_entry(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
     match CONNTRACK.get_ptr_mut(key) {
         None => (CT_NEW.get_ptr_mut(key), true),
         entry => (entry, false),
@@ -146,7 +146,7 @@ pub fn as_other(flags: u32) -> u32 {
 /// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`
 /// has the state of before.
 #[inline(always)]
-fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8 {
+fn update(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8 {
     // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
     // slot that is reused in this moment gives a wrong time to another flow at worst.
     unsafe {
@@ -173,8 +173,8 @@ fn look(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8
 #[inline(always)]
 fn after(entry: &Conntrack, flow: &Flow) -> u32 {
     // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
-    let goes_on = goes_on(flow) && entry.action != CONNTRACK_REVERSE;
-    let before = if goes_on { entry.flags & !TCP_SEEN_RST } else { entry.flags };
+    let denies_reset = denies_reset(flow) && entry.action != CONNTRACK_REVERSE;
+    let before = if denies_reset { entry.flags & !TCP_SEEN_RST } else { entry.flags };
     let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_REVERSE;
     before | flow.flags | if answers { ANSWERED } else { 0 }
 }
@@ -183,7 +183,7 @@ fn after(entry: &Conntrack, flow: &Flow) -> u32 {
 /// (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports. An end that has believed one
 /// answers such a packet with another.
 #[inline(always)]
-pub fn goes_on(flow: &Flow) -> bool {
+pub fn denies_reset(flow: &Flow) -> bool {
     flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
 }
 
@@ -195,7 +195,7 @@ fn confirm(flow: &Flow, forward: &mut Conntrack) {
     let Some(reply) = CT_NEW.get_ptr(&key) else {
         return;
     };
-    // SAFETY: as in `look`.
+    // SAFETY: as in `update`.
     let reply = unsafe { &*reply };
     if reply.action != CONNTRACK_REPLY || reply.flags & ANSWERED == 0 {
         return;
@@ -350,7 +350,7 @@ fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64, patient: bool) -> bo
     let Some(entry) = CONNTRACK.get_ptr(key) else {
         return true;
     };
-    // SAFETY: as in `look`.
+    // SAFETY: as in `update`.
     let old = unsafe { &*entry };
     if !is_replaceable(key, old, reply, now, patient) {
         return false;
@@ -367,12 +367,12 @@ fn is_replaceable(
     now: u64,
     patient: bool,
 ) -> bool {
-    (old.action == reply.action && same_client(old, reply)) || is_given_up(key, old, now, patient)
+    (old.action == reply.action && same_client(old, reply)) || is_reusable(key, old, now, patient)
 }
 
 /// Whether an entry is in nobody's way any more; if `patient`, neither is what the backend remembers of its flow.
 #[inline(always)]
-pub fn is_given_up(key: &ConntrackKey, old: &Conntrack, now: u64, patient: bool) -> bool {
+pub fn is_reusable(key: &ConntrackKey, old: &Conntrack, now: u64, patient: bool) -> bool {
     if patient { is_free_again(key, old, now) } else { is_expired(key, old, now) }
 }
 
@@ -388,7 +388,7 @@ pub fn take_over(
     let Some(entry) = entry else {
         return false;
     };
-    // SAFETY: as in `look`.
+    // SAFETY: as in `update`.
     unsafe {
         if is_replaceable(key, &*entry, reply, now, patient) {
             *entry = *reply;
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_translated_back_to_what_the_client_asked() {
+    fn a_reply_is_translated_back_to_the_frontend() {
         let flow = flow();
         let forward = forward_to([10, 0, 1, 3], &flow);
         assert_eq!((forward.daddr.octets(), forward.dport.get()), ([10, 0, 1, 3], 8080));

@@ -15,7 +15,7 @@ use overlay_common::{
 };
 
 use crate::{
-    forward::route::route_out,
+    forward::route::route_egress,
     maps::{
         LOCAL_ADDRS, SERVICES, SUBNETS, lookup,
         work::{Flow, PART_QUOTED, Work},
@@ -30,7 +30,7 @@ use crate::{
 /// only this node knows.
 #[inline(always)]
 pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
-    if !tells(work) {
+    if !carries_frontend(work) {
         return otherwise;
     }
     let key = &work.flow.key;
@@ -39,16 +39,16 @@ pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
 
 /// As [`header`], of an IPv6 packet to the address `asked`, whose number is this node's own.
 #[inline(always)]
-pub fn header6(work: &Work, asked: &Ip6, otherwise: Ethernet) -> Ethernet {
-    if !tells(work) {
+pub fn header6(work: &Work, frontend: &Ip6, otherwise: Ethernet) -> Ethernet {
+    if !carries_frontend(work) {
         return otherwise;
     }
-    Frontend { address: hash::of_node(asked), port: work.flow.key.dport }.header6()
+    Frontend { address: hash::of_node(frontend), port: work.flow.key.dport }.header6()
 }
 
 /// Whether the backend's node is told what the client of the flow in `work` asked.
 #[inline(always)]
-fn tells(work: &Work) -> bool {
+fn carries_frontend(work: &Work) -> bool {
     let Work { flow, entry, .. } = work;
     entry.flags & DSR != 0 && entry.sport == flow.key.sport
 }
@@ -56,14 +56,15 @@ fn tells(work: &Work) -> bool {
 /// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
 /// `asked` is [`Frontend::bits`] of it, for IPv6 what [`dsr6::asked`] made of that.
 #[inline(always)]
-pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64) {
+pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, frontend: u64) {
     let is_dsr = entry.flags & DSR != 0;
-    match Frontend::from_bits(asked) {
+    match Frontend::from_bits(frontend) {
         None if !is_dsr => {}
-        Some(asked) if is_dsr && entry.saddr == asked.address && entry.sport == asked.port => {}
-        Some(asked) if may_answer(flow, asked) => {
-            entry.saddr = asked.address;
-            entry.sport = asked.port;
+        Some(frontend)
+            if is_dsr && entry.saddr == frontend.address && entry.sport == frontend.port => {}
+        Some(frontend) if may_answer(flow, frontend) => {
+            entry.saddr = frontend.address;
+            entry.sport = frontend.port;
             entry.flags |= DSR;
         }
         _ => {
@@ -78,8 +79,8 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, asked: u64
 /// and for no other port, and under no address that cannot be its own. Clients that are this host itself, or in
 /// a network of the cluster, have no way from here.
 #[inline(always)]
-fn may_answer(flow: &Flow, asked: Frontend) -> bool {
-    let Some(published) = published::find(flow.key.proto, asked.port) else { return false };
+fn may_answer(flow: &Flow, frontend: Frontend) -> bool {
+    let Some(published) = published::find(flow.key.proto, frontend.port) else { return false };
     let is_dsr = published.target == flow.key.dport
         && lookup(&SERVICES, &published.service).is_some_and(|s| s.flags & SERVICE_DSR != 0);
     if !is_dsr {
@@ -88,7 +89,7 @@ fn may_answer(flow: &Flow, asked: Frontend) -> bool {
     if flow.key.vni & VNI_FLAG_IPV6 != 0 {
         return dsr6::may_answer(&published);
     }
-    is_a_hosts(asked.address) && is_elsewhere(asked.address) && is_elsewhere(flow.key.saddr)
+    is_a_hosts(frontend.address) && is_elsewhere(frontend.address) && is_elsewhere(flow.key.saddr)
 }
 
 /// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122, section
@@ -107,7 +108,7 @@ fn is_elsewhere(address: Be32) -> bool {
 
 /// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
 #[inline(always)]
-pub fn is_straight(work: &Work) -> bool {
+pub fn is_dsr_reply(work: &Work) -> bool {
     const KNOWN: u32 = DSR | ANSWERED;
     let Work { flow, entry, .. } = work;
     entry.flags & KNOWN == KNOWN
@@ -118,11 +119,11 @@ pub fn is_straight(work: &Work) -> bool {
 /// Sends a reply straight to its client.
 ///
 /// # Errors
-/// Those of [`route_out`], with which the packet is as it was sent, and of [`nat::translate`].
+/// Those of [`route_egress`], with which the packet is as it was sent, and of [`nat::translate`].
 #[inline(always)]
 pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
     // Routed first, because what does not get there from here must not have been changed.
-    let routed = route_out(ctx, work.entry.saddr, work.entry.daddr)?;
+    let routed = route_egress(ctx, work.entry.saddr, work.entry.daddr)?;
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     Ok(routed.because(Reason::SentDsr))
 }

@@ -23,13 +23,13 @@ use crate::{
 /// [`Frontend::bits`] with this node's own number of the address, 0 where it says nothing or the node that sent it
 /// has no address with the number that it tells.
 #[inline(always)]
-pub fn asked(ctx: &TcContext) -> u64 {
-    asked6_packed(ctx.skb.skb)
+pub fn frontend(ctx: &TcContext) -> u64 {
+    frontend6_packed(ctx.skb.skb)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn asked6_packed(skb: *mut __sk_buff) -> u64 {
+pub extern "C" fn frontend6_packed(skb: *mut __sk_buff) -> u64 {
     told(&TcContext::new(skb)).map_or(0, Frontend::to_bits)
 }
 
@@ -39,9 +39,9 @@ fn told(ctx: &TcContext) -> Option<Frontend> {
     // Outer headers are short; the verifier must see so of a function of its own.
     let ethernet: Ethernet = load_at(ctx, (work.outer & 0xff) as usize).ok()?;
     let Frontend { address, port } = Frontend::from_bits(Frontend::bits(&ethernet))?;
-    let asked = FRONTENDS6.get_ptr(&Frontend6Key { node: work.sender, number: address })?;
+    let frontend = FRONTENDS6.get_ptr(&Frontend6Key { node: work.sender, number: address })?;
     // SAFETY: the pointer comes from a successful look-up and is read before anything else runs.
-    work.new[0] = unsafe { *asked };
+    work.new[0] = unsafe { *frontend };
     let number = addr6_id::outside(&work.new[0], true);
     (number != addr6_id::NONE).then_some(Frontend { address: number, port })
 }
@@ -70,22 +70,22 @@ fn is_elsewhere(address: &Ip6) -> bool {
 /// [`Reason::TooBig`], with both of which the packet is as it was sent; those of [`rewrite6::translate`].
 #[inline(always)]
 pub fn send(ctx: &TcContext) -> Outcome {
-    let action = outcome::unpack(send_straight6_packed(ctx.skb.skb))?;
+    let action = outcome::unpack(send_dsr6_packed(ctx.skb.skb))?;
     Ok(Verdict::done(action as i32, Reason::SentDsr))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn send_straight6_packed(skb: *mut __sk_buff) -> i64 {
+pub extern "C" fn send_dsr6_packed(skb: *mut __sk_buff) -> i64 {
     outcome::pack(route_and_translate(&TcContext::new(skb)))
 }
 
 #[inline(always)]
 fn route_and_translate(ctx: &TcContext) -> Result<u32, Reason> {
     let work = work()?;
-    let asked = addr6_id::address(work.entry.vni, work.entry.saddr).ok_or(Reason::NoRoute)?;
-    work.ipv6.new = [*asked, work.ipv6.ip.dst];
-    let routed = route::route_out6(ctx)?;
+    let frontend = addr6_id::address(work.entry.vni, work.entry.saddr).ok_or(Reason::NoRoute)?;
+    work.ipv6.new = [*frontend, work.ipv6.ip.dst];
+    let routed = route::route_egress6(ctx)?;
     rewrite6::translate(ctx, usize::from(work.flow.transport))?;
     Ok(routed.action() as u32)
 }

@@ -21,8 +21,8 @@ use crate::{
     outcome,
     service::{
         conntrack::{
-            PATIENT_TRIES, PORT_TRIES, as_other, goes_on, held, is_given_up, open, other_port,
-            reply_key,
+            PATIENT_TRIES, PORT_TRIES, as_other, denies_reset, find_entry, is_reusable, open,
+            other_port, reply_key,
         },
         dsr,
     },
@@ -40,24 +40,24 @@ use crate::{
 /// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
 /// no flow of `node`.
 #[inline(always)]
-pub fn note_return(
+pub fn note_reverse(
     flow: &Flow,
     node: Be32,
-    asked: u64,
+    frontend: u64,
     forward: &mut Conntrack,
 ) -> Result<bool, Reason> {
     // One after the other and not one in the other: they share the stack with the entry point.
-    if outcome::unpack(note_packed(flow, node, asked, forward))? == DONE {
+    if outcome::unpack(note_packed(flow, node, frontend, forward))? == DONE {
         return Ok(false);
     }
     // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
-    if outcome::unpack(known_way_packed(flow, node, forward))? == DONE {
+    if outcome::unpack(find_remapped_packed(flow, node, forward))? == DONE {
         return Ok(true);
     }
     if flow.part == PART_QUOTED {
         return Err(Reason::UnrelatedError);
     }
-    if outcome::unpack(take_packed(flow, node, asked, forward))? == DONE {
+    if outcome::unpack(take_tuple_packed(flow, node, frontend, forward))? == DONE {
         return Ok(false);
     }
     outcome::unpack(other_port_packed(flow, node, forward)).map(|_| true)
@@ -69,18 +69,18 @@ const DONE: u32 = 0;
 const NOT_YET: u32 = 1;
 
 #[inline(never)]
-fn note_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
-    outcome::pack(Ok(note(flow, node, asked, forward)))
+fn note_packed(flow: &Flow, node: Be32, frontend: u64, forward: &mut Conntrack) -> i64 {
+    outcome::pack(Ok(note(flow, node, frontend, forward)))
 }
 
 #[inline(never)]
-fn known_way_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
-    outcome::pack(Ok(known_way(flow, node, forward)))
+fn find_remapped_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
+    outcome::pack(Ok(find_remapped(flow, node, forward)))
 }
 
 #[inline(never)]
-fn take_packed(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> i64 {
-    outcome::pack(take(flow, node, asked, forward))
+fn take_tuple_packed(flow: &Flow, node: Be32, frontend: u64, forward: &mut Conntrack) -> i64 {
+    outcome::pack(take_tuple(flow, node, frontend, forward))
 }
 
 #[inline(never)]
@@ -90,20 +90,20 @@ fn other_port_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
 
 /// The way of a flow whose tuple is its own.
 #[inline(always)]
-fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
+fn note(flow: &Flow, node: Be32, frontend: u64, forward: &mut Conntrack) -> u32 {
     let now = now();
-    *forward = return_forward(flow, node, now);
+    *forward = reverse_forward(flow, node, now);
     let key = reply_key(&flow.key, forward);
-    let (entry, is_opening) = held(&key);
+    let (entry, is_new) = find_entry(&key);
     let Some(entry) = entry else { return NOT_YET };
-    // SAFETY: as in `conntrack::look`.
+    // SAFETY: as in `conntrack::update`.
     let entry = unsafe { &mut *entry };
     if entry.action != CONNTRACK_REVERSE || entry.node != node || entry.dport != flow.key.sport {
         return NOT_YET;
     }
     refresh(entry, flow, as_other(flow.flags), now);
-    dsr::settle(entry, &key, flow, asked);
-    if is_opening {
+    dsr::settle(entry, &key, flow, frontend);
+    if is_new {
         confirm(&key, entry, flow);
     }
     DONE
@@ -111,16 +111,16 @@ fn note(flow: &Flow, node: Be32, asked: u64, forward: &mut Conntrack) -> u32 {
 
 /// Takes the tuple for the flow, if it is nobody's any more.
 #[inline(always)]
-fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32, Reason> {
+fn take_tuple(flow: &Flow, node: Be32, frontend: u64, forward: &Conntrack) -> Result<u32, Reason> {
     let now = now();
     let key = reply_key(&flow.key, forward);
     let entry = &mut scratch()?.entry;
-    *entry = return_entry(&key, flow, node, now);
-    dsr::settle(entry, &key, flow, asked);
-    let Some(old) = held(&key).0 else {
+    *entry = reverse_entry(&key, flow, node, now);
+    dsr::settle(entry, &key, flow, frontend);
+    let Some(old) = find_entry(&key).0 else {
         return open(&key, entry, BPF_ANY).map(|()| DONE);
     };
-    // SAFETY: as in `conntrack::look`.
+    // SAFETY: as in `conntrack::update`.
     let old = unsafe { &mut *old };
     if !is_free_again(&key, old, now) {
         return Ok(NOT_YET);
@@ -131,32 +131,32 @@ fn take(flow: &Flow, node: Be32, asked: u64, forward: &Conntrack) -> Result<u32,
 
 /// The way of a flow that was given another port and has not ended.
 #[inline(always)]
-fn known_way(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
+fn find_remapped(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     const ENDED: u32 = TCP_SEEN_FIN | TCP_SEEN_RST;
     let now = now();
     let through = flow.key.through(node);
-    let (known, is_opening) = held(&through);
+    let (known, is_new) = find_entry(&through);
     let Some(known) = known else { return NOT_YET };
-    // SAFETY: as in `conntrack::look`.
+    // SAFETY: as in `conntrack::update`.
     let known = unsafe { &mut *known };
     let has_ended = flow.is_syn() && known.flags & ENDED != 0;
     if known.node != node || is_expired(&through, known, now) || has_ended {
         return NOT_YET;
     }
-    let no_reset = if goes_on(flow) { known.flags & TCP_SEEN_RST } else { 0 };
+    let no_reset = if denies_reset(flow) { known.flags & TCP_SEEN_RST } else { 0 };
     refresh(known, flow, flow.flags, now);
     forward.sport = known.sport;
     let key = reply_key(&flow.key, forward);
     let end = as_other(flow.flags) & (TCP_SEEN_OTHER_FIN | TCP_SEEN_RST);
     if end | no_reset != 0
-        && let (Some(reply), _) = held(&key)
+        && let (Some(reply), _) = find_entry(&key)
     {
         // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's. When the
         // client goes on after one, the backend may be the next to speak however long both are silent.
         // SAFETY: as above.
         unsafe { (*reply).flags = (*reply).flags & !no_reset | end };
     }
-    if is_opening
+    if is_new
         && let Some(reply) = CT_NEW.get_ptr(&key)
         // SAFETY: as above.
         && confirm(&key, unsafe { &*reply }, flow)
@@ -183,9 +183,9 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
         attempt += 1;
         forward.sport = other_port(&flow.key, attempt);
         let key = reply_key(&flow.key, forward);
-        *entry = return_entry(&key, flow, node, now);
-        if is_for(CONNTRACK, &key, entry, patient)
-            && is_for(CT_NEW, &key, entry, patient)
+        *entry = reverse_entry(&key, flow, node, now);
+        if is_available(CONNTRACK, &key, entry, patient)
+            && is_available(CT_NEW, &key, entry, patient)
             && open(&key, entry, BPF_NOEXIST).is_ok()
         {
             // What another flow has left.
@@ -199,17 +199,17 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
 /// Whether a flow of `entry` can have its tuple: nobody else has it. Forgets who had it: there are few ports to choose
 /// from.
 #[inline(always)]
-fn is_for<const ENTRIES: usize>(
+fn is_available<const ENTRIES: usize>(
     map: Counted<ConntrackKey, Conntrack, ENTRIES>,
     key: &ConntrackKey,
     entry: &Conntrack,
     patient: bool,
 ) -> bool {
     let Some(old) = map.get_ptr(key) else { return true };
-    // SAFETY: as in `conntrack::look`.
+    // SAFETY: as in `conntrack::update`.
     let old = unsafe { &*old };
     let is_own = old.action == entry.action && old.node == entry.node && old.dport == entry.dport;
-    (is_own || is_given_up(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
+    (is_own || is_reusable(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
 }
 
 /// As `conntrack::confirm`, for an entry in [`CT_NEW`]: the client speaks again, through the node that was
@@ -228,7 +228,7 @@ fn confirm(key: &ConntrackKey, entry: &Conntrack, flow: &Flow) -> bool {
 
 /// The client's direction on the backend's node: untouched, until its tuple is found taken.
 #[inline(always)]
-fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
+fn reverse_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
     let key = &flow.key;
     Conntrack {
         saddr: key.saddr,
@@ -250,7 +250,7 @@ fn return_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
 
 /// The backend's direction: to `node`, with the client's own port.
 #[inline(always)]
-fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
+fn reverse_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
     Conntrack {
         saddr: key.saddr,
         daddr: key.daddr,
@@ -258,14 +258,14 @@ fn return_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntr
         dport: flow.key.sport,
         action: CONNTRACK_REVERSE,
         flags: as_other(flow.flags),
-        ..return_forward(flow, node, now)
+        ..reverse_forward(flow, node, now)
     }
 }
 
 /// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
 #[inline(always)]
 fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u32, now: u64) {
-    let before = if goes_on(flow) { entry.flags & !TCP_SEEN_RST } else { entry.flags };
+    let before = if denies_reset(flow) { entry.flags & !TCP_SEEN_RST } else { entry.flags };
     let state = if flow.is_syn() { flags } else { before | flags };
     if state != entry.flags {
         entry.flags = state;

@@ -117,7 +117,7 @@ fn open(
     }
     let reason = if work.pick.repicked != 0 { Reason::FlowRepicked } else { Reason::FlowCreated };
     count(reason, length);
-    event::tell_flow(&work.flow.key, &work.entry, reason);
+    event::report_flow(&work.flow.key, &work.entry, reason);
     Ok(())
 }
 

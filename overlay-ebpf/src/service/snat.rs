@@ -18,7 +18,7 @@ use overlay_common::{
 use crate::{
     forward::{
         deliver::deliver,
-        route::{next_hop, route_out},
+        route::{next_hop, route_egress},
     },
     maps::{
         EGRESS, ENDPOINTS, LOCAL_ADDRS, NETWORKS, SUBNETS, config, lookup,
@@ -73,7 +73,7 @@ pub fn echo_flow(ctx: &TcContext, ip: &Ipv4, vni: u32, out: &mut Flow) -> Result
 /// is in `work.entry` then, or 0.
 ///
 /// # Errors
-/// [`Reason::NoWayOut`], those of opening a flow and those of [`route_out`]. With
+/// [`Reason::NoWayOut`], those of opening a flow and those of [`route_egress`]. With
 /// [`Reason::TtlExceeded`] and [`Reason::TooBig`] the packet is as it was sent.
 #[inline(always)]
 pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, action: u8) -> Outcome {
@@ -85,12 +85,12 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, acti
         return Err(Reason::TtlExceeded);
     }
     if !known {
-        let address = Be32::from_raw(outcome::unpack(way_out(ctx.skb.skb, work))?);
+        let address = Be32::from_raw(outcome::unpack(egress_packed(ctx.skb.skb, work))?);
         snat_flow::open(&work.flow, address, &mut work.entry)?;
         snat_limit::add(ifindex(ctx));
     }
     // Routed first, because what does not fit must not have been changed.
-    let routed = route_out(ctx, work.entry.saddr, work.entry.daddr)?;
+    let routed = route_egress(ctx, work.entry.saddr, work.entry.daddr)?;
     let ip = count_down(ctx, ip)?;
     nat::translate(ctx, &ip, usize::from(work.flow.transport), work)?;
     Ok(routed.because(Reason::Masqueraded))
@@ -109,24 +109,24 @@ fn may_leave(work: &Work, network: u32) -> i64 {
     let accepts = flags & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN | TCP_SEEN_ACK;
     let late = key.proto == PROTO_TCP && (accepts || flags & TCP_SEEN_RST != 0);
     // Of what is no flow outside, nobody there may be told.
-    let refused = network & NETWORK_INTERNAL != 0
+    let rejected = network & NETWORK_INTERNAL != 0
         || *part == PART_QUOTED
         || nowhere
         || late
         || lookup(&LOCAL_ADDRS, &key.daddr).is_some()
         || SUBNETS.get(&Key::new(32, key.daddr)).is_some();
-    outcome::pack(if refused { Err(Reason::NoWayOut) } else { Ok(0) })
+    outcome::pack(if rejected { Err(Reason::NoWayOut) } else { Ok(0) })
 }
 
 /// The address that a new flow leaves under, if its endpoint may have another one.
 #[inline(never)]
-fn way_out(skb: *mut __sk_buff, work: &Work) -> i64 {
+fn egress_packed(skb: *mut __sk_buff, work: &Work) -> i64 {
     let ctx = TcContext::new(skb);
-    outcome::pack(find_way_out(&ctx, work).map(Be32::raw))
+    outcome::pack(egress_address(&ctx, work).map(Be32::raw))
 }
 
 #[inline(always)]
-fn find_way_out(ctx: &TcContext, work: &Work) -> Result<Be32, Reason> {
+fn egress_address(ctx: &TcContext, work: &Work) -> Result<Be32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     // As for a socket that is not bound: the route decides about the source.
     let addresses = (Be32::ZERO, work.flow.key.daddr);

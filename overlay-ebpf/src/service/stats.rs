@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What a new entry has counted; not on the stack, which is short here.
-static NOTHING: BackendStats =
+static ZERO: BackendStats =
     BackendStats { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
 
 /// A flow that begins.
@@ -31,13 +31,13 @@ pub fn flow(work: &Work) {
 
 /// Counts a packet of the client, of `length` bytes, Ethernet header included.
 #[inline(always)]
-pub fn asked(work: &Work, length: u32) {
+pub fn request(work: &Work, length: u32) {
     count(work, work.flow.key.dport, length, IN);
 }
 
 /// Counts a packet of the backend, of `length` bytes, Ethernet header included.
 #[inline(always)]
-pub fn answered(work: &Work, length: u32) {
+pub fn reply(work: &Work, length: u32) {
     count(work, work.entry.sport, length, OUT);
 }
 
@@ -53,41 +53,41 @@ fn count(work: &Work, port: Be16, length: u32, what: u32) {
     let what = if work.flow.key.vni & VNI_FLAG_IPV6 != 0 { what | IPV6 } else { what };
     let way = u32::from(port.raw()) << 16 | u32::from(work.flow.key.proto) << 8 | what;
     // What is not counted goes on all the same.
-    let _ = count_served(entry.service, entry.backend, way, length);
+    let _ = count_backend_stats(entry.service, entry.backend, way, length);
 }
 
 /// `way` has the port in its upper half, as on the wire, then the protocol, then what is counted.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn count_served(service: u32, backend: u32, way: u32, length: u32) -> i64 {
+pub extern "C" fn count_backend_stats(service: u32, backend: u32, way: u32, length: u32) -> i64 {
     let [what, proto, ..] = way.to_le_bytes();
     let port = Be16::from_raw((way >> 16) as u16);
     let what = u32::from(what);
     let ipv6 = u8::from(what & IPV6 != 0);
     let key = BackendStatsKey { service, backend, port, proto, ipv6 };
-    let served = match BACKEND_STATS.get_ptr_mut(&key) {
-        Some(served) => served,
+    let stats = match BACKEND_STATS.get_ptr_mut(&key) {
+        Some(stats) => stats,
         None => {
             // Another CPU may be first.
-            let _ = BACKEND_STATS.insert(&key, &NOTHING, 0);
+            let _ = BACKEND_STATS.insert(&key, &ZERO, 0);
             match BACKEND_STATS.get_ptr_mut(&key) {
-                Some(served) => served,
+                Some(stats) => stats,
                 None => return outcome::pack(Err(Reason::ConntrackFull)),
             }
         }
     };
     // SAFETY: the pointer comes from a successful look-up, and the value is this CPU's own.
-    let served = unsafe { &mut *served };
+    let stats = unsafe { &mut *stats };
     let length = u64::from(length);
     match what & !IPV6 {
-        FLOW => served.flows += 1,
+        FLOW => stats.flows += 1,
         IN => {
-            served.in_packets += 1;
-            served.in_bytes += length;
+            stats.in_packets += 1;
+            stats.in_bytes += length;
         }
         _ => {
-            served.out_packets += 1;
-            served.out_bytes += length;
+            stats.out_packets += 1;
+            stats.out_bytes += length;
         }
     }
     0

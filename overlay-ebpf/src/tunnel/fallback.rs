@@ -37,16 +37,10 @@ use crate::{
 /// # Errors
 /// `refused`, when there is no device or a packet must not be fragmented; the kernel's refusal.
 #[inline(never)]
-pub fn send_packed(
-    skb: *mut __sk_buff,
-    vni: u32,
-    node: Be32,
-    inner: &Ethernet,
-    refused: u32,
-) -> i64 {
+pub fn send_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet, why: u32) -> i64 {
     let ctx = TcContext::new(skb);
-    let refused = Reason::from_index(refused).unwrap_or(Reason::TunnelRefused);
-    outcome::pack(send(&ctx, (vni, node), inner, refused))
+    let why = Reason::from_index(why).unwrap_or(Reason::TunnelRefused);
+    outcome::pack(send(&ctx, (vni, node), inner, why))
 }
 
 #[inline(always)]
@@ -54,17 +48,17 @@ fn send(
     ctx: &TcContext,
     (vni, node): (u32, Be32),
     inner: &Ethernet,
-    refused: Reason,
+    why: Reason,
 ) -> Result<u32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
     if config.vxlan_ifindex == 0 {
-        return Err(refused);
+        return Err(why);
     }
     let mut flags = u64::from(BPF_F_ZERO_CSUM_TX);
-    if refused != Reason::TooBig {
+    if why != Reason::TooBig {
         flags |= u64::from(BPF_F_DONT_FRAGMENT);
     } else if !may_be_fragmented(ctx, inner)? {
-        return Err(refused);
+        return Err(why);
     }
     if !address(ctx.skb.skb, vni, (config.vtep, node), flags) {
         return Err(Reason::TunnelRefused);

@@ -38,7 +38,7 @@ pub fn to_node(
     if !is_current || now.wrapping_sub(hop.asked) > CachedNextHop::LIFETIME {
         hop.node = node;
         hop.asked = now;
-        outcome::unpack(ask(ctx, config, hop, total))?;
+        outcome::unpack(look_up(ctx, config, hop, total))?;
     } else if total > hop.mtu {
         return Err(Reason::TooBig);
     }
@@ -47,7 +47,7 @@ pub fn to_node(
 
 /// Asks the kernel for the way to `hop.node`, at the time `hop.asked`.
 #[inline(never)]
-fn ask(ctx: *mut c_void, config: &Config, hop: &mut CachedNextHop, total: u32) -> i64 {
+fn look_up(ctx: *mut c_void, config: &Config, hop: &mut CachedNextHop, total: u32) -> i64 {
     hop.vtep = config.vtep;
     hop.via = via(config);
     let answer = if underlay::is_ipv6() {

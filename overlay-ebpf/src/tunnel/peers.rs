@@ -52,7 +52,7 @@ pub fn check(vni: u32, sender: Be32) -> Result<(), Reason> {
     // What a packet to nobody is dropped for.
     match classify(vni, sender, Reason::NoEndpoint) {
         Reason::NoEndpoint => Ok(()),
-        stranger => Err(stranger),
+        non_peer => Err(non_peer),
     }
 }
 
@@ -67,8 +67,8 @@ pub fn classify(vni: u32, sender: Be32, reason: Reason) -> Reason {
 /// A call, so that LLVM does not weave this into the ways of packets that are not dropped.
 #[inline(never)]
 fn classify_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
-    let is_doubtful = Reason::from_index(number).is_some_and(is_doubtful);
-    let classified = if vni == UNDERLAY_VNI || !is_doubtful {
+    let needs_peer_check = Reason::from_index(number).is_some_and(needs_peer_check);
+    let classified = if vni == UNDERLAY_VNI || !needs_peer_check {
         None
     } else if NETWORKS.get_ptr(&vni).is_none() {
         Some(Reason::UnknownVni)
@@ -84,7 +84,7 @@ fn classify_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
 /// path's or this node's doing, or are met only by what every node may send: packets of clients to
 /// published ports, and replies of flows that were translated here.
 #[inline(always)]
-const fn is_doubtful(reason: Reason) -> bool {
+const fn needs_peer_check(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::NoEndpoint
@@ -105,9 +105,9 @@ mod tests {
     fn what_any_node_may_send_is_dropped_for_its_own_reason() {
         let clients = [Reason::NotPublished, Reason::TupleTaken, Reason::Fragment];
         for reason in clients.into_iter().chain([Reason::UnrelatedError, Reason::BackendGone]) {
-            assert!(!is_doubtful(reason), "{}", reason.name());
+            assert!(!needs_peer_check(reason), "{}", reason.name());
         }
         // What is refused here is classified again when the kernel's device has taken it apart.
-        assert!(!is_doubtful(Reason::TunnelRefused));
+        assert!(!needs_peer_check(Reason::TunnelRefused));
     }
 }

@@ -116,11 +116,11 @@ pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
 /// client (DSR).
 #[inline(always)]
 fn to_ingress_node<F: Family>(packet: &Sent<'_, F>, gateway: Be32, work: Area) -> Outcome {
-    if dsr::is_straight(&work) {
+    if dsr::is_dsr_reply(&work) {
         match F::send_dsr(packet.ctx, &packet.ip, work) {
             // The client may be where only the ingress node has a way to.
             Err(Reason::NoRoute) => {}
-            sent => return or_told(packet, work, sent, false),
+            sent => return or_too_big(packet, work, sent, false),
         }
     }
     let translated = work.entry.dport != work.flow.key.dport;
@@ -151,7 +151,7 @@ fn to_own_port<F: Family>(packet: &Sent<'_, F>, mut work: Area, published: &Publ
 #[inline(always)]
 pub fn to_backend<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
     let Sent { ctx, ethernet, ip, .. } = packet;
-    stats::asked(&work, ctx.len());
+    stats::request(&work, ctx.len());
     F::translate(ctx, ip, transport(work), work)?;
     let backend = &work.backend;
     if backend.node == Be32::ZERO {
@@ -188,7 +188,7 @@ pub fn too_big<F: Family>(ctx: &TcContext, vni: u32, mtu: u32, translated: bool)
 /// What became of a reply to a client outside: its backend is told when the reply is too big. `translated` as
 /// for [`too_big`].
 #[inline(always)]
-fn or_told<F: Family>(
+fn or_too_big<F: Family>(
     packet: &Sent<'_, F>,
     work: Area,
     sent: Outcome,
@@ -196,7 +196,7 @@ fn or_told<F: Family>(
 ) -> Outcome {
     match sent {
         Err(Reason::TooBig) => {
-            let mtu = F::outside_mtu(packet.ctx, work)?;
+            let mtu = F::egress_mtu(packet.ctx, work)?;
             too_big::<F>(packet.ctx, packet.link.vni, mtu, translated)
         }
         sent => sent,
@@ -207,12 +207,12 @@ fn or_told<F: Family>(
 #[inline(always)]
 fn reply<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
     let Sent { ctx, ip, .. } = packet;
-    stats::answered(&work, ctx.len());
+    stats::reply(&work, ctx.len());
     F::translate(ctx, ip, transport(work), work)?;
     let vni = work.entry.vni & !VNI_FLAG_IPV6;
     if vni == UNDERLAY_VNI {
-        let sent = F::route_out(ctx, work);
-        return or_told(packet, work, sent, true);
+        let sent = F::route_egress(ctx, work);
+        return or_too_big(packet, work, sent, true);
     }
     let client = F::local_client(work, vni)?;
     let from = Mac::of_ip(work.entry.saddr);

@@ -27,8 +27,8 @@ pub fn to_published<F: Family>(
     }
     let gateway = F::gateway_mac(ip, work)?;
     F::keep(work);
-    stats::asked(&work, ctx.len());
-    let asked = F::asked(work);
+    stats::request(&work, ctx.len());
+    let frontend = F::frontend(work);
     F::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     let backend = &work.backend;
     if backend.node == Be32::ZERO {
@@ -36,11 +36,11 @@ pub fn to_published<F: Family>(
     }
     let ethertype = Be16::new(F::ETHERTYPE);
     let inner = Ethernet { dst: backend.mac, src: gateway, ethertype };
-    let inner = F::dsr_header(work, &asked, inner);
+    let inner = F::dsr_header(work, &frontend, inner);
     match encap::encapsulate(ctx, backend.vni, backend.node, &inner) {
         Err(Reason::TooBig) => {
             let mtu = encap::inner_mtu(ctx, backend.node)?;
-            F::too_big_from_asked(ctx, &asked, mtu, work)?;
+            F::too_big_from_frontend(ctx, &frontend, mtu, work)?;
             Ok(back_out(ctx, Reason::TooBigAnswered))
         }
         sent => sent,

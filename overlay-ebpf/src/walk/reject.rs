@@ -24,7 +24,7 @@ pub fn answer<F: Family>(ctx: &TcContext, work: Area, reason: Reason) -> Outcome
     let tells =
         || lookup(&SERVICES, &work.entry.service).is_some_and(|s| s.flags & SERVICE_RESETS != 0);
     if reason == Reason::BackendGone && tells() {
-        return told_of_reset(ctx, F::reset(ctx));
+        return reset_outcome(ctx, F::reset(ctx));
     }
     if reason != Reason::NoBackend {
         return Err(reason);
@@ -46,12 +46,12 @@ pub fn stale<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     if flags & STALE_RESETS == 0 {
         return Err(Reason::BackendGone);
     }
-    told_of_reset(packet.ctx, F::reset_stale(packet.ctx))
+    reset_outcome(packet.ctx, F::reset_stale(packet.ctx))
 }
 
 /// What became of a reset that tells a client of a stale backend.
 #[inline(always)]
-fn told_of_reset(ctx: &TcContext, reset: Result<bool, Reason>) -> Outcome {
+fn reset_outcome(ctx: &TcContext, reset: Result<bool, Reason>) -> Outcome {
     match reset {
         Ok(true) => Ok(back_out(ctx, Reason::BackendGoneAnswered)),
         _ => Err(Reason::BackendGone),

@@ -69,7 +69,7 @@ impl<F: Family> Inner<'_, F> {
     /// # Errors
     /// [`Reason::UnsupportedProtocol`] when the frame has one.
     #[inline(always)]
-    fn refuse_tag(&self) -> Result<(), Reason> {
+    fn reject_tag(&self) -> Result<(), Reason> {
         if self.is_tagged() { Err(Reason::UnsupportedProtocol) } else { Ok(()) }
     }
 
@@ -95,7 +95,7 @@ impl<F: Family> Inner<'_, F> {
 #[inline(always)]
 pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way {
     check_peer(inner.sender)?;
-    inner.refuse_tag()?;
+    inner.reject_tag()?;
     let network = lookup(&NETWORKS, &inner.vni).ok_or(Reason::NoEndpoint)?;
     if F::is_in_subnet(&inner.ip, &network, endpoint)? {
         return Err(Reason::SpoofedInnerSource.into());
@@ -105,12 +105,12 @@ pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way
     }
     let mut work = area()?;
     F::flow_from_outside(inner.ctx, &inner.ip, inner.outer + ETH_LEN, inner.vni, work)?;
-    let asked = F::dsr_asked(inner.ctx, inner.outer)?;
+    let frontend = F::dsr_frontend(inner.ctx, inner.outer)?;
     let translate = {
         let work = &mut *work;
-        reverse::note_return(&work.flow, inner.sender, asked, &mut work.entry)?
+        reverse::note_reverse(&work.flow, inner.sender, frontend, &mut work.entry)?
     };
-    F::keep_returning(work);
+    F::keep_reverse(work);
     inner.pop(false)?;
     if translate {
         F::translate(inner.ctx, &inner.ip, inner.transport(work), work)?;
@@ -124,7 +124,7 @@ pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way
 #[inline(always)]
 pub fn to_client<F: Family>(inner: &Inner<'_, F>) -> Way {
     check_peer(inner.sender)?;
-    inner.refuse_tag()?;
+    inner.reject_tag()?;
     let work = area()?;
     if !inner.is_reply(work) {
         return Err(Reason::NoEndpoint.into());
@@ -140,11 +140,11 @@ pub fn reply<F: Family>(inner: &Inner<'_, F>, work: Area) -> Way {
     let vni = work.entry.vni & !VNI_FLAG_IPV6;
     inner.pop(vni == UNDERLAY_VNI)?;
     let transport = inner.transport(work);
-    stats::answered(&work, ctx.len());
+    stats::reply(&work, ctx.len());
     F::translate(ctx, ip, transport, work)?;
     if vni == UNDERLAY_VNI {
-        return match F::route_out(ctx, work) {
-            Err(Reason::TooBig) => Ok(tell_backend(inner, transport, work)?),
+        return match F::route_egress(ctx, work) {
+            Err(Reason::TooBig) => Ok(notify_backend(inner, transport, work)?),
             sent => Ok(sent?),
         };
     }
@@ -156,9 +156,9 @@ pub fn reply<F: Family>(inner: &Inner<'_, F>, work: Area) -> Way {
 /// Tells a backend elsewhere what fits the way to its client outside, whose reply is translated as the work
 /// area has it: in the name of the address that the client asked, as a router on that way would.
 #[inline(always)]
-fn tell_backend<F: Family>(inner: &Inner<'_, F>, transport: usize, mut work: Area) -> Outcome {
+fn notify_backend<F: Family>(inner: &Inner<'_, F>, transport: usize, mut work: Area) -> Outcome {
     let Inner { ctx, vni, .. } = inner;
-    let mtu = F::outside_mtu(ctx, work)?;
+    let mtu = F::egress_mtu(ctx, work)?;
     work.backend = lookup(&BACKENDS, &work.entry.backend).ok_or(Reason::BackendGone)?;
     // One call after the other and not in a function of their own: they share the stack.
     F::too_big_to_backend(ctx, transport, mtu, work)?;

@@ -122,7 +122,7 @@ fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Rea
         return Ok(PASS);
     }
     F::keep(work);
-    stats::asked(&work, length);
+    stats::request(&work, length);
     F::resolve()?;
     F::rewrite(ctx, ip, ETH_LEN, work)?;
     push(ctx, VXLAN_OVERHEAD as i32)?;
@@ -145,7 +145,7 @@ fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reas
     if !hop.resolved {
         return Ok(PASS);
     }
-    stats::answered(&work, total + ETH_LEN as u32);
+    stats::reply(&work, total + ETH_LEN as u32);
     F::rewrite(ctx, ip, INNER + ETH_LEN, work)?;
     push(ctx, -(VXLAN_OVERHEAD as i32))?;
     write(ctx, 0, hop.ethernet)?;

@@ -33,7 +33,7 @@ pub trait XdpFamily: Family {
     ///
     /// # Errors
     /// The reasons why the packet is dropped.
-    fn asked_port(
+    fn frontend_port(
         ctx: &XdpContext,
         config: &Config,
         head: Self::Head,
@@ -101,13 +101,13 @@ fn rewrite_transport(
     difference: u64,
 ) -> Result<(), Reason> {
     let Work { flow, entry, .. } = work;
-    let refused = Reason::Truncated;
+    let truncated = Reason::Truncated;
     if flow.key.proto == PROTO_TCP {
-        let old: Be16 = read(ctx, offset + TCP_CHECKSUM).ok_or(refused)?;
+        let old: Be16 = read(ctx, offset + TCP_CHECKSUM).ok_or(truncated)?;
         let new = Be16::from_raw(checksum::apply(old.raw(), difference));
         write(ctx, offset + TCP_CHECKSUM, new)?;
     } else {
-        let old: Be16 = read(ctx, offset + UDP_CHECKSUM).ok_or(refused)?;
+        let old: Be16 = read(ctx, offset + UDP_CHECKSUM).ok_or(truncated)?;
         let new = Be16::from_raw(checksum::apply_udp(old.raw(), difference));
         write(ctx, offset + UDP_CHECKSUM, new)?;
     }

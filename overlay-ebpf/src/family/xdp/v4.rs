@@ -28,7 +28,7 @@ impl XdpFamily for V4 {
     type Head = (Ipv4, Udp);
 
     #[inline(always)]
-    fn asked_port(
+    fn frontend_port(
         ctx: &XdpContext,
         config: &Config,
         (ip, udp): (Ipv4, Udp),

@@ -50,7 +50,7 @@ impl XdpFamily for V6 {
     type Head = ();
 
     #[inline(always)]
-    fn asked_port(
+    fn frontend_port(
         ctx: &XdpContext,
         _config: &Config,
         _head: (),

@@ -57,9 +57,9 @@ impl Call {
 
     /// What `sock_flows` says of a socket that asked for `asked` and is connected to `addr`.
     #[inline(always)]
-    pub fn flow(&self, asked: Ip6, addr: Be32) -> SockFlow {
+    pub fn flow(&self, frontend: Ip6, addr: Be32) -> SockFlow {
         SockFlow {
-            asked,
+            asked: frontend,
             ip: addr,
             port: self.port,
             proto: self.proto,
@@ -85,9 +85,9 @@ pub fn address4(ctx: &SockAddrContext) -> Be32 {
 
 /// The address that a socket which asks for an IPv4 address is to be connected to instead.
 #[inline(always)]
-pub fn connect(ctx: &SockAddrContext, asked: Be32) -> Option<Be32> {
+pub fn connect(ctx: &SockAddrContext, frontend: Be32) -> Option<Be32> {
     let config = CONFIG.get(0)?;
-    let call = Call::of(ctx, asked)?;
+    let call = Call::of(ctx, frontend)?;
     // Several hosts may share a cgroup tree: act for sockets of our own namespaces only.
     if call.netns != config.netns_cookie {
         return netns::connect(ctx, &call);
@@ -96,30 +96,30 @@ pub fn connect(ctx: &SockAddrContext, asked: Be32) -> Option<Be32> {
     if !is_published(&call) {
         return None;
     }
-    remember(&call, Ip6::mapped(asked), config)
+    remember(&call, Ip6::mapped(frontend), config)
 }
 
 /// As [`connect`], for an IPv6 address: of a VIP, or of the host where the socket takes a mapped address for it.
 #[inline(always)]
 pub fn connect6(
     ctx: &SockAddrContext,
-    asked: Ip6,
+    frontend: Ip6,
     takes_ipv4: impl FnOnce() -> bool,
 ) -> Option<Ip6> {
     let config = CONFIG.get(0)?;
     let call = Call::of(ctx, Be32::ZERO)?;
     if call.netns != config.netns_cookie {
-        return netns::connect6(ctx, &call, asked);
+        return netns::connect6(ctx, &call, frontend);
     }
     forget(call.socket);
     if !takes_ipv4() {
         return None;
     }
-    let is_here = || asked == Ip6::LOOPBACK || lookup(&LOCAL_ADDRS6, &asked).is_some();
+    let is_here = || frontend == Ip6::LOOPBACK || lookup(&LOCAL_ADDRS6, &frontend).is_some();
     if published::find(call.proto, call.port).is_none() || !is_here() {
         return None;
     }
-    remember(&call, asked, config).map(Ip6::mapped)
+    remember(&call, frontend, config).map(Ip6::mapped)
 }
 
 /// Whether the call asks for a port that is published on this host, at one of its addresses.
@@ -131,15 +131,15 @@ pub fn is_published(call: &Call) -> bool {
 
 /// Notes what a socket of the host that is connected to the host link's gateway asked for. Returns the gateway.
 #[inline(always)]
-fn remember(call: &Call, asked: Ip6, config: &Config) -> Option<Be32> {
+fn remember(call: &Call, frontend: Ip6, config: &Config) -> Option<Be32> {
     let gateway = config.ingress_gateway;
-    let flow = call.flow(asked, gateway);
+    let flow = call.flow(frontend, gateway);
     SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok().map(|()| gateway)
 }
 
 /// What a socket asked for that is connected to this address.
 #[inline(always)]
-pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
+pub fn frontend(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
     // SAFETY: the context is valid for the whole run of the program.
     let port = Be16::from_raw(unsafe { (*ctx.sock_addr).user_port } as u16);
     let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
@@ -148,7 +148,7 @@ pub fn asked(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
 
 /// What a socket asked for that is connected to a backend's IPv6 address.
 #[inline(always)]
-pub fn frontends6(ctx: &SockAddrContext) -> Option<Ip6> {
+pub fn frontend6(ctx: &SockAddrContext) -> Option<Ip6> {
     // The socket's only connection is the one that is noted, whatever has become of the backend since.
     let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
     (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)

@@ -26,7 +26,7 @@ use crate::{
     service::socket::{self, Call},
 };
 
-static NOTHING: BackendStats =
+static ZERO: BackendStats =
     BackendStats { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
 
 /// The address that a socket of a container is to be connected to in place of a VIP. `None` where it asks for something
@@ -36,48 +36,48 @@ pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
     if call.proto != PROTO_TCP {
         return None;
     }
-    let space = NETNS.get_ptr(&call.netns)?;
+    let netns = NETNS.get_ptr(&call.netns)?;
     socket::forget(call.socket);
     // SAFETY: the pointer comes from a successful look-up, and a value is never changed: the agent puts
     // another one in its place.
-    let network = *network(unsafe { &*space }, call.addr)?;
+    let network = *network(unsafe { &*netns }, call.addr)?;
     let key = EndpointKey { vni: network.vni, ip: call.addr };
     let endpoint = lookup(&ENDPOINTS, &key).filter(|e| e.kind == ENDPOINT_SERVICE)?;
     let flow = flow(ctx, call, (network.vni, network.ip, call.addr));
     let (number, backend) = pick(&flow, endpoint.service)?;
     begin(call, Ip6::mapped(call.addr), (endpoint.service, number), &backend)?;
-    tell(ctx, &flow, (endpoint.service, number), &backend);
+    report(ctx, &flow, (endpoint.service, number), &backend);
     Some(backend.ip)
 }
 
 /// As [`connect`], for an IPv6 address.
 #[inline(always)]
-pub fn connect6(ctx: &SockAddrContext, call: &Call, asked: Ip6) -> Option<Ip6> {
+pub fn connect6(ctx: &SockAddrContext, call: &Call, frontend: Ip6) -> Option<Ip6> {
     if call.proto != PROTO_TCP {
         return None;
     }
-    let space = NETNS.get_ptr(&call.netns)?;
+    let netns = NETNS.get_ptr(&call.netns)?;
     socket::forget(call.socket);
     // SAFETY: as above.
-    let (network, vip) = vip6(unsafe { &*space }, asked)?;
+    let (network, vip) = vip6(unsafe { &*netns }, frontend)?;
     // Flows of IPv6 have their ends' IPv4 addresses as names.
     let side = network.vni | VNI_FLAG_IPV6;
     let flow = flow(ctx, call, (side, network.ip, addr6_id::ipv4_of(vip.mac)));
     let (number, backend) = pick(&flow, vip.service)?;
     let to = *addr6_id::address(side, backend.ip)?;
-    begin(call, asked, (vip.service, number), &backend)?;
-    tell(ctx, &flow, (vip.service, number), &backend);
+    begin(call, frontend, (vip.service, number), &backend)?;
+    report(ctx, &flow, (vip.service, number), &backend);
     Some(to)
 }
 
 /// The VIP with an IPv6 address on a network of the namespace, with the network.
 #[inline(always)]
-fn vip6(space: &Netns, ip: Ip6) -> Option<(&NetnsNetwork, Endpoint)> {
+fn vip6(netns: &Netns, ip: Ip6) -> Option<(&NetnsNetwork, Endpoint)> {
     let vip = |network: &NetnsNetwork| {
         let endpoint = lookup(&ENDPOINTS6, &Endpoint6Key { vni: network.vni, ip })?;
         (endpoint.kind == ENDPOINT_SERVICE).then_some(endpoint)
     };
-    let networks = space.networks.iter().take_while(|network| network.vni != 0);
+    let networks = netns.networks.iter().take_while(|network| network.vni != 0);
     networks.filter_map(|network| Some((network, vip(network)?))).next()
 }
 
@@ -112,7 +112,7 @@ fn pick(flow: &ConntrackKey, service: u32) -> Option<(u32, Backend)> {
 
 /// Tells of a connection. Its port is 0 where it has none yet.
 #[inline(always)]
-fn tell(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32), to: &Backend) {
+fn report(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32), to: &Backend) {
     let sport = Be16::new(bound_port(ctx));
     let key = ConntrackKey { sport, ..*flow };
     let entry = Conntrack {
@@ -127,13 +127,13 @@ fn tell(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32
         flags: VIA_VIP,
         ..Conntrack::default()
     };
-    event::tell_flow(&key, &entry, Reason::SocketBalanced);
+    event::report_flow(&key, &entry, Reason::SocketBalanced);
 }
 
 /// The network of the namespace that an address is of.
 #[inline(always)]
-fn network(space: &Netns, addr: Be32) -> Option<&NetnsNetwork> {
-    space.networks.iter().find(|network| network.contains(addr))
+fn network(netns: &Netns, addr: Be32) -> Option<&NetnsNetwork> {
+    netns.networks.iter().find(|network| network.contains(addr))
 }
 
 /// The port that the connection comes from, which a hash of flows takes in. A socket that is bound to none
@@ -156,14 +156,19 @@ fn bound_port(ctx: &SockAddrContext) -> u16 {
 
 /// Counts the connection, and notes it for as long as the socket lives. `None` when it cannot be noted.
 #[inline(always)]
-fn begin(call: &Call, asked: Ip6, (service, number): (u32, u32), backend: &Backend) -> Option<()> {
+fn begin(
+    call: &Call,
+    frontend: Ip6,
+    (service, number): (u32, u32),
+    backend: &Backend,
+) -> Option<()> {
     let flow =
-        SockFlow { vni: backend.vni, service, backend: number, ..call.flow(asked, backend.ip) };
+        SockFlow { vni: backend.vni, service, backend: number, ..call.flow(frontend, backend.ip) };
     SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok()?;
     if backend.flags & BACKEND_COUNTED != 0 {
         scheduler::began(number);
     }
-    served(service, number, asked.unmapped().is_none());
+    count_flow(service, number, frontend.unmapped().is_none());
     count();
     Some(())
 }
@@ -179,16 +184,16 @@ pub fn ended(number: u32) {
 
 /// Counts a flow of the backend, through the VIP.
 #[inline(always)]
-fn served(service: u32, backend: u32, is_ipv6: bool) {
+fn count_flow(service: u32, backend: u32, is_ipv6: bool) {
     let ipv6 = u8::from(is_ipv6);
     let key = BackendStatsKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6 };
     if BACKEND_STATS.get_ptr(&key).is_none() {
         // Never over what a program that interrupts this one has counted.
-        let _ = BACKEND_STATS.insert(&key, &NOTHING, u64::from(BPF_NOEXIST));
+        let _ = BACKEND_STATS.insert(&key, &ZERO, u64::from(BPF_NOEXIST));
     }
-    if let Some(served) = BACKEND_STATS.get_ptr_mut(&key) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(&key) {
         // SAFETY: the pointer comes from a successful look-up.
-        increase(unsafe { &raw mut (*served).flows });
+        increase(unsafe { &raw mut (*stats).flows });
     }
 }
 
