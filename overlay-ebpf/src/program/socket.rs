@@ -1,10 +1,10 @@
 //! The programs of sockets.
 //!
-//! IPv6 sockets of the host that ask for a published port on `::1`, or on another IPv6 address of the host,
-//! are connected as to the same port over IPv4: the kernel takes a mapped address (RFC 4291, section
-//! 2.5.5.2) from `connect6` as if the application had asked for it. From a program of sendmsg it does not
-//! (udpv6_sendmsg returns ENOTSUPP), so datagrams of unconnected IPv6 sockets are left alone. Applications
-//! that ask for a mapped address get what IPv4 sockets get.
+//! If an IPv6 socket of the host connects to a published port on `::1`, or on another IPv6 address
+//! of the host, it is connected to the same port over IPv4. The kernel accepts a mapped address
+//! (RFC 4291, section 2.5.5.2) from `connect6` as if the application had named it. It does not
+//! accept one from a sendmsg program (udpv6_sendmsg returns ENOTSUPP), so datagrams of unconnected
+//! IPv6 sockets are not changed. A socket that names a mapped address is handled as an IPv4 socket.
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
@@ -24,7 +24,7 @@ use crate::{
     service::socket::{self, Call, address4, cookie, is_published},
 };
 
-/// Return value of a cgroup program: the call goes on.
+/// Return value of a cgroup program: the call continues.
 pub const ALLOW: i32 = 1;
 
 /// `connect4`
@@ -53,7 +53,7 @@ pub fn sendmsg4(ctx: &SockAddrContext) {
     }
 }
 
-/// `getpeername4`: shows what the application asked.
+/// `getpeername4`: returns the frontend.
 #[inline(always)]
 pub fn getpeername4(ctx: &SockAddrContext) {
     if let Some(frontend) = socket::frontend(ctx, address4(ctx)) {
@@ -62,7 +62,7 @@ pub fn getpeername4(ctx: &SockAddrContext) {
     }
 }
 
-/// `recvmsg4`: shows what the application asked, connected or not.
+/// `recvmsg4`: returns the frontend, for connected and unconnected sockets.
 #[inline(always)]
 pub fn recvmsg4(ctx: &SockAddrContext) {
     let addr = address4(ctx);
@@ -90,14 +90,15 @@ pub fn release(ctx: &SockContext) {
     socket::forget(unsafe { bpf_get_socket_cookie(ctx.sock.cast()) });
 }
 
-/// Where `struct sock` says IPV6_V6ONLY, and the bit there: `skc_ipv6only` in `struct sock_common`, in the
-/// byte behind `skc_state`, after `skc_reuse:4` and `skc_reuseport:1` (since Linux 3.14, unchanged in 6.18).
+/// Offset of IPV6_V6ONLY in `struct sock`, and its bit: `skc_ipv6only` in `struct sock_common`, in
+/// the byte behind `skc_state`, after `skc_reuse:4` and `skc_reuseport:1` (since Linux 3.14,
+/// unchanged in 6.18).
 const V6ONLY_AT: usize = 19;
 const V6ONLY_BIT: u8 = 1 << 5;
 
 #[inline(always)]
 fn address6(ctx: &SockAddrContext) -> Ip6 {
-    // Word by word: the kernel lets programs read no more of it at once.
+    // Word by word, because the kernel lets programs read no more at once.
     // SAFETY: the context is valid for the whole run of the program.
     let word = |i: usize| unsafe { (&raw const (*ctx.sock_addr).user_ip6[i]).read_volatile() };
     Ip6::from_words([word(0), word(1), word(2), word(3)])
@@ -128,12 +129,12 @@ pub fn connect6(ctx: &SockAddrContext) {
     }
 }
 
-/// Whether the socket may be connected to a mapped address. One that says IPV6_V6ONLY would be told that the
-/// network is unreachable.
+/// Whether the socket may be connected to a mapped address. For one with IPV6_V6ONLY, connect would
+/// fail with "network unreachable".
 #[inline(always)]
 fn takes_ipv4(ctx: &SockAddrContext) -> bool {
-    // SAFETY: as above; the helpers return the socket itself if it is of that kind, and the kernel checks
-    // that what is read of it is there.
+    // SAFETY: as above. The helpers return the socket itself if it has the right type, and the
+    // kernel checks the bounds of reads from it.
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
         if sk.is_null() {
@@ -148,7 +149,7 @@ fn takes_ipv4(ctx: &SockAddrContext) -> bool {
     }
 }
 
-/// `getpeername6` and `recvmsg6`: shows what the application asked.
+/// `getpeername6` and `recvmsg6`: return the frontend.
 #[inline(always)]
 pub fn show_frontend(ctx: &SockAddrContext) {
     let frontend = match address6(ctx).unmapped() {

@@ -1,6 +1,6 @@
-//! Flows from a client right to a backend whose replies would look like those of one that the same client
-//! has through a VIP or a published port, from the same port: they get another source port, so that both
-//! work.
+//! Flows from a client directly to a backend whose replies have the same tuple as those of another
+//! flow of the client, through a VIP or a published port. The direct flow gets another source port,
+//! so that both work.
 
 use overlay_common::{
     Reason,
@@ -16,8 +16,8 @@ use crate::{
     service::conntrack::{self, Target},
 };
 
-/// Opens the flow `work.flow`, which has no entry, if it must be translated. Returns whether, and leaves its
-/// entry in `work.entry` then.
+/// Opens `work.flow`, which has no entry, if it must be translated. Returns whether it did; the
+/// entry is in `work.entry` then.
 ///
 /// # Errors
 /// Those of [`conntrack::create`].
@@ -57,6 +57,6 @@ fn open_if_taken(work: &mut Work) -> Result<bool, Reason> {
 
 #[inline(always)]
 fn is_reply(entry: Option<*const Conntrack>) -> bool {
-    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped.
+    // SAFETY: the pointer comes from a successful look-up; the kernel never unmaps LRU entries.
     entry.is_some_and(|entry| unsafe { (*entry).action } == CONNTRACK_REPLY)
 }

@@ -1,4 +1,4 @@
-//! Translated flows: one entry per direction in an LRU map, timeouts checked on use.
+//! Translated flows: one entry for each direction in LRU maps. Timeouts are checked on use.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
@@ -20,23 +20,24 @@ use crate::{
     },
 };
 
-/// How many source ports are tried when a tuple is taken.
+/// Number of source ports to try if a tuple is taken.
 pub const PORT_TRIES: u32 = 8;
 
-/// So many of them must be out of TIME-WAIT; a later one need not: a port that costs another SYN is better than none.
+/// The first tries take only tuples that are out of TIME-WAIT. The later ones also take tuples in
+/// TIME-WAIT: a lost SYN is better than no port.
 pub const PATIENT_TRIES: u32 = PORT_TRIES / 2;
 
-/// As [`PORT_TRIES`]: none but its own of SCTP, whose checksum covers the whole packet and can be brought
-/// up to date only by going through all of it.
+/// As [`PORT_TRIES`]. SCTP keeps its port: its checksum covers the whole packet, and an update
+/// would have to read all of it.
 #[inline(always)]
 fn port_tries(proto: u8) -> u32 {
     if proto == PROTO_SCTP { 1 } else { PORT_TRIES }
 }
-/// Translated source ports start here: the dynamic range of RFC 6335.
+/// First translated source port: the dynamic range of RFC 6335.
 const PORT_MIN: u32 = 49152;
 
-/// Copies the live entry of a flow to `out`, its time and TCP state brought up to date, and
-/// returns its action; 0 when there is none.
+/// Copies the live entry of a flow to `out`, updates its time and TCP state, and returns its
+/// action; 0 without an entry.
 #[inline(never)]
 pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     let now = now();
@@ -65,14 +66,15 @@ pub fn find(flow: &Flow, out: &mut Conntrack) -> u8 {
     action
 }
 
-/// Whether nobody but the client says that its flow is in use, and has not for a while: replies that go straight to
-/// the client do not pass here.
+/// Whether the reply entry must be refreshed by the client's packets. With DSR the replies do not
+/// pass this node.
 #[inline(always)]
 fn needs_reply_refresh(forward: &Conntrack, now: u64) -> bool {
     forward.flags & DSR != 0 && now.wrapping_sub(forward.last_seen) > RESOLUTION
 }
 
-/// Keeps the tuple that replies to the flow of `forward` have: it would be given to another one when its time is over.
+/// Refreshes the reply entry of the flow of `forward`. Otherwise it would expire and another flow
+/// would get its tuple.
 #[inline(always)]
 fn refresh_reply(flow: &Flow, forward: &Conntrack, now: u64) {
     let Some(reply) = CONNTRACK.get_ptr_mut(&reply_key(&flow.key, forward)) else {
@@ -90,15 +92,16 @@ fn refresh_reply(flow: &Flow, forward: &Conntrack, now: u64) {
     }
 }
 
-/// Whether a packet is a reset, or the first one with a FIN of its direction.
+/// Whether a packet is a reset, or the first one with a FIN in its direction.
 #[inline(always)]
 fn ends_now(flow: &Flow, before: &Conntrack) -> bool {
     flow.flags & (!before.flags & TCP_SEEN_FIN | TCP_SEEN_RST) != 0
 }
 
-/// Tells the entry of the other direction that a packet ends this one, of `entry`, or all: nobody answers a backend's reset,
-/// and the connection would be open in its client's entry for hours. Of a client's reset the backend's own packets
-/// tell: anybody outside can send one who guesses the ports.
+/// Records in the entry of the other direction that a packet closes this direction, or resets the
+/// connection. No packet answers a backend's reset, and the client's entry would stay open for
+/// hours. A client's reset is not recorded: any host that guesses the ports can send one. The
+/// backend's packets show whether it was real.
 #[inline(never)]
 fn mark_end(flow: &Flow, entry: &Conntrack) {
     let key = &flow.key;
@@ -106,7 +109,7 @@ fn mark_end(flow: &Flow, entry: &Conntrack) {
     let (other, tells) = match entry.action {
         CONNTRACK_FORWARD => (reply_key(key, entry), TCP_SEEN_OTHER_FIN),
         CONNTRACK_REPLY => (reply_key(key, entry), END),
-        // What came through another node with another port (`service::reverse`).
+        // A flow through another node whose port this node changed (`service::reverse`).
         CONNTRACK_REVERSE if entry.dport != key.dport => {
             let client = ConntrackKey {
                 saddr: key.daddr,
@@ -127,7 +130,7 @@ fn mark_end(flow: &Flow, entry: &Conntrack) {
     }
 }
 
-/// An entry, wherever it is, and whether that is [`CT_NEW`].
+/// An entry from either table, and whether the table is [`CT_NEW`].
 #[inline(always)]
 pub fn find_entry(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
     match CONNTRACK.get_ptr_mut(key) {
@@ -136,25 +139,25 @@ pub fn find_entry(key: &ConntrackKey) -> (Option<*mut Conntrack>, bool) {
     }
 }
 
-/// What an entry of the other direction is told by the flags of a packet.
+/// The flags of a packet as the entry of the other direction records them.
 #[inline(always)]
 pub fn as_other(flags: u32) -> u32 {
     let fin = if flags & TCP_SEEN_FIN != 0 { TCP_SEEN_OTHER_FIN } else { 0 };
     flags & !TCP_SEEN_FIN | fin
 }
 
-/// What an entry says of a packet of its flow, as [`find`] does, and what the packet says of the flow. `out`
-/// has the state of before.
+/// Copies an entry to `out`, updates it with a packet of its flow, and returns its action. `out`
+/// has the state before the packet.
 #[inline(always)]
 fn update(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> u8 {
-    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
-    // slot that is reused in this moment gives a wrong time to another flow at worst.
+    // SAFETY: the pointer comes from a successful look-up; the kernel never unmaps LRU entries. If
+    // it reuses the entry at this moment, another flow gets a wrong time at worst.
     unsafe {
         *out = *entry;
         if is_expired(&flow.key, out, now) {
             return 0;
         }
-        // A new connection on the tuple of one that has ended is not that one.
+        // A SYN on the tuple of a connection that has ended starts a new connection.
         if flow.is_syn() && out.flags & (TCP_SEEN_FIN | TCP_SEEN_RST) != 0 {
             return 0;
         }
@@ -172,23 +175,24 @@ fn update(entry: *mut Conntrack, flow: &Flow, now: u64, out: &mut Conntrack) -> 
 /// The state of an entry after a packet.
 #[inline(always)]
 fn after(entry: &Conntrack, flow: &Flow) -> u32 {
-    // An entry of both directions hears of its client's reset before the backend does, whose packets are under way.
+    // An entry of both directions sees the client's reset before the backend does, while packets of
+    // the backend are in transit.
     let denies_reset = denies_reset(flow) && entry.action != CONNTRACK_REVERSE;
     let before = if denies_reset { entry.flags & !TCP_SEEN_RST } else { entry.flags };
     let answers = entry.action == CONNTRACK_REPLY || entry.action == CONNTRACK_REVERSE;
     before | flow.flags | if answers { ANSWERED } else { 0 }
 }
 
-/// Whether a packet says that its connection has not been reset: its ends have not believed the reset
-/// (RFC 9293, section 3.10.7.4), which anybody can send who guesses their ports. An end that has believed one
-/// answers such a packet with another.
+/// Whether a packet shows that its connection was not reset: it has ACK and no RST. Any host that
+/// guesses the ports can send a reset, and the ends reject a wrong one (RFC 9293, section
+/// 3.10.7.4). An end that has accepted a reset answers such a packet with another reset.
 #[inline(always)]
 pub fn denies_reset(flow: &Flow) -> bool {
     flow.flags & (TCP_SEEN_ACK | TCP_SEEN_RST) == TCP_SEEN_ACK
 }
 
-/// The client speaks again: if there was an answer, the flow is one that is in use, and leaves
-/// [`CT_NEW`]. Where [`CONNTRACK`] takes no entry it stays.
+/// The client sends again. If the backend has answered, the flow is in use and moves from
+/// [`CT_NEW`] to [`CONNTRACK`]. If that takes no entry, the flow stays.
 #[inline(always)]
 fn confirm(flow: &Flow, forward: &mut Conntrack) {
     let key = reply_key(&flow.key, forward);
@@ -212,7 +216,7 @@ fn confirm(flow: &Flow, forward: &mut Conntrack) {
     forward.flags = before;
 }
 
-/// Where a new flow goes.
+/// The destination of a new flow.
 pub struct Target {
     /// Number of the service.
     pub service: u32,
@@ -226,13 +230,14 @@ pub struct Target {
     pub port: Be16,
     /// [`Conntrack::idle`] of the flow.
     pub idle: u16,
-    /// Bits of [`Conntrack::state`] that the client's direction begins with: [`VIA_VIP`],
+    /// First bits of [`Conntrack::flags`] in the client's direction: [`VIA_VIP`],
     /// [`overlay_common::maps::DSR`].
     pub via: u32,
 }
 
-/// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches itself through
-/// the VIP gets the VIP as the source: an address of its own would be taken for its own packet.
+/// Writes the entry of the client's direction towards `target` to `out`. A backend that reaches
+/// itself through the VIP gets the VIP as source: its stack drops packets with its own address as
+/// source.
 #[inline(always)]
 fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
     let key = &flow.key;
@@ -255,7 +260,7 @@ fn forward_entry(flow: &Flow, target: &Target, now: u64, out: &mut Conntrack) {
     };
 }
 
-/// Whether a reply comes from the node that its backend is on.
+/// Checks that a reply comes from the node of its backend.
 ///
 /// # Errors
 /// [`Reason::BackendGone`] and [`Reason::SpoofedInnerSource`].
@@ -265,7 +270,7 @@ pub fn check_backend(entry: &Conntrack, sender: Be32) -> Result<(), Reason> {
     if backend.node == sender { Ok(()) } else { Err(Reason::SpoofedInnerSource) }
 }
 
-/// The tuple that the backend's replies to `forward` have.
+/// The tuple of the backend's replies to `forward`.
 #[inline(always)]
 pub fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
     ConntrackKey {
@@ -279,7 +284,7 @@ pub fn reply_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
     }
 }
 
-/// The entry that undoes `forward` for replies: the client must see the address it asked.
+/// The entry that translates replies of `forward` back: the client must see the frontend's address.
 #[inline(always)]
 fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
     Conntrack {
@@ -300,7 +305,7 @@ fn reply_entry(key: &ConntrackKey, forward: &Conntrack, now: u64) -> Conntrack {
     }
 }
 
-/// Whether two reply entries lead to the same client.
+/// Whether two reply entries are of the same client and frontend.
 #[inline(always)]
 fn same_client(a: &Conntrack, b: &Conntrack) -> bool {
     a.saddr == b.saddr
@@ -310,13 +315,13 @@ fn same_client(a: &Conntrack, b: &Conntrack) -> bool {
         && a.vni == b.vni
 }
 
-/// Creates both entries of a flow to `target` and copies that of the client's direction to `forward`. When
-/// another live flow has the tuple already (two clients behind one address, or one client on two
-/// ways), the source port is translated as well.
+/// Creates both entries of a flow to `target` and copies that of the client's direction to
+/// `forward`. If another live flow has the tuple (two clients behind one address, or one client
+/// through two frontends), it also translates the source port.
 ///
 /// # Errors
-/// [`Reason::TupleTaken`] when no port is free, [`Reason::ConntrackFull`] when the map refuses,
-/// [`Reason::ServiceProtocol`] for SCTP to another port than it asks ([`port_tries`]).
+/// [`Reason::TupleTaken`] if no port is free, [`Reason::ConntrackFull`] if the map takes no entry,
+/// [`Reason::ServiceProtocol`] for SCTP to another port than the frontend's ([`port_tries`]).
 #[inline(always)]
 pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(), Reason> {
     if flow.key.proto == PROTO_SCTP && target.port != flow.key.dport {
@@ -334,7 +339,7 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
             && (CT_NEW.insert(&key, reply, u64::from(BPF_NOEXIST)).is_ok()
                 || take_over(CT_NEW.get_ptr_mut(&key), &key, reply, now, patient))
         {
-            // What another connection on this tuple has left.
+            // An entry that another connection on this tuple has left.
             let _ = CONNTRACK.remove(&flow.key);
             return open(&flow.key, forward, BPF_ANY);
         }
@@ -344,7 +349,8 @@ pub fn create(flow: &Flow, target: &Target, forward: &mut Conntrack) -> Result<(
     Err(Reason::TupleTaken)
 }
 
-/// Whether no other flow that is in use has the reply entry's key; forgets what is nobody's any more.
+/// Whether the reply entry's key is free in [`CONNTRACK`]. Removes an entry that is no longer in
+/// use.
 #[inline(always)]
 fn is_free(key: &ConntrackKey, reply: &Conntrack, now: u64, patient: bool) -> bool {
     let Some(entry) = CONNTRACK.get_ptr(key) else {
@@ -370,13 +376,14 @@ fn is_replaceable(
     (old.action == reply.action && same_client(old, reply)) || is_reusable(key, old, now, patient)
 }
 
-/// Whether an entry is in nobody's way any more; if `patient`, neither is what the backend remembers of its flow.
+/// Whether the key of an old entry may be used again. With `patient`, its flow must be out of
+/// TIME-WAIT too.
 #[inline(always)]
 pub fn is_reusable(key: &ConntrackKey, old: &Conntrack, now: u64, patient: bool) -> bool {
     if patient { is_free_again(key, old, now) } else { is_expired(key, old, now) }
 }
 
-/// Replaces a reply entry that is in the way if it is this flow's own or nobody's any more.
+/// Replaces a reply entry if it belongs to this flow or is no longer in use.
 #[inline(always)]
 pub fn take_over(
     entry: Option<*mut Conntrack>,
@@ -405,10 +412,10 @@ pub fn other_port(key: &ConntrackKey, attempt: u32) -> Be16 {
     Be16::new((PORT_MIN + (spread & 0x3fff)) as u16)
 }
 
-/// Writes an entry of a flow that begins.
+/// Writes an entry of a new flow.
 ///
 /// # Errors
-/// [`Reason::ConntrackFull`] when the map refuses, which with [`BPF_NOEXIST`] it does where there is one.
+/// [`Reason::ConntrackFull`] if the map takes no entry; with [`BPF_NOEXIST`] also if there is one.
 #[inline(always)]
 pub fn open(key: &ConntrackKey, entry: &Conntrack, flags: u32) -> Result<(), Reason> {
     CT_NEW.insert(key, entry, u64::from(flags)).map_err(|_| Reason::ConntrackFull)

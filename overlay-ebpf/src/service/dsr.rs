@@ -1,8 +1,9 @@
-//! Replies of published ports that leave from the backend's node: who asked what travels with the client's
-//! packets, and what the backend answers goes straight to the client in the name of the node that was asked.
+//! Direct server return (DSR): replies of published ports that leave from the backend's node. The
+//! client's packets carry the frontend to that node. It sends the backend's replies directly to the
+//! client, in the name of the ingress node.
 //!
-//! The first answer, openings and resets still go back through that node, so that it knows a flow that has an
-//! answer from a flood, and one that has been reset from one that goes on.
+//! The first answer, SYN and FIN segments and resets still go through the ingress node. So it can
+//! tell a flow with an answer from a flood, and a flow that was reset from one that continues.
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
@@ -25,9 +26,9 @@ use crate::{
     service::{dsr6, published},
 };
 
-/// On the node that was asked: the header that a client's packet to a backend elsewhere has inside the tunnel,
-/// `otherwise` for one whose replies come back. They also do where the client has another port here, which
-/// only this node knows.
+/// On the ingress node: the Ethernet header of a client's packet inside the tunnel. It carries the
+/// frontend with DSR, and is `otherwise` without. It is `otherwise` too if this node has changed
+/// the client's port, which only this node can restore.
 #[inline(always)]
 pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
     if !carries_frontend(work) {
@@ -37,7 +38,8 @@ pub fn header(work: &Work, otherwise: Ethernet) -> Ethernet {
     Frontend { address: key.daddr, port: key.dport }.header()
 }
 
-/// As [`header`], of an IPv6 packet to the address `asked`, whose number is this node's own.
+/// As [`header`], for an IPv6 packet to address `frontend`. The id of that address is known to this
+/// node only.
 #[inline(always)]
 pub fn header6(work: &Work, frontend: &Ip6, otherwise: Ethernet) -> Ethernet {
     if !carries_frontend(work) {
@@ -46,15 +48,16 @@ pub fn header6(work: &Work, frontend: &Ip6, otherwise: Ethernet) -> Ethernet {
     Frontend { address: hash::of_node(frontend), port: work.flow.key.dport }.header6()
 }
 
-/// Whether the backend's node is told what the client of the flow in `work` asked.
+/// Whether packets of the flow in `work` carry the frontend to the backend's node.
 #[inline(always)]
 fn carries_frontend(work: &Work) -> bool {
     let Work { flow, entry, .. } = work;
     entry.flags & DSR != 0 && entry.sport == flow.key.sport
 }
 
-/// On the backend's node: has `entry`, of the replies `key` to `flow`, go the way that the client's packet says:
-/// `asked` is [`Frontend::bits`] of it, for IPv6 what [`dsr6::asked`] made of that.
+/// On the backend's node: sets the route of `entry`, of the replies `key` to `flow`, as the
+/// client's packet says. `frontend` is its [`Frontend::bits`], for IPv6 the result of
+/// [`dsr6::frontend`].
 #[inline(always)]
 pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, frontend: u64) {
     let is_dsr = entry.flags & DSR != 0;
@@ -75,9 +78,9 @@ pub fn settle(entry: &mut Conntrack, key: &ConntrackKey, flow: &Flow, frontend: 
     }
 }
 
-/// Whether this node answers for the port: a node that says so is believed for services that are like that,
-/// and for no other port, and under no address that cannot be its own. Clients that are this host itself, or in
-/// a network of the cluster, have no way from here.
+/// Whether this node may answer under the frontend. It trusts another node only for ports of
+/// services with DSR, and only for addresses that a host can have and that are not its own. A
+/// client that is this host, or is in a network of the cluster, cannot be reached from here.
 #[inline(always)]
 fn may_answer(flow: &Flow, frontend: Frontend) -> bool {
     let Some(published) = published::find(flow.key.proto, frontend.port) else { return false };
@@ -92,21 +95,21 @@ fn may_answer(flow: &Flow, frontend: Frontend) -> bool {
     is_a_hosts(frontend.address) && is_elsewhere(frontend.address) && is_elsewhere(flow.key.saddr)
 }
 
-/// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122, section
-/// 3.2.1.3).
+/// Whether a host can have the address: not "this network", loopback, a group or class E (RFC 1122,
+/// section 3.2.1.3).
 #[inline(always)]
 fn is_a_hosts(address: Be32) -> bool {
     let [first, ..] = address.octets();
     first != 0 && first != 127 && first < 224
 }
 
-/// Whether an address is neither this host's nor of a network of the cluster.
+/// Whether an address is neither one of this host nor in a network of the cluster.
 #[inline(always)]
 fn is_elsewhere(address: Be32) -> bool {
     lookup(&LOCAL_ADDRS, &address).is_none() && SUBNETS.get(&Key::new(32, address)).is_none()
 }
 
-/// Whether a backend's reply, whose entry of the way back is in `work.entry`, goes straight to its client.
+/// Whether a backend's reply, with its reverse entry in `work.entry`, goes directly to the client.
 #[inline(always)]
 pub fn is_dsr_reply(work: &Work) -> bool {
     const KNOWN: u32 = DSR | ANSWERED;
@@ -116,13 +119,13 @@ pub fn is_dsr_reply(work: &Work) -> bool {
         && flow.flags & (TCP_SEEN_SYN | TCP_SEEN_FIN | TCP_SEEN_RST) == 0
 }
 
-/// Sends a reply straight to its client.
+/// Sends a reply directly to the client.
 ///
 /// # Errors
-/// Those of [`route_egress`], with which the packet is as it was sent, and of [`nat::translate`].
+/// Those of [`route_egress`], which leave the packet as sent, and those of [`nat::translate`].
 #[inline(always)]
 pub fn send(ctx: &TcContext, ip: &Ipv4, work: &Work) -> Outcome {
-    // Routed first, because what does not get there from here must not have been changed.
+    // Routed first: without a route the packet must stay unchanged.
     let routed = route_egress(ctx, work.entry.saddr, work.entry.daddr)?;
     nat::translate(ctx, ip, usize::from(work.flow.transport), work)?;
     Ok(routed.because(Reason::SentDsr))

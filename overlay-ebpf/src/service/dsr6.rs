@@ -1,5 +1,5 @@
-//! What `service::dsr` does on the backend's node for IPv6 clients, whose addresses and the one that they asked
-//! are numbers in the tables of flows.
+//! DSR on the backend's node for IPv6. The tables of flows have ids for the addresses of clients
+//! and frontends.
 
 use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, programs::TcContext};
 use overlay_common::{
@@ -19,9 +19,8 @@ use crate::{
     packet::frame::load_at,
 };
 
-/// What the frame in the tunnel, as `ipv6::from_tunnel` has left it, says of the address and port that were asked:
-/// [`Frontend::bits`] with this node's own number of the address, 0 where it says nothing or the node that sent it
-/// has no address with the number that it tells.
+/// The frontend that the frame in the tunnel carries: [`Frontend::bits`] with this node's id of the
+/// address. 0 if it carries none, or if the sending node has no frontend address with that number.
 #[inline(always)]
 pub fn frontend(ctx: &TcContext) -> u64 {
     frontend6_packed(ctx.skb.skb)
@@ -36,7 +35,7 @@ pub extern "C" fn frontend6_packed(skb: *mut __sk_buff) -> u64 {
 #[inline(always)]
 fn told(ctx: &TcContext) -> Option<Frontend> {
     let work = &mut work().ok()?.ipv6;
-    // Outer headers are short; the verifier must see so of a function of its own.
+    // Outer headers are short. The mask shows that to the verifier in this separate function.
     let ethernet: Ethernet = load_at(ctx, (work.outer & 0xff) as usize).ok()?;
     let Frontend { address, port } = Frontend::from_bits(Frontend::bits(&ethernet))?;
     let frontend = FRONTENDS6.get_ptr(&Frontend6Key { node: work.sender, number: address })?;
@@ -46,9 +45,9 @@ fn told(ctx: &TcContext) -> Option<Frontend> {
     (number != addr6_id::NONE).then_some(Frontend { address: number, port })
 }
 
-/// Whether the client whose packet is in the work area may be answered from here under a port that is published
-/// like that: not on an IPv4 address alone, and not a client that is this host itself or in a network of the
-/// cluster. The agent has seen to it that the address that was asked is neither.
+/// Whether this node may answer the client of the packet in the work area under a published port.
+/// The port must be published on IPv6 addresses, and the client must be neither this host nor in a
+/// network of the cluster. The agent has checked the same for the frontend's address.
 #[inline(always)]
 pub fn may_answer(published: &Published) -> bool {
     let Ok(work) = work() else { return false };
@@ -57,7 +56,7 @@ pub fn may_answer(published: &Published) -> bool {
     published.flags & PUBLISHED_IPV6 != 0 && is_elsewhere(client)
 }
 
-/// Whether an address is neither this host's nor of a network of the cluster.
+/// Whether an address is neither one of this host nor in a network of the cluster.
 #[inline(always)]
 fn is_elsewhere(address: &Ip6) -> bool {
     LOCAL_ADDRS6.get_ptr(address).is_none() && SUBNETS6.get(&Key::new(128, *address)).is_none()
@@ -66,8 +65,8 @@ fn is_elsewhere(address: &Ip6) -> bool {
 /// As [`crate::service::dsr::send`].
 ///
 /// # Errors
-/// [`Reason::NoRoute`], also when the number of the address that was asked is nobody's any more, and
-/// [`Reason::TooBig`], with both of which the packet is as it was sent; those of [`rewrite6::translate`].
+/// [`Reason::NoRoute`], also if the id of the frontend's address is no longer known, and
+/// [`Reason::TooBig`]; both leave the packet as sent. Those of [`rewrite6::translate`].
 #[inline(always)]
 pub fn send(ctx: &TcContext) -> Outcome {
     let action = outcome::unpack(send_dsr6_packed(ctx.skb.skb))?;

@@ -1,4 +1,5 @@
-//! Services: from a flow to its backend and back. Tracked flows, schedulers, published ports, DSR, source NAT and statistics.
+//! Services: from a flow to its backend and back. Tracked flows, schedulers, published ports, DSR,
+//! source NAT and statistics.
 
 pub mod collision;
 pub mod conntrack;

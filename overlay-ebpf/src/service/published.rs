@@ -1,4 +1,4 @@
-//! Ports that a service answers on the hosts.
+//! Look-ups of published ports.
 
 use overlay_common::{
     Be16, Be32, Ip6,
@@ -11,13 +11,13 @@ use crate::{
     packet::transport::has_ports,
 };
 
-/// What is published under a protocol and port.
+/// The published port with a protocol and port number.
 #[inline(always)]
 pub fn find(proto: u8, port: Be16) -> Option<Published> {
     lookup(&PUBLISHED, &PublishedKey { port, proto, pad: 0 })
 }
 
-/// As [`find`], for a packet from the underlay: only on addresses of the host.
+/// As [`find`], for a packet from the underlay: its destination must be an address of the host.
 #[inline(always)]
 pub fn find_on_host(ip: &Ipv4, port: Be16) -> Option<Published> {
     if !has_ports(ip.protocol) {
@@ -28,7 +28,7 @@ pub fn find_on_host(ip: &Ipv4, port: Be16) -> Option<Published> {
     lookup(&LOCAL_ADDRS, &address).map(|_| published)
 }
 
-/// As [`find_on_host`], for a protocol and port of an IPv6 address.
+/// As [`find_on_host`], for an IPv6 address, a protocol and a port.
 #[inline(always)]
 pub fn find_on_host6(address: &Ip6, proto: u8, port: Be16) -> Option<Published> {
     if !is_on_host6(address) {
@@ -37,7 +37,7 @@ pub fn find_on_host6(address: &Ip6, proto: u8, port: Be16) -> Option<Published> 
     find(proto, port).filter(|published| published.flags & PUBLISHED_IPV6 != 0)
 }
 
-/// Whether it is an IPv6 address of the host on which published ports answer.
+/// Whether ports are published on this IPv6 address of the host.
 #[inline(always)]
 pub fn is_on_host6(address: &Ip6) -> bool {
     LOCAL_ADDRS6.get_ptr(address).is_some()

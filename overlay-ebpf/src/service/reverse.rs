@@ -1,4 +1,5 @@
-//! On the backend's node: which node a flow from outside came through, and that replies go back there.
+//! The reverse path: on the backend's node, entries that send replies of flows from outside to the
+//! ingress node.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
@@ -28,17 +29,18 @@ use crate::{
     },
 };
 
-/// Notes that replies to `flow` go through `node`, which translated it, or straight to the client, where
-/// `asked` ([`overlay_common::Frontend::bits`]) says so and the tuple is no other flow's.
-/// Returns whether the packet must be rewritten to `forward`'s tuple first: two flows of one client
-/// address and port that came through two nodes are one tuple here, even when the first has ended
-/// and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1), so the second one gets
-/// another source port.
+/// Records that replies to `flow` go to `node`, which translated it, or directly to the client. The
+/// latter needs a `frontend` ([`overlay_common::Frontend::bits`]) and a tuple of its own.
+///
+/// Returns whether the packet must be rewritten to the tuple of `forward`. Two flows of one client
+/// address and port through two nodes have the same tuple here. This holds even if the first one
+/// has ended and only the backend's TIME-WAIT remembers it (RFC 9293, section 3.6.1). The second
+/// flow then gets another source port.
 ///
 /// # Errors
-/// [`Reason::ConntrackFull`] when the map refuses, [`Reason::TupleTaken`] when no port is free, or
-/// for a packet in the middle of a flow that is not known, [`Reason::UnrelatedError`] for an ICMP error about
-/// no flow of `node`.
+/// [`Reason::ConntrackFull`] if the map takes no entry; [`Reason::TupleTaken`] if no port is free,
+/// or for a packet in the middle of an unknown flow; [`Reason::UnrelatedError`] for an ICMP error
+/// without a flow through `node`.
 #[inline(always)]
 pub fn note_reverse(
     flow: &Flow,
@@ -46,11 +48,11 @@ pub fn note_reverse(
     frontend: u64,
     forward: &mut Conntrack,
 ) -> Result<bool, Reason> {
-    // One after the other and not one in the other: they share the stack with the entry point.
+    // Calls in sequence, not nested: each shares the stack with the entry point only.
     if outcome::unpack(note_packed(flow, node, frontend, forward))? == DONE {
         return Ok(false);
     }
-    // Whose port was changed keeps the other one to its end, also when the tuple is free meanwhile.
+    // A remapped flow keeps its port until it ends, even if its tuple becomes free.
     if outcome::unpack(find_remapped_packed(flow, node, forward))? == DONE {
         return Ok(true);
     }
@@ -63,9 +65,9 @@ pub fn note_reverse(
     outcome::unpack(other_port_packed(flow, node, forward)).map(|_| true)
 }
 
-/// The packet's way is found.
+/// The packet's flow was found or made.
 const DONE: u32 = 0;
-/// It is not.
+/// The packet's flow was not found.
 const NOT_YET: u32 = 1;
 
 #[inline(never)]
@@ -88,7 +90,7 @@ fn other_port_packed(flow: &Flow, node: Be32, forward: &mut Conntrack) -> i64 {
     outcome::pack(change_port(flow, node, forward).map(|()| DONE))
 }
 
-/// The way of a flow whose tuple is its own.
+/// Looks for the flow under its own tuple.
 #[inline(always)]
 fn note(flow: &Flow, node: Be32, frontend: u64, forward: &mut Conntrack) -> u32 {
     let now = now();
@@ -109,7 +111,7 @@ fn note(flow: &Flow, node: Be32, frontend: u64, forward: &mut Conntrack) -> u32 
     DONE
 }
 
-/// Takes the tuple for the flow, if it is nobody's any more.
+/// Takes the tuple for the flow, if no other flow needs it.
 #[inline(always)]
 fn take_tuple(flow: &Flow, node: Be32, frontend: u64, forward: &Conntrack) -> Result<u32, Reason> {
     let now = now();
@@ -129,7 +131,7 @@ fn take_tuple(flow: &Flow, node: Be32, frontend: u64, forward: &Conntrack) -> Re
     Ok(DONE)
 }
 
-/// The way of a flow that was given another port and has not ended.
+/// Looks for the flow under a changed port.
 #[inline(always)]
 fn find_remapped(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     const ENDED: u32 = TCP_SEEN_FIN | TCP_SEEN_RST;
@@ -151,8 +153,9 @@ fn find_remapped(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     if end | no_reset != 0
         && let (Some(reply), _) = find_entry(&key)
     {
-        // The backend does not answer a reset, and its port would be this flow's for as long as an idle one's. When the
-        // client goes on after one, the backend may be the next to speak however long both are silent.
+        // The backend does not answer a reset, and its entry would stay as long as an idle flow's.
+        // If the client continues after a reset, the backend may be the next to send, after any
+        // silence.
         // SAFETY: as above.
         unsafe { (*reply).flags = (*reply).flags & !no_reset | end };
     }
@@ -167,8 +170,8 @@ fn find_remapped(flow: &Flow, node: Be32, forward: &mut Conntrack) -> u32 {
     DONE
 }
 
-/// Another port for a flow that begins and whose tuple another one has, or has had: one that the same client had
-/// through `node` before, or nobody has any more.
+/// Gives a new flow another port, because its tuple is taken or in TIME-WAIT: a port that the same
+/// client had through `node` before, or a free one.
 #[inline(always)]
 fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
     if !flow.may_be_repicked() || flow.key.proto == PROTO_SCTP {
@@ -188,7 +191,7 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
             && is_available(CT_NEW, &key, entry, patient)
             && open(&key, entry, BPF_NOEXIST).is_ok()
         {
-            // What another flow has left.
+            // An entry that another flow has left.
             let _ = CONNTRACK.remove(&through);
             return open(&through, forward, BPF_ANY);
         }
@@ -196,8 +199,8 @@ fn change_port(flow: &Flow, node: Be32, forward: &mut Conntrack) -> Result<(), R
     Err(Reason::TupleTaken)
 }
 
-/// Whether a flow of `entry` can have its tuple: nobody else has it. Forgets who had it: there are few ports to choose
-/// from.
+/// Whether a flow with `entry` can have the tuple. Removes an old entry that is in the way, because
+/// there are few ports to choose from.
 #[inline(always)]
 fn is_available<const ENTRIES: usize>(
     map: Counted<ConntrackKey, Conntrack, ENTRIES>,
@@ -212,8 +215,8 @@ fn is_available<const ENTRIES: usize>(
     (is_own || is_reusable(key, old, entry.last_seen, patient)) && map.remove(key).is_ok()
 }
 
-/// As `conntrack::confirm`, for an entry in [`CT_NEW`]: the client speaks again, through the node that was
-/// asked. Returns whether the entry has left.
+/// As `conntrack::confirm`, for an entry in [`CT_NEW`]: the client sends again, through the same
+/// node. Returns whether the entry has moved.
 #[inline(always)]
 fn confirm(key: &ConntrackKey, entry: &Conntrack, flow: &Flow) -> bool {
     if flow.is_syn() || entry.flags & ANSWERED == 0 {
@@ -226,7 +229,8 @@ fn confirm(key: &ConntrackKey, entry: &Conntrack, flow: &Flow) -> bool {
     true
 }
 
-/// The client's direction on the backend's node: untouched, until its tuple is found taken.
+/// The entry of the client's direction on the backend's node. It changes nothing unless the tuple
+/// is taken.
 #[inline(always)]
 fn reverse_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
     let key = &flow.key;
@@ -248,7 +252,7 @@ fn reverse_forward(flow: &Flow, node: Be32, now: u64) -> Conntrack {
     }
 }
 
-/// The backend's direction: to `node`, with the client's own port.
+/// The entry of the backend's direction: to `node`, with the client's own port.
 #[inline(always)]
 fn reverse_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Conntrack {
     Conntrack {
@@ -262,7 +266,8 @@ fn reverse_entry(key: &ConntrackKey, flow: &Flow, node: Be32, now: u64) -> Connt
     }
 }
 
-/// Brings time and state of an entry up to date, which is told `flags`, by the client; a SYN begins a new connection.
+/// Updates time and state of an entry with a packet of the client, which sets `flags`. A SYN starts
+/// a new connection.
 #[inline(always)]
 fn refresh(entry: &mut Conntrack, flow: &Flow, flags: u32, now: u64) {
     let before = if denies_reset(flow) { entry.flags & !TCP_SEEN_RST } else { entry.flags };

@@ -22,13 +22,14 @@ use crate::{
     },
 };
 
-/// Fills `work.entry` and `work.backend` for `work.flow` to `service`: with the backend the flow
-/// has, or with a new one. `port` is the backends' port; `length` the packet's, for counting; `via` is
-/// [`overlay_common::maps::VIA_VIP`] or 0.
+/// Fills `work.entry` and `work.backend` for `work.flow` to `service`: with the flow's backend, or
+/// with a new one. `port` is the backends' port, `length` the packet's length for counting, and
+/// `via` [`overlay_common::maps::VIA_VIP`] or 0.
 ///
 /// # Errors
-/// [`Reason::NoBackend`] when none takes new flows, [`Reason::BackendGone`] for a TCP connection
-/// whose backend was removed, [`Reason::UnrelatedError`] for an ICMP error about no flow, and the errors of [`conntrack::create`].
+/// [`Reason::NoBackend`] if no backend takes new flows, [`Reason::BackendGone`] for a TCP
+/// connection whose backend was removed, [`Reason::UnrelatedError`] for an ICMP error without a
+/// flow, and the errors of [`conntrack::create`].
 #[inline(always)]
 pub fn route(
     work: &mut Work,
@@ -37,7 +38,7 @@ pub fn route(
     (length, via): (u32, u32),
 ) -> Result<(), Reason> {
     work.pick.via = via;
-    // One after the other and not one in the other: they share the stack with the entry point.
+    // Calls in sequence, not nested: each shares the stack with the entry point only.
     let picked = outcome::unpack(find_or_pick_packed(work, service))?;
     if picked == FOUND {
         return Ok(());
@@ -47,7 +48,7 @@ pub fn route(
     Ok(())
 }
 
-/// In place of a backend's number, none of which is zero: the flow has its backend.
+/// In place of a backend's number, which is never zero: the flow has its backend.
 const FOUND: u32 = 0;
 
 #[inline(never)]
@@ -60,7 +61,7 @@ fn find_or_pick(work: &mut Work, service: u32) -> Result<u32, Reason> {
     work.pick.repicked = 0;
     if conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD {
         let backend = lookup(&BACKENDS, &work.entry.backend);
-        // Nothing is lost by leaving a backend on a node that is down, where the flow may.
+        // A flow that may change its backend leaves one on a node that is down.
         let backend = backend.filter(|b| b.state != BACKEND_DOWN || !work.flow.may_be_repicked());
         if let Some(backend) = backend {
             work.backend = backend;
@@ -88,7 +89,7 @@ fn open_packed(work: &mut Work, service: u32, number: u32, port: Be16, length: u
     outcome::pack(open(work, (service, number), port, length).map(|()| 0))
 }
 
-/// Opens the flow to the backend with a number.
+/// Opens the flow to the backend with this number.
 #[inline(always)]
 fn open(
     work: &mut Work,
@@ -97,7 +98,7 @@ fn open(
     length: u32,
 ) -> Result<(), Reason> {
     let backend: Backend = lookup(&BACKENDS, &number).ok_or(Reason::NoBackend)?;
-    // The service is there since a backend was picked.
+    // The pick has filled in the service.
     let Service { tcp_idle, udp_idle, flags, .. } = work.pick.service;
     let idle = if work.flow.key.proto == PROTO_UDP { udp_idle } else { tcp_idle };
     let direct = if is_dsr(work, flags, &backend) { DSR } else { 0 };
@@ -121,7 +122,7 @@ fn open(
     Ok(())
 }
 
-/// Whether replies go straight to the client: from a backend elsewhere to one outside.
+/// Whether the new flow has DSR: the client is outside, and the backend is on another node.
 #[inline(always)]
 fn is_dsr(work: &Work, service: u16, backend: &Backend) -> bool {
     service & SERVICE_DSR != 0
@@ -129,7 +130,7 @@ fn is_dsr(work: &Work, service: u16, backend: &Backend) -> bool {
         && backend.node != Be32::ZERO
 }
 
-/// Whether the client ends its connection with this packet, whose backend's flows are counted.
+/// Whether this packet ends a client's connection to a backend whose flows are counted.
 #[inline(always)]
 fn ends_now(work: &Work) -> bool {
     const END: u32 = TCP_SEEN_FIN | TCP_SEEN_RST;

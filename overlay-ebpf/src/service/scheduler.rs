@@ -1,5 +1,5 @@
-//! Which backend a new flow gets. Every scheduler looks at a number of entries that does not depend
-//! on how many services and backends there are.
+//! The pick of a backend for a new flow. Every scheduler reads a constant number of entries, for
+//! any number of services and backends.
 
 use overlay_common::{
     hash,
@@ -18,11 +18,12 @@ use crate::{
 };
 
 const SECOND: u64 = 1_000_000_000;
-/// Makes the second choice of [`LB_LEAST`] independent of the first one: 2^32 by the golden ratio.
+/// Makes the second choice of [`LB_LEAST`] independent of the first one: 2^32 divided by the golden
+/// ratio.
 const SECOND_CHOICE: u32 = 0x9e37_79b9;
 
-/// The number of the backend that the new flow `key` to service `number` gets; `None` when none takes
-/// new flows. `pick` is the caller's to work with and has the service afterwards.
+/// The number of the backend for the new flow `key` to service `number`; `None` if no backend takes
+/// new flows. `pick` is working memory and holds the service afterwards.
 #[inline(always)]
 pub fn pick(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
     let service = lookup(&SERVICES, &number)?;
@@ -40,17 +41,17 @@ pub fn pick(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
         None => next(pick, key, number)?,
     };
     pick.affinity = Affinity { backend, pad: 0, last_used: now };
-    // A map that takes no entry costs this client its affinity, not its flow.
+    // If the map takes no entry, the client loses its affinity, not its flow.
     let _ = AFFINITY.replace(&pick.client, &pick.affinity);
     Some(backend)
 }
 
-/// The backend that the client keeps, if that takes new flows.
+/// The backend that the client keeps, if it takes new flows.
 #[inline(always)]
 fn kept(client: &AffinityKey, seconds: u32, now: u64) -> Option<u32> {
     let entry = AFFINITY.get_ptr_mut(client)?;
-    // SAFETY: the pointer comes from a successful look-up; a slot that is reused in this moment gives
-    // another client's backend at worst, which is one of a service all the same: it is checked below.
+    // SAFETY: the pointer comes from a successful look-up. If the kernel reuses the entry at this
+    // moment, the result is another client's backend; the checks below hold for it too.
     let Affinity { backend, last_used, .. } = unsafe { *entry };
     if now.wrapping_sub(last_used) > u64::from(seconds) * SECOND && now > last_used {
         return None;
@@ -59,7 +60,7 @@ fn kept(client: &AffinityKey, seconds: u32, now: u64) -> Option<u32> {
     if state == BACKEND_ACTIVE && weight != 0 { Some(backend) } else { None }
 }
 
-/// The backend that the scheduler says.
+/// The scheduler's choice.
 #[inline(always)]
 fn next(pick: &mut Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
     if let Some(backend) = scheduled(pick, key, number) {
@@ -101,12 +102,12 @@ fn client_hash(service: &Service, key: &ConntrackKey) -> u32 {
     }
 }
 
-/// How many picks were made before.
+/// Number of picks before this one.
 #[inline(always)]
 fn turn(service: u32) -> u32 {
     match RR_CURSOR.get_ptr_mut(&service) {
-        // Not atomic: two CPUs that pick in the same moment may take the same backend once, which
-        // costs less than bouncing a locked cache line between them.
+        // This is not atomic. Two CPUs that pick at the same time may take the same backend once,
+        // which costs less than a locked cache line that moves between them.
         // SAFETY: the pointer comes from a successful look-up; a torn u32 does not exist.
         Some(cursor) => unsafe {
             let turn = cursor.read_volatile();
@@ -123,16 +124,17 @@ fn slot(service: &Service, number: u32, index: u32) -> Option<u32> {
         lookup(&SLOTS, &SlotKey { service: number, index })?
     } else {
         let key = TableKey { service: number, table: service.table };
-        // SAFETY: nothing is written to a table that is in the map, and one that is removed stays
-        // until this run of the program has ended.
+        // SAFETY: a table in the map is never written to, and a removed one stays until this run of
+        // the program has ended.
         *unsafe { LB_TABLES.get_value(&key, &index) }?
     };
-    // An entry that was never filled in: numbers begin at 1.
+    // An entry that was never filled in: numbers of backends begin at 1.
     if backend == 0 { None } else { Some(backend) }
 }
 
-/// The less loaded for its weight of two at random: as good as nearly the least loaded of all, at
-/// the cost of two (M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing).
+/// The backend with fewer flows for its weight, of two random ones. Its load is close to the least
+/// of all, at the cost of two look-ups (M. Mitzenmacher, The Power of Two Choices in Randomized
+/// Load Balancing).
 #[inline(always)]
 fn less_loaded(service: &Service, number: u32, random: u32) -> Option<u32> {
     let slots = service.slots;
@@ -146,7 +148,7 @@ fn less_loaded(service: &Service, number: u32, random: u32) -> Option<u32> {
     if a == b || flows(a) * weight(b) <= flows(b) * weight(a) { Some(a) } else { Some(b) }
 }
 
-/// How many flows the backend would have with another one.
+/// Number of flows that the backend would have with this one.
 #[inline(always)]
 fn flows(backend: u32) -> u64 {
     u64::from(lookup(&ACTIVE, &backend).unwrap_or(0)) + 1
@@ -157,13 +159,13 @@ fn weight(backend: u32) -> u64 {
     lookup(&BACKENDS, &backend).map_or(1, |backend| u64::from(backend.weight))
 }
 
-/// Counts a flow that begins.
+/// Counts a new flow.
 #[inline(always)]
 pub fn began(backend: u32) {
     correct(backend, |flows| flows.wrapping_add(1));
 }
 
-/// Counts a flow that ends.
+/// Counts the end of a flow.
 #[inline(always)]
 pub fn ended(backend: u32) {
     // The agent may have counted it out already.
@@ -173,8 +175,8 @@ pub fn ended(backend: u32) {
 #[inline(always)]
 fn correct(backend: u32, change: impl FnOnce(Active) -> Active) {
     if let Some(active) = ACTIVE.get_ptr_mut(&backend) {
-        // SAFETY: the pointer comes from a successful look-up; what another CPU or the agent writes in
-        // the same moment makes the number wrong by one until the agent counts again.
+        // SAFETY: the pointer comes from a successful look-up. A write of another CPU or of the
+        // agent at the same time makes the number wrong by one, until the agent counts again.
         unsafe { active.write_volatile(change(active.read_volatile())) };
     }
 }

@@ -1,8 +1,8 @@
-//! The way out: flows from containers to addresses outside leave under this host's address (source
-//! NAT, RFC 3022 and RFC 4787), and what comes back is undone.
+//! Egress: flows from containers to addresses outside leave under this host's address (source NAT,
+//! RFC 3022 and RFC 4787), and replies are translated back.
 //!
-//! Where they leave by is the host's routing table's choice; the source port is one of
-//! `config.outside_ports`, so that no port of the host's own sockets is touched, and a packet from
+//! The host's routing table chooses the interface. The source port is one of
+//! `config.outside_ports`, so that ports of the host's own sockets stay free, and a packet from
 //! outside to any other port costs one comparison.
 
 use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, programs::TcContext};
@@ -48,7 +48,7 @@ const IPV4_TTL: usize = 8;
 #[inline(always)]
 pub fn echo_flow(ctx: &TcContext, ip: &Ipv4, vni: u32, out: &mut Flow) -> Result<(), Reason> {
     let header = usize::from(ip.version_ihl & 0xf) * 4;
-    // The layout of UDP: type and code, checksum, identifier, sequence number.
+    // In the layout of UDP: type and code, checksum, identifier, sequence number.
     let echo: Udp = if ip.is_later_fragment() {
         fragment::head(ctx, ETH_LEN, vni)?
     } else if usize::from(ip.total_length.get()) < header + ECHO_LEN {
@@ -69,12 +69,12 @@ pub fn echo_flow(ctx: &TcContext, ip: &Ipv4, vni: u32, out: &mut Flow) -> Result
     Ok(())
 }
 
-/// Sends a container's packet of `work.flow` outside. `action` is that of the flow's entry, which
-/// is in `work.entry` then, or 0.
+/// Sends a container's packet of `work.flow` outside. `action` is that of the flow's entry in
+/// `work.entry`, or 0 without one.
 ///
 /// # Errors
-/// [`Reason::NoWayOut`], those of opening a flow and those of [`route_egress`]. With
-/// [`Reason::TtlExceeded`] and [`Reason::TooBig`] the packet is as it was sent.
+/// [`Reason::NoWayOut`], those of opening a flow and those of [`route_egress`].
+/// [`Reason::TtlExceeded`] and [`Reason::TooBig`] leave the packet as sent.
 #[inline(always)]
 pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, action: u8) -> Outcome {
     let known = action == CONNTRACK_MASQUERADE && snat_flow::keep(work);
@@ -89,26 +89,26 @@ pub fn send(ctx: &TcContext, ip: &Ipv4, network: &Network, work: &mut Work, acti
         snat_flow::open(&work.flow, address, &mut work.entry)?;
         snat_limit::add(ifindex(ctx));
     }
-    // Routed first, because what does not fit must not have been changed.
+    // Routed first: a packet that does not fit must stay unchanged.
     let routed = route_egress(ctx, work.entry.saddr, work.entry.daddr)?;
     let ip = count_down(ctx, ip)?;
     nat::translate(ctx, &ip, usize::from(work.flow.transport), work)?;
     Ok(routed.because(Reason::Masqueraded))
 }
 
-/// Whether a flow may go outside: not from an internal network, and not to this host itself or to
-/// any network of the cluster, wherever the host's routes lead.
+/// Whether a flow may go outside: not from an internal network, not to this host itself and not to
+/// a network of the cluster, for any routes of the host.
 #[inline(never)]
 fn may_leave(work: &Work, network: u32) -> i64 {
     let Flow { key, flags, part, .. } = &work.flow;
     let [first, ..] = key.daddr.octets();
     // "This network" and loopback (RFC 1122, section 3.2.1.3).
     let nowhere = first == 0 || first == 127;
-    // Without its flow a reset ends nothing and an acceptance accepts nothing. Anything else may be
-    // of a connection whose entries were lost.
+    // Without its flow a reset or a SYN-ACK has no effect. Any other segment may belong to a
+    // connection whose entries were lost.
     let accepts = flags & (TCP_SEEN_SYN | TCP_SEEN_ACK) == TCP_SEEN_SYN | TCP_SEEN_ACK;
     let late = key.proto == PROTO_TCP && (accepts || flags & TCP_SEEN_RST != 0);
-    // Of what is no flow outside, nobody there may be told.
+    // An error without a flow must not reach a host outside.
     let rejected = network & NETWORK_INTERNAL != 0
         || *part == PART_QUOTED
         || nowhere
@@ -118,7 +118,7 @@ fn may_leave(work: &Work, network: u32) -> i64 {
     outcome::pack(if rejected { Err(Reason::NoWayOut) } else { Ok(0) })
 }
 
-/// The address that a new flow leaves under, if its endpoint may have another one.
+/// The source address of a new flow, if its endpoint may have another flow.
 #[inline(never)]
 fn egress_packed(skb: *mut __sk_buff, work: &Work) -> i64 {
     let ctx = TcContext::new(skb);
@@ -128,7 +128,7 @@ fn egress_packed(skb: *mut __sk_buff, work: &Work) -> i64 {
 #[inline(always)]
 fn egress_address(ctx: &TcContext, work: &Work) -> Result<Be32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
-    // As for a socket that is not bound: the route decides about the source.
+    // The look-up has no source address, as for a socket that is not bound: the route decides it.
     let addresses = (Be32::ZERO, work.flow.key.daddr);
     let hop = next_hop(ctx.skb.skb.cast(), config, addresses, longest(ctx, ETH_LEN))?;
     let address = lookup(&EGRESS, &hop.ifindex).ok_or(Reason::NoWayOut)?;
@@ -136,7 +136,7 @@ fn egress_address(ctx: &TcContext, work: &Work) -> Result<Be32, Reason> {
     Ok(address)
 }
 
-/// Takes one off the TTL, as a router does (RFC 1812, section 5.3.1). Returns the new header.
+/// Decrements the TTL as a router does (RFC 1812, section 5.3.1). Returns the new header.
 #[inline(always)]
 fn count_down(ctx: &TcContext, ip: &Ipv4) -> Result<Ipv4, Reason> {
     let word = |ttl: u8| u16::from_ne_bytes([ttl, ip.protocol]);
@@ -147,8 +147,8 @@ fn count_down(ctx: &TcContext, ip: &Ipv4) -> Result<Ipv4, Reason> {
     Ok(Ipv4 { ttl, checksum, ..*ip })
 }
 
-/// What comes in from outside, if it belongs to a container's flow: `None` is for others to look
-/// at. `head` is what follows the IPv4 header, which has no options.
+/// Handles a packet from outside that belongs to a container's flow; `None` for other packets.
+/// `head` is the first bytes behind the IPv4 header, which has no options.
 #[inline(always)]
 pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, head: &Udp) -> Option<Outcome> {
     let work = work().ok()?;
@@ -158,7 +158,7 @@ pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, head: &Udp) -> Optio
             flow(ctx, ip, ETH_LEN, UNDERLAY_VNI, &mut work.flow).ok()?;
         }
         PROTO_ICMP if head.source.get() == ECHO_REPLY => {
-            // Here the identifier is where UDP has its length.
+            // The identifier has the offset of UDP's length.
             let is_later = ip.is_later_fragment();
             let is_whole = usize::from(ip.total_length.get()) >= IPV4_LEN + ECHO_LEN || is_later;
             if !config.is_outside_port(head.length) || !is_whole {
@@ -205,10 +205,10 @@ fn give_back(ctx: &TcContext, ip: &Ipv4, work: &mut Work) -> Outcome {
     deliver(ctx, &endpoint, gateway, Reason::ReturnedFromOutside)
 }
 
-/// The endpoint that the flow of `work.entry` is of, and the MAC that its gateway has.
+/// The endpoint of the flow of `work.entry`, and the MAC of its gateway.
 ///
 /// # Errors
-/// [`Reason::NoEndpoint`] when it is gone.
+/// [`Reason::NoEndpoint`] if the endpoint is gone.
 #[inline(always)]
 pub fn destination(work: &Work) -> Result<(Endpoint, Mac), Reason> {
     let network = lookup(&NETWORKS, &work.entry.vni).ok_or(Reason::NoEndpoint)?;

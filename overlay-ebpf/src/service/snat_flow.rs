@@ -1,5 +1,5 @@
-//! The entries of flows to the outside: one per direction in `service::conntrack`, which remind each other
-//! that the flow lives.
+//! The entries of flows to the outside, one for each direction in [`CONNTRACK`]. A packet refreshes
+//! the entry of the other direction too.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use overlay_common::{
@@ -24,16 +24,16 @@ use crate::{
     },
 };
 
-/// How many source ports are tried: with half of them taken towards one destination, one new flow
-/// in 65,536 finds none.
+/// Number of source ports to try. If half of the ports are taken towards one destination, one new
+/// flow in 65,536 finds none.
 const PORT_TRIES: u32 = 16;
 
-/// Creates both entries of `flow`, which leaves with the source `address`, and copies that of the
-/// container's direction to `forward`.
+/// Creates both entries of `flow` with the source `address`, and copies that of the container's
+/// direction to `forward`.
 ///
 /// # Errors
-/// [`Reason::MasqueradePortsExhausted`] when no port is free, [`Reason::ConntrackFull`] when the
-/// map refuses.
+/// [`Reason::MasqueradePortsExhausted`] if no port is free, [`Reason::ConntrackFull`] if the map
+/// takes no entry.
 #[inline(always)]
 pub fn open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), Reason> {
     outcome::unpack(open_packed(flow, address, forward)).map(|_| ())
@@ -60,7 +60,8 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
         }
         let key = outer_key(&flow.key, forward);
         if CONNTRACK.insert(&key, reply, u64::from(BPF_NOEXIST)).is_ok()
-            // Ports are few beside a host's connections to one server, and TIME-WAIT costs one SYN.
+            // A host has few ports for its connections to one server, and TIME-WAIT costs one SYN
+            // only.
             || take_over(CONNTRACK.get_ptr_mut(&key), &key, reply, now, false)
         {
             return CONNTRACK
@@ -71,8 +72,8 @@ fn try_open(flow: &Flow, address: Be32, forward: &mut Conntrack) -> Result<(), R
     Err(Reason::MasqueradePortsExhausted)
 }
 
-/// The source port of an attempt. The same flow has the same ones, so that one which lost its
-/// entries goes on where it can.
+/// The source port of an attempt. A flow always has the same sequence of ports, so that a flow that
+/// lost its entries can continue.
 #[inline(always)]
 fn port(key: &ConntrackKey, ports: [u16; 2], attempt: u32) -> Be16 {
     let [first, last] = ports;
@@ -83,7 +84,7 @@ fn port(key: &ConntrackKey, ports: [u16; 2], attempt: u32) -> Be16 {
     Be16::new(first.wrapping_add(((spread * count) >> 32) as u16))
 }
 
-/// Whether a port of the host is one that something else of ours answers.
+/// Whether a service or the tunnel uses this port of the host.
 #[inline(always)]
 fn is_taken(proto: u8, port: Be16, vxlan: Be16) -> bool {
     (proto == PROTO_UDP && port == vxlan) || published::find(proto, port).is_some()
@@ -129,21 +130,21 @@ fn reply_entry(key: &ConntrackKey, now: u64) -> Conntrack {
     }
 }
 
-/// The tuple that the answers to a flow with this entry have.
+/// The tuple of the answers to a flow with this entry.
 #[inline(always)]
 fn outer_key(key: &ConntrackKey, forward: &Conntrack) -> ConntrackKey {
     reply_key(key, forward)
 }
 
-/// Whether an entry is to be told of the packet: of time that has passed, or of the end.
+/// Whether the packet changes the other entry: its time, or the end of the flow.
 #[inline(always)]
 fn is_news(work: &Work, now: u64) -> bool {
     let Work { flow, entry, .. } = work;
     now.wrapping_sub(entry.last_seen) > RESOLUTION || flow.flags & !entry.flags & TCP_SEEN_RST != 0
 }
 
-/// Tells the other direction's entry that the container speaks. False when the flow has to be
-/// opened anew: its address is not the host's any more, or its way back is lost.
+/// Updates the entry of the other direction with a packet of the container. Returns `false` if the
+/// flow must be opened again: the host no longer has its address, or the other entry is lost.
 #[inline(never)]
 pub fn keep(work: &Work) -> bool {
     let now = now();
@@ -157,8 +158,8 @@ pub fn keep(work: &Work) -> bool {
     let Some(reply) = CONNTRACK.get_ptr_mut(&outer_key(&flow.key, entry)) else {
         return false;
     };
-    // SAFETY: the pointer comes from a successful look-up; LRU slots are never unmapped, and a
-    // slot that is reused in this moment gives a wrong time to another flow at worst.
+    // SAFETY: the pointer comes from a successful look-up; the kernel never unmaps LRU entries. If
+    // it reuses the entry at this moment, another flow gets a wrong time at worst.
     let reply = unsafe { &mut *reply };
     let ours = reply.action == CONNTRACK_UNMASQUERADE
         && reply.daddr == flow.key.saddr
@@ -171,7 +172,7 @@ pub fn keep(work: &Work) -> bool {
     ours
 }
 
-/// Tells both entries that the outside has answered.
+/// Updates both entries with an answer from outside.
 #[inline(never)]
 pub fn answered(work: &Work) {
     let now = now();

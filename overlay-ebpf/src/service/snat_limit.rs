@@ -1,5 +1,5 @@
-//! How many flows to the outside an endpoint may have. The programs only ever count up; the agent
-//! counts what is live and corrects the number every few seconds.
+//! The limit of flows to the outside for an endpoint. The programs only count up; the agent counts
+//! the live flows and corrects the number every few seconds.
 
 use aya_ebpf::bindings::BPF_ANY;
 use overlay_common::{
@@ -9,8 +9,8 @@ use overlay_common::{
 
 use crate::{clock::now, maps::SNAT_USAGE};
 
-/// Whether the endpoint behind interface `ifindex` may open another flow. CPUs that ask in the
-/// same moment may exceed the limit by one flow each.
+/// Whether the endpoint behind interface `ifindex` may open another flow. CPUs that check at the
+/// same time may exceed the limit by one flow each.
 ///
 /// # Errors
 /// [`Reason::MasqueradeLimit`].
@@ -19,8 +19,8 @@ pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
     let Some(usage) = SNAT_USAGE.get_ptr_mut(&ifindex) else {
         return if limit == 0 { Err(Reason::MasqueradeLimit) } else { Ok(()) };
     };
-    // SAFETY: the pointer comes from a successful look-up; what another CPU or the agent writes in
-    // the same moment makes the number wrong by a few until the agent counts again.
+    // SAFETY: the pointer comes from a successful look-up. A write of another CPU or of the agent
+    // at the same time makes the number wrong by a few, until the agent counts again.
     let usage = unsafe { &mut *usage };
     if usage.flows < limit {
         return Ok(());
@@ -33,7 +33,7 @@ pub fn check(ifindex: u32, limit: u32) -> Result<(), Reason> {
     if usage.flows < limit { Ok(()) } else { Err(Reason::MasqueradeLimit) }
 }
 
-/// Counts a flow that was opened.
+/// Counts a new flow.
 #[inline(always)]
 pub fn add(ifindex: u32) {
     if let Some(usage) = SNAT_USAGE.get_ptr_mut(&ifindex) {
@@ -43,6 +43,6 @@ pub fn add(ifindex: u32) {
         return;
     }
     let usage = SnatUsage { flows: 1, pad: 0, counted: now() };
-    // A table without room for another interface limits nobody.
+    // If the table has no room for the interface, its endpoint has no limit.
     let _ = SNAT_USAGE.insert(&ifindex, &usage, u64::from(BPF_ANY));
 }

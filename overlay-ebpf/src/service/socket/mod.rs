@@ -1,9 +1,9 @@
-//! Sockets of the host itself and of containers, and what they asked for: a connection of the host to a
-//! published port on localhost or on an address of the host is sent into the host link, where
-//! `from_container` balances it like any other.
+//! Sockets of the host and of containers, and the frontends that they name. A connection of the
+//! host to a published port on localhost or on an address of the host goes into the host link.
+//! There `from_container` balances it like any other flow.
 //!
-//! Programs of sockets run in the context of the process, which programs of packets interrupt: the
-//! per-CPU areas of those are not theirs.
+//! Socket programs run in the context of the process and can be interrupted by packet programs. So
+//! they must not use the per-CPU areas of packet programs.
 
 pub mod netns;
 
@@ -24,12 +24,12 @@ use crate::{
     service::published,
 };
 
-/// What a call on a socket is about. The address is an IPv4 one.
+/// A call on a socket. The address is IPv4.
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// `bpf_get_socket_cookie`.
+    /// The socket's cookie (`bpf_get_socket_cookie`).
     pub socket: u64,
-    /// `bpf_get_netns_cookie`.
+    /// The cookie of the network namespace (`bpf_get_netns_cookie`).
     pub netns: u64,
     /// IP protocol number.
     pub proto: u8,
@@ -40,7 +40,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call of a TCP or UDP socket, with an address of the caller's choice.
+    /// The call of a TCP or UDP socket, with an address that the caller gives.
     #[inline(always)]
     pub fn of(ctx: &SockAddrContext, addr: Be32) -> Option<Self> {
         // SAFETY: the context is valid for the whole run of the program.
@@ -55,7 +55,7 @@ impl Call {
         Some(Self { socket: cookie(ctx), netns, proto, addr, port })
     }
 
-    /// What `sock_flows` says of a socket that asked for `asked` and is connected to `addr`.
+    /// The entry of `sock_flows` for a socket that named `frontend` and is connected to `addr`.
     #[inline(always)]
     pub fn flow(&self, frontend: Ip6, addr: Be32) -> SockFlow {
         SockFlow {
@@ -83,7 +83,8 @@ pub fn address4(ctx: &SockAddrContext) -> Be32 {
     Be32::from_raw(unsafe { (*ctx.sock_addr).user_ip4 })
 }
 
-/// The address that a socket which asks for an IPv4 address is to be connected to instead.
+/// The address to connect to in place of the IPv4 address that a socket names; `None` to leave the
+/// call alone.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, frontend: Be32) -> Option<Be32> {
     let config = CONFIG.get(0)?;
@@ -99,7 +100,8 @@ pub fn connect(ctx: &SockAddrContext, frontend: Be32) -> Option<Be32> {
     remember(&call, Ip6::mapped(frontend), config)
 }
 
-/// As [`connect`], for an IPv6 address: of a VIP, or of the host where the socket takes a mapped address for it.
+/// As [`connect`], for an IPv6 address: of a VIP, or of the host if the socket accepts a mapped
+/// address.
 #[inline(always)]
 pub fn connect6(
     ctx: &SockAddrContext,
@@ -122,14 +124,15 @@ pub fn connect6(
     remember(&call, frontend, config).map(Ip6::mapped)
 }
 
-/// Whether the call asks for a port that is published on this host, at one of its addresses.
+/// Whether the call is for a published port on an address of this host.
 #[inline(always)]
 pub fn is_published(call: &Call) -> bool {
     let is_here = || call.addr.octets()[0] == 127 || lookup(&LOCAL_ADDRS, &call.addr).is_some();
     published::find(call.proto, call.port).is_some() && is_here()
 }
 
-/// Notes what a socket of the host that is connected to the host link's gateway asked for. Returns the gateway.
+/// Records the frontend of a socket of the host that is connected to the host link's gateway.
+/// Returns the gateway.
 #[inline(always)]
 fn remember(call: &Call, frontend: Ip6, config: &Config) -> Option<Be32> {
     let gateway = config.ingress_gateway;
@@ -137,7 +140,7 @@ fn remember(call: &Call, frontend: Ip6, config: &Config) -> Option<Be32> {
     SOCK_FLOWS.insert(&call.socket, &flow, u64::from(BPF_ANY)).ok().map(|()| gateway)
 }
 
-/// What a socket asked for that is connected to this address.
+/// The frontend of a socket that is connected to this address.
 #[inline(always)]
 pub fn frontend(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
     // SAFETY: the context is valid for the whole run of the program.
@@ -146,15 +149,15 @@ pub fn frontend(ctx: &SockAddrContext, addr: Be32) -> Option<Ip6> {
     (flow.ip == addr && flow.port == port).then_some(flow.asked)
 }
 
-/// What a socket asked for that is connected to a backend's IPv6 address.
+/// The frontend of a socket that is connected to a backend's IPv6 address.
 #[inline(always)]
 pub fn frontend6(ctx: &SockAddrContext) -> Option<Ip6> {
-    // The socket's only connection is the one that is noted, whatever has become of the backend since.
+    // The socket has one connection, and its entry stays even if the backend is gone.
     let flow = lookup(&SOCK_FLOWS, &cookie(ctx))?;
     (flow.backend != 0 && flow.asked.unmapped().is_none()).then_some(flow.asked)
 }
 
-/// The socket is no more, or connects anew.
+/// Removes the socket's entry, because the socket is closed or connects again.
 #[inline(always)]
 pub fn forget(socket: u64) {
     let Some(flow) = lookup(&SOCK_FLOWS, &socket) else { return };

@@ -1,6 +1,6 @@
-//! Sockets of containers: a TCP connection to a VIP is given its backend when it is made, and no packet of
-//! it is translated. What is not connected so, where cgroup v2 is missing for instance, meets the VIP in
-//! `from_container`, as UDP and SCTP do: an entry of conntrack may change its backend, a socket cannot.
+//! Sockets of containers: a TCP connection to a VIP gets its backend at connect time, and its
+//! packets need no translation. `from_container` balances the others: UDP, SCTP, and TCP without
+//! cgroup v2. Their conntrack entries may change the backend, which a socket cannot.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -29,8 +29,8 @@ use crate::{
 static ZERO: BackendStats =
     BackendStats { flows: 0, in_packets: 0, in_bytes: 0, out_packets: 0, out_bytes: 0 };
 
-/// The address that a socket of a container is to be connected to in place of a VIP. `None` where it asks for something
-/// else, and where the packets have to be balanced, or refused.
+/// The address to connect to in place of a VIP. `None` if the address is no VIP, and if the packet
+/// path must balance or reject the connection.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
     if call.proto != PROTO_TCP {
@@ -38,8 +38,8 @@ pub fn connect(ctx: &SockAddrContext, call: &Call) -> Option<Be32> {
     }
     let netns = NETNS.get_ptr(&call.netns)?;
     socket::forget(call.socket);
-    // SAFETY: the pointer comes from a successful look-up, and a value is never changed: the agent puts
-    // another one in its place.
+    // SAFETY: the pointer comes from a successful look-up, and a value never changes: the agent
+    // replaces it.
     let network = *network(unsafe { &*netns }, call.addr)?;
     let key = EndpointKey { vni: network.vni, ip: call.addr };
     let endpoint = lookup(&ENDPOINTS, &key).filter(|e| e.kind == ENDPOINT_SERVICE)?;
@@ -60,7 +60,7 @@ pub fn connect6(ctx: &SockAddrContext, call: &Call, frontend: Ip6) -> Option<Ip6
     socket::forget(call.socket);
     // SAFETY: as above.
     let (network, vip) = vip6(unsafe { &*netns }, frontend)?;
-    // Flows of IPv6 have their ends' IPv4 addresses as names.
+    // IPv6 flows name their ends by IPv4 addresses.
     let side = network.vni | VNI_FLAG_IPV6;
     let flow = flow(ctx, call, (side, network.ip, addr6_id::ipv4_of(vip.mac)));
     let (number, backend) = pick(&flow, vip.service)?;
@@ -70,7 +70,7 @@ pub fn connect6(ctx: &SockAddrContext, call: &Call, frontend: Ip6) -> Option<Ip6
     Some(to)
 }
 
-/// The VIP with an IPv6 address on a network of the namespace, with the network.
+/// The network of the namespace on which `ip` is a VIP, and the VIP.
 #[inline(always)]
 fn vip6(netns: &Netns, ip: Ip6) -> Option<(&NetnsNetwork, Endpoint)> {
     let vip = |network: &NetnsNetwork| {
@@ -81,7 +81,7 @@ fn vip6(netns: &Netns, ip: Ip6) -> Option<(&NetnsNetwork, Endpoint)> {
     networks.filter_map(|network| Some((network, vip(network)?))).next()
 }
 
-/// The flow of a connection from the second to the third on a network, or its IPv6 side.
+/// The flow of a connection from the second to the third value on the network in the first one.
 #[inline(always)]
 fn flow(ctx: &SockAddrContext, call: &Call, (vni, from, to): (u32, Be32, Be32)) -> ConntrackKey {
     ConntrackKey {
@@ -95,7 +95,7 @@ fn flow(ctx: &SockAddrContext, call: &Call, (vni, from, to): (u32, Be32, Be32)) 
     }
 }
 
-/// The backend that a new flow to a service gets.
+/// The backend for a new flow to a service.
 #[inline(always)]
 fn pick(flow: &ConntrackKey, service: u32) -> Option<(u32, Backend)> {
     let mut pick = Pick {
@@ -110,7 +110,7 @@ fn pick(flow: &ConntrackKey, service: u32) -> Option<(u32, Backend)> {
     Some((number, backend.filter(|backend| backend.vni == flow.vni & !VNI_FLAG_IPV6)?))
 }
 
-/// Tells of a connection. Its port is 0 where it has none yet.
+/// Reports a connection. Its port is 0 if it has none yet.
 #[inline(always)]
 fn report(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u32), to: &Backend) {
     let sport = Be16::new(bound_port(ctx));
@@ -130,21 +130,21 @@ fn report(ctx: &SockAddrContext, flow: &ConntrackKey, (service, number): (u32, u
     event::report_flow(&key, &entry, Reason::SocketBalanced);
 }
 
-/// The network of the namespace that an address is of.
+/// The namespace's network with this address in its subnet.
 #[inline(always)]
 fn network(netns: &Netns, addr: Be32) -> Option<&NetnsNetwork> {
     netns.networks.iter().find(|network| network.contains(addr))
 }
 
-/// The port that the connection comes from, which a hash of flows takes in. A socket that is bound to none
-/// gets one only afterwards; the cookie, which counts sockets, spreads as well.
+/// The connection's source port for hashes of flows. An unbound socket gets its port later; its
+/// cookie, which counts sockets, spreads as well.
 #[inline(always)]
 fn source_port(ctx: &SockAddrContext, call: &Call) -> Be16 {
     let bound = bound_port(ctx);
     Be16::new(if bound == 0 { call.socket as u16 } else { bound })
 }
 
-/// The port that the socket is bound to; 0 when to none.
+/// The port that the socket is bound to; 0 for an unbound socket.
 #[inline(always)]
 fn bound_port(ctx: &SockAddrContext) -> u16 {
     // SAFETY: the context is valid for the whole run of the program, and so is its socket.
@@ -154,7 +154,8 @@ fn bound_port(ctx: &SockAddrContext) -> u16 {
     }
 }
 
-/// Counts the connection, and notes it for as long as the socket lives. `None` when it cannot be noted.
+/// Counts the connection and records it for the life of the socket. `None` if it cannot be
+/// recorded.
 #[inline(always)]
 fn begin(
     call: &Call,
@@ -173,7 +174,7 @@ fn begin(
     Some(())
 }
 
-/// A connection of the backend has ended: its client has closed it.
+/// Counts the end of a connection to the backend.
 #[inline(always)]
 pub fn ended(number: u32) {
     let backend = lookup(&BACKENDS, &number);
@@ -182,13 +183,13 @@ pub fn ended(number: u32) {
     }
 }
 
-/// Counts a flow of the backend, through the VIP.
+/// Counts a flow to the backend through the VIP.
 #[inline(always)]
 fn count_flow(service: u32, backend: u32, is_ipv6: bool) {
     let ipv6 = u8::from(is_ipv6);
     let key = BackendStatsKey { service, backend, port: Be16::ZERO, proto: PROTO_TCP, ipv6 };
     if BACKEND_STATS.get_ptr(&key).is_none() {
-        // Never over what a program that interrupts this one has counted.
+        // Never replaces the counts of a program that interrupts this one.
         let _ = BACKEND_STATS.insert(&key, &ZERO, u64::from(BPF_NOEXIST));
     }
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(&key) {
@@ -206,8 +207,8 @@ fn count() {
     }
 }
 
-/// Adds one. Programs of packets count in the same place: one that interrupts this one between the two
-/// halves counts for nothing, which happens to one connection in a great many and changes no pick.
+/// Adds one. Packet programs count in the same place. A count of one that interrupts this program
+/// between the read and the write is lost; that is rare and changes no pick.
 #[inline(always)]
 fn increase(number: *mut u64) {
     // SAFETY: the caller's pointer is into a map's value, which stays there and is aligned.
