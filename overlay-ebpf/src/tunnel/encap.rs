@@ -1,4 +1,4 @@
-//! Sending packets into the tunnel, by the programs themselves or by the kernel's vxlan device.
+//! Sends packets into the tunnel, by the programs or by the kernel's vxlan device.
 
 use core::mem::offset_of;
 
@@ -24,25 +24,25 @@ use crate::{
     },
 };
 
-/// How a packet was sent into the tunnel.
+/// The result of sending a packet into the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pushed {
     /// The action of TC.
     action: u32,
-    /// Whether the kernel's vxlan device encapsulates it.
+    /// Whether the kernel's vxlan device encapsulates the packet.
     by_kernel: bool,
 }
 
 impl Pushed {
     const BY_KERNEL: u32 = 1 << 31;
 
-    /// As one number, for functions that are not inlined.
+    /// Packs it into one number, for functions that are not inlined.
     #[inline(always)]
     const fn to_bits(self) -> u32 {
         if self.by_kernel { self.action | Self::BY_KERNEL } else { self.action }
     }
 
-    /// The other way round.
+    /// Unpacks the result of [`Pushed::to_bits`].
     #[inline(always)]
     const fn from_bits(bits: u32) -> Self {
         Self { action: bits & !Self::BY_KERNEL, by_kernel: bits & Self::BY_KERNEL != 0 }
@@ -51,25 +51,25 @@ impl Pushed {
 
 /// Why the programs do not encapsulate a packet themselves.
 enum Unpushed {
-    /// It is dropped.
+    /// The packet is dropped.
     Drop(Reason),
-    /// It is one for the kernel's vxlan device; without one it is dropped for this reason.
+    /// The packet goes to the kernel's vxlan device; without one it is dropped for this reason.
     ToKernel(Reason),
 }
 
 impl From<Reason> for Unpushed {
-    /// What is too long for the path as it is may be fragmented outside.
+    /// The outer packet may be fragmented if the inner one is too long for the path.
     #[inline(always)]
     fn from(reason: Reason) -> Self {
         if reason == Reason::TooBig { Self::ToKernel(reason) } else { Self::Drop(reason) }
     }
 }
 
-/// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`:
-/// here, or where that cannot be by the kernel's vxlan device.
+/// Encapsulates the packet, whose inner Ethernet header becomes `inner`, and sends it to `node`. If
+/// the programs cannot, the kernel's vxlan device does it.
 ///
 /// # Errors
-/// [`Reason::NoRoute`], [`Reason::TunnelRefused`], [`Reason::TooBig`] for what must not be
+/// [`Reason::NoRoute`], [`Reason::TunnelRefused`], [`Reason::TooBig`] for a packet that must not be
 /// fragmented.
 #[inline(always)]
 pub fn encapsulate(ctx: &TcContext, vni: u32, node: Be32, inner: &Ethernet) -> Outcome {
@@ -110,11 +110,11 @@ fn push<O: Outer>(
     let config = config().ok_or(Reason::NotConfigured)?;
     let length = ctx.len();
     let flow_hash = flow_hash(ctx);
-    // The inner Ethernet header is inside now.
+    // The overhead includes the inner Ethernet header.
     let tag = vlan_tag_length(ctx);
     let total = longest(ctx, ETH_LEN) + O::OVERHEAD + tag;
     let hop = next_hop::to_node(ctx.skb.skb.cast(), config, node, total)?;
-    // A tag waits outside the packet data and would end up on the outer frame.
+    // A tag is outside the packet data and would end up on the outer frame.
     if tag != 0 {
         return Err(Unpushed::ToKernel(Reason::TunnelRefused));
     }
@@ -125,8 +125,8 @@ fn push<O: Outer>(
     Ok(send(hop.ifindex, hop.resolved != 0))
 }
 
-/// A hash of the packet's flow: the kernel's, if the sending socket or the NIC has left one, or one of
-/// our own, because the kernel's dissector takes longer than all else that happens to a packet here.
+/// A hash of the packet's flow: the kernel's if the sending socket or the NIC has set one,
+/// otherwise our own. The kernel's dissector takes longer than all other work on a packet here.
 #[inline(always)]
 fn flow_hash(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole run of the program.
@@ -157,7 +157,7 @@ fn tos(ctx: &TcContext, inner: &Ethernet) -> Result<u8, Reason> {
     }
 }
 
-/// MTU in bytes that packets inside the tunnel to `node` have, after [`encapsulate`] said
+/// MTU in bytes for packets inside the tunnel to `node`, after [`encapsulate`] returned
 /// [`Reason::TooBig`].
 ///
 /// # Errors

@@ -1,9 +1,10 @@
-//! The kernel's own vxlan device, which has the tunnel's port, sends and receives what the programs
-//! cannot: packets that must be fragmented outside, VLAN tags, and what `bpf_skb_adjust_room`
-//! refuses, as packets that are encapsulated already and aggregates other than TCP's and UDP's.
+//! Kernel fallback: the kernel's own vxlan device on the tunnel's port handles the packets that the
+//! programs cannot. These are packets that must be fragmented outside, packets with VLAN tags, and
+//! packets that `bpf_skb_adjust_room` refuses: those that are encapsulated already, and aggregates
+//! other than TCP's and UDP's.
 //!
-//! What it receives (all of those, outer fragments, outer IP options) comes to `from_vxlan`, where
-//! the same is checked as in `from_underlay`.
+//! The device also receives outer fragments and outer IP options. Its frames come to `from_vxlan`,
+//! with the same checks as in `from_underlay`.
 
 use core::mem::{offset_of, size_of};
 
@@ -31,11 +32,11 @@ use crate::{
     tunnel::{underlay, vxlan::TTL},
 };
 
-/// Gives a frame, whose Ethernet header becomes `inner`, to the device, to be sent to `node`.
-/// `refused` is why it cannot go the usual way: what is too big is fragmented outside.
+/// Passes a frame, whose Ethernet header becomes `inner`, to the device, which sends it to `node`.
+/// `why` is the reason for the fallback. With [`Reason::TooBig`] the outer packet is fragmented.
 ///
 /// # Errors
-/// `refused`, when there is no device or a packet must not be fragmented; the kernel's refusal.
+/// `why` without a device, and for a packet that must not be fragmented; the kernel's refusal.
 #[inline(never)]
 pub fn send_packed(skb: *mut __sk_buff, vni: u32, node: Be32, inner: &Ethernet, why: u32) -> i64 {
     let ctx = TcContext::new(skb);
@@ -68,8 +69,8 @@ fn send(
     Ok(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as u32)
 }
 
-/// Tells the device on which network and between which VTEPs a packet goes. `flags` are those of
-/// `bpf_skb_set_tunnel_key`. Says whether the kernel took it.
+/// Sets the network and the VTEPs of a packet for the device. `flags` are those of
+/// `bpf_skb_set_tunnel_key`. Returns whether the kernel accepted them.
 #[inline(always)]
 pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags: u64) -> bool {
     let (Ok(key), Some(config)) = (empty_key(), config()) else { return false };
@@ -78,41 +79,41 @@ pub fn address(skb: *mut __sk_buff, vni: u32, (vtep, node): (Be32, Be32), flags:
     if underlay::is_ipv6() {
         let Some(to) = underlay::vtep6(&node) else { return false };
         flags |= u64::from(BPF_F_TUNINFO_IPV6);
-        // These the helper takes as they are on the wire, ..
+        // The helper takes IPv6 addresses in wire order.
         key.__bindgen_anon_1.remote_ipv6 = to.words();
         key.__bindgen_anon_3.local_ipv6 = config.vtep6.words();
     } else {
-        // .. and these in host order.
+        // The helper takes IPv4 addresses in host order.
         key.__bindgen_anon_1.remote_ipv4 = node.get();
         key.__bindgen_anon_3.local_ipv4 = vtep.get();
     }
     key.tunnel_ttl = TTL;
     let size = size_of::<TunnelKey>() as u32;
-    // SAFETY: the context is the program's own and the key is as long as said.
+    // SAFETY: the context is the program's own, and the key has this size.
     unsafe { bpf_skb_set_tunnel_key(skb, key, size, flags) == 0 }
 }
 
-/// A tunnel key in the scratch area: on the stack it is more than older kernels (6.1) have left in
-/// the longest chain of calls.
+/// A tunnel key in the scratch area. On the stack it is larger than the room that older kernels
+/// (6.1) have left in the longest chain of calls.
 #[inline(always)]
 fn empty_key() -> Result<&'static mut TunnelKey, Reason> {
     let scratch = scratch()?;
     const { assert!(size_of::<TunnelKey>() <= size_of::<[u64; 8]>()) };
     for word in &mut scratch.fib {
-        // One by one, where the compiler would call a function.
+        // One by one: for the whole array the compiler would call a function.
         // SAFETY: a word of the scratch area.
         unsafe { (&raw mut *word).write_volatile(0) };
     }
-    // SAFETY: there is room for the key, it is aligned to 8 bytes, and all-zero is a valid value of
+    // SAFETY: the area has room for the key and is aligned to 8 bytes, and zero is a valid value of
     // this plain C struct.
     Ok(unsafe { &mut *(&raw mut scratch.fib).cast() })
 }
 
-/// Whether the tunnel may make fragments: of IPv4 where the sender leaves it to the path, of IPv6 where
-/// every link must carry the packet (RFC 8200, section 5; RFC 2473, section 7.1).
+/// Whether the tunnel may fragment the packet: IPv4 without DF, and IPv6 up to the length that
+/// every link must carry (RFC 8200, section 5; RFC 2473, section 7.1).
 #[inline(always)]
 fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> {
-    // The kernel's tunnels make no fragments of IPv6 (`ip6_fragment` without `ignore_df`).
+    // The kernel's tunnels do not fragment over IPv6 (`ip6_fragment` without `ignore_df`).
     if underlay::is_ipv6() {
         return Ok(false);
     }
@@ -125,8 +126,8 @@ fn may_be_fragmented(ctx: &TcContext, inner: &Ethernet) -> Result<bool, Reason> 
     Ok(fragment.get() & IPV4_DF == 0)
 }
 
-/// Leaves a tunnel packet, outer headers and all, to the device. Reserved bits, which it would drop
-/// the packet for, are cleared: RFC 7348, section 5, has them ignored.
+/// Passes a tunnel packet with its outer headers to the device. Clears reserved bits, because the
+/// device would drop the packet; RFC 7348, section 5, says to ignore them.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Outcome {
     let ip = if underlay::is_ipv6() { IPV6_LEN } else { IPV4_LEN };
@@ -137,16 +138,16 @@ pub fn leave(ctx: &TcContext) -> Outcome {
     Ok(Verdict::done(TC_ACT_OK, Reason::KernelDecap))
 }
 
-/// Where a frame from the device comes from: its VNI, and the outer source.
+/// The VNI and the outer source of a frame from the device.
 ///
 /// # Errors
-/// [`Reason::InvalidVni`] when it did not come out of a tunnel of the underlay's family;
+/// [`Reason::InvalidVni`] if it did not come from a tunnel of the underlay's family;
 /// [`Reason::NotPeer`].
 #[inline(always)]
 pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
     // SAFETY: all-zero is a valid value of this plain C struct.
     let mut key: TunnelKey = unsafe { core::mem::zeroed() };
-    // SAFETY: the context is the program's own and the key lives on the stack.
+    // SAFETY: the context is the program's own, and the key is on the stack.
     let got = unsafe {
         let size = size_of::<TunnelKey>() as u32;
         let flags = if underlay::is_ipv6() { BPF_F_TUNINFO_IPV6 } else { 0 };
@@ -156,11 +157,11 @@ pub fn origin(ctx: &TcContext) -> Result<(u32, Be32), Reason> {
         return Err(Reason::InvalidVni);
     }
     if underlay::is_ipv6() {
-        // SAFETY: of a tunnel over IPv6, as asked for.
+        // SAFETY: the flag asked for a tunnel over IPv6.
         let remote = Ip6::from_words(unsafe { key.__bindgen_anon_1.remote_ipv6 });
         let sender = underlay::node_of(&remote).ok_or(Reason::NotPeer)?;
         return Ok((key.tunnel_id, sender));
     }
-    // SAFETY: of a tunnel over IPv4, whose addresses the helper gives in host order.
+    // SAFETY: the tunnel is over IPv4. The helper gives its addresses in host order.
     Ok((key.tunnel_id, Be32::new(unsafe { key.__bindgen_anon_1.remote_ipv4 })))
 }

@@ -1,10 +1,9 @@
-//! Multicast and broadcast on networks that replicate them: a copy for every other endpoint of this
-//! node and one for every other node, which copies it on to its endpoints. What came out of the
-//! tunnel never goes back into it, so no packet goes round.
+//! Head-end replication of multicast and broadcast: a copy for every other endpoint of this node,
+//! and one for every other node, which copies it to its endpoints. Packets from the tunnel never go
+//! back into it, so there is no loop.
 //!
-//! Copies for other nodes are tunnelled by the kernel's vxlan device. Its neighbours need not be
-//! resolved, which the programs cannot have done for a copy, and a packet that is copied pays for
-//! the copies anyway.
+//! The kernel's vxlan device tunnels the copies for other nodes. It resolves neighbours by itself,
+//! which the programs cannot do for a copy. The cost of the copies outweighs that of the device.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_SHOT},
@@ -28,16 +27,16 @@ use crate::{
     tunnel::fallback,
 };
 
-/// Of `bpf_skb_set_tunnel_key`: as the programs' own tunnel headers are.
+/// Flags of `bpf_skb_set_tunnel_key` for the same tunnel headers as the programs' own.
 const FLAGS: u64 = BPF_F_ZERO_CSUM_TX as u64 | BPF_F_DONT_FRAGMENT as u64;
 
-/// The packet itself has been copied to everybody: only the kernel's own buffer is dropped.
+/// All copies are sent; only the original is dropped.
 const COPIED: Verdict = Verdict::done(TC_ACT_SHOT, Reason::Replicated);
 
-/// Copies what an endpoint sends to a group: to the other endpoints of its network.
+/// Copies an endpoint's packet to a group to the other endpoints of its network.
 ///
 /// # Errors
-/// [`Reason::Multicast`] when the packet is none that the network replicates.
+/// [`Reason::Multicast`] if the network does not replicate the packet.
 #[inline(always)]
 pub fn send(ctx: &TcContext, link: &Link, ethernet: &Ethernet, ip: &Ipv4) -> Outcome {
     match lookup(&NETWORKS, &link.vni) {
@@ -50,11 +49,11 @@ pub fn send(ctx: &TcContext, link: &Link, ethernet: &Ethernet, ip: &Ipv4) -> Out
     Ok(COPIED)
 }
 
-/// The MAC of who sent what another node has tunnelled here to a group. `from` is the network and the
-/// node that the packet came from.
+/// The MAC of the endpoint that sent a tunnel packet to a group. `from` is the network and the
+/// sending node.
 ///
 /// # Errors
-/// [`Reason::NoEndpoint`] where the network is not known, [`Reason::Multicast`] as for [`send`], and
+/// [`Reason::NoEndpoint`] for an unknown network, [`Reason::Multicast`] as for [`send`], and
 /// [`Reason::SpoofedInnerSource`].
 #[inline(always)]
 pub fn source(from: &PeerKey, ethernet: &Ethernet, ip: &Ipv4) -> Result<Mac, Reason> {
@@ -70,8 +69,8 @@ pub fn source(from: &PeerKey, ethernet: &Ethernet, ip: &Ipv4) -> Result<Mac, Rea
     }
 }
 
-/// Copies a frame that is out of the tunnel, and whose Ethernet header becomes `ethernet`, to the
-/// endpoints of network `vni` on this node.
+/// Copies a decapsulated frame, whose Ethernet header becomes `ethernet`, to the endpoints of
+/// network `vni` on this node.
 ///
 /// # Errors
 /// [`Reason::RewriteRefused`].
@@ -82,8 +81,8 @@ pub fn receive(ctx: &TcContext, vni: u32, ethernet: &Ethernet) -> Outcome {
     Ok(COPIED)
 }
 
-/// Whether the packet goes to all. IGMP does not: where everybody gets everything there is no
-/// membership to report, and hosts that heard of each other's would keep silent about their own.
+/// Whether the packet goes to all. IGMP does not: there is no membership to report if all endpoints
+/// get all packets, and hosts that see other hosts' reports suppress their own.
 #[inline(always)]
 fn is_replicated(network: &Network, destination: Mac, ip: &Ipv4) -> bool {
     network.flags & NETWORK_REPLICATE != 0
@@ -91,17 +90,17 @@ fn is_replicated(network: &Network, destination: Mac, ip: &Ipv4) -> bool {
         && network.group_mac(ip.daddr()) == Some(destination)
 }
 
-/// Where packets to groups of a network are copied. The value is not copied to the stack, which it
-/// would fill.
+/// The destinations of copies of packets to groups of a network. The value stays in the map; the
+/// stack has no room for it.
 #[inline(always)]
 fn replicas(vni: u32) -> Option<&'static Flood> {
-    // SAFETY: the value outlives the run of the program. The agent may put another one in its place,
-    // whose fields are as good as the old one's: every index and address is one that was right.
+    // SAFETY: the value outlives the run of the program. If the agent replaces it meanwhile, every
+    // index and address is still one that was right.
     FLOOD.get_ptr(&vni).map(|replicas| unsafe { &*replicas })
 }
 
-/// Copies a packet to the endpoints of network `vni` on this node, but not to the interface that it
-/// came in by. What is dropped counts for the endpoint with `slot`; `traffic` is a [`Traffic`].
+/// Copies a packet to the endpoints of network `vni` on this node, except the one that sent it. A
+/// drop counts for the endpoint with counter index `slot`; `traffic` is a [`Traffic`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u32) -> i64 {
@@ -130,7 +129,8 @@ extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u3
     0
 }
 
-/// Copies the packet of the endpoint with `slot` to the other nodes with endpoints of network `vni`.
+/// Copies the packet of the endpoint with counter index `slot` to the other nodes with endpoints of
+/// network `vni`.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, slot: u32) -> i64 {
@@ -154,9 +154,9 @@ extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, slot: u32) -> i64 {
     0
 }
 
-/// Sends a copy out of an interface. Says whether the kernel took it.
+/// Sends a copy out of an interface. Returns whether the kernel took it.
 #[inline(always)]
 fn copy(skb: *mut __sk_buff, ifindex: u32) -> bool {
-    // SAFETY: the context is the program's own; nothing holds a pointer into the packet.
+    // SAFETY: the context is the program's own, and no pointer into the packet is in use.
     unsafe { bpf_clone_redirect(skb, ifindex, 0) == 0 }
 }

@@ -1,4 +1,5 @@
-//! The tunnel between nodes: VXLAN headers, peers, next hops, what the kernel's device does for the programs, head-end replication.
+//! The tunnel between nodes: VXLAN headers, peers, next hops, the kernel fallback, head-end
+//! replication.
 
 pub mod encap;
 pub mod fallback;

@@ -1,8 +1,9 @@
-//! The way to other nodes, as the host's routing table says, remembered for a moment.
+//! Next hops to other nodes from the host's routing table, cached for a short time.
 //!
-//! The kernel's look-up costs as much as everything else that is looked up for a packet, and its
-//! answer is the same for all packets to a node. Nothing tells the programs of a change, so an answer
-//! is simply not used for long ([`CachedNextHop::LIFETIME`]); what the kernel cannot resolve is asked each time.
+//! The kernel's look-up costs as much as all other look-ups for a packet, and its answer is the
+//! same for all packets to a node. The programs do not learn of changes, so they use an answer for
+//! a short time only ([`CachedNextHop::LIFETIME`]). They look up an unresolved next hop for every
+//! packet.
 
 use aya_ebpf::{cty::c_void, helpers::bpf_jiffies64};
 use overlay_common::{
@@ -17,8 +18,8 @@ use crate::{
     tunnel::underlay,
 };
 
-/// The next hop to another node. `total` is the length of the outer IP packet for the check against the
-/// route's MTU.
+/// The next hop to another node. `total` is the length in bytes of the outer IP packet, for the
+/// check against the route's MTU.
 ///
 /// # Errors
 /// Those of [`next_hop`].
@@ -30,7 +31,7 @@ pub fn to_node(
     total: u32,
 ) -> Result<&'static CachedNextHop, Reason> {
     let hop = NEXT_HOPS.get_ptr_mut(CachedNextHop::index(node)).ok_or(Reason::NotConfigured)?;
-    // SAFETY: the slot exists as long as the program, and no other run on this CPU overlaps.
+    // SAFETY: the array entry exists as long as the program, and no other run on this CPU overlaps.
     let hop = unsafe { &mut *hop };
     // SAFETY: a helper without preconditions; the JIT makes one load of it.
     let now = unsafe { bpf_jiffies64() };
@@ -45,7 +46,7 @@ pub fn to_node(
     Ok(hop)
 }
 
-/// Asks the kernel for the way to `hop.node`, at the time `hop.asked`.
+/// Looks up the next hop to `hop.node`, at the time `hop.asked`.
 #[inline(never)]
 fn look_up(ctx: *mut c_void, config: &Config, hop: &mut CachedNextHop, total: u32) -> i64 {
     hop.vtep = config.vtep;

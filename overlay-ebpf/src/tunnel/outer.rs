@@ -1,4 +1,5 @@
-//! The outer headers of tunnel packets: whether a packet is one, on the underlay and elsewhere.
+//! Whether a packet is a tunnel packet, by its outer headers, on the underlay and on other
+//! interfaces.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -16,13 +17,13 @@ use crate::{
     tunnel::underlay,
 };
 
-/// Offset of the UDP6 header behind an IPv6 header without extension headers.
+/// Offset of the UDP header behind an IPv6 header without extension headers.
 pub const UDP6: usize = ICMPV6;
-/// A fragment header (RFC 8200, section 4.5), whose second half word has the offset.
+/// Number of the fragment header (RFC 8200, section 4.5); its second half word holds the offset.
 const FRAGMENT: u8 = 44;
 
-/// Whether the packet is VXLAN to this node. What is not seen as that here (fragments, headers with
-/// options) comes back from the kernel's vxlan device.
+/// Whether the packet is VXLAN to this node. Fragments and headers with options go through the
+/// kernel's vxlan device instead.
 #[inline(always)]
 pub fn is_tunnel(config: &Config, ip: &Ipv4, udp: &Udp) -> bool {
     !underlay::is_ipv6()
@@ -32,8 +33,8 @@ pub fn is_tunnel(config: &Config, ip: &Ipv4, udp: &Udp) -> bool {
         && !ip.is_fragment()
 }
 
-/// Whether the packet is VXLAN to this node. What is not seen as that here (fragments, extension
-/// headers) comes back from the kernel's vxlan device.
+/// Whether the packet is VXLAN to this node. Fragments and extension headers go through the
+/// kernel's vxlan device instead.
 #[inline(always)]
 pub fn is_tunnel6(config: &Config, ip: &Ipv6, udp: Result<Udp, Reason>) -> bool {
     ip.next_header == PROTO_UDP
@@ -41,8 +42,9 @@ pub fn is_tunnel6(config: &Config, ip: &Ipv6, udp: Result<Udp, Reason>) -> bool 
         && udp.is_ok_and(|udp| udp.dest == config.vxlan_port)
 }
 
-/// Whether the packet, on an interface that is not the underlay's, is or begins what the kernel's vxlan
-/// device would take for a tunnel packet: only the underlay is trusted with the nodes' addresses.
+/// Whether the kernel's vxlan device would accept the packet, on an interface other than the
+/// underlay's, as a tunnel packet or its first fragment. Only packets from the underlay may use the
+/// nodes' addresses.
 #[inline(always)]
 pub fn is_to_vtep(ctx: &TcContext, config: &Config) -> bool {
     if underlay::is_ipv6() { is_to_vtep6(ctx, config) } else { is_to_vtep4(ctx, config) }
@@ -60,12 +62,12 @@ fn is_to_vtep4(ctx: &TcContext, config: &Config) -> bool {
         return false;
     }
     let udp = load_at::<Udp>(ctx, ETH_LEN + usize::from(ip.version_ihl & 0xf) * 4);
-    // The device listens on all of the host's addresses.
+    // The device listens on all addresses of the host.
     udp.is_ok_and(|udp| udp.dest == config.vxlan_port)
         && (ip.daddr() == config.vtep || lookup(&LOCAL_ADDRS, &ip.daddr()).is_some())
 }
 
-/// As above; extension headers or not.
+/// As [`is_to_vtep4`], with or without extension headers.
 #[inline(always)]
 fn is_to_vtep6(ctx: &TcContext, config: &Config) -> bool {
     let Ok(ethernet) = load::<Ethernet>(ctx, 0) else { return false };
@@ -84,7 +86,7 @@ fn is_to_vtep6(ctx: &TcContext, config: &Config) -> bool {
         }
         let Ok([following, length]) = load_at::<[u8; 2]>(ctx, at) else { return false };
         if next == FRAGMENT {
-            // Later fragments are nothing without their first.
+            // Later fragments have no effect without their first one.
             match load_at::<Be16>(ctx, at + 2) {
                 Ok(offset) if offset.get() & 0xfff8 == 0 => at += 8,
                 _ => return false,
@@ -96,6 +98,6 @@ fn is_to_vtep6(ctx: &TcContext, config: &Config) -> bool {
         }
         next = following;
     }
-    // No sender needs so many.
+    // No sender needs so many extension headers. The packet counts as one for the device.
     true
 }

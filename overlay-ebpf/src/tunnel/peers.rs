@@ -1,8 +1,8 @@
-//! Who may send on a network through the tunnel: the nodes that have endpoints of it, and, for clients
-//! outside, every node of the cluster.
+//! Peers: the nodes that may send tunnel packets of a network. These are the nodes with endpoints
+//! of it and, for clients outside, every node of the cluster.
 //!
-//! The usual packet proves its node's membership by its inner source, in one look-up. Only what is
-//! about to be dropped is looked at here, so that it is dropped for the right reason.
+//! Most packets prove their node's membership by their inner source, in one look-up. This module
+//! checks only packets that will be dropped, so that they are dropped for the right reason.
 
 use overlay_common::{
     BRIDGE_VNI, Be32, Reason, UNDERLAY_VNI,
@@ -24,7 +24,7 @@ pub fn vni_of(vxlan: &Vxlan) -> Result<u32, Reason> {
     }
 }
 
-/// Whether `sender` is a node of the cluster.
+/// Checks that `sender` is a node of the cluster.
 ///
 /// # Errors
 /// [`Reason::NotPeer`].
@@ -34,7 +34,7 @@ pub fn check_peer(sender: Be32) -> Result<(), Reason> {
     lookup(&PEERS, &peer).map(|_| ()).ok_or(Reason::NotPeer)
 }
 
-/// Whether `sender` can be another node at all: what is on it is then proof enough that it is one.
+/// Checks that `sender` can be another node at all. An endpoint on it then proves that it is one.
 ///
 /// # Errors
 /// [`Reason::NotPeer`].
@@ -43,28 +43,29 @@ pub fn check_other(config: &Config, sender: Be32) -> Result<(), Reason> {
     if sender == Be32::ZERO || sender == config.vtep { Err(Reason::NotPeer) } else { Ok(()) }
 }
 
-/// Whether network `vni` is known here and node `sender` has endpoints of it.
+/// Checks that network `vni` is known here and that node `sender` has endpoints of it.
 ///
 /// # Errors
 /// [`Reason::UnknownVni`] and [`Reason::NotPeer`].
 #[inline(always)]
 pub fn check(vni: u32, sender: Be32) -> Result<(), Reason> {
-    // What a packet to nobody is dropped for.
+    // The reason of a packet to an unknown address.
     match classify(vni, sender, Reason::NoEndpoint) {
         Reason::NoEndpoint => Ok(()),
         non_peer => Err(non_peer),
     }
 }
 
-/// Why a packet of network `vni` from node `sender`, which is of the cluster, is dropped. `reason` is
-/// what is wrong with the packet; what no node of the network would send is told apart from what one
-/// has sent that is not of it. `vni` is [`UNDERLAY_VNI`] when the packet did not say it.
+/// The reason to drop a packet of network `vni` from node `sender` of the cluster. `reason` is the
+/// fault of the packet. A fault that only a node outside of the network would cause becomes
+/// [`Reason::UnknownVni`] or [`Reason::NotPeer`]. `vni` is [`UNDERLAY_VNI`] if the packet has none.
 #[inline(always)]
 pub fn classify(vni: u32, sender: Be32, reason: Reason) -> Reason {
     Reason::from_index(classify_by_number(vni, sender, reason as u32) as u32).unwrap_or(reason)
 }
 
-/// A call, so that LLVM does not weave this into the ways of packets that are not dropped.
+/// A separate function, so that LLVM does not merge it into the paths of packets that are not
+/// dropped.
 #[inline(never)]
 fn classify_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
     let needs_peer_check = Reason::from_index(number).is_some_and(needs_peer_check);
@@ -80,9 +81,9 @@ fn classify_by_number(vni: u32, sender: Be32, number: u32) -> i64 {
     i64::from(classified.map_or(number, |reason| reason as u32))
 }
 
-/// Whether a packet that is dropped for `reason` says nothing for its node. The other reasons are the
-/// path's or this node's doing, or are met only by what every node may send: packets of clients to
-/// published ports, and replies of flows that were translated here.
+/// Whether the sender's membership of the network must be checked for a packet with this fault.
+/// Other reasons come from the path or from this node, or from packets that every node may send:
+/// packets of clients to published ports, and replies of flows that this node translated.
 #[inline(always)]
 const fn needs_peer_check(reason: Reason) -> bool {
     matches!(
@@ -107,7 +108,7 @@ mod tests {
         for reason in clients.into_iter().chain([Reason::UnrelatedError, Reason::BackendGone]) {
             assert!(!needs_peer_check(reason), "{}", reason.name());
         }
-        // What is refused here is classified again when the kernel's device has taken it apart.
+        // The packet is classified again after the kernel's device has decapsulated it.
         assert!(!needs_peer_check(Reason::TunnelRefused));
     }
 }

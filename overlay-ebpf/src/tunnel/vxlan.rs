@@ -1,4 +1,4 @@
-//! The tunnel (RFC 7348): pushing and popping 50 bytes.
+//! VXLAN (RFC 7348) over IPv4: pushing and popping 50 bytes.
 
 use aya_ebpf::{
     bindings::{
@@ -25,21 +25,21 @@ use crate::{
 /// Offset of the inner Ethernet header.
 pub const INNER: usize = VXLAN_OVERHEAD as usize;
 
-/// TTL of tunnel packets: what the kernel's vxlan device and Docker use.
+/// TTL of tunnel packets, as of the kernel's vxlan device and Docker.
 pub const TTL: u8 = 64;
 
 pub const ROOM_MAC: u32 = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 /// The containers' MTU leaves room for the tunnel headers, so segments keep their size.
 pub const GSO: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
-/// The length of the inner Ethernet header goes into bits 56 to 63 (`BPF_F_ADJ_ROOM_ENCAP_L2`).
+/// Bits 56 to 63 hold the length of the inner Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2`).
 const PUSH: u64 = GSO
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
     | ((ETH_LEN as u64) << 56);
 
-/// The four outer headers for an inner frame of `length` bytes, followed by its own header. `tunnel`
-/// is the VNI, the flow's hash and the outer TOS byte.
+/// The four outer headers for an inner frame of `length` bytes, and the inner Ethernet header.
+/// `tunnel` is the VNI, the flow's hash and the outer TOS byte.
 #[inline(always)]
 pub fn headers(
     config: &Config,
@@ -71,7 +71,7 @@ pub fn headers(
             source: Be16::new(hash::source_port(flow_hash)),
             dest: config.vxlan_port,
             length: length16(udp_length),
-            // Allowed over IPv4 and what every VXLAN sender does (RFC 7348, section 5).
+            // IPv4 allows it, and every VXLAN sender does so (RFC 7348, section 5).
             checksum: Be16::ZERO,
         },
         vxlan: Vxlan::new(vni),
@@ -79,14 +79,14 @@ pub fn headers(
     }
 }
 
-/// A length for a header, or 0 where it does not fit: aggregates are given their lengths when they
-/// are cut into segments.
+/// A length for a header, or 0 if it does not fit: aggregates get their lengths when they are
+/// segmented.
 #[inline(always)]
 pub fn length16(length: u32) -> Be16 {
     if length > 0xffff { Be16::ZERO } else { Be16::new(length as u16) }
 }
 
-/// Sum over the fields that are set in [`headers`].
+/// The checksum over the fields that are set in [`headers`].
 #[inline(always)]
 fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
     let sum = u64::from(u16::from_ne_bytes([ip.version_ihl, ip.tos]))
@@ -103,11 +103,11 @@ fn header_checksum(ip: &Ipv4, src: Be32, dst: Be32) -> Be16 {
 pub trait Outer {
     /// Their length in bytes, with the inner Ethernet header.
     const OVERHEAD: u32;
-    /// Flags of `bpf_skb_adjust_room` when they are pushed.
+    /// Flags of `bpf_skb_adjust_room` for the push.
     const PUSH: u64;
 
-    /// Writes them. `tunnel` is the VNI, the flow's hash and the outer TOS byte or traffic class; `inner` the inner
-    /// Ethernet header and the length of the inner frame.
+    /// Writes them. `tunnel` is the VNI, the flow's hash and the outer TOS byte or traffic class;
+    /// `inner` is the inner Ethernet header and the length of the inner frame in bytes.
     ///
     /// # Errors
     /// [`Reason::RewriteRefused`].
@@ -139,8 +139,8 @@ impl Outer for Outer4 {
     }
 }
 
-/// Removes the four outer headers. The Ethernet header that is then in front is the outer one: the
-/// caller writes another. `flags` are [`Config::decap_flags`].
+/// Removes the four outer headers. The outer Ethernet header is then in front, and the caller
+/// writes another one. `flags` are [`Config::decap_flags`].
 ///
 /// # Errors
 /// [`Stop::ToKernel`].
@@ -150,14 +150,14 @@ pub fn remove(ctx: &TcContext, flags: u32) -> Result<(), Stop> {
     ctx.adjust_room(-(VXLAN_OVERHEAD as i32), ROOM_MAC, flags).map_err(|_| Stop::ToKernel)
 }
 
-/// As [`remove`], for an inner IPv6 packet. The kernel goes by the protocol it has noted for the
-/// packet, not by the Ethernet header; shrinking changes it from Linux 6.3 on only. So the packet is
-/// turned into an IPv6 packet first, which pushes the 20 bytes by which IPv6's header is longer, and
-/// those go with the rest.
+/// As [`remove`], for an inner IPv6 packet. The kernel goes by the packet's protocol in its
+/// metadata, not by the Ethernet header, and shrinking changes that from Linux 6.3 on only. So the
+/// packet becomes an IPv6 packet first. That pushes 20 bytes, by which the IPv6 header is longer,
+/// and they are removed with the rest.
 ///
 /// # Errors
-/// [`Stop::ToKernel`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
-/// aggregates other than TCP's and UDP's, which the caller keeps from here.
+/// [`Stop::ToKernel`] leaves the packet unchanged. [`Reason::RewriteRefused`] does not; it happens
+/// for aggregates other than TCP's and UDP's, which the caller must pass to the kernel before.
 #[inline(always)]
 pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Stop> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;
@@ -167,9 +167,10 @@ pub fn remove_ipv6(ctx: &TcContext, flags: u32) -> Result<(), Stop> {
         .map_err(|_| Stop::Drop(Reason::RewriteRefused))
 }
 
-/// Leaves to the kernel's device what cannot be taken apart here, while the packet is as it was: in
-/// IPv4 the kernel refuses such aggregates itself, but of IPv6 it has changed the packet by then (Linux
-/// 5.14). UDP's keep the mark of a tunnel where the kernel cannot be told, as in IPv4.
+/// Passes aggregates to the kernel's device that cannot be decapsulated here, while the packet is
+/// unchanged. For IPv4 the kernel refuses such aggregates itself, but for IPv6 it has changed the
+/// packet by then (Linux 5.14). UDP aggregates would keep the mark of a tunnel on kernels without
+/// [`Config::decap_flags`], as for IPv4.
 ///
 /// # Errors
 /// [`Stop::ToKernel`].

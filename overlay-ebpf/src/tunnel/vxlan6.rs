@@ -1,4 +1,4 @@
-//! The tunnel on an IPv6 underlay: pushing and popping 70 bytes.
+//! VXLAN on an IPv6 underlay: pushing and popping 70 bytes.
 
 use aya_ebpf::{
     bindings::{
@@ -24,7 +24,7 @@ use crate::{
 /// Offset of the inner Ethernet header.
 pub const INNER6: usize = VXLAN_OVERHEAD6 as usize;
 
-/// As in `tunnel::vxlan`.
+/// Flags as in `tunnel::vxlan`.
 const PUSH: u64 = GSO
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
@@ -51,8 +51,8 @@ impl Outer for Outer6 {
     }
 }
 
-/// Fills in the outer headers of an inner frame of `inner.1` bytes. `tunnel` is the VNI, the flow's hash
-/// and the outer traffic class.
+/// Fills in the outer headers of an inner frame of `inner.1` bytes. `tunnel` is the VNI, the flow's
+/// hash and the outer traffic class.
 #[inline(always)]
 fn fill(
     headers: &mut Encapsulation6,
@@ -64,7 +64,7 @@ fn fill(
     let udp_length = length16(length + (size_of::<Udp>() + size_of::<Vxlan>()) as u32);
     headers.ethernet = hop.ethernet;
     headers.ipv6 = PackedIpv6 {
-        // The flow label is of the flow's hash (RFC 6438), as the source port is.
+        // The flow label comes from the flow's hash (RFC 6438), as the source port does.
         version_class_flow: [
             Be16::new(0x6000 | (class as u16) << 4 | (flow_hash >> 16) as u16 & 0xf),
             Be16::new(flow_hash as u16),
@@ -79,24 +79,24 @@ fn fill(
         source: Be16::new(hash::source_port(flow_hash)),
         dest: config.vxlan_port,
         length: udp_length,
-        // Allowed for tunnels over IPv6 (RFC 6935), under the conditions of RFC 6936, section 5: the
-        // VNI and both addresses are checked, and what is inside has checksums of its own.
+        // Allowed for tunnels over IPv6 (RFC 6935), under the conditions of RFC 6936, section 5:
+        // the VNI and both addresses are checked, and the inner packet has its own checksums.
         checksum: Be16::ZERO,
     };
     headers.vxlan = Vxlan::new(vni);
     headers.inner = *inner;
 }
 
-/// Removes the outer headers in front of an inner packet of `ethertype`. The Ethernet header that is then
-/// in front is the outer one: the caller writes another. `flags` are [`Config::decap_flags`].
+/// Removes the outer headers in front of an inner packet of `ethertype`. The outer Ethernet header
+/// is then in front, and the caller writes another one. `flags` are [`Config::decap_flags`].
 ///
-/// The kernel goes by the protocol it has noted for the packet; shrinking changes it from Linux 6.3 on
-/// only. So in front of IPv4 the packet is turned into an IPv4 packet first, which pops the 20 bytes by
-/// which IPv6's header is longer.
+/// The kernel goes by the packet's protocol in its metadata, and shrinking changes that from Linux
+/// 6.3 on only. So the packet becomes an IPv4 packet first if the inner one is IPv4. That pops 20
+/// bytes, by which the IPv6 header is longer.
 ///
 /// # Errors
-/// [`Stop::ToKernel`] leaves the packet as it was. [`Reason::RewriteRefused`] does not: for
-/// aggregates other than TCP's and UDP's, which the caller keeps from here.
+/// [`Stop::ToKernel`] leaves the packet unchanged. [`Reason::RewriteRefused`] does not; it happens
+/// for aggregates other than TCP's and UDP's, which the caller must pass to the kernel before.
 #[inline(always)]
 pub fn remove(ctx: &TcContext, ethertype: u16, flags: u32) -> Result<(), Stop> {
     const LONGER: u32 = (size_of::<Ipv6>() - size_of::<Ipv4>()) as u32;
