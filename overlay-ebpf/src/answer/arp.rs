@@ -1,4 +1,4 @@
-//! ARP is answered where it is asked: no request leaves the host.
+//! Answers ARP on the node of the sender: no request leaves the host.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -14,15 +14,15 @@ use crate::{
     packet::frame::{ETH_LEN, load, store},
 };
 
-/// Answers a request from the container behind `link` for any address of its network that somebody
-/// has: another endpoint, the gateway, a VIP.
+/// Answers a request from the container behind `link` for any known address of its network: of
+/// another endpoint, the gateway or a VIP.
 #[inline(always)]
 pub fn answer(ctx: &TcContext, link: &Link) -> Outcome {
     let request: Arp = load(ctx, ETH_LEN)?;
     let sender = Be32::from_octets(request.sender_ip);
     let target = Be32::from_octets(request.target_ip);
     check(&request, link)?;
-    // A container that probes for its own address (RFC 5227) must hear nothing.
+    // A container that probes for its own address (RFC 5227) must get no answer.
     if target == link.ip {
         return Err(Reason::ArpUnknown);
     }
@@ -43,7 +43,7 @@ pub fn answer(ctx: &TcContext, link: &Link) -> Outcome {
     Ok(back_out(ctx, Reason::ArpAnswered))
 }
 
-/// Whether the request is well-formed and the sender who it says it is (0.0.0.0 in a probe).
+/// Checks that the request is well-formed and names its real sender (0.0.0.0 in a probe).
 #[inline(always)]
 fn check(request: &Arp, link: &Link) -> Result<(), Reason> {
     if request.hardware.get() != 1

@@ -1,4 +1,4 @@
-//! Addresses that nobody has behind them, gateways and VIPs, answer ping where they are asked.
+//! Answers ping to gateways and VIPs, which have no host of their own.
 
 use core::mem::offset_of;
 
@@ -27,8 +27,8 @@ const ECHO_REPLY6: u16 = 0x8100;
 /// Offset of the checksum in an ICMP header, the same in ICMPv6.
 const ICMP_CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
 
-/// Answers an echo request to an address of ours. Swapping the addresses changes no checksum but
-/// that of the ICMP header, by the difference of the types.
+/// Answers an echo request to such an address. Swapping the addresses changes no checksum but that
+/// of the ICMP header, by the difference of the types.
 #[inline(always)]
 pub fn answer(ctx: &TcContext, ethernet: &Ethernet, ip: &Ipv4) -> Outcome {
     if ip.is_fragment() {
@@ -60,8 +60,8 @@ fn flatten(addresses: [[u8; 4]; 2]) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// As [`answer`], for ICMPv6. The pseudo-header is covered by its checksum, and the sum of it is the
-/// same with the addresses swapped.
+/// As [`answer`], for ICMPv6. Its checksum covers the pseudo-header, whose sum is the same with
+/// swapped addresses.
 #[inline(always)]
 pub fn answer6(ctx: &TcContext) -> Outcome {
     outcome::unpack(answer6_packed(ctx.skb.skb))?;
@@ -85,7 +85,7 @@ fn rewrite6(ctx: &TcContext) -> Result<(), Reason> {
         .l4_csum_replace(ICMPV6 + ICMP_CHECKSUM, kind.raw().into(), new.raw().into(), 2)
         .map_err(|_| Reason::Truncated)?;
     store(ctx, ICMPV6, &new)?;
-    // The headers are in the work area since they were checked.
+    // The checks have left the headers in the work area.
     let Ipv6Work { ip: Ipv6 { src, dst, .. }, ethernet, .. } = &work()?.ipv6;
     store(ctx, ETH_LEN + offset_of!(Ipv6, src), dst)?;
     store(ctx, ETH_LEN + offset_of!(Ipv6, dst), src)?;

@@ -1,6 +1,6 @@
-//! What does not fit its path is answered with ICMP "fragmentation needed" (RFC 792, RFC 1191), so
-//! that the sender sends smaller packets instead of waiting for answers that never come, and what
-//! has passed enough routers with "time exceeded", so that a way can be traced.
+//! ICMP errors that the programs send. A packet that does not fit its path is answered with
+//! "fragmentation needed" (RFC 792, RFC 1191): its sender sends smaller packets and does not wait
+//! in vain. A packet whose TTL ends is answered with "time exceeded", so that traceroute works.
 
 use core::mem::size_of;
 
@@ -24,21 +24,22 @@ use crate::{
     packet::frame::{ETH_LEN, load, load_at, pull, store},
 };
 
-/// How much of a packet its answer quotes. The longest IPv4 header and 8 bytes are the least that
-/// RFC 1122, section 3.2.2, asks for; more, because the kernel cuts no packet before the checksum
-/// that it has yet to fill in, which in a container's own tunnel is behind two sets of headers.
+/// Bytes of a packet that its answer quotes. RFC 1122, section 3.2.2, asks for the IP header, here
+/// up to its longest, and 8 bytes. It is more, because the kernel cuts no packet before a checksum
+/// that is still to be filled in. In a container's own tunnel that checksum is behind two sets of
+/// headers.
 const QUOTE: u32 = 128;
-/// Of a short packet the least is quoted: header and ports, ..
+/// Bytes quoted of a short packet: header and ports.
 const QUOTE_SHORT: u32 = 28;
-/// .. and of TCP the checksum, for the same reason.
+/// Bytes quoted of short TCP, which include the checksum, for the same reason.
 const QUOTE_TCP: u32 = 40;
 /// Length of the headers in front of the quote, without Ethernet's.
 const HEADERS: u32 = (size_of::<IcmpError>() - ETH_LEN) as u32;
-/// Precedence "internetwork control", as RFC 1812, section 4.3.2.5, wants it for ICMP errors.
+/// Precedence "internetwork control", which RFC 1812, section 4.3.2.5, wants for ICMP errors.
 const TOS: u8 = 0xc0;
 const TTL: u8 = 64;
 
-/// Who an answer comes from.
+/// The sender of an answer.
 pub struct Router {
     /// Its address.
     pub ip: Be32,
@@ -54,13 +55,13 @@ impl Router {
     }
 }
 
-/// Tells the sender of a packet, which is as it was sent, that the path takes IPv4 packets of `mtu`
-/// bytes: makes the answer of it, which the caller sends back out.
+/// Turns an unchanged packet into the answer that the path takes IPv4 packets of `mtu` bytes only.
+/// The caller sends it back out.
 ///
 /// # Errors
-/// [`Reason::TooBig`] for what nobody may be told of (RFC 1122, section 3.2.2): ICMP errors, later
-/// fragments, packets without DF and ones from addresses that are not one host's. The packet may be
-/// cut already then.
+/// [`Reason::TooBig`] for packets that must not be answered (RFC 1122, section 3.2.2): ICMP errors,
+/// later fragments, packets without DF, and packets from an address other than one host's. The
+/// packet may be cut already then.
 #[inline(always)]
 pub fn too_big(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
     outcome::unpack(too_big_packed(ctx.skb.skb, router, mtu)).map(|_| ())
@@ -94,13 +95,12 @@ fn answer(ctx: &TcContext, router: &Router, mtu: u32) -> Result<(), Reason> {
     send::<QUOTE>(ctx, (&ethernet, &ip), router, &error)
 }
 
-/// Tells the sender of a packet, which is as it was sent, that its time to live has ended: makes
-/// the answer of it, which the caller sends back out. The packet is TCP, UDP or an echo request,
-/// with its transport header.
+/// Turns an unchanged packet into the answer that its time to live has ended. The caller sends it
+/// back out. The packet is TCP, UDP or an echo request, with its transport header.
 ///
 /// # Errors
-/// [`Reason::TtlExceeded`] when it is too short to be quoted behind its options.
-/// [`Reason::RewriteRefused`] when the kernel refuses.
+/// [`Reason::TtlExceeded`] if the packet is too short for a quote behind its options.
+/// [`Reason::RewriteRefused`] if the kernel refuses.
 #[inline(always)]
 pub fn time_exceeded(ctx: &TcContext, router: &Router) -> Result<(), Reason> {
     outcome::unpack(time_exceeded_packed(ctx.skb.skb, router)).map(|_| ())
@@ -113,13 +113,13 @@ fn time_exceeded_packed(skb: *mut __sk_buff, router: &Router) -> i64 {
     outcome::pack(quote_any(&ctx, router, &error, Reason::TtlExceeded).map(|()| 0))
 }
 
-/// Tells the sender of a packet, which is as it was sent, that nobody listens on its port: makes the
-/// answer of it, which the caller sends back out. The packet is UDP, with its transport header, from
-/// one host to one ([`is_from_one_host`]).
+/// Turns an unchanged packet into the answer that no program listens on its port. The caller sends
+/// it back out. The packet is UDP or SCTP, with its transport header, from one host to one host
+/// ([`is_from_one_host`]).
 ///
 /// # Errors
-/// [`Reason::NoBackend`] when it is too short to be quoted behind its options.
-/// [`Reason::RewriteRefused`] when the kernel refuses.
+/// [`Reason::NoBackend`] if the packet is too short for a quote behind its options.
+/// [`Reason::RewriteRefused`] if the kernel refuses.
 #[inline(always)]
 pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     outcome::unpack(port_unreachable_packed(ctx.skb.skb)).map(|_| ())
@@ -130,12 +130,12 @@ fn port_unreachable_packed(skb: *mut __sk_buff) -> i64 {
     outcome::pack(answer_unreachable(&TcContext::new(skb)).map(|()| 0))
 }
 
-/// From the address that was asked.
+/// The answer comes from the frontend's address.
 #[inline(always)]
 fn answer_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     let ethernet: Ethernet = load(ctx, 0)?;
     let ip: Ipv4 = load(ctx, ETH_LEN)?;
-    // SCTP takes no notice of unreachable ports (RFC 9260, section 10, ICMP3 and ICMP8).
+    // SCTP ignores "port unreachable" (RFC 9260, section 10, ICMP3 and ICMP8).
     let code =
         if ip.protocol == PROTO_SCTP { ICMP_PROTOCOL_UNREACHABLE } else { ICMP_PORT_UNREACHABLE };
     let error = Error { kind: [ICMP_UNREACHABLE, code], mtu: 0 };
@@ -143,14 +143,14 @@ fn answer_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     quote_any(ctx, &frontend, &error, Reason::NoBackend)
 }
 
-/// Makes an answer that quotes as much as there is, up to [`QUOTE`]; `short` is the error for what is
-/// too short behind its options.
+/// Makes an answer that quotes as much as there is, up to [`QUOTE`]. `short` is the error for a
+/// packet that is too short behind its options.
 #[inline(always)]
 fn quote_any(ctx: &TcContext, router: &Router, error: &Error, short: Reason) -> Result<(), Reason> {
     let ethernet: Ethernet = load(ctx, 0)?;
     let ip: Ipv4 = load(ctx, ETH_LEN)?;
     let sent = (&ethernet, &ip);
-    // The length that is summed must be known to the verifier.
+    // The verifier must know the length of the sum.
     if ctx.len() >= ETH_LEN as u32 + QUOTE {
         send::<QUOTE>(ctx, sent, router, error)
     } else if ip.version_ihl != 0x45 {
@@ -162,13 +162,13 @@ fn quote_any(ctx: &TcContext, router: &Router, error: &Error, short: Reason) -> 
     }
 }
 
-/// What an answer says: type and code, and the MTU where there is one to tell.
+/// The content of an answer: type and code, and the MTU if it has one.
 struct Error {
     kind: [u8; 2],
     mtu: u32,
 }
 
-/// Makes an answer that quotes `LENGTH` bytes of the packet, which it has.
+/// Makes an answer that quotes `LENGTH` bytes; the packet has them.
 #[inline(always)]
 fn send<const LENGTH: u32>(
     ctx: &TcContext,
@@ -177,7 +177,7 @@ fn send<const LENGTH: u32>(
     error: &Error,
 ) -> Result<(), Reason> {
     let length = ETH_LEN as u32 + LENGTH;
-    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    // SAFETY: the context is the program's own. This also turns an aggregate into one packet.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
         return Err(Reason::RewriteRefused);
     }
@@ -188,20 +188,20 @@ fn send<const LENGTH: u32>(
     store(ctx, 0, &headers(ethernet, ip, router, (error, LENGTH, quote)))
 }
 
-/// Whether the packet may be answered as far as its IPv4 header tells.
+/// Whether the packet may be answered, by its IPv4 header.
 #[inline(always)]
 fn may_be_answered(ip: &Ipv4) -> bool {
     ip.fragment.get() & IPV4_DF != 0 && !ip.is_later_fragment() && is_from_one_host(ip)
 }
 
-/// Whether the source address is one that a single host has.
+/// Whether the source address belongs to a single host.
 #[inline(always)]
 pub fn is_from_one_host(ip: &Ipv4) -> bool {
     let [first, ..] = ip.src;
     first != 0 && first != 127 && first < 224
 }
 
-/// Sum of the words that are quoted.
+/// Sum of the quoted words.
 #[inline(always)]
 fn quote_sum<const LENGTH: u32>(ctx: &TcContext) -> Result<u64, Reason> {
     let start = ctx.data() + ETH_LEN;
@@ -214,8 +214,8 @@ fn quote_sum<const LENGTH: u32>(ctx: &TcContext) -> Result<u64, Reason> {
     u32::try_from(sum).map(u64::from).map_err(|_| Reason::RewriteRefused)
 }
 
-/// The headers of an answer to a packet with these; `told` is what it says, and the length and sum
-/// of the quote.
+/// The headers of an answer to a packet with these headers. `told` is the content, and the length
+/// and sum of the quote.
 #[inline(always)]
 fn headers(ethernet: &Ethernet, ip: &Ipv4, router: &Router, told: (&Error, u32, u64)) -> IcmpError {
     let (Error { kind: [kind, code], mtu }, length, quote) = told;

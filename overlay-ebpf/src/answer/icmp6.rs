@@ -1,6 +1,6 @@
-//! ICMPv6 errors that the programs send. IPv6 packets that do not fit the tunnel are answered with ICMPv6 "packet too big" (RFC 4443,
-//! section 3.2) from the gateway: no router makes fragments of IPv6, so path MTU discovery (RFC 8201)
-//! is all that a sender has.
+//! ICMPv6 errors that the programs send. An IPv6 packet that does not fit the tunnel is answered
+//! with "packet too big" (RFC 4443, section 3.2) from the gateway. Routers do not fragment IPv6, so
+//! a sender depends on path MTU discovery (RFC 8201).
 
 use core::mem::{offset_of, size_of};
 
@@ -31,17 +31,17 @@ use crate::{
     },
 };
 
-/// How much of a packet its answer quotes: as much as fits the least MTU of IPv6 (RFC 4443, section
-/// 2.4 c). What is answered is longer than that MTU.
+/// Bytes of a packet that its answer quotes: as many as fit the smallest MTU of IPv6 (RFC 4443,
+/// section 2.4 c). The packet is longer than that MTU.
 const QUOTE: u32 = IPV6_MIN_MTU - size_of::<Icmp6Error>() as u32;
-/// What `bpf_csum_diff` sums at a time: before Linux 6.12 its room is the stack of a program.
+/// Bytes that `bpf_csum_diff` sums at a time: before Linux 6.12 its buffer is a program's stack.
 const SUMMED: usize = 512;
 const HOP_LIMIT: u8 = 64;
 
-/// Says that answers to the container behind `work.ipv6.link` come from its gateway.
+/// Sets the gateway of the container behind `work.ipv6.link` as the sender of answers.
 ///
 /// # Errors
-/// [`Reason::TooBig`] when it has none any more.
+/// [`Reason::TooBig`] if the container is gone.
 #[inline(always)]
 pub fn from_gateway(ctx: &TcContext) -> Result<(), Reason> {
     let work = &mut work()?.ipv6;
@@ -51,14 +51,14 @@ pub fn from_gateway(ctx: &TcContext) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Tells the sender that the path of its packet, which is as it was sent, with its header in `work.ipv6.ip`,
-/// takes IPv6 packets of `mtu` bytes: makes the answer of it, which the caller sends back out, from
-/// `work.ipv6.router`. No less
-/// than 1280 is told, which every path takes (RFC 8200, section 5): packets up to that length are sent
-/// in fragments of the tunnel (RFC 2473, section 7.1).
+/// Turns a packet into the answer that its path takes IPv6 packets of `mtu` bytes only. The packet
+/// is unchanged, with its header in `work.ipv6.ip`; the answer comes from `work.ipv6.router`, and
+/// the caller sends it back out. The MTU is at least 1280, which every path takes (RFC 8200,
+/// section 5): shorter packets are sent in fragments of the tunnel (RFC 2473, section 7.1).
 ///
 /// # Errors
-/// [`Reason::TooBig`] for what nobody may be told of (RFC 4443, section 2.4 e): ICMPv6 errors.
+/// [`Reason::TooBig`] for packets that must not be answered (RFC 4443, section 2.4 e): ICMPv6
+/// errors.
 #[inline(always)]
 pub fn too_big(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
     outcome::unpack(too_big_packed(ctx.skb.skb, mtu)).map(|_| ())
@@ -85,17 +85,18 @@ fn answer(ctx: &TcContext, mtu: u32) -> Result<(), Reason> {
     send(ctx, QUOTE, [ICMP6_TOO_BIG, 0], mtu, quote)
 }
 
-/// How much of a packet that is refused its answer quotes, ..
+/// Bytes of a rejected packet that its answer quotes.
 const QUOTE_REJECTED: u32 = 128;
-/// .. and of a short one: its header, and the ports.
+/// Bytes quoted of a short packet: its header, and the ports.
 const QUOTE_SHORT: u32 = (IPV6_LEN + 8) as u32;
 
-/// Tells the sender of a packet, which is as it was sent, with its header in `work.ipv6.ip`, that nobody
-/// listens on its port: makes the answer of it, which the caller sends back out. The packet is UDP or SCTP, with
-/// its transport header, from one host to one.
+/// Turns a packet into the answer that no program listens on its port. The packet is unchanged,
+/// with its header in `work.ipv6.ip`; the caller sends the answer back out. The packet is UDP or
+/// SCTP, with its transport header, from one host to one host.
 ///
 /// # Errors
-/// [`Reason::Truncated`] when it has less; [`Reason::RewriteRefused`] when the kernel refuses.
+/// [`Reason::Truncated`] if the packet is shorter; [`Reason::RewriteRefused`] if the kernel
+/// refuses.
 #[inline(always)]
 pub fn port_unreachable(ctx: &TcContext) -> Result<(), Reason> {
     outcome::unpack(reject_port6_packed(ctx.skb.skb)).map(|_| ())
@@ -112,19 +113,19 @@ fn reject_port(ctx: &TcContext) -> Result<(), Reason> {
     let Work { flow, ipv6, .. } = work()?;
     ipv6.router = ipv6.ip.dst;
     ipv6.router_mac = load::<Ethernet>(ctx, 0)?.dst;
-    // SCTP takes no notice of unreachable ports (RFC 9260, section 10, ICMP3 and ICMP8).
+    // SCTP ignores "port unreachable" (RFC 9260, section 10, ICMP3 and ICMP8).
     let (kind, value) = if flow.key.proto == PROTO_SCTP {
         ([ICMP6_PARAMETER_PROBLEM, ICMP6_NEXT_HEADER], offset_of!(Ipv6, next_header) as u32)
     } else {
         ([ICMP6_UNREACHABLE, ICMP6_PORT_UNREACHABLE], 0)
     };
-    // The length that is summed must be known to the verifier.
+    // The verifier must know the length of the sum.
     if ctx.len() >= ETH_LEN as u32 + QUOTE_REJECTED {
         cut(ctx, QUOTE_REJECTED)?;
         let quote = part_sum::<ETH_LEN, { QUOTE_REJECTED as usize }>(ctx, 0)?;
         send(ctx, QUOTE_REJECTED, kind, value, quote.into())
     } else {
-        // An aggregate may say that there is more than there is.
+        // The header of an aggregate may claim more bytes than there are.
         if ctx.len() < ETH_LEN as u32 + QUOTE_SHORT {
             return Err(Reason::Truncated);
         }
@@ -134,11 +135,11 @@ fn reject_port(ctx: &TcContext) -> Result<(), Reason> {
     }
 }
 
-/// Leaves as much of the packet as its answer quotes, where it can be read directly.
+/// Cuts the packet to the bytes that its answer quotes, and makes them directly readable.
 #[inline(always)]
 fn cut(ctx: &TcContext, quote: u32) -> Result<(), Reason> {
     let length = ETH_LEN as u32 + quote;
-    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    // SAFETY: the context is the program's own. This also turns an aggregate into one packet.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
         return Err(Reason::RewriteRefused);
     }
@@ -146,7 +147,7 @@ fn cut(ctx: &TcContext, quote: u32) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Puts an answer's headers in front of the `length` bytes that it quotes, whose sum is `quote`.
+/// Puts an answer's headers in front of the `length` bytes that it quotes, with the sum `quote`.
 #[inline(always)]
 fn send(ctx: &TcContext, length: u32, kind: [u8; 2], value: u32, quote: u64) -> Result<(), Reason> {
     let Ipv6Work { ip, error, router, router_mac, .. } = &mut work()?.ipv6;
@@ -159,7 +160,7 @@ fn send(ctx: &TcContext, length: u32, kind: [u8; 2], value: u32, quote: u64) -> 
     store(ctx, 0, &Ethernet { dst: ethernet.src, src: *router_mac, ethertype })
 }
 
-/// Sum of the words that are quoted.
+/// Sum of the quoted words.
 #[inline(always)]
 fn quote_sum(ctx: &TcContext) -> Result<u64, Reason> {
     const FIRST: usize = ETH_LEN;
@@ -171,7 +172,7 @@ fn quote_sum(ctx: &TcContext) -> Result<u64, Reason> {
     part_sum::<THIRD, REST>(ctx, sum).map(u64::from)
 }
 
-/// `sum` and that of the `LENGTH` bytes from `START`. The verifier must know both.
+/// `sum` plus the sum of `LENGTH` bytes from `START`. The verifier must know both.
 #[inline(always)]
 fn part_sum<const START: usize, const LENGTH: usize>(
     ctx: &TcContext,
@@ -189,8 +190,8 @@ fn part_sum<const START: usize, const LENGTH: usize>(
     u32::try_from(sum).map_err(|_| Reason::RewriteRefused)
 }
 
-/// Fills in the headers of an answer from `ends.0` to `ends.1`: type and code, what it tells, and length and sum
-/// of what follows them.
+/// Fills in the headers of an answer from `ends.0` to `ends.1`: type and code, the value of its
+/// second word, and length and sum of the bytes behind.
 #[inline(always)]
 fn fill(
     error: &mut Icmp6Error,

@@ -1,5 +1,5 @@
-//! Neighbour solicitations (RFC 4861) are answered where they are asked, as ARP is: no message of
-//! neighbour discovery leaves the host, and none that a container makes up reaches another.
+//! Answers neighbour solicitations (RFC 4861) on the node of the sender, like ARP. No message of
+//! neighbour discovery leaves the host, and no forged one reaches another container.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -38,14 +38,14 @@ const LENGTH: u32 = (ETH_LEN + size_of::<Advertisement>()) as u32;
 const OPTION: usize = IPV6_LEN + size_of::<Neighbour>();
 /// Payload of an advertisement: its ICMPv6 message with one option.
 const PAYLOAD: u16 = (size_of::<Neighbour>() + size_of::<LinkLayerOption>()) as u16;
-/// What shows that a message comes from a neighbour (RFC 4861, section 3.1).
+/// The hop limit that proves that a message comes from a neighbour (RFC 4861, section 3.1).
 const HOP_LIMIT: u8 = 255;
 /// MAC of [`Ip6::ALL_NODES`] (RFC 2464, section 7).
 const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 
-/// Answers a solicitation from the container behind `work.ipv6.link` for an address of its network
-/// that an endpoint, a VIP or the gateway has. Its source address is checked already: the container's own, its
-/// link-local one, or none (duplicate address detection, RFC 4862, section 5.4).
+/// Answers a solicitation from the container behind `work.ipv6.link` for an address of an endpoint,
+/// a VIP or the gateway of its network. Its source address is checked already: the container's own,
+/// its link-local one, or none (duplicate address detection, RFC 4862, section 5.4).
 #[inline(always)]
 pub fn answer(ctx: &TcContext) -> Outcome {
     outcome::unpack(answer_packed(ctx.skb.skb))?;
@@ -58,8 +58,8 @@ pub extern "C" fn answer_packed(skb: *mut __sk_buff) -> i64 {
     outcome::pack(rewrite(&TcContext::new(skb)).map(|()| 0))
 }
 
-/// Makes an advertisement of the solicitation, which is turned into it in the work area: the stack
-/// has no room for both.
+/// Turns the solicitation into an advertisement in the work area, because the stack has no room for
+/// both.
 #[inline(always)]
 fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
     let work = &mut work()?.ipv6;
@@ -67,7 +67,7 @@ fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
     read(ctx, &mut work.advertisement)?;
     check(&work.advertisement, mac)?;
     let target = work.advertisement.neighbour.target;
-    // A container that probes for its own address must hear nothing.
+    // A container that probes for its own address must get no answer.
     if target == lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::UnsupportedProtocol)?.ip
         || target == Ip6::link_local(mac)
     {
@@ -92,12 +92,12 @@ fn rewrite(ctx: &TcContext) -> Result<(), Reason> {
     store(ctx, 0, &Ethernet { dst: to, src: endpoint.mac, ethertype })
 }
 
-/// Copies the solicitation up to its first option. Without one, the option is of kind 0.
+/// Copies the solicitation up to its first option. Without an option, its kind is 0.
 #[inline(always)]
 fn read(ctx: &TcContext, message: &mut Advertisement) -> Result<(), Reason> {
     let skb: *const c_void = ctx.skb.skb.cast();
     let start = (&raw mut *message).cast::<c_void>();
-    // SAFETY: so many bytes of the message are before its option.
+    // SAFETY: the message has this many bytes before its option.
     let read = unsafe { bpf_skb_load_bytes(skb, ETH_LEN as u32, start, OPTION as u32) };
     let payload = message.ipv6.payload_length.get();
     if read != 0 || usize::from(payload) < size_of::<Neighbour>() {
@@ -110,9 +110,9 @@ fn read(ctx: &TcContext, message: &mut Advertisement) -> Result<(), Reason> {
     Ok(())
 }
 
-/// What a solicitation must satisfy (RFC 4861, section 7.1.1), but for its checksum: a wrong one
-/// hurts nobody but the container that is answered. `mac` is the container's, the only one that it
-/// may tell.
+/// Checks a solicitation (RFC 4861, section 7.1.1), except for its checksum: a wrong one harms only
+/// the container that gets the answer. `mac` is the container's MAC, the only one that it may
+/// announce.
 #[inline(always)]
 fn check(message: &Advertisement, mac: Mac) -> Result<(), Reason> {
     let Advertisement { ipv6, neighbour, option } = message;
@@ -158,8 +158,8 @@ fn advertise(message: &mut Advertisement, endpoint: &Endpoint) -> bool {
     is_probe
 }
 
-/// The checksum of the message over the pseudo-header too (RFC 4443, section 2.3; RFC 8200,
-/// section 8.1).
+/// The checksum of the message, which also covers the pseudo-header (RFC 4443, section 2.3; RFC
+/// 8200, section 8.1).
 #[inline(always)]
 fn icmpv6_checksum(message: &Advertisement) -> u16 {
     let Advertisement { ipv6, neighbour, option } = message;

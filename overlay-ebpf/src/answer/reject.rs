@@ -1,5 +1,5 @@
-//! The answer to TCP that is rejected: a reset (RFC 9293, section 3.10.7.1), as a host answers for a port on which
-//! no program listens. A client that hears nothing would wait for as long as its own patience lasts.
+//! Rejects TCP with a reset (RFC 9293, section 3.10.7.1), as a host does for a port without a
+//! program. Without an answer the client would wait until its own timeout.
 
 use core::mem::offset_of;
 
@@ -22,24 +22,25 @@ use crate::{
     },
 };
 
-/// Length of the answer to TCP.
+/// Length of a reset's frame.
 const RESET_LEN: u32 = size_of::<TcpSegment>() as u32;
 /// Length of a TCP header without options.
 pub const TCP_LEN: u32 = size_of::<Tcp>() as u32;
 const TTL: u8 = 64;
 
-/// Makes of a TCP packet, which is as it came, the reset that answers it, from the address that was asked. `false` when
-/// the packet is not TCP.
+/// Turns an unchanged TCP packet into the reset that answers it, from the frontend's address.
+/// Returns `false` for other protocols.
 ///
 /// # Errors
-/// [`Reason::NoBackend`] for what gets no answer: resets, TCP behind IPv4 options, later fragments, and packets to or
-/// from addresses that are not one host's (RFC 1122, section 3.2.2).
+/// [`Reason::NoBackend`] for packets that must not be answered: resets, TCP behind IPv4 options,
+/// later fragments, and packets to or from an address other than one host's (RFC 1122, section
+/// 3.2.2).
 #[inline(always)]
 pub fn reset(ctx: &TcContext) -> Result<bool, Reason> {
     Ok(outcome::unpack(reset_packed(ctx.skb.skb))? == ANSWERED)
 }
 
-/// The packet was TCP and is its answer now.
+/// The packet was TCP and has become its answer.
 const ANSWERED: u32 = 1;
 
 #[inline(never)]
@@ -65,15 +66,15 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
     let segment = &mut scratch()?.segment;
     *segment = reset_segment(&ethernet, &ip, &tcp).ok_or(Reason::NoBackend)?;
     let refused = Reason::RewriteRefused;
-    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    // SAFETY: the context is the program's own. This also turns an aggregate into one packet.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, RESET_LEN, 0) } != 0 {
         return Err(refused);
     }
     let pseudo = pseudo_sum(&segment.ipv4);
     store_rehash(ctx, 0, segment)?;
-    // What a container sends mostly has no checksum yet: the field holds the pseudo-header's sum and
-    // whoever sends the packet on adds the rest. The kernel's helper leaves the field alone then, and
-    // else turns it into the whole checksum by this difference.
+    // A container's packet mostly has no checksum yet: the field holds the pseudo-header's sum, and
+    // the last sender adds the rest. The kernel's helper then leaves the field as it is. Otherwise
+    // it turns the field into the whole checksum by this difference.
     let difference = checksum::fold(2 * u64::from(pseudo) + header_sum(&segment.tcp));
     let field = ETH_LEN + IPV4_LEN + offset_of!(Tcp, checksum);
     ctx.skb.l4_csum_replace(field, 0, u64::from(difference), 0).map_err(|_| refused)?;
@@ -81,7 +82,8 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
 }
 
 /// The reset that answers a segment (RFC 9293, section 3.10.7.1), with the pseudo-header's sum in
-/// place of the checksum. `None` for what gets no answer: a reset, or a header that is impossible.
+/// place of the checksum. `None` for segments that must not be answered: a reset, or an impossible
+/// header.
 #[inline(always)]
 fn reset_segment(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment> {
     let available = u32::from(ip.total_length.get()).saturating_sub(IPV4_LEN as u32);
@@ -110,8 +112,8 @@ fn reset_segment(ethernet: &Ethernet, ip: &Ipv4, tcp: &Tcp) -> Option<TcpSegment
     })
 }
 
-/// The header of the reset that answers a segment of `length` bytes, without its checksum; `None` as of
-/// [`reset_segment`].
+/// The header of the reset that answers a segment of `length` bytes, without its checksum; `None`
+/// as for [`reset_segment`].
 #[inline(always)]
 pub fn reset_header(length: u32, tcp: &Tcp) -> Option<Tcp> {
     if tcp.flags & TCP_RST != 0 {

@@ -1,4 +1,4 @@
-//! As `answer::reject`, over IPv6.
+//! Rejects TCP over IPv6 with a reset, as `answer::reject` does for IPv4.
 
 use core::mem::offset_of;
 
@@ -18,20 +18,21 @@ use crate::{
     },
 };
 
-/// Length of the answer to TCP.
+/// Length of a reset's frame.
 const RESET_LEN: u32 = size_of::<TcpSegment6>() as u32;
 const HOP_LIMIT: u8 = 64;
 
-/// As `reject::reset`, of a packet with its header and flow in the work area.
+/// As `reject::reset`, for a packet with its header and flow in the work area.
 ///
 /// # Errors
-/// [`Reason::NoBackend`] for what gets no answer: as there, and TCP behind extension headers.
+/// [`Reason::NoBackend`] for packets that must not be answered: as there, and TCP behind extension
+/// headers.
 #[inline(always)]
 pub fn reset(ctx: &TcContext) -> Result<bool, Reason> {
     Ok(outcome::unpack(reset6_packed(ctx.skb.skb))? == ANSWERED)
 }
 
-/// The packet was TCP and is its answer now.
+/// The packet was TCP and has become its answer.
 const ANSWERED: u32 = 1;
 
 #[inline(never)]
@@ -64,7 +65,7 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
     let pseudo = pseudo_sum(ip);
     segment.tcp.checksum = Be16::from_raw(pseudo);
     let refused = Reason::RewriteRefused;
-    // SAFETY: the context is the program's own. This also makes one packet of an aggregate.
+    // SAFETY: the context is the program's own. This also turns an aggregate into one packet.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, RESET_LEN, 0) } != 0 {
         return Err(refused);
     }
@@ -76,8 +77,8 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
     Ok(ANSWERED)
 }
 
-/// Whether an address is one that a single host has: errors and resets go nowhere else (RFC 4443, section
-/// 2.4 e).
+/// Whether an address belongs to a single host: errors and resets go to no other addresses (RFC
+/// 4443, section 2.4 e).
 #[inline(always)]
 fn is_from_one_host(ip: &Ip6) -> bool {
     !ip.is_group() && *ip != Ip6::UNSPECIFIED
@@ -93,7 +94,8 @@ fn address(header: &mut PackedIpv6, ip: &Ipv6) {
     header.dst = ip.src.halves();
 }
 
-/// The pseudo-header's sum of a segment without data (RFC 8200, section 8.1), either way.
+/// The pseudo-header's sum of a segment without data (RFC 8200, section 8.1), the same in both
+/// directions.
 #[inline(always)]
 fn pseudo_sum(ip: &Ipv6) -> u16 {
     let rest: u64 = Be16::new(u16::from(PROTO_TCP)).raw().into();

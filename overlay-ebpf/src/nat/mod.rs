@@ -1,7 +1,7 @@
 //! Rewriting addresses and ports of a TC packet, checksums included.
 //!
-//! The kernel's checksum helpers are used, because a container's packet mostly has no checksum yet
-//! (CHECKSUM_PARTIAL): then only the pseudo-header's part may be updated, and the helpers know.
+//! A container's packet mostly has no checksum yet (CHECKSUM_PARTIAL), so that only the
+//! pseudo-header's part may be updated. The kernel's checksum helpers take care of that.
 
 pub mod rewrite6;
 
@@ -38,22 +38,22 @@ const ECHO_ID: usize = offset_of!(Icmpv4Hdr, data);
 /// Offset of the checksum in an IPv4 header; the two addresses follow it.
 const IPV4_CHECKSUM: usize = offset_of!(Ipv4, checksum);
 
-/// Checksum, source and destination as they stand together in an IPv4 header.
+/// Checksum, source and destination, which are adjacent in an IPv4 header.
 type Addresses = [u8; 10];
 
-/// Rewrites the packet, whose IPv4 header `ip` is right behind the Ethernet header and whose
-/// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`; of an ICMP
-/// error also the packet that it quotes.
+/// Rewrites the packet from the tuple of `work.flow` to that of `work.entry`; for an ICMP error
+/// also the packet that it quotes. The IPv4 header `ip` is directly behind the Ethernet header, and
+/// the transport header is at `transport`.
 ///
 /// # Errors
-/// [`Reason::RewriteRefused`] when the packet ends before its checksum, or the kernel refuses.
+/// [`Reason::RewriteRefused`] if the packet ends before its checksum, or the kernel refuses.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, ip: &Ipv4, transport: usize, work: &Work) -> Result<(), Reason> {
     let packed = translate_packed(ctx.skb.skb, ip.checksum, transport, work);
     outcome::unpack(packed).map(|_| ())
 }
 
-/// Takes a translation back: what is quoted to its sender must be what it sent.
+/// Reverts a translation: an ICMP error must quote the packet as its sender sent it.
 ///
 /// # Errors
 /// Those of [`translate`].
@@ -86,8 +86,8 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     let key = &flow.key;
     let addresses = checksum::diff32(key.saddr.raw(), entry.saddr.raw())
         + checksum::diff32(key.daddr.raw(), entry.daddr.raw());
-    // A later fragment has no transport header. That of SCTP has a checksum that covers no address, and
-    // its ports stay.
+    // A later fragment has no transport header. SCTP's checksum covers no address, and its ports
+    // stay the same.
     let is_plain = flow.part == PART_LATER || key.proto == PROTO_SCTP;
     if is_plain || key.proto == PROTO_ICMP {
         if !is_plain {
@@ -101,7 +101,7 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     } else {
         (transport + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
     };
-    // A size of 0 in the flags: the third argument is a difference, not a new value.
+    // With a size of 0 in the flags the third argument is a difference, not a new value.
     let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
     let refused = |_| Reason::RewriteRefused;
     ctx.skb
@@ -119,8 +119,8 @@ fn rewrite(ctx: &TcContext, header: Be16, transport: usize, work: &Work) -> Resu
     store_rehash(ctx, ETH_LEN + IPV4_CHECKSUM, &address_bytes(header, entry))
 }
 
-/// Rewrites the identifier of an ICMP echo, whose checksum covers no address. Of the two ports of
-/// its tuples the other is zero.
+/// Rewrites the identifier of an ICMP echo; its checksum covers no address. One of the two ports of
+/// each tuple is zero.
 #[inline(always)]
 fn rewrite_echo(ctx: &TcContext, transport: usize, work: &Work) -> Result<(), Reason> {
     let either = |a: Be16, b: Be16| Be16::from_raw(a.raw() | b.raw());

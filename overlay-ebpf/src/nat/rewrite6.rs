@@ -1,5 +1,5 @@
-//! Rewriting addresses and ports of an IPv6 packet, as `nat` does of IPv4. There is no checksum of the
-//! header, and the addresses are two words more than the stack has room for: they are in the work area.
+//! Rewriting addresses and ports of an IPv6 packet, as `nat` does for IPv4. The header has no
+//! checksum. The addresses are in the work area, because the stack has no room for them.
 
 use core::mem::offset_of;
 
@@ -32,28 +32,28 @@ use crate::{
 const ADDRESSES: usize = ETH_LEN + offset_of!(Ipv6, src);
 /// Offset of the checksum in an ICMPv6 error right behind its IPv6 header.
 const ICMP6_CHECKSUM: usize = ICMPV6 + 2;
-/// Offset of the IPv6 header that it quotes.
+/// Offset of the quoted IPv6 header.
 const QUOTED: usize = ICMPV6 + 8;
-/// Offset of what follows that.
+/// Offset of the quoted transport header.
 const QUOTED_TRANSPORT: usize = QUOTED + IPV6_LEN;
 
-/// Which bits an offset of a transport header has.
+/// The bits of an offset of a transport header.
 const TRANSPORT_MASK: usize = 0x3ff;
 const _: () = assert!(FARTHEST <= TRANSPORT_MASK);
 
-/// Rewrites the packet, whose IPv6 header is right behind the Ethernet header and in `work.ipv6.ip`, and whose
-/// transport header is at `transport`, from the tuple of `work.flow` to that of `work.entry`; of an ICMPv6
-/// error also the packet that it quotes. The new addresses are in `work.ipv6.ip` then.
+/// Rewrites the packet from the tuple of `work.flow` to that of `work.entry`; for an ICMPv6 error
+/// also the packet that it quotes. The IPv6 header is directly behind the Ethernet header and in
+/// `work.ipv6.ip`, which has the new addresses afterwards. The transport header is at `transport`.
 ///
 /// # Errors
-/// [`Reason::NoEndpoint`] when one of the entry's numbers is nobody's any more. [`Reason::RewriteRefused`] when
+/// [`Reason::NoEndpoint`] if an id of the entry is no longer known. [`Reason::RewriteRefused`] if
 /// the packet ends before its checksum, or the kernel refuses.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
     outcome::unpack(translate6_packed(ctx.skb.skb, transport as u32)).map(|_| ())
 }
 
-/// Takes a translation back: what is quoted to its sender must be what it sent.
+/// Reverts a translation: an ICMPv6 error must quote the packet as its sender sent it.
 ///
 /// # Errors
 /// Those of [`translate`].
@@ -74,7 +74,8 @@ pub fn undo(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
 #[unsafe(no_mangle)]
 pub extern "C" fn translate6_packed(skb: *mut __sk_buff, transport: u32) -> i64 {
     let ctx = TcContext::new(skb);
-    // Headers are near the packet's start; the verifier must see so of a function of its own.
+    // Headers are near the start of the packet. The mask shows that to the verifier in this
+    // separate function.
     let transport = transport as usize & TRANSPORT_MASK;
     let done = resolve().and_then(|()| {
         if work()?.flow.part == PART_QUOTED {
@@ -86,15 +87,15 @@ pub extern "C" fn translate6_packed(skb: *mut __sk_buff, transport: u32) -> i64 
     outcome::pack(done.map(|()| 0))
 }
 
-/// Leaves what the flow's ends are to be called in `work.ipv6.new`.
+/// Leaves the addresses after translation in `work.ipv6.new`.
 ///
 /// # Errors
-/// [`Reason::NoEndpoint`] when one of the entry's numbers is nobody's any more.
+/// [`Reason::NoEndpoint`] if an id of the entry is no longer known.
 #[inline(always)]
 pub fn resolve() -> Result<(), Reason> {
     let Work { flow, entry, ipv6, .. } = work()?;
     let Ipv6Work { ip, quoted, new, .. } = ipv6;
-    // What an error quotes goes the other way.
+    // A quoted packet goes in the opposite direction.
     let (source, dest) =
         if flow.part == PART_QUOTED { (&quoted.dst, &quoted.src) } else { (&ip.src, &ip.dst) };
     new[0] = *source;
@@ -108,7 +109,7 @@ pub fn resolve() -> Result<(), Reason> {
     Ok(())
 }
 
-/// What replacing an address adds to a sum.
+/// The change of a sum when an address is replaced.
 #[inline(always)]
 pub fn difference(old: &Ip6, new: &Ip6) -> u64 {
     checksum::diff16(checksum::fold(old.sum()), checksum::fold(new.sum()))
@@ -119,7 +120,7 @@ fn rewrite(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
     let Work { flow, entry, ipv6, .. } = work()?;
     let Ipv6Work { ip, new, .. } = ipv6;
     let key = &flow.key;
-    // A later fragment has no transport header, and that of SCTP has a checksum that covers no address.
+    // A later fragment has no transport header, and SCTP's checksum covers no address.
     if flow.part != PART_LATER && key.proto != PROTO_SCTP {
         let addresses = difference(&ip.src, &new[0]) + difference(&ip.dst, &new[1]);
         let (at, flags) = if key.proto == PROTO_TCP {
@@ -140,23 +141,24 @@ fn rewrite(ctx: &TcContext, transport: usize) -> Result<(), Reason> {
     store_rehash(ctx, ADDRESSES, new)
 }
 
-/// Brings the checksum at `at` up to date by a difference.
+/// Updates the checksum at `at` by a difference.
 #[inline(always)]
 fn replace(ctx: &TcContext, at: usize, sum: u64, flags: u64) -> Result<(), Reason> {
     let sum = u64::from(checksum::fold(sum));
-    // A size of 0 in the flags: the third argument is a difference, not a new value.
+    // With a size of 0 in the flags the third argument is a difference, not a new value.
     ctx.skb.l4_csum_replace(at, 0, sum, flags).map_err(|_| Reason::RewriteRefused)?;
     if flags & u64::from(BPF_F_PSEUDO_HDR) != 0 {
-        // Of the whole packet's sum, if the NIC has given it, the kernel takes this difference away, as is
-        // right in IPv4, where the header's checksum makes up for it (fixed by a flag in Linux 6.16).
+        // If the NIC has given the sum over the whole packet, the kernel subtracts this difference
+        // from it. That is right for IPv4 only, where the header's checksum makes up for it (fixed
+        // by a flag in Linux 6.16).
         // SAFETY: the context is the program's own. Without such a sum this changes nothing.
         unsafe { bpf_csum_update(ctx.skb.skb, sum as u32) };
     }
     Ok(())
 }
 
-/// As `related::rewrite`: the quoted packet the other way round, with the checksum that covers what changes,
-/// and the error's own addresses.
+/// As `related::rewrite`: rewrites the quoted packet in the opposite direction, the checksum over
+/// the changed bytes, and the error's own addresses.
 #[inline(always)]
 fn rewrite_error(ctx: &TcContext) -> Result<(), Reason> {
     let Work { flow, entry, ipv6, .. } = work()?;
@@ -165,8 +167,7 @@ fn rewrite_error(ctx: &TcContext) -> Result<(), Reason> {
     let addresses = difference(&quoted.dst, &new[0]) + difference(&quoted.src, &new[1]);
     let ports = checksum::diff16(key.dport.raw(), entry.dport.raw())
         + checksum::diff16(key.sport.raw(), entry.sport.raw());
-    // A client hears everything from the address that it asked; a router on the way to a backend is told
-    // of as it is.
+    // A client sees the frontend's address only. A backend sees the address of a router on the way.
     if entry.action != CONNTRACK_REPLY && ip.src != quoted.dst {
         new[0] = ip.src;
     }
@@ -175,7 +176,7 @@ fn rewrite_error(ctx: &TcContext) -> Result<(), Reason> {
     let transport = transport(ctx, addresses, ports)?;
     replace(ctx, ICMP6_CHECKSUM, addresses + transport, 0)?;
     replace(ctx, ICMP6_CHECKSUM, own, u64::from(BPF_F_PSEUDO_HDR))?;
-    // The quoted packet's ends, whatever the error's own source is.
+    // The ends of the quoted packet, for any source of the error.
     quoted.src = new[1];
     if entry.saddr != key.saddr {
         quoted.dst = *addr6_id::address(entry.vni, entry.saddr).ok_or(Reason::NoEndpoint)?;
@@ -187,7 +188,7 @@ fn rewrite_error(ctx: &TcContext) -> Result<(), Reason> {
     store_rehash(ctx, ADDRESSES, new)
 }
 
-/// Rewrites the quoted ports and their checksum, as far as it is quoted. Returns what that adds to the sum
+/// Rewrites the quoted ports, and their checksum if it is quoted. Returns the change of the sum
 /// over the error.
 #[inline(always)]
 fn transport(ctx: &TcContext, addresses: u64, ports: u64) -> Result<u64, Reason> {
@@ -195,7 +196,7 @@ fn transport(ctx: &TcContext, addresses: u64, ports: u64) -> Result<u64, Reason>
     let at = match flow.key.proto {
         PROTO_TCP => TCP_CHECKSUM,
         PROTO_UDP => UDP_CHECKSUM,
-        // SCTP's ports stay, and its checksum covers no address.
+        // SCTP's ports stay the same, and its checksum covers no address.
         _ => return Ok(0),
     };
     store(ctx, QUOTED_TRANSPORT, &[entry.dport, entry.sport])?;
@@ -205,7 +206,7 @@ fn transport(ctx: &TcContext, addresses: u64, ports: u64) -> Result<u64, Reason>
     }
     let old: Be16 = load_at(ctx, QUOTED_TRANSPORT + at)?;
     let new = checksum::apply(old.raw(), addresses + ports);
-    // Over IPv6 no UDP checksum is zero (RFC 8200, section 8.1).
+    // Over IPv6 a UDP checksum is never zero (RFC 8200, section 8.1).
     let new = if new == 0 && flow.key.proto == PROTO_UDP { 0xffff } else { new };
     store(ctx, QUOTED_TRANSPORT + at, &Be16::from_raw(new))?;
     Ok(ports + checksum::diff16(old.raw(), new))
