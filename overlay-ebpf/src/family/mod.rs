@@ -1,6 +1,6 @@
-//! What differs between IPv4 and IPv6. The decisions in [`crate::walk`] are written once, over a
-//! [`Family`]; what is different in truth stands here: how a flow is read, how addresses are rewritten,
-//! where a packet is routed, and who may be told what.
+//! The differences between IPv4 and IPv6. The decisions in [`crate::walk`] are written once, over a
+//! [`Family`]. A family defines how a flow is read, how addresses are rewritten, where a packet is
+//! routed, and how its sender gets an answer.
 
 mod v4;
 mod v6;
@@ -25,7 +25,7 @@ use crate::{
 pub struct Sent<'a, F: Family> {
     /// The packet.
     pub ctx: &'a TcContext,
-    /// The interface that it came in by.
+    /// The interface that it arrived on.
     pub link: Link,
     /// Its Ethernet header.
     pub ethernet: Ethernet,
@@ -50,29 +50,31 @@ impl<F: Family> Sent<'_, F> {
     }
 }
 
-/// Where a container's packet goes that is for no address of its network.
+/// Destination of a container's packet to no address of its network.
 pub enum Outward {
     /// To a port that this host publishes.
     OwnPort(Published),
-    /// Anywhere else. The action of the flow's entry, which is in the work area then; 0 without one.
+    /// Anywhere else. The value is the action of the flow's entry, which is in the work area then;
+    /// 0 without one.
     Elsewhere(u8),
 }
 
-/// An address family, as the programs of TC see it. Offsets are in bytes from the start of the frame, a
-/// `transport` is the offset of the transport header; the IP header is right behind the first Ethernet
-/// header unless an offset is given.
+/// An address family in the programs of TC. Offsets are in bytes from the start of the frame. A
+/// `transport` is the offset of the transport header. The IP header is directly behind the first
+/// Ethernet header unless an offset is given.
 pub trait Family: Sized {
     /// The family's EtherType.
     const ETHERTYPE: u16;
-    /// What a program holds of the packet's IP header beside the work area.
+    /// The part of the packet's IP header that a program holds outside of the work area.
     type Header: Copy;
-    /// An address as the packet has it.
+    /// An address in the packet.
     type Address: Copy;
 
     /// Fills the flow of the work area for a packet of network `vni` with its IP header at `offset`.
     ///
     /// # Errors
-    /// [`Reason::ServiceProtocol`] for what is of no flow, and the reasons why it cannot be read.
+    /// [`Reason::ServiceProtocol`] for packets without a flow, and the reasons why the packet
+    /// cannot be read.
     fn flow(
         ctx: &TcContext,
         ip: &Self::Header,
@@ -84,7 +86,7 @@ pub trait Family: Sized {
     /// As [`Family::flow`], for a packet of a client outside, whose address may be new.
     ///
     /// # Errors
-    /// Those of [`Family::flow`]; [`Reason::ConntrackFull`] when there is no room for the address.
+    /// Those of [`Family::flow`]; [`Reason::ConntrackFull`] without room for the address.
     fn flow_from_outside(
         ctx: &TcContext,
         ip: &Self::Header,
@@ -93,37 +95,37 @@ pub trait Family: Sized {
         work: Area,
     ) -> Result<(), Reason>;
 
-    /// What a container's packet that is for no address of its network is for.
+    /// The destination of a container's packet to no address of its network.
     ///
     /// # Errors
-    /// Those of [`Family::flow`]; [`Reason::NoWayOut`] for what may not leave.
+    /// Those of [`Family::flow`]; [`Reason::NoWayOut`] for packets that may not leave.
     fn outward(packet: &Sent<'_, Self>, network: &Network, work: Area) -> Result<Outward, Reason>;
 
-    /// Whether a container's packet to no endpoint is for an address of its network, as far as the program that looked
-    /// it up has left that open.
+    /// Whether a container's packet to no endpoint is for an address of its network. `false` if the
+    /// program that looked it up has checked that already.
     fn is_in_own_subnet(packet: &Sent<'_, Self>, network: &Network) -> bool;
 
-    /// The IPv4 address of the backend that a TCP packet to no endpoint may once have been for.
+    /// The IPv4 address of the stale backend that a TCP packet to no endpoint may be for.
     fn stale_backend(packet: &Sent<'_, Self>) -> Option<Be32>;
 
-    /// As [`Family::reset`], for such a packet, of which no flow has been read.
+    /// As [`Family::reset`], for a packet to a stale backend, whose flow was not read.
     ///
     /// # Errors
     /// Those of [`Family::flow`] and [`Family::reset`].
     fn reset_stale(ctx: &TcContext) -> Result<bool, Reason>;
 
-    /// Sends a container's packet, which is of no tracked service, out of the cluster's networks.
+    /// Sends a container's packet without a service to the outside.
     fn leave(packet: &Sent<'_, Self>, network: &Network, work: Area, action: u8) -> Outcome;
 
-    /// Answers an echo request to an address that the programs answer for; `None` when the packet cannot
-    /// be one.
+    /// Answers an echo request to an address of the programs; `None` if the packet cannot be one.
     fn echo(packet: &Sent<'_, Self>) -> Option<Outcome>;
 
-    /// Rewrites the packet from the tuple of the work area's flow to that of its entry; of an ICMP error
-    /// also the packet that it quotes.
+    /// Rewrites the packet from the tuple of the work area's flow to that of its entry; for an ICMP
+    /// error also the packet that it quotes.
     ///
     /// # Errors
-    /// [`Reason::RewriteRefused`]; [`Reason::NoEndpoint`] when an address of the entry is no longer known.
+    /// [`Reason::RewriteRefused`]; [`Reason::NoEndpoint`] if an address of the entry is no longer
+    /// known.
     fn translate(
         ctx: &TcContext,
         ip: &Self::Header,
@@ -131,16 +133,16 @@ pub trait Family: Sized {
         work: Area,
     ) -> Result<(), Reason>;
 
-    /// Takes a translation back: what an answer quotes to a sender must be what it sent.
+    /// Reverts a translation: an ICMP error must quote the packet as its sender sent it.
     ///
     /// # Errors
     /// Those of [`Family::translate`].
     fn undo(ctx: &TcContext, transport: usize, work: Area) -> Result<(), Reason>;
 
-    /// The endpoint of network `vni` that a translated packet is for.
+    /// The endpoint of network `vni` that a translated packet goes to.
     ///
     /// # Errors
-    /// [`Reason::NoEndpoint`] when it is not on this node.
+    /// [`Reason::NoEndpoint`] if it is not on this node.
     fn local_client(work: Area, vni: u32) -> Result<Endpoint, Reason>;
 
     /// Whether the packet's source is an address of network `vni`, as far as this node knows.
@@ -149,35 +151,35 @@ pub trait Family: Sized {
     /// Whether the source is in the subnet of the network that `endpoint`, of this node, is on.
     ///
     /// # Errors
-    /// [`Reason::NoEndpoint`] when the endpoint has no address of the family.
+    /// [`Reason::NoEndpoint`] if the endpoint has no address of the family.
     fn is_in_subnet(
         ip: &Self::Header,
         network: &Network,
         endpoint: &Endpoint,
     ) -> Result<bool, Reason>;
 
-    /// The MAC that the packets of a client outside have on the network of the work area's backend: the
-    /// gateway's, where the network is known here. Elsewhere the backend's node makes the same check and
-    /// has the MAC.
+    /// Source MAC of packets of a client outside on the network of the work area's backend: the
+    /// gateway's if this node knows the network. Otherwise the backend's node makes the check below
+    /// and sets the MAC.
     ///
     /// # Errors
-    /// [`Reason::SpoofedInnerSource`] when a packet from outside says that it is from inside.
+    /// [`Reason::SpoofedInnerSource`] if a packet from outside has an address from inside.
     fn gateway_mac(ip: &Self::Header, work: Area) -> Result<Mac, Reason>;
 
-    /// Keeps the addresses of the flow in the work area with the flow, where both sides have spoken.
+    /// Keeps the addresses of the flow in the work area with the flow, if both sides have sent.
     fn keep(work: Area);
 
     /// As [`Family::keep`], on the backend's node, for a flow that another node has translated.
     fn keep_reverse(work: Area);
 
-    /// The address that the packet asks for.
+    /// The frontend's address: the packet's destination.
     fn frontend(work: Area) -> Self::Address;
 
-    /// The Ethernet header of a client's packet inside the tunnel: `otherwise`, or with DSR one that says
-    /// which address and port of this node the client asked.
+    /// The Ethernet header of a client's packet inside the tunnel: `otherwise`, or with DSR one
+    /// that carries the frontend.
     fn dsr_header(work: Area, frontend: &Self::Address, otherwise: Ethernet) -> Ethernet;
 
-    /// What the Ethernet header at `outer` says of that: [`overlay_common::Frontend::bits`].
+    /// The frontend in the Ethernet header at `outer`: [`overlay_common::Frontend::bits`].
     ///
     /// # Errors
     /// [`Reason::Truncated`].
@@ -186,7 +188,7 @@ pub trait Family: Sized {
     /// Sends a backend's reply to its client in the name of the ingress node.
     ///
     /// # Errors
-    /// [`Reason::NoRoute`] and [`Reason::TooBig`], with which the packet is as it was sent; those of
+    /// [`Reason::NoRoute`] and [`Reason::TooBig`], which leave the packet as sent; those of
     /// [`Family::translate`].
     fn send_dsr(ctx: &TcContext, ip: &Self::Header, work: Area) -> Outcome;
 
@@ -196,31 +198,32 @@ pub trait Family: Sized {
     /// [`Reason::NoRoute`] and [`Reason::TooBig`].
     fn route_egress(ctx: &TcContext, work: Area) -> Outcome;
 
-    /// MTU in bytes of the path on which [`Family::route_egress`] or [`Family::send_dsr`] said
+    /// MTU in bytes of the path for which [`Family::route_egress`] or [`Family::send_dsr`] returned
     /// [`Reason::TooBig`].
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
     fn egress_mtu(ctx: &TcContext, work: Area) -> Result<u32, Reason>;
 
-    /// Makes of a TCP packet, which is as it came, the reset that answers it. `false` when it is not TCP.
+    /// Turns an unchanged TCP packet into the reset that answers it. Returns `false` for other
+    /// protocols.
     ///
     /// # Errors
-    /// [`Reason::NoBackend`] for what gets no answer.
+    /// [`Reason::NoBackend`] for packets that must not be answered.
     fn reset(ctx: &TcContext) -> Result<bool, Reason>;
 
-    /// Makes of a packet, which is as it came, the answer that no program listens on its port: a reset, or
-    /// ICMP "port unreachable".
+    /// Turns an unchanged packet into the answer of a host without a program on the port: a reset,
+    /// or ICMP "port unreachable".
     ///
     /// # Errors
-    /// [`Reason::NoBackend`] for what gets no answer; [`Reason::RewriteRefused`].
+    /// [`Reason::NoBackend`] for packets that must not be answered; [`Reason::RewriteRefused`].
     fn answer_closed_port(ctx: &TcContext) -> Result<(), Reason>;
 
-    /// Makes the answer "too big" of a container's packet of network `vni`, from its gateway; a path takes
-    /// `mtu` bytes. `translated` says that the packet was rewritten as the work area has it.
+    /// Turns a container's packet of network `vni` into the answer "too big" from its gateway, for
+    /// a path of `mtu` bytes. `translated` says that the packet was rewritten as in the work area.
     ///
     /// # Errors
-    /// [`Reason::TooBig`] for what no sender may be told of.
+    /// [`Reason::TooBig`] for packets that must not be answered.
     fn too_big_from_gateway(
         ctx: &TcContext,
         vni: u32,
@@ -228,8 +231,8 @@ pub trait Family: Sized {
         translated: bool,
     ) -> Result<(), Reason>;
 
-    /// Makes the answer "too big" of a client's packet, translated as the work area has it, from the
-    /// address that the client asked.
+    /// Turns a client's packet, translated as in the work area, into the answer "too big" from the
+    /// frontend's address.
     ///
     /// # Errors
     /// As [`Family::too_big_from_gateway`].
@@ -240,8 +243,8 @@ pub trait Family: Sized {
         work: Area,
     ) -> Result<(), Reason>;
 
-    /// Makes the answer "too big" of a backend's reply, translated as the work area has it, in the name of
-    /// the address that its client asked.
+    /// Turns a backend's reply, translated as in the work area, into the answer "too big" from the
+    /// frontend's address.
     ///
     /// # Errors
     /// As [`Family::too_big_from_gateway`].
@@ -252,9 +255,9 @@ pub trait Family: Sized {
         work: Area,
     ) -> Result<(), Reason>;
 
-    /// Removes `outer` bytes of outer headers. `leaves` says that the packet goes out of the host then.
+    /// Removes `outer` bytes of outer headers. `leaves` says that the packet then leaves the host.
     ///
     /// # Errors
-    /// [`Stop::ToKernel`] when the kernel's device has to do that.
+    /// [`Stop::ToKernel`] if the kernel's device must remove them.
     fn pop(ctx: &TcContext, ip: &Self::Header, outer: usize, leaves: bool) -> Result<(), Stop>;
 }

@@ -1,4 +1,4 @@
-//! IPv4: the header is on the stack, addresses are those of the tables.
+//! IPv4: the header is on the stack, and the tables have its addresses.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -79,13 +79,13 @@ impl Family for V4 {
             flow => flow?,
         }
         let action = conntrack::find(&work.flow, &mut work.entry);
-        // Containers of internal networks ask nothing outside.
+        // Containers of internal networks send nothing outside.
         let may = network.flags & NETWORK_INTERNAL == 0 && !packet.is_from(ENDPOINT_FLAG_HOST);
         if !may || (action != 0 && action != CONNTRACK_FORWARD) {
             return Ok(Outward::Elsewhere(action));
         }
         let published = if work.flow.part == PART_QUOTED {
-            // An error about a flow that has a backend: nothing is looked up of what is published.
+            // The error's flow has a backend: the published port does not matter.
             if action == 0 { None } else { Some(Published::default()) }
         } else {
             published::find_on_host(ip, work.flow.key.dport)
@@ -108,7 +108,7 @@ impl Family for V4 {
         reject::reset(ctx)
     }
 
-    /// The host itself has ways of its own.
+    /// The host routes its own packets.
     #[inline(always)]
     fn leave(packet: &Sent<'_, Self>, network: &Network, mut work: Area, action: u8) -> Outcome {
         let Sent { ctx, link, ip, .. } = packet;
@@ -218,7 +218,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn answer_closed_port(ctx: &TcContext) -> Result<(), Reason> {
-        // One after the other and not one in the other: they share the stack with the entry point.
+        // Calls in sequence, not nested: each shares the stack with the entry point only.
         if reject::reset(ctx)? { Ok(()) } else { icmp::port_unreachable(ctx) }
     }
 
@@ -257,15 +257,15 @@ impl Family for V4 {
     #[inline(always)]
     fn pop(ctx: &TcContext, ip: &Ipv4, outer: usize, leaves: bool) -> Result<(), Stop> {
         let config = config().ok_or(Reason::NotConfigured)?;
-        // Where the kernel cannot be told, an aggregate keeps the mark of a tunnel that it is no
-        // longer in. A TCP socket does not mind. Cutting datagrams apart for a UDP socket fails by
-        // it (seen on Linux 6.18), and a NIC might.
+        // Without `decap_flags` an aggregate keeps the mark of a tunnel after decapsulation. A TCP
+        // socket ignores it. A UDP socket's segmentation fails because of it (seen on Linux 6.18),
+        // and a NIC's might.
         let may_keep_mark = ip.protocol == PROTO_TCP && !leaves;
         if config.decap_flags == 0 && is_gso(ctx) && !may_keep_mark {
             return Err(Stop::ToKernel);
         }
         if outer == INNER6 {
-            // As in front of IPv6 on an IPv4 underlay: the kernel finds out too late.
+            // As for IPv6 on an IPv4 underlay: the kernel refuses it too late.
             vxlan::leave_aggregate(ctx, ip.protocol, config.decap_flags)?;
             return vxlan6::remove(ctx, ETHERTYPE_IPV4, config.decap_flags);
         }
@@ -273,7 +273,7 @@ impl Family for V4 {
     }
 }
 
-/// In a function of its own, for the stack's sake.
+/// A separate function, to save stack.
 #[inline(never)]
 fn too_big_packed(skb: *mut __sk_buff, vni: u32, mtu: u32, translated: bool) -> i64 {
     let ctx = TcContext::new(skb);
@@ -290,7 +290,7 @@ fn answer_too_big(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Resu
     icmp::too_big(ctx, &Router::gateway(&network), mtu)
 }
 
-/// As above.
+/// A separate function, to save stack.
 #[inline(never)]
 fn too_big_from_frontend_packed(skb: *mut __sk_buff, mtu: u32) -> i64 {
     let ctx = TcContext::new(skb);

@@ -1,4 +1,4 @@
-//! IPv6: the header is in the work area, and the tables name its addresses by numbers
+//! IPv6: the header is in the work area, and the tables name its addresses by ids
 //! ([`crate::maps::addr6_id`]).
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
@@ -36,13 +36,13 @@ pub struct V6;
 
 impl Family for V6 {
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
-    /// It is in the work area.
+    /// The header is in the work area.
     type Header = ();
     type Address = Ip6;
 
     #[inline(always)]
     fn flow(ctx: &TcContext, _ip: &(), offset: usize, vni: u32, _work: Area) -> Result<(), Reason> {
-        // What has no number has no flow.
+        // An address without an id has no flow.
         if flow6::find(ctx, offset, vni)? { Ok(()) } else { Err(Reason::ServiceProtocol) }
     }
 
@@ -76,13 +76,14 @@ impl Family for V6 {
         Ok(Outward::Elsewhere(conntrack::find(&work.flow, &mut work.entry)))
     }
 
-    /// `from_container` has looked before it went on with the program of flows.
+    /// `from_container` has checked it before the tail call.
     #[inline(always)]
     fn is_in_own_subnet(_packet: &Sent<'_, Self>, _network: &Network) -> bool {
         false
     }
 
-    /// Sockets send to the MAC that they have learned, which says the backend's IPv4 address.
+    /// Sockets send to the MAC that they have learned, and the backend's IPv4 address follows from
+    /// it.
     #[inline(always)]
     fn stale_backend(packet: &Sent<'_, Self>) -> Option<Be32> {
         Some(addr6_id::ipv4_of(packet.ethernet.dst))
@@ -93,7 +94,7 @@ impl Family for V6 {
         Ok(outcome::unpack(reset_stale_packed(ctx.skb.skb))? != 0)
     }
 
-    /// There is no source NAT of IPv6.
+    /// IPv6 has no source NAT.
     #[inline(always)]
     fn leave(_packet: &Sent<'_, Self>, _network: &Network, _work: Area, _action: u8) -> Outcome {
         Err(Reason::NoWayOut)
@@ -161,7 +162,8 @@ impl Family for V6 {
         if let Some(reply) = CONNTRACK.get_ptr(&reply) {
             // SAFETY: as in `conntrack::update`.
             let frontend = unsafe { (*reply).saddr };
-            // The client of a flow that is in use is kept with it, and with DSR what it asked.
+            // Keep the client's address while the flow is in use, and with DSR the frontend's
+            // address.
             addr6_id::keep(work.flow.key.saddr);
             addr6_id::keep(frontend);
         }
@@ -272,17 +274,17 @@ fn reset_stale_packed(skb: *mut __sk_buff) -> i64 {
     outcome::pack(reset.map(u32::from))
 }
 
-/// Removes the outer headers in front of the packet in the work area. `leaves` says that it goes out of the host
-/// then.
+/// Removes the outer headers in front of the packet in the work area. `leaves` says that the packet
+/// then leaves the host.
 ///
 /// # Errors
-/// [`Stop::ToKernel`] when the kernel's device has to do that.
+/// [`Stop::ToKernel`] if the kernel's device must remove them.
 #[inline(always)]
 pub fn pop(ctx: &TcContext, leaves: bool) -> Result<(), Stop> {
     let config = config().ok_or(Reason::NotConfigured)?;
     let protocol = area()?.ipv6.ip.next_header;
     vxlan::leave_aggregate(ctx, protocol, config.decap_flags)?;
-    // As of IPv4: the mark that an aggregate may keep could mislead a NIC.
+    // As for IPv4: the mark that an aggregate may keep could mislead a NIC.
     if leaves && is_gso(ctx) && config.decap_flags == 0 {
         return Err(Stop::ToKernel);
     }
@@ -293,8 +295,8 @@ pub fn pop(ctx: &TcContext, leaves: bool) -> Result<(), Stop> {
     }
 }
 
-/// What is published on this host under the port that a container asks of one of its addresses. The flow is
-/// named then.
+/// The published port of a container's packet to one of this host's addresses. The flow has its ids
+/// then.
 #[inline(always)]
 fn own_port(
     ctx: &TcContext,
@@ -306,8 +308,8 @@ fn own_port(
         return Ok(None);
     }
     if work.flow.part == PART_QUOTED {
-        // An error about a flow that has a backend: nothing is looked up of what is published. Its sender
-        // may be one from outside to the backend, or be on its network.
+        // The error's flow has a backend: the published port does not matter. Its sender may be
+        // outside of the backend's network, or on it.
         for how in [0, flow6::SOURCE_OUTSIDE] {
             if flow6::name(ctx, link.vni, how)? {
                 let work = &mut *work;
@@ -318,7 +320,7 @@ fn own_port(
         }
         return Ok(None);
     }
-    // A later fragment says its port only by its flow.
+    // Only the flow of a later fragment has its port.
     let is_later = work.ipv6.fragment == flow6::LATER_FRAGMENT;
     if is_later && !name_client(ctx, link, 0)? {
         return Ok(None);
@@ -334,7 +336,7 @@ fn own_port(
     Ok(if named { Some(published) } else { None })
 }
 
-/// Names a later fragment's flow by either name of its sender.
+/// Names a later fragment's flow by either id of its sender.
 #[inline(always)]
 fn name_client(ctx: &TcContext, link: &Link, how: u32) -> Result<bool, Reason> {
     match flow6::name(ctx, link.vni, how) {

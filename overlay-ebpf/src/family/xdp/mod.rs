@@ -1,5 +1,5 @@
-//! What differs between IPv4 and IPv6 in XDP, where packets are whole, have no options or extension headers, and
-//! carry complete checksums.
+//! The differences between IPv4 and IPv6 in XDP. Packets here are whole, have no options or
+//! extension headers, and have complete checksums.
 
 mod v4;
 mod v6;
@@ -20,16 +20,16 @@ use crate::{
     packet::xdp_frame::{read, write},
 };
 
-/// An address family, as XDP sees it.
+/// An address family in XDP.
 pub trait XdpFamily: Family {
-    /// Whether the ways of packets are functions of their own, for the stack's sake: what they call has used
-    /// its part of the stack only while they run.
+    /// Whether the paths of packets are separate functions, to save stack: called functions use
+    /// their part of the stack only while they run.
     const OWN_FUNCTIONS: bool;
-    /// What has been read of a packet to the host.
+    /// The headers of a packet to the host, as read so far.
     type Head;
 
-    /// What is published under the port of this host that the packet asks; its header, and its flow in the work
-    /// area then. `None` for what TC or the host deals with.
+    /// The published port of this host that the packet is for, its header, and the work area with
+    /// its flow. `None` for packets that TC or the host handles.
     ///
     /// # Errors
     /// The reasons why the packet is dropped.
@@ -42,17 +42,17 @@ pub trait XdpFamily: Family {
     /// Ethernet source of a client's packet inside the tunnel.
     ///
     /// # Errors
-    /// [`Reason::SpoofedInnerSource`] when a packet from outside says that it is from inside.
+    /// [`Reason::SpoofedInnerSource`] if a packet from outside has an address from inside.
     fn inner_source(ip: &Self::Header, work: Area) -> Result<Mac, Reason>;
 
-    /// Leaves the addresses after translation in the work area, where the family needs them there.
+    /// Leaves the addresses after translation in the work area, if the family needs them there.
     ///
     /// # Errors
-    /// [`Reason::NoEndpoint`] when one is no longer known.
+    /// [`Reason::NoEndpoint`] if an address is no longer known.
     fn resolve() -> Result<(), Reason>;
 
-    /// Rewrites the packet with its IP header at `offset` from the tuple of the work area's flow to that of its
-    /// entry. A NIC has verified or will verify whole checksums here, so they are updated in place.
+    /// Rewrites the packet with its IP header at `offset` from the tuple of the work area's flow to
+    /// that of its entry. Checksums are complete in XDP, so they are updated in place.
     ///
     /// # Errors
     /// [`Reason::Truncated`].
@@ -77,7 +77,8 @@ pub trait XdpFamily: Family {
         work: Area,
     ) -> Result<NextHop, Reason>;
 
-    /// Writes the outer headers, and the inner Ethernet header with a source, of an inner frame of some length.
+    /// Writes the outer headers and the inner Ethernet header. `inner` is the source of the latter
+    /// and the length in bytes of the inner frame.
     ///
     /// # Errors
     /// [`Reason::RewriteRefused`].
@@ -91,8 +92,9 @@ pub trait XdpFamily: Family {
     ) -> Result<(), Reason>;
 }
 
-/// Rewrites the ports of the transport header at `offset`, from those of `work.flow` to those of `work.entry`, and
-/// brings its checksum up to date, in which the addresses and ports change by `difference`.
+/// Rewrites the ports of the transport header at `offset` from those of `work.flow` to those of
+/// `work.entry`, and updates its checksum. `difference` is the change of its sum by addresses and
+/// ports.
 #[inline(always)]
 fn rewrite_transport(
     ctx: &XdpContext,
@@ -115,7 +117,7 @@ fn rewrite_transport(
     write(ctx, offset + 2, entry.dport)
 }
 
-/// What changing the ports adds to a sum.
+/// The change of a sum by the new ports.
 #[inline(always)]
 fn port_difference(work: &Work) -> u64 {
     let Work { flow, entry, .. } = work;

@@ -39,7 +39,7 @@ impl XdpFamily for V4 {
         let Some(published) = published::find_on_host(&ip, udp.dest) else { return Ok(None) };
         let length = length(ctx);
         check_ipv4(&ip, length - ETH_LEN as u32, false)?;
-        // Aggregates (generic XDP) and packets that do not fit the tunnel are for TC.
+        // TC handles aggregates (generic XDP) and packets that do not fit the tunnel.
         if length + VXLAN_OVERHEAD > config.underlay_mtu + ETH_LEN as u32 {
             return Ok(None);
         }
@@ -48,7 +48,7 @@ impl XdpFamily for V4 {
         Ok(Some((ip, published, work)))
     }
 
-    /// The backend's node has the gateway's MAC, and checks where the packet is from.
+    /// The backend's node sets the gateway's MAC, and checks the source address.
     #[inline(always)]
     fn inner_source(_ip: &Ipv4, _work: Area) -> Result<Mac, Reason> {
         Ok(Mac::default())

@@ -1,5 +1,5 @@
-//! IPv6 in XDP: TCP and UDP right behind their IPv6 header, over an IPv4 underlay. Anything else, or with anything
-//! wrong with it, passes to TC, which says so.
+//! IPv6 in XDP: TCP and UDP directly behind their IPv6 header, over an IPv4 underlay. Other
+//! packets, and faulty ones, pass to TC, which counts the reason.
 
 use core::mem::offset_of;
 
@@ -35,14 +35,14 @@ use crate::{
     },
 };
 
-/// In place of a service's number, none of which is zero: the packet is not for XDP.
+/// In place of a service's number, which is never zero: XDP does not handle the packet.
 const PASS: u32 = 0;
-/// The packet is one for XDP.
+/// XDP handles the packet.
 const OURS: u32 = 1;
 
 /// Offset of the transport header.
 const TRANSPORT: usize = ETH_LEN + IPV6_LEN;
-/// The same inside the tunnel.
+/// Offset of the transport header inside the tunnel.
 const INNER_TRANSPORT: usize = INNER + TRANSPORT;
 
 impl XdpFamily for V6 {
@@ -124,7 +124,8 @@ impl XdpFamily for V6 {
     }
 }
 
-/// The number of the service that a packet asks, with its port in the work area, and the flow.
+/// The number of the service of the packet's published port. Leaves the backends' port and the flow
+/// in the work area.
 #[inline(never)]
 fn is_to_published_packed(ctx: *mut xdp_md) -> i64 {
     outcome::pack(is_to_published(&XdpContext::new(ctx)))
@@ -143,7 +144,7 @@ fn is_to_published(ctx: &XdpContext) -> Result<u32, Reason> {
         return Ok(PASS);
     };
     let length = length(ctx);
-    // Aggregates (generic XDP) and packets that do not fit the tunnel are for TC.
+    // TC handles aggregates (generic XDP) and packets that do not fit the tunnel.
     if length + VXLAN_OVERHEAD > config.underlay_mtu + ETH_LEN as u32 || !flow(ctx, TRANSPORT, work)
     {
         return Ok(PASS);
@@ -159,8 +160,8 @@ fn is_to_published(ctx: &XdpContext) -> Result<u32, Reason> {
     Ok(published.service)
 }
 
-/// Whether there is an IPv6 header of TCP or UDP at `offset`, which is in the work area then, and that is as long
-/// as the frame.
+/// Whether there is an IPv6 header with TCP or UDP at `offset` whose length fits the frame. Leaves
+/// the header in the work area.
 #[inline(always)]
 fn load(ctx: &XdpContext, offset: usize) -> Result<bool, Reason> {
     let ip = &mut work()?.ipv6.ip;
@@ -172,8 +173,8 @@ fn load(ctx: &XdpContext, offset: usize) -> Result<bool, Reason> {
         && check_ipv6(ip, available - offset as u32, false).is_ok())
 }
 
-/// Fills `work.flow`, but for its network and addresses, by the transport header at `offset`. `false` when there is
-/// none that can be.
+/// Fills `work.flow` from the transport header at `offset`, without network and addresses. Returns
+/// `false` for an impossible header.
 #[inline(always)]
 fn flow(ctx: &XdpContext, offset: usize, work: &mut Work) -> bool {
     let ip = &work.ipv6.ip;
@@ -203,8 +204,8 @@ fn flow(ctx: &XdpContext, offset: usize, work: &mut Work) -> bool {
     true
 }
 
-/// Whether a tunnel packet of network `vni` from the node `sender` may be the reply of a flow that was translated
-/// here. The flow is in the work area then.
+/// Whether a tunnel packet of network `vni` from the node `sender` may be the reply of a flow that
+/// this node translated. The flow is in the work area then.
 ///
 /// # Errors
 /// [`Reason::NotPeer`].
@@ -221,7 +222,7 @@ fn may_be_reply_packed(ctx: *mut xdp_md, vni: u32, sender: Be32) -> i64 {
 #[inline(always)]
 fn find_reply(ctx: &XdpContext, vni: u32, sender: Be32) -> Result<u32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
-    // Aggregates (generic XDP) are for TC.
+    // TC handles aggregates (generic XDP).
     if length(ctx) > config.underlay_mtu + ETH_LEN as u32 || !load(ctx, INNER + ETH_LEN)? {
         return Ok(PASS);
     }
