@@ -1,4 +1,4 @@
-//! Into an endpoint of this node, or back out of the interface that a packet came in by.
+//! Delivers packets to endpoints of this node, or sends them back out of their input interface.
 
 use aya_ebpf::{
     helpers::{bpf_redirect, bpf_redirect_peer},
@@ -15,7 +15,7 @@ use crate::{
     packet::frame::{ifindex, mark_for_host, store},
 };
 
-/// Puts an IPv4 packet into a local endpoint, with `source` as the Ethernet source.
+/// Delivers an IPv4 packet to a local endpoint, with `source` as Ethernet source.
 ///
 /// # Errors
 /// [`Reason::RewriteRefused`].
@@ -50,7 +50,7 @@ pub fn deliver_as(
     Ok(Verdict::delivered(action as i32, reason, endpoint.slot))
 }
 
-/// As [`deliver_as`], into a backend on this node.
+/// As [`deliver_as`], to a backend on this node.
 ///
 /// # Errors
 /// Those of [`deliver`].
@@ -71,7 +71,7 @@ pub fn deliver_backend_as(
     deliver_as(ethertype, ctx, &endpoint, source, Reason::DeliveredLocal)
 }
 
-/// Sends a packet back out of the interface it came in by.
+/// Sends a packet back out of the interface that it arrived on.
 #[inline(always)]
 pub fn back_out(ctx: &TcContext, reason: Reason) -> Verdict {
     // SAFETY: a helper without preconditions.

@@ -1,4 +1,4 @@
-//! Where packets go: into a container, up the host's stack, out to a client.
+//! The last step of a packet: to a container, up the host's stack, or out to a client.
 
 pub mod deliver;
 pub mod route;

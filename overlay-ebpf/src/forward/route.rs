@@ -1,4 +1,4 @@
-//! The way of packets by the host's routing table.
+//! Routes packets by the host's routing table.
 
 use core::mem::size_of;
 
@@ -28,26 +28,27 @@ use crate::{
 
 const _: () = assert!(size_of::<FibLookup>() == 64 && align_of::<FibLookup>() <= 8);
 
-/// Where a packet leaves the host.
+/// The next hop of a packet that leaves the host.
 pub struct NextHop {
-    /// Index of the interface it leaves by.
+    /// Index of the output interface.
     pub ifindex: u32,
-    /// Its Ethernet header; the MACs are zero when the kernel has yet to resolve them.
+    /// The packet's Ethernet header. The MACs are zero while the kernel resolves them.
     pub ethernet: Ethernet,
-    /// MTU of the route in bytes (Linux 5.12); 0 when it is not resolved, or not 16 bits long.
+    /// MTU of the route in bytes (Linux 5.12); 0 without a resolved neighbour, or if it has more
+    /// than 16 bits.
     pub mtu: u16,
     /// Whether the MACs are known.
     pub resolved: bool,
 }
 
-/// Source and destination of a packet, of either family, for the routing table.
+/// Source and destination of a packet for the routing table, of either family.
 pub trait Ends: Copy {
     /// The address family (`AF_*`).
     const FAMILY: u8;
     /// EtherType of the family.
     const ETHERTYPE: u16;
 
-    /// Says them in the parameters.
+    /// Fills in the parameters of a look-up.
     fn fill(self, params: &mut FibLookup);
 }
 
@@ -62,7 +63,7 @@ impl Ends for (Be32, Be32) {
     }
 }
 
-/// The host link has IPv6 forwarding on for this.
+/// The host link has IPv6 forwarding on for these look-ups.
 impl Ends for (&Ip6, &Ip6) {
     const FAMILY: u8 = 10;
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
@@ -74,12 +75,12 @@ impl Ends for (&Ip6, &Ip6) {
     }
 }
 
-/// Sends the packet out of an interface; the kernel resolves and fills in the MACs where they are
-/// not known.
+/// Sends the packet out of an interface. If the MACs are unresolved, the kernel resolves and fills
+/// them in.
 #[inline(always)]
 pub fn send(ifindex: u32, resolved: bool) -> i32 {
-    // SAFETY: helpers without preconditions; a null parameter makes the kernel route by the packet's
-    // own addresses.
+    // SAFETY: helpers without preconditions; with a null parameter the kernel routes by the
+    // packet's own addresses.
     unsafe {
         if resolved {
             bpf_redirect(ifindex, 0) as i32
@@ -89,11 +90,11 @@ pub fn send(ifindex: u32, resolved: bool) -> i32 {
     }
 }
 
-/// The next hop between two addresses by the host's routing table. `total` is the length of the IP packet
-/// for the check against the route's MTU.
+/// The next hop between two addresses by the host's routing table. `total` is the length in bytes
+/// of the IP packet, for the check against the route's MTU.
 ///
-/// The look-up is made as for a packet that came in by the host link: that device is ours and has
-/// forwarding on, whatever the host's own interfaces have.
+/// The look-up names the host link as input interface, because that device belongs to overlay and
+/// has forwarding on. The host's own interfaces may have it off.
 ///
 /// # Errors
 /// [`Reason::TooBig`] and [`Reason::NoRoute`].
@@ -118,18 +119,18 @@ pub fn next_hop<E: Ends>(
             resolved: true,
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH => Ok(unresolved::<E>(params.ifindex)),
-        // Only when the host link does not exist (a datapath loaded without a controller).
+        // This happens only without a host link (a datapath that was loaded without a controller).
         BPF_FIB_LKUP_RET_FWD_DISABLED => Ok(unresolved::<E>(config.underlay_ifindex)),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Reason::TooBig),
         _ => Err(Reason::NoRoute),
     }
 }
 
-/// MTU in bytes of the path that [`next_hop`] found too small. What the host has learned of a path
-/// by ICMP counts (RFC 1191, RFC 8201): it is in the routing table.
+/// MTU in bytes of the path that [`next_hop`] found too small. It includes path MTUs that the host
+/// has learned by ICMP (RFC 1191, RFC 8201), because they are in the routing table.
 ///
 /// # Errors
-/// [`Reason::NoRoute`] when there is none any more.
+/// [`Reason::NoRoute`] if the route is gone.
 #[inline(always)]
 pub fn path_mtu<E: Ends>(ctx: *mut c_void, config: &Config, ends: E) -> Result<u32, Reason> {
     let params = lookup_params(config, ends, 0xffff)?;
@@ -140,15 +141,16 @@ pub fn path_mtu<E: Ends>(ctx: *mut c_void, config: &Config, ends: E) -> Result<u
     Ok(unsafe { params.__bindgen_anon_1.mtu_result }.into())
 }
 
-/// Asks the routing table.
+/// Looks up the routing table.
 #[inline(always)]
 fn look_up(ctx: *mut c_void, params: &mut FibLookup) -> u32 {
     let size = size_of::<FibLookup>() as i32;
-    // SAFETY: the context is the program's own, and the kernel fills in `params` as far as told.
+    // SAFETY: the context is the program's own, and the kernel fills in `params` up to the size
+    // given.
     unsafe { bpf_fib_lookup(ctx, &raw mut *params, size, 0) as u32 }
 }
 
-/// What to ask of the routing table, in the scratch area.
+/// The parameters of a look-up, in the scratch area.
 #[inline(always)]
 fn lookup_params<E: Ends>(
     config: &Config,
@@ -157,7 +159,8 @@ fn lookup_params<E: Ends>(
 ) -> Result<&'static mut FibLookup, Reason> {
     let fib = &mut scratch()?.fib;
     *fib = [0; 8];
-    // SAFETY: the struct is plain C, as large as its room and no more aligned; zero is a value of it.
+    // SAFETY: the struct is plain C, as large as the area and no more aligned; zero is a valid
+    // value of it.
     let params = unsafe { &mut *fib.as_mut_ptr().cast::<FibLookup>() };
     params.family = E::FAMILY;
     params.ifindex = via(config);
@@ -166,7 +169,7 @@ fn lookup_params<E: Ends>(
     Ok(params)
 }
 
-/// The interface that packets are looked up for as if they came in by it.
+/// The input interface that look-ups name.
 #[inline(always)]
 pub fn via(config: &Config) -> u32 {
     if config.host_link_ifindex != 0 { config.host_link_ifindex } else { config.underlay_ifindex }
@@ -178,7 +181,7 @@ fn unresolved<E: Ends>(ifindex: u32) -> NextHop {
     NextHop { ifindex, ethernet, mtu: 0, resolved: false }
 }
 
-/// Routes a packet with addresses of the underlay (a reply that is translated back) out of the host.
+/// Routes a packet with addresses of the underlay (a translated reply) out of the host.
 ///
 /// # Errors
 /// Those of [`next_hop`].
@@ -194,7 +197,7 @@ pub extern "C" fn route_egress_packed(skb: *mut __sk_buff, from: u32, to: u32) -
     route(&TcContext::new(skb), (Be32::from_raw(from), Be32::from_raw(to)))
 }
 
-/// As [`route_egress`], of an IPv6 packet with the addresses in `work.ipv6.new`.
+/// As [`route_egress`], for an IPv6 packet with the addresses in `work.ipv6.new`.
 ///
 /// # Errors
 /// Those of [`next_hop`].
@@ -225,7 +228,7 @@ fn try_route<E: Ends>(ctx: &TcContext, ends: E) -> Result<i32, Reason> {
     Ok(send(hop.ifindex, hop.resolved))
 }
 
-/// [`path_mtu`] of the way on which [`route_egress`] said [`Reason::TooBig`].
+/// [`path_mtu`] of the path for which [`route_egress`] returned [`Reason::TooBig`].
 ///
 /// # Errors
 /// Those of [`path_mtu`].
@@ -242,7 +245,7 @@ pub extern "C" fn egress_mtu_packed(skb: *mut __sk_buff, from: u32, to: u32) -> 
     outcome::pack(path_mtu(skb.cast(), config, ends))
 }
 
-/// As [`egress_mtu`], of [`route_egress6`].
+/// As [`egress_mtu`], for [`route_egress6`].
 ///
 /// # Errors
 /// Those of [`path_mtu`].

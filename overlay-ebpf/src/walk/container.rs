@@ -1,4 +1,5 @@
-//! What an endpoint sends: to a VIP, to another endpoint, to a published port, or out of its network.
+//! Packets from an endpoint: to a VIP, to another endpoint, to a published port, or out of its
+//! network.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -24,20 +25,21 @@ use crate::{
     walk::reject,
 };
 
-/// Where the transport header of the packet in the work area is.
+/// Offset of the transport header of the packet in the work area.
 #[inline(always)]
 fn transport(work: Area) -> usize {
     usize::from(work.flow.transport)
 }
 
-/// The action of the entry of the work area's flow, which is in the work area then; 0 without one.
+/// Looks up the entry of the work area's flow and leaves it there. Returns its action; 0 without an
+/// entry.
 #[inline(always)]
 fn tracked(mut work: Area) -> u8 {
     let work = &mut *work;
     conntrack::find(&work.flow, &mut work.entry)
 }
 
-/// To a VIP, of the service with a number.
+/// Handles a packet to a VIP, of the service with this number.
 #[inline(always)]
 pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
     reject_vlan_tag(packet.ctx)?;
@@ -45,7 +47,7 @@ pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
     if let Err(reason) = packet.flow(work) {
         return F::echo(packet).unwrap_or(Err(reason));
     }
-    // The reply of a backend that reached itself through the VIP.
+    // The reply of a backend that sent to itself through the VIP.
     if packet.is_from(ENDPOINT_FLAG_BACKEND) && tracked(work) == CONNTRACK_REPLY {
         return reply(packet, work);
     }
@@ -56,14 +58,16 @@ pub fn to_service<F: Family>(packet: &Sent<'_, F>, number: u32) -> Outcome {
     to_backend(packet, work)
 }
 
-/// To another endpoint of the network. If the sender serves a service, this may be the reply of a flow that was
-/// translated on this node; if the receiver does, its replies may look like those of one.
+/// Handles a packet to another endpoint of the network. If the sender is a backend, the packet may
+/// be the reply of a flow that this node translated. If the receiver is a backend, the tuple of its
+/// replies may collide with that of such replies.
 #[inline(always)]
 pub fn to_endpoint<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint) -> Outcome {
     let mut translated = false;
     let is_with_backend =
         packet.is_from(ENDPOINT_FLAG_BACKEND) || endpoint.flags & ENDPOINT_FLAG_BACKEND != 0;
-    // Tags cross between endpoints and mean nothing elsewhere, so tagged flows are never translated.
+    // VLAN tags pass between endpoints and have no meaning elsewhere, so tagged flows are never
+    // translated.
     if is_with_backend && !has_vlan_tag(packet.ctx) {
         let work = area()?;
         if packet.flow(work).is_ok() {
@@ -80,8 +84,8 @@ pub fn to_endpoint<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint) -> Outc
     pass_on(packet, endpoint, translated)
 }
 
-/// Delivers a packet to an endpoint of its network, here or on another node. `translated` says that it was
-/// rewritten as the work area has it.
+/// Delivers a packet to an endpoint of its network, on this node or another one. `translated` says
+/// that the packet was rewritten as in the work area.
 #[inline(always)]
 pub fn pass_on<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint, translated: bool) -> Outcome {
     let Sent { ctx, link, ethernet, .. } = packet;
@@ -91,8 +95,8 @@ pub fn pass_on<F: Family>(packet: &Sent<'_, F>, endpoint: &Endpoint, translated:
     tunnel(packet, (link.vni, endpoint.node), endpoint.mac, translated)
 }
 
-/// To an address that no endpoint of the network has: back on the way that a flow from outside came in, to a
-/// port that this host publishes, or out on a new flow.
+/// Handles a packet to an address that no endpoint of the network has: a reply of a flow from
+/// outside, a packet to a port that this host publishes, or a flow to the outside.
 #[inline(always)]
 pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     reject_vlan_tag(packet.ctx)?;
@@ -112,13 +116,13 @@ pub fn to_outside<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     }
 }
 
-/// A reply to a client outside whose flow came through another node: back through that, or straight to the
-/// client (DSR).
+/// Sends a reply to a client outside of a flow through another node: to the ingress node, or
+/// directly to the client (DSR).
 #[inline(always)]
 fn to_ingress_node<F: Family>(packet: &Sent<'_, F>, gateway: Be32, work: Area) -> Outcome {
     if dsr::is_dsr_reply(&work) {
         match F::send_dsr(packet.ctx, &packet.ip, work) {
-            // The client may be where only the ingress node has a way to.
+            // Perhaps only the ingress node has a route to the client.
             Err(Reason::NoRoute) => {}
             sent => return or_too_big(packet, work, sent, false),
         }
@@ -130,8 +134,8 @@ fn to_ingress_node<F: Family>(packet: &Sent<'_, F>, gateway: Be32, work: Area) -
     tunnel(packet, (packet.link.vni, work.entry.node), Mac::of_ip(gateway), translated)
 }
 
-/// To a port that this host publishes, from a container of any network: as from a client outside, under the
-/// container's own address.
+/// Handles a packet of a container to a port that this host publishes. The container counts as a
+/// client outside, under its own address.
 #[inline(always)]
 fn to_own_port<F: Family>(packet: &Sent<'_, F>, mut work: Area, published: &Published) -> Outcome {
     let (number, target) = (published.service, published.target);
@@ -139,7 +143,7 @@ fn to_own_port<F: Family>(packet: &Sent<'_, F>, mut work: Area, published: &Publ
         return reject::answer::<F>(packet.ctx, work, reason);
     }
     let vni = work.backend.vni;
-    // Networks that overlap: no packet comes from outside with an address from inside.
+    // Overlapping networks: no packet comes from outside with an address from inside.
     if vni != packet.link.vni && F::is_inside(&packet.ip, vni, work) {
         return Err(Reason::SpoofedInnerSource);
     }
@@ -160,7 +164,7 @@ pub fn to_backend<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
     tunnel(packet, (backend.vni, backend.node), backend.mac, true)
 }
 
-/// Into the tunnel on a network to a node, for the MAC `to` there.
+/// Sends a packet through the tunnel to a node, on a network and for the MAC `to`.
 #[inline(always)]
 fn tunnel<F: Family>(
     packet: &Sent<'_, F>,
@@ -178,15 +182,15 @@ fn tunnel<F: Family>(
     }
 }
 
-/// Answers a packet of network `vni` that a path of `mtu` bytes does not take, from the gateway.
+/// Answers a packet of network `vni` that does not fit a path of `mtu` bytes, from the gateway.
 #[inline(always)]
 pub fn too_big<F: Family>(ctx: &TcContext, vni: u32, mtu: u32, translated: bool) -> Outcome {
     F::too_big_from_gateway(ctx, vni, mtu, translated)?;
     Ok(back_out(ctx, Reason::TooBigAnswered))
 }
 
-/// What became of a reply to a client outside: its backend is told when the reply is too big. `translated` as
-/// for [`too_big`].
+/// The outcome of a reply to a client outside: if it is too big, the backend gets an ICMP error.
+/// `translated` as for [`too_big`].
 #[inline(always)]
 fn or_too_big<F: Family>(
     packet: &Sent<'_, F>,
@@ -203,7 +207,8 @@ fn or_too_big<F: Family>(
     }
 }
 
-/// Translates a backend's reply back and sends it to the client: outside, or an endpoint of this node.
+/// Translates a backend's reply back and sends it to the client, outside or an endpoint of this
+/// node.
 #[inline(always)]
 fn reply<F: Family>(packet: &Sent<'_, F>, work: Area) -> Outcome {
     let Sent { ctx, ip, .. } = packet;

@@ -1,5 +1,6 @@
-//! The checks of an IPv6 packet from a container, and where it goes. What needs a look at flows is left to a
-//! program of its own (`container_flow6`), which the IPv4 path does not pay for.
+//! The checks of an IPv6 packet from a container, and its destination. A separate program
+//! (`container_flow6`) handles packets that may belong to translated flows, so that the IPv4 path
+//! does not pay for it.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -31,32 +32,32 @@ use crate::{
 
 /// Bytes of every ICMPv6 header (RFC 4443, section 2.1).
 const ICMPV6_LEN: u16 = 4;
-/// What a container's packet is, as [`examine`] finds: plain traffic between two endpoints.
+/// Kind of a container's packet, from [`examine`]: plain traffic between two endpoints.
 const PLAIN: u32 = 0;
-/// As above: a neighbour solicitation.
+/// As [`PLAIN`]: a neighbour solicitation.
 const DISCOVERY: u32 = 1;
-/// As above: ICMPv6 to the gateway, or a ping to a VIP.
+/// As [`PLAIN`]: ICMPv6 to the gateway, or a ping to a VIP.
 const ECHO: u32 = 2;
-/// As above: what may be of a translated flow.
+/// As [`PLAIN`]: a packet that may belong to a translated flow.
 const FLOW: u32 = 3;
 
 /// In [`Ipv6Work::aim`], for `container_flow6`: the packet goes to another endpoint.
 pub const AIM_ENDPOINT: u32 = 0;
-/// As above: to a VIP.
+/// In [`Ipv6Work::aim`]: to a VIP.
 pub const AIM_SERVICE: u32 = 1;
-/// As above: to an address outside of the network.
+/// In [`Ipv6Work::aim`]: to an address outside of the network.
 pub const AIM_OUTSIDE: u32 = 2;
-/// As above: to the address of a backend that is no more.
+/// In [`Ipv6Work::aim`]: to the address of a stale backend.
 pub const AIM_STALE: u32 = 3;
 
-/// What an endpoint sends. `kept` is what [`crate::observe::event::keep`] returned.
+/// Handles an endpoint's packet. `kept` is the result of [`crate::observe::event::keep`].
 #[inline(always)]
 pub fn receive(ctx: &TcContext, link: Link, ethernet: Ethernet, kept: i64) -> Outcome {
     let work = &mut work()?.ipv6;
     work.link = link;
     work.ethernet = ethernet;
     work.kept = kept;
-    // Two calls one after the other, not one inside the other: their stacks do not add up.
+    // Calls in sequence, not nested: their stacks do not add up.
     match outcome::unpack(examine_packed(ctx.skb.skb))? {
         DISCOVERY => nd::answer(ctx),
         ECHO => echo::answer6(ctx),
@@ -77,11 +78,11 @@ pub extern "C" fn examine_packed(skb: *mut __sk_buff) -> i64 {
     outcome::pack(examine(&TcContext::new(skb)))
 }
 
-/// Checks a container's packet and leaves the endpoint it is for in `work.ipv6`.
+/// Checks a container's packet and leaves its destination endpoint in `work.ipv6`.
 #[inline(always)]
 fn examine(ctx: &TcContext) -> Result<u32, Reason> {
     let own = lookup(&LINKS6, &ifindex(ctx)).ok_or(Reason::UnsupportedProtocol)?;
-    // Solicitations in a VLAN of the containers' own are not answered, so nothing else comes either.
+    // Solicitations in a VLAN get no answer, so no other tagged packet is legitimate.
     reject_vlan_tag(ctx)?;
     let work = &mut work()?.ipv6;
     load_into(ctx, ETH_LEN, &mut work.ip)?;
@@ -107,7 +108,7 @@ fn examine(ctx: &TcContext) -> Result<u32, Reason> {
     if work.ip.dst.is_group() || work.ethernet.dst.is_group() {
         return Err(Reason::Multicast);
     }
-    // Nothing but what goes to a group comes from nobody (RFC 4291, section 2.5.2).
+    // Only packets to groups may have no source (RFC 4291, section 2.5.2).
     if is_unspecified {
         return Err(Reason::SpoofedSource);
     }
@@ -146,7 +147,7 @@ fn examine(ctx: &TcContext) -> Result<u32, Reason> {
     }
 }
 
-/// Whether a packet to no endpoint is of a connection to a backend that is gone.
+/// Whether a packet to no endpoint belongs to a connection to a stale backend.
 #[inline(always)]
 fn was_backend(work: &Ipv6Work) -> bool {
     work.ip.next_header == PROTO_TCP

@@ -1,5 +1,5 @@
-//! A frame out of the tunnel, whatever the outer headers were: to an endpoint of this node, to a group, or of a
-//! translated flow.
+//! A frame from the tunnel, under any outer headers: to an endpoint of this node, to a group, or of
+//! a translated flow.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -27,8 +27,9 @@ use crate::{
     },
 };
 
-/// A frame of network `receiver.vni` from node `sender`, under an outer TOS byte. `outer` bytes of outer headers are
-/// in front, none where the kernel's device has removed them; for the verifier it must be a constant.
+/// Handles a frame of network `receiver.vni` from node `sender`, under an outer TOS byte. `outer`
+/// bytes of outer headers are in front, none if the kernel's device has removed them. The verifier
+/// needs a constant there.
 #[inline(always)]
 pub fn accept(
     ctx: &TcContext,
@@ -61,8 +62,8 @@ pub fn accept(
     }
 }
 
-/// To an endpoint of this node: from another endpoint of the network, or from a client outside whose flow another
-/// node has translated.
+/// Handles a frame to an endpoint of this node, from another endpoint of the network, or from a
+/// client outside whose flow another node has translated.
 #[inline(always)]
 fn to_local(inner: &Inner<'_, V4>, endpoint: &Endpoint) -> Way {
     let Inner { ctx, vni, sender, ip, .. } = inner;

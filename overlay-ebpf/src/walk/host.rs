@@ -1,4 +1,4 @@
-//! A client outside asks a port of the host.
+//! Packets of clients outside to a published port of the host.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Be16, Be32, Reason, maps::Published, wire::Ethernet};
@@ -13,7 +13,7 @@ use crate::{
     walk::reject,
 };
 
-/// To the backend of a published port. The flow is in the work area.
+/// Sends the packet of the flow in the work area to the backend of a published port.
 #[inline(always)]
 pub fn to_published<F: Family>(
     ctx: &TcContext,

@@ -1,5 +1,5 @@
-//! IPv4 to an address of the host: answers to source NAT, published ports, and errors about their flows. Anything
-//! else is the host's.
+//! IPv4 to an address of the host: replies for source NAT, published ports, and errors about their
+//! flows. Anything else goes to the host.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -22,11 +22,11 @@ use crate::{
     walk::host,
 };
 
-/// Headers of a frame that are read directly: Ethernet, IPv4 and TCP.
+/// Bytes of headers that are read directly: Ethernet, IPv4 and TCP.
 pub const HEADERS: u32 = 54;
 
-/// IPv4 without options and the first eight bytes behind it, of a later fragment those of its first one;
-/// anything else is the host's.
+/// The IPv4 header without options, and the eight bytes behind it; for a later fragment those of
+/// its first one. `None` for packets that go to the host.
 #[inline(always)]
 pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
     let ethernet: Ethernet = load(ctx, 0).ok()?;
@@ -38,26 +38,26 @@ pub fn outer_headers(ctx: &TcContext) -> Option<(Ipv4, Udp)> {
         return None;
     }
     if ip.is_later_fragment() {
-        // Known of packets that went to a port of ours.
+        // Found if the packet was to a published port.
         return Some((ip, fragment::head(ctx, ETH_LEN, UNDERLAY_VNI).ok()?));
     }
     Some((ip, load(ctx, ETH_LEN + IPV4_LEN).ok()?))
 }
 
-/// Anything that is not IPv4, or has options: the host's, but for IPv6 to published ports.
+/// Passes a packet that is not IPv4, or has options, to the host. IPv6 may be for published ports.
 #[inline(always)]
 pub fn not_ipv4(ctx: &TcContext) -> Outcome {
     if load::<Ethernet>(ctx, 0).is_ok_and(|e| e.ethertype.get() == ETHERTYPE_IPV6) {
-        // Where that program is missing, the host is not cut off.
+        // If that program is missing, the host still gets the packet.
         tail_call(ctx, TAIL_CALL_HOST);
     }
     Ok(Verdict::PASS)
 }
 
-/// To an address of the host, as far as we can tell.
+/// Handles a packet to an address of the host.
 #[inline(always)]
 pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcome {
-    // The VLAN's own interface sees a tagged packet again, without the tag.
+    // The VLAN's own interface receives a tagged packet again, without the tag.
     if has_vlan_tag(ctx) {
         return Ok(Verdict::PASS);
     }
@@ -74,7 +74,8 @@ pub fn receive(ctx: &TcContext, config: &Config, ip: &Ipv4, udp: &Udp) -> Outcom
     }
 }
 
-/// ICMP to an address of the host: errors about what a backend has sent to a client outside are the backend's.
+/// Handles ICMP to an address of the host: an error about a backend's packet to a client outside
+/// goes to the backend.
 #[inline(always)]
 fn error_to_host(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     let mut work = area()?;
@@ -84,11 +85,11 @@ fn error_to_host(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     {
         return Ok(Verdict::PASS);
     }
-    // Its flow has a backend, or had one: nothing is looked up of what is published.
+    // The flow has a backend, or had one: the published port does not matter.
     to_published(ctx, ip, &Published::default())
 }
 
-/// A client outside asked a port of the host.
+/// Handles a packet of a client outside to a published port.
 #[inline(always)]
 fn to_published(ctx: &TcContext, ip: &Ipv4, published: &Published) -> Outcome {
     check_ipv4(ip, ctx.len() - ETH_LEN as u32, is_gso(ctx))?;

@@ -1,4 +1,4 @@
-//! The ways of packets through the programs of TC. Decisions are written once, over a
+//! The paths of packets through the programs of TC. Decisions are written once, over a
 //! [`crate::family::Family`].
 
 pub mod container;

@@ -1,5 +1,5 @@
-//! A packet whose flow has no backend: its sender is told at once, as a host tells one that asks for a port on which
-//! no program listens, TCP with a reset and others with ICMP "port unreachable".
+//! Rejects packets without a backend. The sender learns at once, as from a host without a program
+//! on the port: TCP gets a reset, and other protocols get ICMP "port unreachable".
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -14,11 +14,13 @@ use crate::{
     outcome::Outcome,
 };
 
-/// What becomes of a packet, as it came, that was rejected for `reason`: its sender is told of [`Reason::NoBackend`],
-/// and of [`Reason::BackendGone`] where the service says so and it is TCP.
+/// The outcome of a packet, unchanged so far, that was rejected for `reason`. The sender gets an
+/// answer for [`Reason::NoBackend`], and for [`Reason::BackendGone`] with TCP if the service says
+/// so.
 ///
 /// # Errors
-/// The reason, where the sender is not told: for other reasons, and what gets no answer.
+/// The reason if the sender gets no answer: for other reasons, and for packets that must not be
+/// answered.
 #[inline(always)]
 pub fn answer<F: Family>(ctx: &TcContext, work: Area, reason: Reason) -> Outcome {
     let tells =
@@ -33,11 +35,13 @@ pub fn answer<F: Family>(ctx: &TcContext, work: Area, reason: Reason) -> Outcome
     Ok(back_out(ctx, Reason::NoBackendAnswered))
 }
 
-/// What becomes of a container's packet to an address of its network that no endpoint has. A connection that was given
-/// its backend when it was made (`service::socket::netns`), and has outlived it, sends there.
+/// The outcome of a container's packet to an address of its network that no endpoint has. A
+/// connection that got its backend at connect time (`service::socket::netns`) and has outlived it
+/// sends there.
 ///
 /// # Errors
-/// [`Reason::NoEndpoint`]; [`Reason::BackendGone`] for TCP to a backend that was there, where the client is not told.
+/// [`Reason::NoEndpoint`]; [`Reason::BackendGone`] for TCP to a stale backend if the client gets no
+/// reset.
 #[inline(always)]
 pub fn stale<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     let ip = F::stale_backend(packet).ok_or(Reason::NoEndpoint)?;
@@ -49,7 +53,7 @@ pub fn stale<F: Family>(packet: &Sent<'_, F>) -> Outcome {
     reset_outcome(packet.ctx, F::reset_stale(packet.ctx))
 }
 
-/// What became of a reset that tells a client of a stale backend.
+/// The outcome of a packet to a stale backend, from the result of its reset.
 #[inline(always)]
 fn reset_outcome(ctx: &TcContext, reset: Result<bool, Reason>) -> Outcome {
     match reset {

@@ -1,5 +1,5 @@
-//! What comes out of the tunnel and is of a translated flow: clients outside whose flow another node has
-//! translated, and replies of flows that were translated here.
+//! Tunnel packets of translated flows: from clients outside whose flow another node has translated,
+//! and replies of flows that this node translated.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -21,7 +21,7 @@ use crate::{
     tunnel::{encap, peers::check_peer},
 };
 
-/// The way of a packet in the tunnel.
+/// The outcome of a tunnel packet.
 pub type Way = Result<Verdict, Stop>;
 
 /// A checked tunnel packet.
@@ -30,9 +30,9 @@ pub struct Inner<'a, F: Family> {
     pub ctx: &'a TcContext,
     /// Its network.
     pub vni: u32,
-    /// VTEP of the node that it came from.
+    /// VTEP of the node that sent it.
     pub sender: Be32,
-    /// Bytes of outer headers in front of it; 0 where the kernel's device has removed them.
+    /// Bytes of outer headers in front of it; 0 if the kernel's device has removed them.
     pub outer: usize,
     /// Its IP header.
     pub ip: F::Header,
@@ -48,7 +48,8 @@ impl<F: Family> Inner<'_, F> {
         F::flow(self.ctx, &self.ip, self.outer + ETH_LEN, self.vni, work)
     }
 
-    /// Removes the outer headers, if there are any. `leaves` says that the packet goes out of the host.
+    /// Removes the outer headers, if there are any. `leaves` says that the packet then leaves the
+    /// host.
     ///
     /// # Errors
     /// Those of [`Family::pop`].
@@ -57,23 +58,24 @@ impl<F: Family> Inner<'_, F> {
         if self.outer == 0 { Ok(()) } else { F::pop(self.ctx, &self.ip, self.outer, leaves) }
     }
 
-    /// Whether the frame has a VLAN tag. Under outer headers none is seen: frames that have one are left to
-    /// the kernel's device.
+    /// Whether the frame has a VLAN tag. Frames with a tag under outer headers go to the kernel's
+    /// device, so a tag is seen without outer headers only.
     #[inline(always)]
     pub fn is_tagged(&self) -> bool {
         self.outer == 0 && has_vlan_tag(self.ctx)
     }
 
-    /// Refuses a VLAN tag where it has no meaning.
+    /// Rejects a frame with a VLAN tag where tags have no meaning.
     ///
     /// # Errors
-    /// [`Reason::UnsupportedProtocol`] when the frame has one.
+    /// [`Reason::UnsupportedProtocol`] for a frame with a tag.
     #[inline(always)]
     fn reject_tag(&self) -> Result<(), Reason> {
         if self.is_tagged() { Err(Reason::UnsupportedProtocol) } else { Ok(()) }
     }
 
-    /// Whether the packet is the reply of a flow that was translated here; its entry is in the work area then.
+    /// Whether the packet is the reply of a flow that this node translated; its entry is in the
+    /// work area then.
     #[inline(always)]
     pub fn is_reply(&self, mut work: Area) -> bool {
         if self.flow(work).is_err() {
@@ -83,15 +85,16 @@ impl<F: Family> Inner<'_, F> {
         conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_REPLY
     }
 
-    /// Offset of the transport header once the outer headers are gone.
+    /// Offset of the transport header after the removal of the outer headers.
     #[inline(always)]
     fn transport(&self, work: Area) -> usize {
         usize::from(work.flow.transport) - self.outer
     }
 }
 
-/// From a client outside, whose flow another node has translated: notes the way back, and delivers to
-/// `endpoint`, of this node, with the gateway's MAC.
+/// Handles a packet of a client outside, whose flow another node has translated. Records the
+/// reverse path and delivers the packet to `endpoint` of this node, with the gateway's MAC as
+/// source.
 #[inline(always)]
 pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way {
     check_peer(inner.sender)?;
@@ -119,8 +122,8 @@ pub fn from_outside<F: Family>(inner: &Inner<'_, F>, endpoint: &Endpoint) -> Way
     Ok(deliver_as(F::ETHERTYPE, inner.ctx, endpoint, from, Reason::Decapsulated)?)
 }
 
-/// To an address that no endpoint has: a backend's reply for a flow that was translated here, to a client
-/// outside or to a container of this node that asked a port of this host.
+/// Handles a packet to an address that no endpoint has: a backend's reply of a flow that this node
+/// translated, to a client outside or to a container of this node that sent to a port of this host.
 #[inline(always)]
 pub fn to_client<F: Family>(inner: &Inner<'_, F>) -> Way {
     check_peer(inner.sender)?;
@@ -153,14 +156,15 @@ pub fn reply<F: Family>(inner: &Inner<'_, F>, work: Area) -> Way {
     Ok(deliver_as(F::ETHERTYPE, ctx, &client, from, Reason::Decapsulated)?)
 }
 
-/// Tells a backend elsewhere what fits the way to its client outside, whose reply is translated as the work
-/// area has it: in the name of the address that the client asked, as a router on that way would.
+/// Tells a backend on another node that its reply does not fit the path to the client outside. The
+/// reply is translated as in the work area. The ICMP error comes from the frontend's address, as
+/// from a router.
 #[inline(always)]
 fn notify_backend<F: Family>(inner: &Inner<'_, F>, transport: usize, mut work: Area) -> Outcome {
     let Inner { ctx, vni, .. } = inner;
     let mtu = F::egress_mtu(ctx, work)?;
     work.backend = lookup(&BACKENDS, &work.entry.backend).ok_or(Reason::BackendGone)?;
-    // One call after the other and not in a function of their own: they share the stack.
+    // Calls in sequence, not in a function of their own: they share the stack.
     F::too_big_to_backend(ctx, transport, mtu, work)?;
     let ethertype = Be16::new(F::ETHERTYPE);
     let frame = Ethernet { dst: work.backend.mac, src: Mac::default(), ethertype };

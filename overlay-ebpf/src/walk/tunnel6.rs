@@ -1,5 +1,5 @@
-//! IPv6 out of the tunnel: what one endpoint sends to another is delivered here. What may be of a translated flow
-//! is left to a program of its own (`tunnel_flow6`).
+//! IPv6 from the tunnel: packets between endpoints are delivered here. A separate program
+//! (`tunnel_flow6`) handles packets that may belong to translated flows.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use overlay_common::{
@@ -22,8 +22,9 @@ use crate::{
     walk::tunnel::Way,
 };
 
-/// A frame of network `receiver.vni` with an IPv6 packet in it, from a node and under an outer TOS byte. `outer`
-/// bytes of outer headers are in front, none where the kernel's device has removed them.
+/// Handles a frame of network `receiver.vni` with an IPv6 packet, from a node and under an outer
+/// TOS byte. `outer` bytes of outer headers are in front, none if the kernel's device has removed
+/// them.
 #[inline(always)]
 pub fn receive(
     ctx: &TcContext,
@@ -56,8 +57,9 @@ fn to_local_packed(
     pack_stop(to_local(&TcContext::new(skb), (vni, sender), outer_tos, outer))
 }
 
-/// To an endpoint of this node, from another endpoint of the network. What is not that, or from a backend, is
-/// looked up among flows: `is_flow` says so, and the packet is as it came.
+/// Delivers a packet from another endpoint of the network to an endpoint of this node. For other
+/// packets, and those from a backend, it sets `is_flow` and leaves the packet unchanged: their
+/// flows must be looked up.
 #[inline(always)]
 fn to_local(
     ctx: &TcContext,

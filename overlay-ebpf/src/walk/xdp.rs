@@ -1,5 +1,6 @@
-//! The ways of packets of translated flows through XDP: a client's packet to a backend elsewhere, and a reply out
-//! of the tunnel to its client. What XDP cannot do, because it has to wait, to answer or to cut, passes to TC.
+//! The paths of packets of translated flows through XDP: a client's packet to a backend on another
+//! node, and a reply from the tunnel to its client. TC handles packets that must wait, be answered
+//! or be segmented.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -28,11 +29,11 @@ use crate::{
     tunnel::{next_hop, vxlan::INNER},
 };
 
-/// The action of what is left to TC.
+/// The action for packets that TC handles.
 const PASS: i32 = xdp_action::XDP_PASS as i32;
 
-/// A client outside asked a port of the host, and its flow is in the work area: if the backend is elsewhere, the
-/// packet goes there from here.
+/// Handles a packet of a client outside to a published port, whose flow is in the work area. If the
+/// backend is on another node, the packet leaves from here.
 #[inline(always)]
 pub fn to_published<F: XdpFamily>(
     ctx: &XdpContext,
@@ -42,7 +43,7 @@ pub fn to_published<F: XdpFamily>(
 ) -> Outcome {
     let (number, target) = (published.service, published.target);
     match route::route(&mut work, number, target, (length(ctx), 0)) {
-        // The answer is TC's to give.
+        // TC gives the answer.
         Err(Reason::NoBackend | Reason::BackendGone) => return Ok(Verdict::PASS),
         routed => routed?,
     }
@@ -56,8 +57,8 @@ pub fn to_published<F: XdpFamily>(
     ))
 }
 
-/// The reply of a flow that was translated here, out of the tunnel from the node `sender`. The flow is in the work
-/// area.
+/// Handles a tunnel packet from the node `sender` that may be the reply of a flow that this node
+/// translated. The flow is in the work area.
 #[inline(always)]
 pub fn reply<F: XdpFamily>(
     ctx: &XdpContext,
@@ -71,7 +72,7 @@ pub fn reply<F: XdpFamily>(
             return Ok(None);
         }
     }
-    // Clients on this node are TC's.
+    // TC handles clients on this node.
     if work.entry.vni & !VNI_FLAG_IPV6 != UNDERLAY_VNI {
         return Ok(Some(Verdict::PASS));
     }
@@ -86,7 +87,7 @@ pub fn reply<F: XdpFamily>(
     )))
 }
 
-/// What [`to_backend`] and [`to_client`] made of a packet.
+/// The verdict of [`to_backend`] or [`to_client`].
 #[inline(always)]
 fn verdict(action: i32, reason: Reason) -> Verdict {
     if action == PASS { Verdict::PASS } else { Verdict::done(action, reason) }
@@ -102,7 +103,8 @@ fn to_client_packed<F: XdpFamily>(ctx: *mut xdp_md, ip: &F::Header) -> i64 {
     pack(to_client::<F>(&XdpContext::new(ctx), ip).map(|action| action as u32))
 }
 
-/// Sends a packet of the flow in the work area to its backend, if that is elsewhere and the way there is known.
+/// Sends a packet of the flow in the work area to its backend, if that is on another node and its
+/// next hop is known.
 #[inline(always)]
 fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
@@ -114,7 +116,7 @@ fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Rea
     let length = length(ctx);
     let total = length + VXLAN_OVERHEAD - ETH_LEN as u32;
     let hop = match next_hop::to_node(ctx.ctx.cast(), config, work.backend.node, total) {
-        // TC can wait for the neighbour and tell the client what fits, XDP cannot.
+        // TC can wait for the neighbour and answer the client; XDP cannot.
         Err(Reason::TooBig) => return Ok(PASS),
         hop => hop?,
     };
@@ -130,7 +132,8 @@ fn to_backend<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Rea
     Ok(send(ctx, hop.ifindex))
 }
 
-/// Sends a reply of the flow in the work area out of the tunnel to its client, if the way there is known.
+/// Sends a reply of the flow in the work area from the tunnel to its client, if its next hop is
+/// known.
 #[inline(always)]
 fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reason> {
     let config = config().ok_or(Reason::NotConfigured)?;
@@ -138,7 +141,7 @@ fn to_client<F: XdpFamily>(ctx: &XdpContext, ip: &F::Header) -> Result<i32, Reas
     F::resolve()?;
     let total = F::total_length(ip, work);
     let hop = match F::next_hop(ctx, config, total, work) {
-        // TC can tell the backend what fits.
+        // TC can answer the backend.
         Err(Reason::TooBig) => return Ok(PASS),
         hop => hop?,
     };
