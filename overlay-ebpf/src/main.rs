@@ -1,5 +1,5 @@
-//! The kernel side of overlay. This file holds the entry points only: each one hands the packet to
-//! its concern and turns the outcome into the kernel's verdict in one exhaustive match.
+//! The kernel side of overlay. This file holds the entry points only. Each one passes the packet to
+//! its module and turns the outcome into the kernel's verdict in one exhaustive match.
 //!
 //! The crate also compiles for the host, where the parts without kernel calls are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -48,11 +48,11 @@ use crate::{
     tunnel::vxlan,
 };
 
-// The macros put each of these functions into one that the kernel calls. Left to the compiler, a long
-// one stays a function of its own, and to older kernels (6.1) every function in a chain of calls has
-// used 32 bytes of the stack that they share, however little it needs.
+// The macros wrap each of these functions in one that the kernel calls. The compiler would keep a
+// long one as a separate function. On older kernels (6.1) every function in a chain of calls takes
+// at least 32 bytes of the shared stack.
 
-/// TC ingress of every endpoint's host-side interface: what a container sends.
+/// TC ingress of every endpoint's host-side interface: packets that a container sends.
 #[classifier]
 #[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
@@ -74,7 +74,7 @@ pub fn from_underlay(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
-/// As [`from_underlay`], where the underlay is IPv6.
+/// As [`from_underlay`], for an IPv6 underlay.
 #[classifier]
 #[inline(always)]
 pub fn from_underlay6(ctx: TcContext) -> i32 {
@@ -83,7 +83,7 @@ pub fn from_underlay6(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
-/// TC ingress of the kernel's vxlan device: what it has taken out of the tunnel.
+/// TC ingress of the kernel's vxlan device: packets that it has decapsulated.
 #[classifier]
 #[inline(always)]
 pub fn from_vxlan(ctx: TcContext) -> i32 {
@@ -92,7 +92,7 @@ pub fn from_vxlan(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
-/// Attached nowhere: `from_container` goes on with this where an IPv6 packet may be of a translated flow.
+/// Tail-called by `from_container` for IPv6 packets that may belong to a translated flow.
 #[classifier]
 #[inline(always)]
 pub fn container_flow6(ctx: TcContext) -> i32 {
@@ -102,16 +102,15 @@ pub fn container_flow6(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &Party::sender(&link), kept, container_flow6::receive(&ctx))
 }
 
-/// Attached nowhere: the programs of the host's interfaces go on with this for an IPv6 packet that is not the
-/// tunnel's.
+/// Tail-called by the programs of the host's interfaces for IPv6 packets other than tunnel packets.
 #[classifier]
 #[inline(always)]
 pub fn host_flow6(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &Party::receiver(), 0, host_flow6::receive(&ctx))
 }
 
-/// Attached nowhere: the programs that receive tunnel packets go on with this where an IPv6 packet inside
-/// may be of a translated flow.
+/// Tail-called by the programs that receive tunnel packets, if the inner IPv6 packet may belong to
+/// a translated flow.
 #[classifier]
 #[inline(always)]
 pub fn tunnel_flow6(ctx: TcContext) -> i32 {
@@ -120,15 +119,15 @@ pub fn tunnel_flow6(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &receiver, 0, outcome)
 }
 
-/// Attached nowhere: run once by the loader on a tunnel packet, to learn whether this kernel knows
-/// `DECAP_L4_UDP`. Returns 1 if it does.
+/// Run once by the loader on a tunnel packet, to find out whether this kernel knows `DECAP_L4_UDP`;
+/// not attached. Returns 1 if it does.
 #[classifier]
 #[inline(always)]
 pub fn probe_decap(ctx: TcContext) -> i32 {
     i32::from(vxlan::remove(&ctx, DECAP_L4_UDP).is_ok())
 }
 
-/// TC ingress of the other interfaces with a way out: published ports, and what comes back to
+/// TC ingress of the other interfaces that lead outside: published ports, and replies to
 /// containers.
 #[classifier]
 #[inline(always)]
@@ -136,8 +135,8 @@ pub fn from_outside(ctx: TcContext) -> i32 {
     conclude_tc(&ctx, &Party::receiver(), 0, outside::receive(&ctx))
 }
 
-/// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports whose
-/// backend is remote, and their replies. Everything else passes to `from_underlay`.
+/// XDP on the underlay interface: peer check, decapsulation of all but TCP, published ports with a
+/// remote backend, and their replies. Other packets pass to `from_underlay`.
 #[xdp]
 #[inline(always)]
 pub fn xdp_underlay(ctx: XdpContext) -> u32 {
@@ -160,14 +159,14 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
     }
 }
 
-/// A socket of the host, or of a container, connects.
+/// A socket of the host or of a container connects.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     socket::connect4(&ctx);
     socket::ALLOW
 }
 
-/// As [`connect4`], an IPv6 socket.
+/// As [`connect4`], for an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     socket::connect6(&ctx);
@@ -181,28 +180,28 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     socket::ALLOW
 }
 
-/// A UDP socket of the host learns where a datagram came from.
+/// A UDP socket of the host learns the source of a datagram.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
     socket::recvmsg4(&ctx);
     socket::ALLOW
 }
 
-/// As [`recvmsg4`], an IPv6 socket.
+/// As [`recvmsg4`], for an IPv6 socket.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
     socket::show_frontend(&ctx);
     socket::ALLOW
 }
 
-/// A socket of the host, or of a container, asks for its peer.
+/// A socket of the host or of a container asks for its peer.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     socket::getpeername4(&ctx);
     socket::ALLOW
 }
 
-/// As [`getpeername4`], an IPv6 socket.
+/// As [`getpeername4`], for an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     socket::show_frontend(&ctx);
@@ -216,8 +215,8 @@ pub fn sock_release(ctx: SockContext) -> i32 {
     socket::ALLOW
 }
 
-/// Counts and tells what becomes of a packet. `kept` is what [`event::keep`] returned before it was
-/// changed.
+/// Counts and reports the outcome of a packet. `kept` is the result of [`event::keep`] from before
+/// the packet was changed.
 #[inline(always)]
 fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i32 {
     if kept != 0 {
@@ -235,7 +234,7 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
             if verdict.slot() != 0 {
                 event::report_delivery(ctx, verdict.slot(), verdict.reason());
             } else if party.traffic == Traffic::Sent && is_answer(verdict.reason()) {
-                // An answer goes back into the container that asked.
+                // An answer goes back to the container that sent the packet.
                 event::report_delivery(ctx, party.slot, verdict.reason());
             }
             verdict.action()
@@ -249,7 +248,7 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
     }
 }
 
-/// Whether the sender was answered.
+/// Whether the packet was turned into an answer to its sender.
 #[inline(always)]
 fn is_answer(reason: Reason) -> bool {
     matches!(
@@ -270,12 +269,12 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers that the kernel offers to GPL-compatible programs only are used.
+/// The programs use helpers that the kernel offers to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// The host build is for its tests: it does nothing.
+/// The host build exists for its tests and does nothing.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

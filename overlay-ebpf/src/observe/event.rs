@@ -1,7 +1,7 @@
-//! Telling of drops, new flows and captured packets, while somebody watches.
+//! Reports of drops, new flows and captured packets, while a watcher is there.
 //!
-//! The packet is copied to a per-CPU buffer first and from there to the ring: only so can a record
-//! be as long as the packet (`bpf_ringbuf_reserve` takes constants only).
+//! The packet is first copied to a per-CPU buffer and then to the ring. Otherwise a record could
+//! not have the length of the packet, because `bpf_ringbuf_reserve` takes constants only.
 
 use core::ptr;
 
@@ -30,10 +30,10 @@ use crate::{
 
 /// Ethertype of IPv6 (RFC 2464, section 3).
 const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// Bytes that the filter may look at: Ethernet, IPv4 with all options, and ports.
+/// Bytes that the filter may read: Ethernet, IPv4 with all options, and ports.
 const FILTERED: u32 = 14 + 60 + 4;
 
-/// A packet of either kind of program.
+/// A packet of a TC or XDP program.
 #[derive(Clone, Copy)]
 enum Packet {
     Tc(*mut __sk_buff),
@@ -63,7 +63,8 @@ impl Packet {
         }
     }
 
-    /// Copies the first `length` bytes, from 1 to [`SNAP_MAX`] and no more than the packet has.
+    /// Copies the first `length` bytes; `length` is from 1 to [`SNAP_MAX`] and at most the packet's
+    /// length.
     #[inline(always)]
     fn copy(self, to: *mut u8, length: u32) -> bool {
         // SAFETY: the buffer has room for SNAP_MAX bytes.
@@ -77,13 +78,13 @@ impl Packet {
     }
 }
 
-/// What is watched; `None` while nobody does. All that a packet pays then.
+/// The current watch; `None` without one. A packet pays no more than this look-up then.
 #[inline(always)]
 pub fn watching() -> Option<&'static Watch> {
     WATCH.get(0).filter(|watch| watch.flags != 0)
 }
 
-/// What is watched, if it is one of `flags` and still holds.
+/// The watch and the time in ns, if it has one of `flags` and has not ended.
 #[inline(always)]
 fn watched_now(flags: u32) -> Option<(&'static Watch, u64)> {
     let watch = watching().filter(|watch| watch.flags & flags != 0)?;
@@ -92,8 +93,9 @@ fn watched_now(flags: u32) -> Option<(&'static Watch, u64)> {
     (now <= watch.until).then_some((watch, now))
 }
 
-/// Keeps a packet that an endpoint sends, as it is now, if it is to be captured. [`report_kept`]
-/// tells of it when it is known what becomes of it. Returns 1 if it was kept.
+/// Copies a packet that an endpoint sends to the buffer, before it is changed, if it is to be
+/// captured. [`report_kept`] sends the record when the outcome is known. Returns 1 if the packet
+/// was kept.
 #[inline(always)]
 pub fn keep(ctx: &TcContext, sender: &Party) -> i64 {
     if watching().is_none() {
@@ -108,7 +110,7 @@ pub extern "C" fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
     i64::from(capture(Packet::Tc(skb), slot, Traffic::Sent).is_some())
 }
 
-/// Tells of a kept packet.
+/// Sends the record of a kept packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn report_kept(vni: u32, slot: u32, reason: u32) -> i64 {
@@ -123,7 +125,8 @@ pub extern "C" fn report_kept(vni: u32, slot: u32, reason: u32) -> i64 {
     0
 }
 
-/// Tells of a packet that goes into the endpoint with this slot, if it is to be captured.
+/// Reports a packet that is delivered to the endpoint with this counter index, if it is to be
+/// captured.
 #[inline(always)]
 pub fn report_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
     if watching().is_some() {
@@ -131,7 +134,7 @@ pub fn report_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
     }
 }
 
-/// As [`report_delivery`], for what the XDP program delivers.
+/// As [`report_delivery`], for the XDP program.
 #[inline(always)]
 pub fn report_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
     if watching().is_some() {
@@ -164,7 +167,7 @@ fn received(packet: Packet, slot: u32, reason: u32) -> i64 {
     0
 }
 
-/// Tells of a packet that a TC program drops.
+/// Reports a packet that a TC program drops.
 #[inline(always)]
 pub fn report_drop(ctx: &TcContext, party: &Party, reason: Reason) {
     if watching().is_some() {
@@ -173,7 +176,7 @@ pub fn report_drop(ctx: &TcContext, party: &Party, reason: Reason) {
     }
 }
 
-/// Tells of a packet that the XDP program drops.
+/// Reports a packet that the XDP program drops.
 #[inline(always)]
 pub fn report_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
     if watching().is_some() {
@@ -213,7 +216,7 @@ fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
     0
 }
 
-/// Tells of a flow that was given a backend.
+/// Reports a flow that got a backend.
 #[inline(always)]
 pub fn report_flow(key: &ConntrackKey, entry: &Conntrack, reason: Reason) {
     if watching().is_some() {
@@ -241,7 +244,7 @@ fn report_flow_packed(key: &ConntrackKey, entry: &Conntrack, reason: u32) -> i64
     0
 }
 
-/// The buffer with the packet in it, if it is to be captured.
+/// Copies the packet to the buffer if it is to be captured.
 #[inline(always)]
 fn capture(packet: Packet, slot: u32, traffic: Traffic) -> Option<*mut Buffer> {
     let (watch, now) = watched_now(WATCH_CAPTURE)?;
@@ -251,7 +254,7 @@ fn capture(packet: Packet, slot: u32, traffic: Traffic) -> Option<*mut Buffer> {
     if watch.sample > 1 {
         // SAFETY: a helper without preconditions.
         let random = u64::from(unsafe { bpf_get_prandom_u32() });
-        // Zero with a probability of one in so many.
+        // Zero with a probability of 1 / `sample`.
         if (random * u64::from(watch.sample)) >> 32 != 0 {
             return None;
         }
@@ -275,7 +278,7 @@ fn capture(packet: Packet, slot: u32, traffic: Traffic) -> Option<*mut Buffer> {
     Some(buffer)
 }
 
-/// Begins a record and copies up to `snap` bytes of the packet.
+/// Starts a record and copies up to `snap` bytes of the packet.
 #[inline(always)]
 fn fill(buffer: *mut Buffer, packet: Packet, event: Event, snap: u32) -> bool {
     let length = packet.length();
@@ -286,17 +289,17 @@ fn fill(buffer: *mut Buffer, packet: Packet, event: Event, snap: u32) -> bool {
     // SAFETY: a per-CPU buffer that only this program run touches.
     let (data, captured) = unsafe {
         (*buffer).event = Event { length, captured, ifindex: packet.ifindex(), ..event };
-        // From memory, where LLVM cannot follow it, so that the bound below stays in the program:
-        // the verifier of 6.1 knows no other way to say "from 1 to SNAP_MAX".
+        // Read from memory, where LLVM cannot follow the value, so that the bound below stays in
+        // the program. The verifier of 6.1 accepts no other proof of "from 1 to SNAP_MAX".
         (&raw mut (*buffer).data, ptr::read_volatile(&raw const (*buffer).event.captured))
     };
     packet.copy(data.cast(), (captured.wrapping_sub(1) & (SNAP_MAX as u32 - 1)) + 1)
 }
 
-/// Puts a record into the ring, or counts it as lost.
+/// Writes a record to the ring, or counts it as lost.
 #[inline(always)]
 fn send(buffer: *mut Buffer) {
-    // SAFETY: as in `fill`; the record is no longer than the buffer.
+    // SAFETY: as in `fill`; the record is at most as long as the buffer.
     let (record, kind) = unsafe {
         let captured = ptr::read_volatile(&raw const (*buffer).event.captured);
         let captured = (captured.wrapping_sub(1) & (SNAP_MAX as u32 - 1)) + 1;
@@ -311,12 +314,12 @@ fn send(buffer: *mut Buffer) {
 #[inline(always)]
 fn lose(kind: u8) {
     if let Some(lost) = LOST_EVENTS.get_ptr_mut(u32::from(kind)) {
-        // SAFETY: a per-CPU value of a successful look-up.
+        // SAFETY: a per-CPU value from a successful look-up.
         unsafe { *lost += 1 };
     }
 }
 
-/// Whether a captured packet is one that the filter lets through.
+/// Whether a captured packet passes the filter.
 #[inline(always)]
 fn matches(watch: &Watch, buffer: *const Buffer) -> bool {
     // SAFETY: a per-CPU buffer that only this program run touches, long enough for every offset.
@@ -341,7 +344,7 @@ fn matches(watch: &Watch, buffer: *const Buffer) -> bool {
             if (protocol != PROTO_TCP && protocol != PROTO_UDP) || ports + 4 > captured as usize {
                 return false;
             }
-            // An offset of at most 74, also for the verifier.
+            // The mask bounds the offset for the verifier; it is at most 74.
             let ports = data.add(ports & 0x7f).cast::<[u16; 2]>().read_unaligned();
             if ports[0] != watch.port.raw() && ports[1] != watch.port.raw() {
                 return false;
@@ -351,14 +354,15 @@ fn matches(watch: &Watch, buffer: *const Buffer) -> bool {
     }
 }
 
-/// Whether the packet is to or from the host of the filter.
+/// Whether the packet is to or from the filter's host.
 ///
 /// # Safety
 /// `data` is readable for [`FILTERED`] bytes.
 #[inline(always)]
 unsafe fn matches_host(watch: &Watch, data: *const u8, ipv4: bool) -> bool {
     let host = (&raw const watch.host).cast::<[u32; 4]>();
-    // SAFETY: all offsets are within what the caller promises, and the host's 16 bytes.
+    // SAFETY: all offsets are within the bytes that the caller promises, and within the host's 16
+    // bytes.
     unsafe {
         let host = host.read_unaligned();
         let word = |at: usize| data.add(at).cast::<u32>().read_unaligned();

@@ -1,4 +1,4 @@
-//! Counting and, with feature `log`, telling.
+//! Counters and, with feature `log`, log messages.
 
 pub mod event;
 
@@ -14,14 +14,14 @@ use crate::{
     outcome::Verdict,
 };
 
-/// The endpoint of this node that a packet is counted for, as far as it is known.
+/// The endpoint of this node that a packet counts for, as far as it is known.
 #[derive(Clone, Copy)]
 pub struct Party {
-    /// Whether it sent the packet or is to receive it.
+    /// Whether the endpoint sent the packet or receives it.
     pub traffic: Traffic,
-    /// Its network, or the one that a tunnel packet claims.
+    /// The endpoint's network, or the VNI in a tunnel packet.
     pub vni: u32,
-    /// Its slot; 0 when it is not known.
+    /// The endpoint's counter index; 0 if it is not known.
     pub slot: u32,
 }
 
@@ -32,7 +32,7 @@ impl Party {
         Self { traffic: Traffic::Sent, vni: link.vni, slot: link.slot }
     }
 
-    /// Whoever the packet turns out to be for.
+    /// The receiver of the packet, not known yet.
     #[inline(always)]
     pub fn receiver() -> Self {
         Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, slot: 0 }
@@ -47,7 +47,7 @@ pub fn count(reason: Reason, length: u32) {
     }
 }
 
-/// Counts a packet that goes on: for itself, for its sender, and for the endpoint that it went to, if any.
+/// Counts a forwarded packet: in total, for its sender, and for the endpoint that received it.
 #[inline(always)]
 pub fn forwarded(party: &Party, verdict: Verdict, length: u32) {
     let (reason, receiver) = (verdict.reason(), verdict.slot());
@@ -58,21 +58,21 @@ pub fn forwarded(party: &Party, verdict: Verdict, length: u32) {
     tally(receiver, way(Traffic::Received, reason), length);
 }
 
-/// Counts a copy of a packet that went to the endpoint with slot `receiver`, for that endpoint only.
+/// Counts a copy of a packet for the endpoint with counter index `receiver` only.
 #[inline(always)]
 pub fn received(receiver: u32, reason: Reason, length: u32) {
     tally(receiver, way(Traffic::Received, reason), length);
 }
 
-/// Counts a packet that is dropped: for itself, and for its endpoint and network.
+/// Counts a dropped packet: in total, and for its endpoint and network.
 #[inline(always)]
 pub fn dropped(party: &Party, reason: Reason, length: u32) {
     count(reason, length);
     attribute(party.vni, party.slot, party.traffic as u32, reason as u32, length);
 }
 
-/// The breakdown of a drop. A network that is not known here could be any number that a packet
-/// claims, and would fill the map.
+/// Counts a drop by endpoint and network. A tunnel packet may claim any VNI, so an unknown one is
+/// not counted by itself: it would fill the map.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn attribute(vni: u32, slot: u32, traffic: u32, reason: u32, length: u32) -> i64 {
@@ -98,7 +98,7 @@ fn tally(slot: u32, way: u32, length: u32) {
         return;
     }
     if let Some(tally) = ENDPOINT_COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: the index is smaller than the array, whose slot is this CPU's own.
+        // SAFETY: the index is smaller than the array, whose entry is this CPU's own.
         let counter =
             unsafe { (&raw mut (*tally).ways).cast::<Counter>().add(way as usize % WAYS) };
         add(counter, length);
@@ -107,14 +107,14 @@ fn tally(slot: u32, way: u32, length: u32) {
 
 #[inline(always)]
 fn add(counter: *mut Counter, length: u32) {
-    // SAFETY: a per-CPU value of a successful look-up, which only this program run touches.
+    // SAFETY: a per-CPU value from a successful look-up, which only this program run touches.
     unsafe {
         (*counter).packets += 1;
         (*counter).bytes += u64::from(length);
     }
 }
 
-/// Tells of a drop through aya-log.
+/// Logs a drop through aya-log.
 #[inline(always)]
 pub fn log_drop(ctx: &TcContext, reason: Reason) {
     #[cfg(feature = "log")]

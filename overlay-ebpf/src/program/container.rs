@@ -1,5 +1,5 @@
-//! `from_container`: what an endpoint sends. Checked against what it may send, then delivered here,
-//! tunnelled, translated or answered.
+//! `from_container`: packets that an endpoint sends. The program checks their sender, then
+//! delivers, tunnels, translates or answers them.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -25,10 +25,10 @@ use crate::{
     walk::{container, container6, reject},
 };
 
-/// Headers that are read directly: Ethernet, IPv4 and TCP without options.
+/// Bytes of headers that are read directly: Ethernet, IPv4 and TCP without options.
 const HEADERS: u32 = 54;
 
-/// The interface that the packet came in by.
+/// The interface that the packet arrived on.
 ///
 /// # Errors
 /// [`Reason::UnknownLink`].
@@ -37,7 +37,8 @@ pub fn sender(ctx: &TcContext) -> Result<Link, Reason> {
     cache::link(ifindex(ctx)).ok_or(Reason::UnknownLink)
 }
 
-/// What the endpoint behind `link` sends. `kept` is what [`crate::observe::event::keep`] returned.
+/// Handles a packet of the endpoint behind `link`. `kept` is the result of
+/// [`crate::observe::event::keep`].
 #[inline(always)]
 pub fn receive(ctx: &TcContext, link: Link, kept: i64) -> Outcome {
     pull(ctx, HEADERS);
@@ -76,7 +77,7 @@ fn ipv4(ctx: &TcContext, link: Link, ethernet: Ethernet) -> Outcome {
     }
 }
 
-/// To the gateway: ping for every endpoint, published ports for the host itself.
+/// Handles a packet to the gateway: ping from every endpoint, published ports from the host itself.
 #[inline(always)]
 fn to_gateway(packet: &Sent<'_, V4>) -> Outcome {
     reject_vlan_tag(packet.ctx)?;

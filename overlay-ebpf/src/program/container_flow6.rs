@@ -1,5 +1,5 @@
-//! `container_flow6`: IPv6 that a container sends to a VIP, as a backend or to one, or out of its network.
-//! `from_container` has checked it and left what it is for in the work area.
+//! `container_flow6`: IPv6 packets of a container to a VIP, from or to a backend, or out of its
+//! network. `from_container` has checked them and left their destination in the work area.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Reason, maps::Link};
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Ethernet, IPv6 and TCP.
+/// Bytes of headers that are read directly: Ethernet, IPv6 and TCP.
 const HEADERS: u32 = 74;
 
-/// The endpoint that sent the packet, and what was kept of the packet ([`crate::observe::event::keep`]).
+/// The sending endpoint, and the result of [`crate::observe::event::keep`] for the packet.
 ///
 /// # Errors
 /// [`Reason::NotConfigured`].
@@ -28,7 +28,7 @@ pub fn sender() -> Result<(Link, i64), Reason> {
     area().map(|work| (work.ipv6.link, work.ipv6.kept))
 }
 
-/// What `from_container` has left in the work area.
+/// Handles the packet that `from_container` has left in the work area.
 #[inline(always)]
 pub fn receive(ctx: &TcContext) -> Outcome {
     pull(ctx, HEADERS);

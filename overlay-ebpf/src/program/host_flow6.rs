@@ -1,5 +1,5 @@
-//! `host_flow6`: IPv6 to an address of the host: published ports, and errors about their flows. Anything else is
-//! the host's.
+//! `host_flow6`: IPv6 to an address of the host: published ports, and errors about their flows.
+//! Anything else goes to the host.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -20,15 +20,15 @@ use crate::{
     walk::host,
 };
 
-/// Ethernet, IPv6 and TCP.
+/// Bytes of headers that are read directly: Ethernet, IPv6 and TCP.
 const HEADERS: u32 = 74;
 
-/// What the host receives.
+/// Handles a packet to the host.
 #[inline(always)]
 pub fn receive(ctx: &TcContext) -> Outcome {
     pull(ctx, HEADERS);
     let mut work = area()?;
-    // The VLAN's own interface sees a tagged packet again, without the tag.
+    // The VLAN's own interface receives a tagged packet again, without the tag.
     if has_vlan_tag(ctx)
         || load_into(ctx, ETH_LEN, &mut work.ipv6.ip).is_err()
         || !published::is_on_host6(&work.ipv6.ip.dst)
@@ -50,7 +50,7 @@ pub fn receive(ctx: &TcContext) -> Outcome {
     host::to_published::<V6>(ctx, &(), &published, work)
 }
 
-/// Later fragments, and ICMPv6 errors: only a flow that exists already says that they are not the host's.
+/// Handles later fragments and ICMPv6 errors. They go to the host unless their flow is known.
 #[inline(always)]
 fn of_known_flow(ctx: &TcContext, mut work: Area) -> Outcome {
     if flow6::name(ctx, flow6::HOST, 0) != Ok(true) {
@@ -59,7 +59,7 @@ fn of_known_flow(ctx: &TcContext, mut work: Area) -> Outcome {
     let published = if work.flow.part == PART_QUOTED {
         let work = &mut *work;
         let is_known = conntrack::find(&work.flow, &mut work.entry) == CONNTRACK_FORWARD;
-        // Its flow has a backend, or had one: nothing is looked up of what is published.
+        // The flow has a backend, or had one: the published port does not matter.
         if is_known { Some(Published::default()) } else { None }
     } else {
         published_port(work)
@@ -71,14 +71,14 @@ fn of_known_flow(ctx: &TcContext, mut work: Area) -> Outcome {
     host::to_published::<V6>(ctx, &(), &published, work)
 }
 
-/// What is published under the port that the packet asks.
+/// The published port that the packet is for.
 #[inline(always)]
 fn published_port(work: Area) -> Option<Published> {
     let (proto, port) = (work.flow.key.proto, work.flow.key.dport);
     published::find_on_host6(&work.ipv6.ip.dst, proto, port)
 }
 
-/// Whether the header is possible and the frame as long as it says.
+/// Checks the header, and its length against the frame.
 ///
 /// # Errors
 /// Those of [`check_ipv6`].

@@ -1,4 +1,4 @@
-//! One file for each program, from its entry point on. Nothing is shared here: what two programs do is in
+//! One file for each program, from its entry point on. Code that two programs share is in
 //! [`crate::walk`].
 
 pub mod container;

@@ -1,5 +1,5 @@
-//! `from_outside`: what an interface receives that has a way out and is not the underlay's: published ports, and
-//! what comes back to containers.
+//! `from_outside`: packets from an interface other than the underlay's that leads outside:
+//! published ports, and replies to containers.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{Reason, VXLAN_OVERHEAD};
@@ -12,16 +12,16 @@ use crate::{
     walk::host4::{self, HEADERS, not_ipv4, outer_headers},
 };
 
-/// What the interface receives.
+/// Handles a packet from the interface.
 #[inline(always)]
 pub fn receive(ctx: &TcContext) -> Outcome {
-    // As much as the packet that an ICMP error quotes needs.
+    // As many bytes as the packet that an ICMP error quotes needs.
     pull(ctx, VXLAN_OVERHEAD + HEADERS);
     let Some(config) = config() else {
         return Ok(Verdict::PASS);
     };
     if has_vlan_tag(ctx) {
-        // The VLAN's own interface sees it again, without the tag.
+        // The VLAN's own interface receives the packet again, without the tag.
         return Ok(Verdict::PASS);
     }
     if is_to_vtep(ctx, config) {

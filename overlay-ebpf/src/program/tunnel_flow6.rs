@@ -1,5 +1,5 @@
-//! `tunnel_flow6`: IPv6 out of the tunnel that may be of a translated flow. The program of the interface has
-//! checked the packet and left it as it came.
+//! `tunnel_flow6`: IPv6 packets from the tunnel that may belong to a translated flow. The program
+//! of the interface has checked the packet and left it unchanged.
 
 use aya_ebpf::programs::TcContext;
 use overlay_common::{
@@ -23,10 +23,10 @@ use crate::{
     walk::tunnel::{Inner, Way, from_outside, reply, to_client},
 };
 
-/// Outer headers of either family, Ethernet, IPv6 and TCP.
+/// Bytes of headers that are read directly: outer headers of either family, Ethernet, IPv6 and TCP.
 const HEADERS: u32 = 70 + 74;
 
-/// What the program of the interface has left in the work area.
+/// Handles the packet that the program of the interface has left in the work area.
 #[inline(always)]
 pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, HEADERS);
@@ -40,8 +40,8 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         Ok(verdict) => return Ok(verdict),
         Err(stop) => stop,
     };
-    // What a non-peer sends is dropped as that, whatever else is wrong with it. On an IPv6 underlay the
-    // number of its node says that it is none.
+    // A packet of a non-peer is dropped as such, before any other fault. On an IPv6 underlay the
+    // sender's number proves that it is a node.
     if !underlay::is_ipv6()
         && let Err(non_peer) = check_peer(inner.sender)
     {
@@ -67,7 +67,7 @@ fn accept(inner: &Inner<'_, V6>, receiver: &mut Party) -> Way {
     if find6(&mut work.ipv6, inner.vni, source) != Some(ENDPOINT_REMOTE) {
         return from_outside(inner, &endpoint);
     }
-    // From a backend: a reply to a client of this node, or on its own behalf.
+    // From a backend: a reply to a client of this node, or a flow of its own.
     let from = work.ipv6.endpoint.mac;
     if inner.is_reply(work) {
         return reply(inner, work);

@@ -1,6 +1,6 @@
-//! `from_underlay` and `from_underlay6`: what the host's NIC receives. Tunnel packets are checked, popped and
-//! delivered; published ports are balanced; anything else is the host's. The two differ in the outer headers
-//! only.
+//! `from_underlay` and `from_underlay6`: packets from the host's NIC. Tunnel packets are checked,
+//! decapsulated and delivered, and packets to published ports are balanced. Anything else goes to
+//! the host. The two programs differ in the outer headers only.
 
 use core::mem::offset_of;
 
@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-/// What the NIC receives on an IPv4 underlay.
+/// Handles a packet from the NIC on an IPv4 underlay.
 #[inline(always)]
 pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, VXLAN_OVERHEAD + HEADERS);
@@ -48,7 +48,7 @@ pub fn receive(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     host4::receive(ctx, config, &ip, &udp)
 }
 
-/// What the NIC receives on an IPv6 underlay.
+/// Handles a packet from the NIC on an IPv6 underlay.
 #[inline(always)]
 pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     pull(ctx, VXLAN_OVERHEAD6 + HEADERS);
@@ -60,11 +60,11 @@ pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
         let outer = &mut area()?.ipv6.ip;
         load_into(ctx, ETH_LEN, outer)?;
         if !is_tunnel6(config, outer, load::<Udp>(ctx, UDP6)) {
-            // Where that program is missing, the host is not cut off.
+            // If that program is missing, the host still gets the packet.
             tail_call(ctx, TAIL_CALL_HOST);
             return Ok(Verdict::PASS);
         }
-        // No other node has this node's own address under its number.
+        // This node's own address is not among those of the other nodes.
         let sender = underlay::node_of(&outer.src).ok_or(Reason::NotPeer)?;
         let [first, second, ..] = outer.version_class_flow;
         let class = ecn::class(Be16::new(u16::from_be_bytes([first, second])));
@@ -76,9 +76,10 @@ pub fn receive6(ctx: &TcContext, receiver: &mut Party) -> Outcome {
     }
 }
 
-/// Most packets are from an endpoint on the node that they come from, so that one look-up says both which
-/// endpoint sent them and that its node is of the cluster; only the rest are looked up in `peers`. `IPV6` says that
-/// the underlay is: then it is known already that `sender` is a node of the cluster.
+/// Handles a tunnel packet. Most packets come from an endpoint on the sending node, so that one
+/// look-up shows both the endpoint and that the node is in the cluster. Only the others need a
+/// look-up in `peers`. `IPV6` is the family of the underlay; with it, `sender` is known to be a
+/// node of the cluster.
 #[inline(always)]
 fn from_tunnel<const IPV6: bool>(
     ctx: &TcContext,
@@ -91,7 +92,7 @@ fn from_tunnel<const IPV6: bool>(
         Ok(verdict) => return Ok(verdict),
         Err(stop) => stop,
     };
-    // What a non-peer sends is dropped as that, whatever else is wrong with it.
+    // A packet of a non-peer is dropped as such, before any other fault.
     if !IPV6 && let Err(non_peer) = check_peer(sender) {
         *receiver = Party::receiver();
         return Err(non_peer);
@@ -102,7 +103,7 @@ fn from_tunnel<const IPV6: bool>(
     }
 }
 
-/// A packet with the outer headers in front.
+/// Handles a packet with the outer headers in front.
 #[inline(always)]
 fn under_headers<const IPV6: bool>(ctx: &TcContext, from: (Be32, u8), receiver: &mut Party) -> Way {
     let (udp, inner) = if IPV6 { (UDP6, INNER6) } else { (ETH_LEN + IPV4_LEN, INNER) };

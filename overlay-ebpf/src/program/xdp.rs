@@ -1,6 +1,6 @@
-//! `xdp_underlay`: tunnel packets to endpoints of this node, and the way of published-port traffic through a node
-//! that has no backend itself, before the kernel makes an skb of them. What it does not handle passes to
-//! `from_underlay`; both share one conntrack table.
+//! `xdp_underlay`: tunnel packets to endpoints of this node, and published-port traffic through a
+//! node without the backend, before the kernel makes an skb of them. Other packets pass to
+//! `from_underlay`; both programs share one conntrack table.
 
 use aya_ebpf::{helpers::bpf_redirect, programs::XdpContext};
 use overlay_common::{
@@ -37,7 +37,7 @@ use crate::{
     walk::xdp,
 };
 
-/// What the NIC receives.
+/// Handles a packet from the NIC.
 #[inline(always)]
 pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
     let Some(config) = config() else {
@@ -50,7 +50,7 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
         return Ok(Verdict::PASS);
     };
     if is_tunnel(config, &ip, &udp) {
-        // What routers marked is TC's to bring inside.
+        // TC combines ECN marks of routers into the inner header.
         if ecn::is_marked(ip.tos) {
             return Ok(Verdict::PASS);
         }
@@ -59,10 +59,10 @@ pub fn receive(ctx: &XdpContext, receiver: &mut Party) -> Outcome {
     to_published::<V4>(ctx, config, (ip, udp))
 }
 
-/// A packet to the host, which may be a client outside that asks a published port.
+/// Handles a packet to the host, which may be from a client outside to a published port.
 #[inline(always)]
 fn to_published<F: XdpFamily>(ctx: &XdpContext, config: &Config, head: F::Head) -> Outcome {
-    // On an IPv6 underlay both ways are TC's.
+    // On an IPv6 underlay TC handles both families.
     if underlay::is_ipv6() {
         return Ok(Verdict::PASS);
     }
@@ -75,13 +75,13 @@ fn to_published<F: XdpFamily>(ctx: &XdpContext, config: &Config, head: F::Head) 
 /// A checked tunnel packet whose inner IPv4 header has no options and is no fragment.
 struct Inner {
     vni: u32,
-    /// VTEP of the node it came from.
+    /// VTEP of the node that sent it.
     sender: Be32,
     ip: Ipv4,
 }
 
-/// A tunnel packet: dropped here unless it comes from a node of the cluster. Packets to endpoints of this node and
-/// replies to clients outside leave from here.
+/// Handles a tunnel packet. It is dropped unless it comes from a node of the cluster. Packets to
+/// endpoints of this node and replies to clients outside leave from here.
 #[inline(always)]
 fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party) -> Outcome {
     check_other(config, sender)?;
@@ -89,7 +89,7 @@ fn from_tunnel(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut P
     if outcome.is_ok_and(|verdict| verdict != Verdict::PASS) {
         return outcome;
     }
-    // What a non-peer sends is dropped as that, whatever else is wrong with it.
+    // A packet of a non-peer is dropped as such, before any other fault.
     check_peer(sender).inspect_err(|_| *receiver = Party::receiver())?;
     match outcome {
         Err(reason) => Err(peers::classify(receiver.vni, sender, reason)),
@@ -112,7 +112,7 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     let ethernet: Ethernet = read(ctx, INNER).ok_or(Reason::Truncated)?;
     let ip: Ipv4 = read(ctx, INNER + ETH_LEN).ok_or(Reason::Truncated)?;
     let length = length(ctx);
-    // Aggregates (generic XDP) are for TC.
+    // TC handles aggregates (generic XDP).
     let simple = ethernet.ethertype.get() == ETHERTYPE_IPV4
         && ip.version_ihl == 0x45
         && !ip.is_fragment()
@@ -132,9 +132,10 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     }
 }
 
-/// To an endpoint of this node, from another endpoint of the network. TCP is left to TC: GRO joins its segments on
-/// their way there, with checksums that the NIC has verified, and one look at an aggregate costs less than many at
-/// its parts. So are flows that are translated here.
+/// Delivers a packet from another endpoint of the network to an endpoint of this node. TC handles
+/// TCP: GRO joins its segments on the way there, with checksums that the NIC has verified, and one
+/// look-up for an aggregate costs less than many for its segments. TC also handles flows that this
+/// node translates.
 #[inline(always)]
 fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoint) -> Outcome {
     let Inner { vni, sender, ip } = inner;
@@ -151,7 +152,7 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
         return Err(Reason::SpoofedInnerSource);
     }
     if from.flags & ENDPOINT_FLAG_BACKEND != 0 {
-        // Replies of SCTP and ICMP errors about flows are TC's.
+        // TC handles SCTP replies and ICMP errors about flows.
         if ip.protocol != PROTO_UDP {
             return Ok(Verdict::PASS);
         }
@@ -165,13 +166,14 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
     push(ctx, -(VXLAN_OVERHEAD as i32))?;
     let ethertype = Be16::new(ETHERTYPE_IPV4);
     write(ctx, 0, Ethernet { dst: endpoint.mac, src: from.mac, ethertype })?;
-    // What leaves by the host's end of a veth arrives at the container's, where NAPI takes it.
+    // A packet that leaves by the host's end of a veth arrives at the container's end, where NAPI
+    // takes it.
     // SAFETY: a helper without preconditions.
     let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
     Ok(Verdict::delivered(action as i32, Reason::XdpDecapsulated, endpoint.slot))
 }
 
-/// To an address that no endpoint has: it may be the reply of a flow from outside.
+/// Handles a packet to an address that no endpoint has: it may be the reply of a flow from outside.
 #[inline(always)]
 fn to_client(ctx: &XdpContext, inner: &Inner) -> Outcome {
     let Inner { vni, sender, ip } = inner;
@@ -182,7 +184,7 @@ fn to_client(ctx: &XdpContext, inner: &Inner) -> Outcome {
     {
         return Ok(verdict);
     }
-    // To a group of the network, or to no endpoint.
+    // The packet is for a group of the network, or for an unknown address.
     peers::check(*vni, *sender)?;
     Ok(Verdict::PASS)
 }
