@@ -47,8 +47,8 @@ pub struct AgentConfig {
     pub outside_flows: u32,
     /// cgroup v2 directory for the socket programs; `None` looks for the mount.
     pub cgroup: Option<PathBuf>,
-    /// Whether containers' TCP connections to VIPs are given a backend when they are made; packet by packet
-    /// otherwise.
+    /// Whether the sockets of containers are connected to a backend in place of a VIP. If not, the
+    /// programs translate each packet.
     pub socket_lb: bool,
     /// Where names outside the cluster are asked; empty reads /etc/resolv.conf.
     pub dns_upstreams: Vec<SocketAddr>,

@@ -96,7 +96,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     pub fn names(&self) -> Names {
         let mut names = Names::new(&self.cluster.state());
         names.interfaces.extend(self.attachments.interfaces());
-        let uplinks = self.host.report().ways_out;
+        let uplinks = self.host.report().uplinks;
         names.interfaces.extend(uplinks.into_iter().map(|uplink| (uplink.ifindex, uplink.name)));
         let host_link = self.reconciler.facts().host_link;
         let host_link = host_link.map(|(ifindex, _)| (ifindex, PROGRAM_END.to_owned()));

@@ -9,9 +9,10 @@
 //! looks at both as they are then.
 //!
 //! Each part owns its state and knows the parts below it: `run` assembles the parts; `serve`,
-//! `inspect` and `leave` answer callers; `attach`, `count` and `report` work on containers, flows and
-//! reports; `host` sets up the host; `reconcile` writes the maps; `events` tells watchers; `follow`
-//! has the cluster's state. `compile` and `show` are pure. `context` is what all of them work with.
+//! `inspect` and `leave` answer callers; `attach`, `count` and `report` work on containers, flows
+//! and reports; `host` sets up the host; `reconcile` writes the maps; `events` tells watchers;
+//! `follow` has the cluster's state. `compile` and `show` are pure. `context` is what all of them
+//! work with.
 
 mod attach;
 mod blocking;

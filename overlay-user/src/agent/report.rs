@@ -1,5 +1,5 @@
-//! Tells the managers how this node is doing: which revision it shows, which flows draining backends
-//! have left, and which IPv6 addresses it has.
+//! Tells the managers how this node is doing: which revision it shows, which flows draining
+//! backends have left, and which IPv6 addresses it has.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,8 +46,8 @@ impl<D: Datapath, L: Links> Reporter<D, L> {
         }
     }
 
-    /// Tells the managers the host's IPv6 addresses whenever the state shows others. This is no part
-    /// of the heartbeats, which must not wait until the managers have written something.
+    /// Tells the managers the host's IPv6 addresses whenever the state shows others. This is no
+    /// part of the heartbeats, which must not wait until the managers have written something.
     pub async fn addresses_loop(self: Arc<Self>) {
         let mut progress = self.reconciler.progress();
         let _ = progress.wait_for(|revision| *revision > 0).await;

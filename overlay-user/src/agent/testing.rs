@@ -205,11 +205,11 @@ impl TestCluster {
         let node = &self.state.nodes[&id(node)];
         LocalFacts {
             links: mine.map(|e| (e.id.clone(), 1000 + e.number)).collect(),
-            spaces: BTreeMap::new(),
+            netns: BTreeMap::new(),
             host_link: Some((7, overlay_common::Mac::of_ip(node.ingress_ip.into()))),
             addresses: vec![ipv4_of(node)],
             addresses6: vec![],
-            ways_out: [(2, ipv4_of(node))].into(),
+            uplinks: [(2, ipv4_of(node))].into(),
             underlay_mtu: 1500,
         }
     }

@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl<D: Datapath, L: Links> Attachments<D, L> {
-    /// Takes over the containers of an earlier daemon: their links become known again, and those
-    /// whose namespace or process is gone are cleaned up.
+    /// Takes over the containers of an earlier daemon: their links become known again, and
+    /// containers without a namespace or process any more are cleaned up.
     ///
     /// # Errors
     /// [`AgentError::Damaged`] when their file cannot be read.
@@ -89,7 +89,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         Err(AgentError::Host(format!("{} is another namespace by now", record.netns.display())))
     }
 
-    /// Cleans up containers whose namespace is gone.
+    /// Cleans up containers without a namespace any more.
     pub async fn sweep_namespaces(self: &Arc<Self>) {
         for container in self.containers.all() {
             let Ok(_busy) = container.busy.try_lock() else { continue };
@@ -106,7 +106,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         }
     }
 
-    /// Makes links anew that somebody removed.
+    /// Makes links anew that another program removed.
     pub async fn repair_links(&self) -> Result<(), AgentError> {
         let present = self.endpoint_links().await?;
         for container in self.containers.all() {

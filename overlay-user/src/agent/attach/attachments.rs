@@ -80,7 +80,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         let records: Vec<Record> = self.containers.all().iter().map(|c| c.record()).collect();
         let facts = self.reconciler.facts();
         let of = |record: &Record| {
-            let cookie = record.wires.iter().find_map(|w| facts.spaces.get(&w.endpoint).copied());
+            let cookie = record.wires.iter().find_map(|w| facts.netns.get(&w.endpoint).copied());
             cookie.map(|cookie| (cookie, Some(record.netns.clone())))
         };
         let mut namespaces: Namespaces = records.iter().filter_map(of).collect();
@@ -91,11 +91,11 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
     /// Notes the cookie of a namespace for one of its endpoints. Where the kernel does not tell it,
     /// VIPs are balanced by packets.
     pub(super) fn note_netns(&self, netns: &Path, endpoint: &Id) {
-        if self.reconciler.facts().spaces.contains_key(endpoint) {
+        if self.reconciler.facts().netns.contains_key(endpoint) {
             return;
         }
         let cookie = self.context.host.netns_cookie_of(netns).map(|cookie| {
-            self.reconciler.facts().spaces.insert(endpoint.clone(), cookie);
+            self.reconciler.facts().netns.insert(endpoint.clone(), cookie);
         });
         self.context.conditions.note(LEARNING, cookie);
     }

@@ -106,7 +106,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
             let mut facts = self.reconciler.facts();
             for wire in wires {
                 facts.links.remove(&wire.endpoint);
-                facts.spaces.remove(&wire.endpoint);
+                facts.netns.remove(&wire.endpoint);
             }
         }
         let mut outcome = self.reconciler.reconcile(Look::Memory).await;

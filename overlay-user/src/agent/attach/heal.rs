@@ -146,8 +146,8 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
                 let old = std::mem::replace(&mut wire.endpoint, endpoint.id.clone());
                 let ifindex = facts.links.remove(&old);
                 facts.links.extend(ifindex.map(|ifindex| (endpoint.id.clone(), ifindex)));
-                let space = facts.spaces.remove(&old);
-                facts.spaces.extend(space.map(|cookie| (endpoint.id.clone(), cookie)));
+                let cookie = facts.netns.remove(&old);
+                facts.netns.extend(cookie.map(|cookie| (endpoint.id.clone(), cookie)));
             }
         });
     }

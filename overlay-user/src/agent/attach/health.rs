@@ -75,8 +75,8 @@ impl<D: Datapath, L: Links> HealthChecks<D, L> {
         }
     }
 
-    /// Waits for the time of the next try, or until the service asks for another check, which is made
-    /// at once. Meanwhile the managers are told, again and again until they answer.
+    /// Waits for the time of the next try, or until the service asks for another check, which is
+    /// made at once. Meanwhile the managers are told, again and again until they answer.
     async fn rest(
         &self,
         container: &Id,
@@ -137,8 +137,8 @@ impl<D: Datapath, L: Links> HealthChecks<D, L> {
     }
 }
 
-/// The check that a container's service asks for, and the endpoint to be checked: the first one that
-/// serves. `None` while the container is starting or draining.
+/// The check that a container's service asks for, and the endpoint to be checked: the first one
+/// that serves. `None` while the container is starting or draining.
 fn wanted<'a>(state: &'a ClusterState, container: &Id) -> Option<(&'a HealthCheck, &'a Endpoint)> {
     let mut mine: Vec<&Endpoint> = state
         .endpoints

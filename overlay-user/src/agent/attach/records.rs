@@ -31,7 +31,7 @@ pub struct Record {
     pub netns: PathBuf,
     /// Which namespace that is.
     pub namespace: NamespaceId,
-    /// Process whose end means its end.
+    /// The process with which the container ends.
     pub process: Option<Process>,
     /// Its interfaces in the order of the networks.
     pub wires: Vec<Wire>,

@@ -1,5 +1,5 @@
-//! The part of `compile` about the hosts' IPv6 addresses: on which of them published ports answer here, and which
-//! the other nodes say that they have.
+//! The part of `compile` about the hosts' IPv6 addresses: on which of them published ports answer
+//! here, and which the other nodes say that they have.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,7 +21,7 @@ use crate::{
 /// Fills `local_addrs6`, `subnets6` and `frontends6` of a node.
 pub fn compile(state: &ClusterState, me: &Node, facts: &LocalFacts, out: &mut DatapathState) {
     let own = facts.addresses6.iter();
-    // Without an interface a link-local address is nobody's, and a packet's is not told apart.
+    // A link-local address means a host only together with an interface, which packets do not name.
     let own = own.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local());
     out.local_addrs6.extend(own.map(|address| (Ip6::from(*address), 1)));
     // Of all networks, as those of IPv4.
@@ -35,8 +35,8 @@ pub fn compile(state: &ClusterState, me: &Node, facts: &LocalFacts, out: &mut Da
     add_asked(state, me, out);
 }
 
-/// The addresses of the other nodes, but for those that are this host's or in a network, which no reply may
-/// leave under: the programs look for nothing but what is here.
+/// The addresses of the other nodes, but for those that are this host's or in a network, which no
+/// reply may leave under: the programs look for nothing but what is here.
 fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
     // No two overlap: an address is in the last one that begins no later, or in none.
     let subnets = state.networks.values().filter_map(|network| Some(network.ipv6.as_ref()?.subnet));

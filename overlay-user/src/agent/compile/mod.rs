@@ -75,7 +75,7 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     }
     let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
     out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
-    out.egress.extend(facts.ways_out.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
+    out.egress.extend(facts.uplinks.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
     // Of all networks, not of those that are held only: what is inside does not depend on where
     // a container runs.
     out.subnets.extend(state.networks.values().map(|network| {

@@ -9,20 +9,20 @@ use crate::model::{ClusterState, Endpoint, Network};
 
 /// Map `netns`: by the namespaces' cookies, the networks that their endpoints are on, the first
 /// [`NETNS_NETWORKS`] by VNI. Of networks that overlap the host does not know which one a
-/// container's routes prefer: such are left out, and VIPs on them balanced by packets.
+/// container's routes prefer: such networks are left out, and VIPs on them are balanced by packets.
 pub fn compile(state: &ClusterState, facts: &LocalFacts) -> BTreeMap<u64, Netns> {
     let mut found: BTreeMap<u64, Vec<(&Endpoint, &Network)>> = BTreeMap::new();
-    for (id, cookie) in &facts.spaces {
+    for (id, cookie) in &facts.netns {
         let endpoint = state.endpoints.get(id).filter(|_| facts.links.contains_key(id));
         let Some(endpoint) = endpoint else { continue };
         let Some(network) = state.networks.get(&endpoint.network) else { continue };
         found.entry(*cookie).or_default().push((endpoint, network));
     }
-    let spaces = found.into_iter().map(|(cookie, ends)| (cookie, space(ends)));
-    spaces.filter(|(_, space)| *space != Netns::default()).collect()
+    let namespaces = found.into_iter().map(|(cookie, ends)| (cookie, namespace(ends)));
+    namespaces.filter(|(_, namespace)| *namespace != Netns::default()).collect()
 }
 
-fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Netns {
+fn namespace(mut ends: Vec<(&Endpoint, &Network)>) -> Netns {
     ends.sort_by_key(|(endpoint, network)| (network.vni, endpoint.ip));
     ends.dedup_by_key(|(_, network)| network.vni);
     let is_alone = |network: &Network| {
@@ -30,8 +30,9 @@ fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Netns {
         others.into_iter().all(|(_, other)| !overlap(other, network))
     };
     let alone = ends.iter().filter(|(_, network)| is_alone(network));
-    let mut space = Netns::default();
-    for (slot, (endpoint, network)) in space.networks.iter_mut().zip(alone.take(NETNS_NETWORKS)) {
+    let mut namespace = Netns::default();
+    for (slot, (endpoint, network)) in namespace.networks.iter_mut().zip(alone.take(NETNS_NETWORKS))
+    {
         *slot = NetnsNetwork {
             vni: network.vni,
             subnet: network.subnet.network().into(),
@@ -39,7 +40,7 @@ fn space(mut ends: Vec<(&Endpoint, &Network)>) -> Netns {
             ip: endpoint.ip.into(),
         };
     }
-    space
+    namespace
 }
 
 /// Whether subnets of two networks have addresses in common, of either family.
@@ -67,36 +68,36 @@ mod tests {
         cluster.endpoint("a", "one", "h1", 11);
         cluster.endpoint("b", "two", "h1", 12);
         cluster.endpoint("c", "one", "h1", 13);
-        let spaces = [("a", 5), ("b", 5), ("c", 6)].map(|(name, cookie)| (id(name), cookie));
-        let facts = LocalFacts { spaces: spaces.into(), ..cluster.facts("h1") };
+        let cookies = [("a", 5), ("b", 5), ("c", 6)].map(|(name, cookie)| (id(name), cookie));
+        let facts = LocalFacts { netns: cookies.into(), ..cluster.facts("h1") };
         (cluster, facts)
     }
 
-    fn shown(space: &Netns) -> Vec<(u32, Be32)> {
-        let networks = space.networks.iter().filter(|network| network.vni != 0);
+    fn shown(namespace: &Netns) -> Vec<(u32, Be32)> {
+        let networks = namespace.networks.iter().filter(|network| network.vni != 0);
         networks.map(|network| (network.vni, network.ip)).collect()
     }
 
     #[test]
     fn a_namespace_has_the_networks_of_all_its_endpoints() {
         let (cluster, facts) = cluster();
-        let spaces = compile(&cluster.state, &facts);
+        let namespaces = compile(&cluster.state, &facts);
         let [a, b, c] = [[10, 0, 1, 11], [10, 0, 2, 12], [10, 0, 1, 13]].map(Be32::from_octets);
-        assert_eq!(shown(&spaces[&5]), [(4098, a), (4099, b)]);
-        assert_eq!(shown(&spaces[&6]), [(4098, c)]);
-        let [one, two, ..] = spaces[&5].networks;
+        assert_eq!(shown(&namespaces[&5]), [(4098, a), (4099, b)]);
+        assert_eq!(shown(&namespaces[&6]), [(4098, c)]);
+        let [one, two, ..] = namespaces[&5].networks;
         assert!(one.contains(a) && !one.contains(b) && two.contains(b));
         assert!(!NetnsNetwork::default().contains(Be32::ZERO), "of no network");
     }
 
     #[test]
-    fn endpoints_that_are_not_wired_or_gone_make_no_space() {
+    fn endpoints_that_are_not_wired_or_gone_make_no_entry() {
         let (mut cluster, mut facts) = cluster();
         facts.links.remove(&id("c"));
         cluster.state.endpoints.remove(&id("b"));
-        let spaces = compile(&cluster.state, &facts);
-        assert_eq!(spaces.keys().copied().collect::<Vec<_>>(), [5]);
-        assert_eq!(shown(&spaces[&5]).len(), 1);
+        let namespaces = compile(&cluster.state, &facts);
+        assert_eq!(namespaces.keys().copied().collect::<Vec<_>>(), [5]);
+        assert_eq!(shown(&namespaces[&5]).len(), 1);
     }
 
     #[test]
@@ -105,10 +106,10 @@ mod tests {
         cluster.network("wide", "10.0.0.0/20", |n| n.vni = 4100);
         cluster.endpoint("d", "wide", "h1", 99);
         facts.links.insert(id("d"), 77);
-        facts.spaces.insert(id("d"), 6);
-        let spaces = compile(&cluster.state, &facts);
-        assert!(!spaces.contains_key(&6), "both are left out");
-        assert_eq!(shown(&spaces[&5]).len(), 2, "elsewhere they are apart");
+        facts.netns.insert(id("d"), 6);
+        let namespaces = compile(&cluster.state, &facts);
+        assert!(!namespaces.contains_key(&6), "both are left out");
+        assert_eq!(shown(&namespaces[&5]).len(), 2, "elsewhere they are apart");
     }
 
     #[test]
@@ -121,8 +122,8 @@ mod tests {
             network.expect("it").ipv6 =
                 Some(NetworkIpv6 { subnet, gateway, next_address: gateway });
         }
-        let spaces = compile(&cluster.state, &facts);
-        assert_eq!(spaces.keys().copied().collect::<Vec<_>>(), [6], "which is on one of them");
+        let namespaces = compile(&cluster.state, &facts);
+        assert_eq!(namespaces.keys().copied().collect::<Vec<_>>(), [6], "which is on one of them");
     }
 
     #[test]
@@ -133,7 +134,7 @@ mod tests {
             cluster.network(&name, &format!("10.1.{n}.0/24"), |network| network.vni = 5000 + n);
             cluster.endpoint(&name, &name, "h1", 9);
             facts.links.insert(id(&name), 100 + n);
-            facts.spaces.insert(id(&name), 8);
+            facts.netns.insert(id(&name), 8);
         }
         let networks = shown(&compile(&cluster.state, &facts)[&8]);
         assert_eq!(networks.len(), NETNS_NETWORKS);

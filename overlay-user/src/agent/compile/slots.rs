@@ -1,7 +1,7 @@
 //! Which slot an endpoint of this node has in `endpoint_counters`.
 //!
-//! Nobody has to remember: an interface keeps the slot that its entry in `links` has, also when
-//! the daemon is another one by now. Compiling knows nothing of slots, which are an afterthought.
+//! The maps remember it: an interface keeps the slot that its entry in `links` has, also after a
+//! restart of the daemon. Slots are assigned after compiling, which knows nothing of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ use overlay_common::{
 use crate::datapath::DatapathState;
 
 /// Gives the endpoints of `target` their slots: those they have in `held`, else the lowest that
-/// nobody has there. A slot that is given up is not given again before the maps show it. Returns
-/// the slots that are new, whose counters are another endpoint's.
+/// is free there. A slot that is given up is not given again before the maps show it. Returns the
+/// new slots, of which the counters are still those of another endpoint.
 ///
 /// When all slots are taken, endpoints have slot 0 and no counters of their own.
 pub fn assign(held: &BTreeMap<u32, Link>, target: &mut DatapathState) -> BTreeSet<u32> {

@@ -101,7 +101,8 @@ fn endpoints_of_a_dual_stack_network_are_found_under_both_addresses() {
     assert_eq!(state.links6.len(), 1);
 }
 
-/// `h1` and `h2` with a backend each of `web`, published on 8080, on `dual`; `h3` has nothing there.
+/// `h1` and `h2` with a backend each of `web`, published on 8080, on `dual`; `h3` has nothing
+/// there.
 fn dual_stack_service() -> TestCluster {
     let mut cluster = TestCluster::with_nodes(3);
     cluster.network("dual", "10.0.1.0/24", dual_stack);

@@ -88,9 +88,8 @@ fn live_flows(entries: &[(ConntrackKey, Conntrack)], now: u64) -> Flows {
     flows
 }
 
-/// What an endpoint's number must be: the live flows and those that were opened while they were
-/// counted. Without a count only the time is brought up to date, so that the programs know that
-/// somebody watches.
+/// What an endpoint's count must be: the live flows, and the flows that were opened while they were
+/// counted. Without a count only the time is renewed, which tells the programs that an agent runs.
 fn corrected(
     before: &SnatUsage,
     after: &SnatUsage,

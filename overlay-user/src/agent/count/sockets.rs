@@ -55,8 +55,8 @@ impl<D: Datapath, L: Links> Sockets<D, L> {
     }
 
     /// Asks for a reconciling when the stale backends are others than the maps say. Now and then,
-    /// forgets sockets that the kernel has let go without a word. `namespaces` are all that may have
-    /// sockets.
+    /// forgets sockets that the kernel has let go without a word. `namespaces` are all that may
+    /// have sockets.
     pub async fn look(self: &Arc<Self>, namespaces: Namespaces) {
         let sockets = self.clone();
         let done = blocking(move || sockets.look_now(&namespaces)).await;
@@ -83,8 +83,8 @@ impl<D: Datapath, L: Links> Sockets<D, L> {
         Ok(())
     }
 
-    /// Forgets sockets that the kernel does not have. It reports the end of none of its own sockets,
-    /// as those of MPTCP's subflows and of network file systems.
+    /// Forgets sockets that the kernel does not have. It reports the end of none of its own
+    /// sockets, as those of MPTCP's subflows and of network file systems.
     pub fn sweep(
         &self,
         sockets: &BTreeMap<u64, SockFlow>,

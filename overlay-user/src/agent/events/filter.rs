@@ -37,7 +37,7 @@ fn missing(what: &str, name: &str, hint: &str) -> ApiError {
 
 impl Filter {
     /// # Errors
-    /// [`ErrorCode::NotFound`] when a name is nobody's.
+    /// [`ErrorCode::NotFound`] when nothing has the name.
     pub(super) fn new(
         request: &EventRequest,
         state: &ClusterState,
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_tell_of_what_anybody_wants() {
+    fn the_programs_tell_of_what_any_watcher_wants() {
         let drops = filter(|f| f.kinds = BTreeSet::from([EventKind::Drop, EventKind::Flow]));
         let one = filter(|f| {
             f.endpoint = Some((4097, Be32::from_octets([10, 0, 1, 3])));

@@ -1,6 +1,6 @@
-//! Events for the callers that watch. The agent alone reads the ring. Each watcher has a queue of its
-//! own; a watcher that does not keep up loses events, with a count. The programs tell of events only
-//! while there is a watcher.
+//! Events for the callers that watch. The agent alone reads the ring. Each watcher has a queue of
+//! its own; a watcher that does not keep up loses events, with a count. The programs tell of events
+//! only while there is a watcher.
 
 mod filter;
 mod record;
@@ -114,7 +114,8 @@ impl<D: Datapath, L: Links> Hub<D, L> {
     }
 
     /// Begins to tell of events: the receiver gets them until it is dropped, beginning with
-    /// [`EventMessage::Watching`]. `names` are those beside the numbers; without them the reader ends.
+    /// [`EventMessage::Watching`]. `names` are those beside the numbers; without them the reader
+    /// ends.
     ///
     /// # Errors
     /// [`AgentError::Api`] when what is asked for does not exist, [`AgentError::Datapath`] when
@@ -193,7 +194,8 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         Ok(watchers.reading)
     }
 
-    /// Counts what did not fit the ring since the last time, for each watcher that may have wanted it.
+    /// Counts what did not fit the ring since the last time, for each watcher that may have wanted
+    /// it.
     fn share_losses(&self, watchers: &mut Watchers) -> Result<(), AgentError> {
         let lost = self.context.datapath.lost_events()?;
         let reported = std::mem::replace(&mut watchers.lost, lost);

@@ -41,7 +41,7 @@ const SOCKETS: &str = "attaching the socket programs";
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inputs {
     underlay: UnderlayFacts,
-    ways_out: Vec<WayOut>,
+    uplinks: Vec<WayOut>,
     /// The host link and the gateway behind it; `None` without an ingress network.
     ingress: Option<(HostLink, std::net::Ipv4Addr)>,
 }
@@ -60,7 +60,7 @@ pub struct Report {
     /// Facts of the underlay interface.
     pub underlay: Option<UnderlayFacts>,
     /// Interfaces by which packets come from outside.
-    pub ways_out: Vec<WayOut>,
+    pub uplinks: Vec<WayOut>,
     /// XDP mode in force.
     pub xdp: Option<XdpMode>,
     /// Whether the socket programs are attached, and else why not.
@@ -139,9 +139,9 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
         addresses.sort_unstable();
         let mut addresses6 = self.context.links.addresses6(&own).await?;
         addresses6.sort_unstable();
-        let mut ways_out = self.context.links.ways_out(&own).await?;
+        let mut uplinks = self.context.links.ways_out(&own).await?;
         // The links of endpoints have a program of their own.
-        ways_out.retain(|way| !is_endpoint_link(&way.name));
+        uplinks.retain(|way| !is_endpoint_link(&way.name));
         let mut changed = false;
         {
             let mut facts = self.reconciler.facts();
@@ -153,8 +153,8 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
             let mut report = lock(&self.report);
             let before = report.underlay.replace(underlay.clone());
             changed |= before.as_ref() != Some(&underlay);
-            changed |= report.ways_out != ways_out;
-            report.ways_out = ways_out;
+            changed |= report.uplinks != uplinks;
+            report.uplinks = uplinks;
         }
         self.check_egress_ports();
         if changed {
@@ -173,11 +173,11 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
     /// `None` as long as too little is known, or this node is not of the cluster.
     fn inputs(&self) -> Option<Inputs> {
         let state = self.cluster.known_state()?;
-        let Report { underlay, ways_out, .. } = lock(&self.report).clone();
+        let Report { underlay, uplinks, .. } = lock(&self.report).clone();
         let underlay = underlay?;
         state.nodes.get(self.context.node())?;
         let ingress = self.host_link(&state, underlay.mtu);
-        Some(Inputs { underlay, ways_out, ingress })
+        Some(Inputs { underlay, uplinks, ingress })
     }
 
     fn host_link(
@@ -214,11 +214,11 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
             self.context.links.ensure_vxlan(VXLAN, self.context.config.data_path_port).await?;
         let host_link = self.ensure_host_link(&inputs).await?;
         self.configure(&inputs, vxlan, host_link)?;
-        let ways_out = self.attach_egress(&inputs.ways_out);
-        self.reconciler.facts().ways_out = ways_out;
+        let uplinks = self.attach_egress(&inputs.uplinks);
+        self.reconciler.facts().uplinks = uplinks;
         self.reconciler.reconcile(look).await?;
         self.attach_programs(host_link.is_some())?;
-        self.detach_former_egress(&inputs.ways_out)?;
+        self.detach_former_egress(&inputs.uplinks)?;
         setup.done = Some(inputs);
         Ok(())
     }
@@ -258,7 +258,8 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
             underlay_ifindex: underlay.ifindex,
             host_link_ifindex: host_link.unwrap_or(0),
             vxlan_ifindex,
-            // No namespace has the cookie 0: without a cookie the socket programs act for no socket.
+            // No namespace has the cookie 0: without a cookie the socket programs act for no
+            // socket.
             netns_cookie: self.context.host.netns_cookie().unwrap_or(0),
             underlay_mtu: underlay.mtu,
             vxlan_port: Be16::new(self.context.config.data_path_port),
@@ -296,11 +297,11 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
 
     /// Without cgroup v2 published ports answer everywhere except for the host's own sockets.
     fn attach_sockets(&self) -> Result<(), String> {
-        let cgroup = self.context.config.cgroup.clone().or_else(|| self.context.host.cgroup2()).ok_or(
-            "no cgroup v2 is mounted; mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) \
-             or name one in agent.json as \"cgroup\"",
-        )?;
-        self.context.host.netns_cookie().map_err(|e| e.to_string())?;
-        self.context.datapath.attach_sockets(&cgroup).map_err(|e| e.to_string())
+        const NO_CGROUP: &str = "no cgroup v2 is mounted; mount one (`mount -t cgroup2 none \
+                                 /sys/fs/cgroup/unified`) or name one in agent.json as \"cgroup\"";
+        let Context { config, host, datapath, .. } = &*self.context;
+        let cgroup = config.cgroup.clone().or_else(|| host.cgroup2()).ok_or(NO_CGROUP)?;
+        host.netns_cookie().map_err(|e| e.to_string())?;
+        datapath.attach_sockets(&cgroup).map_err(|e| e.to_string())
     }
 }

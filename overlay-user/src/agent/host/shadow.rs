@@ -1,5 +1,5 @@
-//! Published ports on which a program of this host listens as well. The datapath takes their packets
-//! first, so that program gets only what is sent to another address.
+//! Published ports on which a program of this host listens as well. The datapath takes their
+//! packets first, so that program gets only what is sent to another address.
 
 use std::{path::Path, sync::Arc};
 
@@ -62,8 +62,8 @@ fn warning(ports: &[(u8, u16)]) -> String {
     });
     let named: Vec<_> = named.collect();
     format!(
-        "programs of this host listen on ports that the cluster publishes, and hear nobody there: \
-         {}{more}; stop them, or publish other ports",
+        "programs of this host listen on ports that the cluster publishes, and get no packets \
+         there: {}{more}; stop them, or publish other ports",
         named.join(", ")
     )
 }

@@ -92,7 +92,7 @@ impl LocalClient {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| ended(&e))?;
         let task = tokio::spawn(async {
-            // What goes wrong is told to whoever waits for the answer.
+            // The task that waits for the answer is told what goes wrong.
             let _ = connection.await;
         });
         let connection = Connection { task };

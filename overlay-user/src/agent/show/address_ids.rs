@@ -70,7 +70,7 @@ pub const fn network(side: u32) -> u32 {
 fn address(side: u32, number: Be32, numbers: &impl Numbers) -> IpAddr {
     let found = match (is_ipv6(side), number.octets()[0]) {
         (false, _) => None,
-        // 240.0.0.0/4 is nobody's.
+        // No host has an address of 240.0.0.0/4.
         (true, 240..) => numbers.outside(number),
         (true, _) => numbers.inside(network(side), number),
     };

@@ -47,7 +47,8 @@ fn row(
         CONNTRACK_UNMASQUERADE => "unmasquerade",
         _ => "unknown",
     };
-    // A UDP flow that was answered is shown as TCP's are. f: the other side's FIN. D: replies go straight to the client.
+    // A UDP flow with an answer is shown like an established TCP flow. f: the other side's FIN.
+    // D: DSR, replies go straight to the client.
     let seen = [
         (TCP_SEEN_SYN, 'S'),
         (TCP_SEEN_ACK | ANSWERED, 'A'),

@@ -32,10 +32,11 @@ struct Flows {
     inactive: u64,
 }
 
-/// What a flow is counted for: protocol, whether of IPv6, service number, port (0 for the VIP), backend.
+/// The key of a count of flows: protocol, whether IPv6, service number, port (0 for the VIP),
+/// backend.
 type Of = (u8, bool, u32, u16, u32);
 
-/// The virtual servers that `held` has: VIPs, all of whose ports are served, and published ports.
+/// The virtual servers that `held` has: VIPs, of which all ports are served, and published ports.
 pub fn virtual_servers(
     state: &ClusterState,
     held: &DatapathState,

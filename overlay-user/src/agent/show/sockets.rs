@@ -12,8 +12,8 @@ use crate::datapath::{DatapathState, TableDump};
 
 /// `netns` in words: a row for each network.
 pub fn netns(state: &DatapathState, names: &Names) -> TableDump {
-    let rows = state.netns.iter().flat_map(|(cookie, space)| {
-        let networks = space.networks.iter().filter(|network| network.vni != 0);
+    let rows = state.netns.iter().flat_map(|(cookie, namespace)| {
+        let networks = namespace.networks.iter().filter(|network| network.vni != 0);
         networks.map(|network| {
             let prefix = network.mask.get().count_ones();
             vec![
@@ -36,8 +36,8 @@ pub fn netns(state: &DatapathState, names: &Names) -> TableDump {
 
 /// `stale_backends` in words.
 pub fn stale_backends(state: &DatapathState, names: &Names) -> TableDump {
-    let row = |(key, gone): (&EndpointKey, &StaleBackend)| {
-        let answer = if gone & STALE_RESETS != 0 { "reset" } else { "drop" };
+    let row = |(key, backend): (&EndpointKey, &StaleBackend)| {
+        let answer = if backend & STALE_RESETS != 0 { "reset" } else { "drop" };
         let network = names.network(key.vni).unwrap_or_else(|| "-".to_owned());
         vec![key.vni.to_string(), network, ip(key.ip), answer.to_owned()]
     };

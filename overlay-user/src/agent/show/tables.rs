@@ -327,8 +327,8 @@ mod tests {
         cluster.backend("w1", "web", "h2", 21);
         cluster.endpoint("a", "mynet", "h1", 11);
         let addresses6 = vec!["2001:db8::1".parse().expect("an address")];
-        let spaces = [(id("a"), 77)].into();
-        let facts = LocalFacts { addresses6, spaces, ..cluster.facts("h1") };
+        let netns = [(id("a"), 77)].into();
+        let facts = LocalFacts { addresses6, netns, ..cluster.facts("h1") };
         let theirs = vec!["2001:db8::2".parse().expect("an address")];
         cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = theirs;
         let mut state = compile(&cluster.state, &id("h1"), &facts);
@@ -375,8 +375,8 @@ mod tests {
         assert_eq!((cell(own, 0, "ip"), cell(own, 0, "prefix")), ("fd00:1::b", "64"));
         let replicas = rows(&tables, "flood");
         assert_eq!((cell(replicas, 0, "endpoints"), cell(replicas, 0, "names")), ("1", "h2"));
-        let spaces = rows(&tables, "netns");
-        assert_eq!((cell(spaces, 0, "netns_cookie"), cell(spaces, 0, "name")), ("77", "a"));
+        let netns = rows(&tables, "netns");
+        assert_eq!((cell(netns, 0, "netns_cookie"), cell(netns, 0, "name")), ("77", "a"));
         assert_eq!(cell(rows(&tables, "stale_backends"), 0, "answer"), "reset");
     }
 }

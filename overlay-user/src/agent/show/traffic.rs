@@ -115,7 +115,7 @@ mod tests {
                 (Some("mynet"), Some("a"), "encapsulated", 5),
                 (Some("mynet"), Some("a"), "spoofed_source", 2),
             ],
-            "without those of a slot that nobody has"
+            "without those of a slot that no endpoint has"
         );
         assert_eq!((rows[2].traffic.as_str(), rows[2].bytes), ("sent", 490));
         assert_eq!(rows[2].ip, Some(endpoint.to_string()));

@@ -1,4 +1,4 @@
-//! Watching an agent whose programs are a memory.
+//! Watching an agent with programs in memory.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn flags(datapath: &MemoryDatapath) -> u32 {
 }
 
 #[tokio::test]
-async fn the_programs_tell_only_while_somebody_watches() {
+async fn the_programs_tell_only_while_there_is_a_watcher() {
     let world = World::new();
     world.network("mynet").await;
     let test = TestHost::first(&world);
@@ -81,7 +81,7 @@ async fn the_programs_tell_only_while_somebody_watches() {
     drop(all);
     eventually("one is left", || flags(&test.datapath) == WATCH_DROPS).await;
     drop(drops);
-    eventually("nobody is left", || flags(&test.datapath) == 0).await;
+    eventually("no watcher is left", || flags(&test.datapath) == 0).await;
     let mut again = agent.watch_events(&request(&[EventKind::Drop])).expect("watching");
     assert_eq!(next(&mut again).await, EventMessage::Watching);
     agent.end_events();

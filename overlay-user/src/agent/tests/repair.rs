@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn maps_that_somebody_emptied_are_filled_again() {
+async fn maps_that_another_program_emptied_are_filled_again() {
     let world = World::new();
     world.network("mynet").await;
     let test = TestHost::first(&world);
@@ -43,7 +43,7 @@ async fn a_write_that_fails_is_repeated_until_the_maps_show_the_state() {
 }
 
 #[tokio::test]
-async fn a_link_that_somebody_removed_is_made_anew() {
+async fn a_link_that_another_program_removed_is_made_anew() {
     let world = World::new();
     world.network("mynet").await;
     let test = TestHost::first(&world);
