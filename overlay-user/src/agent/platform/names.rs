@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
-use super::NameServers;
+use super::host::NameServers;
 use crate::{
     agent::{blocking::blocking, config::AgentConfig, error::AgentError},
     dns::{DnsServers, DnsView, Keeper, read_resolv_conf},

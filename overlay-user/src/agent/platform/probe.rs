@@ -77,7 +77,7 @@ async fn get(backend: &Checked, port: u16, path: &str) -> Result<(), String> {
     tokio::pin!(answer, connection);
     let answer = tokio::select! {
         answer = &mut answer => answer,
-        // The connection's end is seen by whoever waits for the answer.
+        // The task that waits for the answer sees the end of the connection.
         _ = &mut connection => answer.await,
     };
     let status = answer.map_err(failed)?.status();
@@ -145,7 +145,7 @@ mod tests {
         Checked { netns: netns.path().to_owned(), pid, address: [127, 0, 0, 1].into() }
     }
 
-    /// A server in the namespace that says the same to everybody.
+    /// A server in the namespace that sends the same to every client.
     fn server(netns: &TestNetns, says: &'static str) -> u16 {
         let listener = netns.run(|| TcpListener::bind("127.0.0.1:0").expect("a port"));
         let port = listener.local_addr().expect("its address").port();
