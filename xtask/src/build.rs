@@ -26,12 +26,16 @@ pub struct Build {
     release: bool,
 }
 
+/// What cargo builds: the binary alone, and none of the tests' programs. The workspace is named, so
+/// that crates keep the features that they have in other builds.
+const BINARY: [&str; 3] = ["--workspace", "--bin", "overlay"];
+
 impl Build {
     /// Runs the command.
     pub fn run(&self) -> Result<ExitCode> {
         setup::ensure(setup::Scope::Build)?;
-        let args: &[&str] = if self.release { &["--release"] } else { &[] };
-        let binary = cargo::binary(&cargo::build(args)?, "overlay")?;
+        let profile: &[&str] = if self.release { &["--release"] } else { &[] };
+        let binary = cargo::binary(&cargo::build(&[&BINARY, profile].concat())?, "overlay")?;
         println!("{}", binary.display());
         if self.release {
             println!("{}", split_symbols(&binary)?.display());
@@ -42,9 +46,7 @@ impl Build {
 
 /// Builds the `overlay` binary of the dev profile.
 pub fn overlay() -> Result<PathBuf> {
-    // The whole workspace is named, so that crates keep the features that they have in other
-    // builds.
-    cargo::binary(&cargo::build(&["--workspace", "--bin", "overlay"])?, "overlay")
+    cargo::binary(&cargo::build(&BINARY)?, "overlay")
 }
 
 /// Moves the symbols of a binary to a file beside it, and returns that. The binary names the file in
