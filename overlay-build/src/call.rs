@@ -147,9 +147,9 @@ fn rustflags(target: &Target) -> [String; 4] {
 ///
 /// The outer cargo tells a build script the host's compiler, flags, wrappers and profile; the
 /// user's own settings for host builds come the same way. What remains is where cargo keeps its
-/// things, how it reaches a registry, and the job server. So a build script and `cargo xtask` give the
-/// nested cargo the same environment, and neither compiles again what the other one has compiled:
-/// aya's build scripts watch HOST, which cargo tells build scripts only.
+/// things, how it reaches a registry, and the job server. So a build script and `cargo xtask` give
+/// the nested cargo the same environment, and neither compiles again what the other one has
+/// compiled: aya's build scripts watch HOST, which cargo tells build scripts only.
 pub fn is_inherited(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     const KEPT: [&str; 7] = [

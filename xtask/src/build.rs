@@ -49,8 +49,8 @@ pub fn overlay() -> Result<PathBuf> {
     cargo::binary(&cargo::build(&BINARY)?, "overlay")
 }
 
-/// Moves the symbols of a binary to a file beside it, and returns that. The binary names the file in
-/// its section `.gnu_debuglink`. Cargo's own copy in `deps` keeps the symbols.
+/// Moves the symbols of a binary to a file beside it, and returns that. The binary names the file
+/// in its section `.gnu_debuglink`. Cargo's own copy in `deps` keeps the symbols.
 fn split_symbols(binary: &Path) -> Result<PathBuf> {
     let symbols = binary.with_extension("debug");
     let stripped = binary.with_extension("stripped");

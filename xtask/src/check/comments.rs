@@ -11,13 +11,12 @@ const COLUMNS: usize = 100;
 
 /// What is not held to it yet, by the beginning of its path. An entry without a long line is a
 /// fault: take it off.
-const EXEMPT: [&str; 7] = [
+const EXEMPT: [&str; 6] = [
     "overlay-common/src/",
     "overlay-ebpf/src/",
     "overlay-user/src/",
     "overlay-user/tests/",
     "tests/",
-    "xtask/src/test.rs",
     "xtask/src/vm_test",
 ];
 
