@@ -19,13 +19,13 @@ const SEEDS_ON_IPV6: RangeFrom<u64> = 10_000..;
 /// machine meets them all in those that are always run.
 const MOST: u64 = 10;
 
-/// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: `conntrack` would have to be out of memory,
-/// and an array is never without its element.
+/// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: `conntrack` would have to be out of
+/// memory, and an array is never without its element.
 const OUT_OF_REACH: [Reason; 3] =
     [Reason::ConntrackFull, Reason::NotConfigured, Reason::SocketBalanced];
 
-/// Runs `count` sequences, of which a slow machine leaves out a part, and goes on until packets have met
-/// every reason.
+/// Runs `count` sequences, of which a slow machine leaves out a part, and goes on until packets
+/// have met every reason.
 fn run(underlay: Underlay, mut seeds: RangeFrom<u64>, count: u64, reasons: &BTreeSet<Reason>) {
     let mut fuzz = Fuzz::on(underlay);
     let least = count / u64::from(patience());

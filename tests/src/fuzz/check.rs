@@ -136,7 +136,8 @@ fn is_encapsulated(ran: &Ran) -> bool {
     ran.counted.iter().any(|reason| pushed.contains(reason)) || is_told_elsewhere(ran)
 }
 
-/// Whether the packet is an answer to a backend elsewhere: in a tunnel packet, where others are ICMP.
+/// Whether the packet is an answer to a backend elsewhere: in a tunnel packet, where others are
+/// ICMP.
 fn is_told_elsewhere(ran: &Ran) -> bool {
     let protocol = if ran.packet[12..14] == [0x86, 0xdd] { 20 } else { 23 };
     ran.counted.contains(&Reason::TooBigAnswered) && ran.packet.get(protocol) == Some(&17)

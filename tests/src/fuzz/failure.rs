@@ -40,8 +40,8 @@ impl Failure {
         if self.tables.ipv6 { Underlay::Ipv6 } else { Underlay::Ipv4 }
     }
 
-    /// Writes the sequence as pcapng to `fuzz/SEED-UNDERLAY.pcapng` in cargo's target directory, and
-    /// returns its path.
+    /// Writes the sequence as pcapng to `fuzz/SEED-UNDERLAY.pcapng` in cargo's target directory,
+    /// and returns its path.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -34,7 +34,7 @@ pub struct Totals {
     pub sequences: u64,
     /// Packets.
     pub packets: u64,
-    /// Packets whose checksums were right on arrival and were verified from scratch afterwards.
+    /// Packets with right checksums on arrival, which were verified from scratch afterwards.
     pub verified: u64,
     /// Packets by reason.
     pub reasons: BTreeMap<Reason, u64>,
@@ -233,7 +233,7 @@ struct Real {
     maps: Maps,
 }
 
-/// BPF_PROG_TEST_RUN does not take skbs whose IP header is cut off (Linux 6.18).
+/// BPF_PROG_TEST_RUN does not take skbs with a cut off IP header (Linux 6.18).
 fn is_refused_by_the_kernel(step: &Step) -> bool {
     let shortest = match step.packet[12..14] {
         [0x08, 0x00] => 34,

@@ -108,7 +108,7 @@ impl Drop for Current {
     }
 }
 
-/// Runs sequences on one underlay until the time is over or somebody has found something.
+/// Runs sequences on one underlay until the time is over or another thread has found something.
 fn run_on(underlay: Underlay, plan: Plan, over: &AtomicBool) -> Result<Totals, Box<Failure>> {
     let mut fuzz = Fuzz::on(underlay);
     let mut seed = plan.first;

@@ -38,7 +38,7 @@ const GROUPS: [Ipv4Addr; 4] = [
     Ipv4Addr::new(240, 0, 0, 1),
 ];
 
-/// Who speaks to whom.
+/// The tuple of a packet.
 #[derive(Clone, Copy)]
 struct Tuple {
     src: Ipv4Addr,
@@ -75,8 +75,8 @@ pub fn random(rng: &mut SmallRng, tables: &Tables) -> Step {
     Step { program, packet, segment }
 }
 
-/// Makes the packet an aggregate, if it may be one, and says of what segments. Copies of it would go
-/// through the kernel's own segmentation, which does not know what it is.
+/// Makes the packet an aggregate, if it may be one, and says of what segments. Copies of it would
+/// go through the kernel's own segmentation, which does not know what it is.
 fn segment_size(rng: &mut SmallRng, program: Program, packet: &mut [u8]) -> u16 {
     let is_to_group = |at: usize| {
         let ip = packet.get(at..at + 34);
@@ -299,8 +299,8 @@ struct Error {
     packet: Vec<u8>,
 }
 
-/// Now and then an ICMP error about a packet that a flow known under one of some keys answers. Mostly it
-/// is sent by who speaks under that key.
+/// Now and then an ICMP error about a packet that a flow known under one of some keys answers.
+/// Mostly it is sent by who speaks under that key.
 fn error_about(
     rng: &mut SmallRng,
     tables: &Tables,
@@ -376,7 +376,7 @@ fn arp(rng: &mut SmallRng, from: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     packet
 }
 
-/// An IPv4 packet; some have options, are fragments or have a protocol nobody translates.
+/// An IPv4 packet; some have options, are fragments or have a protocol that is not translated.
 fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
     let length = any(rng, &[0, 1, 9, 64, 300, 1380, 1402, 1410, 1472]);
     let payload: Vec<u8> = (0..length).map(|i| i as u8 ^ 0x5a).collect();
@@ -448,8 +448,8 @@ fn datagram(tuple: Tuple, payload: &[u8]) -> Vec<u8> {
     seal(tuple, body, 6)
 }
 
-/// A packet of one chunk: DATA, INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE, COOKIE ACK (RFC 9260, section 3).
-/// Nobody on the way looks at its checksum.
+/// A packet of one chunk: DATA, INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE, COOKIE ACK (RFC 9260,
+/// section 3). Nobody on the way looks at its checksum.
 fn sctp(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
     let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
     body.extend([0, 0, 0, 7, 0xc5, 0xc5, 0xc5, 0xc5]);

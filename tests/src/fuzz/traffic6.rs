@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// Clients outside: one whose MAC is known, one whose is not, one without a route, and one that says it is
-/// inside.
+/// Clients outside: one with a known MAC, one without, one without a route, and one that
+/// says it is inside.
 pub const CLIENTS6: [Ipv6Addr; 4] = [
     PEER6,
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x12),
@@ -74,7 +74,7 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     }
 }
 
-/// What somebody outside sends to the host.
+/// What a client outside sends to the host.
 pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
     if let Some(told) = error_about(rng, tables, |k| k.vni == 0) {
@@ -132,7 +132,8 @@ pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, 
     (sender, packet(rng, way))
 }
 
-/// Now and then has a frame say what its client asked: mostly a port that is published to the one it has by now.
+/// Now and then has a frame say what its client asked: mostly a port that is published to the one
+/// it has by now.
 fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple6, frame: &mut [u8]) {
     if rng.random_bool(0.3) {
         return;
@@ -175,7 +176,7 @@ fn of_any_kind(rng: &mut SmallRng, way: Way, ports: (u16, u16)) -> Vec<u8> {
     }
 }
 
-/// Who speaks to whom.
+/// The tuple of a packet.
 #[derive(Clone, Copy)]
 struct Tuple6 {
     ends: (Ipv6Addr, Ipv6Addr),

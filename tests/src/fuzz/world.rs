@@ -22,7 +22,7 @@ use crate::{
     rig::{CLIENT, IFINDEX, NODE, OTHER_VNI, PEER, Rig, VNI, ip6, link_local, mac, vtep6},
 };
 
-/// A node of the cluster whose neighbour entry is missing.
+/// A node of the cluster without a neighbour entry.
 pub const UNRESOLVED: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 12);
 /// An address without a route.
 pub const UNROUTED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -34,7 +34,7 @@ pub const NODES: [Ipv4Addr; 4] = [PEER, UNRESOLVED, UNROUTED, NODE];
 pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 /// Ports.
 pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
-/// Slots of endpoints: nobody's, real ones, and one that does not exist.
+/// Slots of endpoints: none, real ones, and one that does not exist.
 pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
 /// The secret under which addresses outside have numbers.
 const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
@@ -64,7 +64,7 @@ fn nth_address(vni: u32, last: u8) -> Ipv4Addr {
     }
 }
 
-/// An address of a network that somebody of one of `kinds` has, mostly.
+/// An address of a network that an endpoint of one of `kinds` has, mostly.
 pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv4Addr {
     let endpoints = tables.agent.endpoints.iter();
     let of_kind = endpoints.filter(|(key, e)| key.vni == vni && kinds.contains(&e.kind));
@@ -150,7 +150,7 @@ fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// Where backends were that sockets are connected to, of whom somebody may be there by now.
+/// Where backends were that sockets are connected to, some of which an endpoint may have by now.
 fn gone(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.stale_backends.clear();
     for _ in 0..rng.random_range(0..6) {
@@ -376,7 +376,7 @@ fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Flood {
         replicas.links[i] = any(rng, &links);
         replicas.vteps[i] = any(rng, &NODES).into();
     }
-    // Whose the copies are counted for.
+    // The endpoint that copies are counted for.
     agent.links.remove(&rig.no_forwarding);
     if rng.random_bool(0.8) {
         let link = Link { vni: VNI, slot: any(rng, &SLOTS), ..Link::default() };
@@ -404,7 +404,7 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// Makes something refer to itself: a VIP whose only backend has the VIP, or an endpoint of one
+/// Makes something refer to itself: a VIP with the VIP as its only backend, or an endpoint of one
 /// interface and another node at once, which has the tests' own address.
 fn self_reference(rng: &mut SmallRng, tables: &mut Tables) {
     let number = rng.random_range(1..=NUMBERS);
@@ -491,7 +491,8 @@ fn affinity(rng: &mut SmallRng, tables: &mut Tables) {
 
 fn backend(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     let vni = any(rng, &VNIS);
-    // Any address: endpoints here and elsewhere, nobody's, the gateway, a VIP (its own included).
+    // Any address: endpoints here and elsewhere, one of no endpoint, the gateway, a VIP (its own
+    // included).
     let ip = address(rng, vni);
     let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
     let ifindex = rng.random_range(0..60);

@@ -104,8 +104,8 @@ pub fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked of another
-/// node; an address may be forgotten.
+/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked
+/// of another node; an address may be forgotten.
 pub fn reverse6(rng: &mut SmallRng, tables: &mut Tables) {
     let Some(link) = tables.agent.links.get(&IFINDEX).copied() else { return };
     let mut name = |address: Ipv6Addr| {

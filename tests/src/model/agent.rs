@@ -41,8 +41,8 @@ pub fn is_of(network: &Network, ip: Ipv4Addr) -> bool {
 }
 
 impl Tables {
-    /// What an address of a network is. "Link-local addresses follow from the MAC." The node itself is
-    /// reached by IPv4 only, and VIPs have no link.
+    /// What an address of a network is. "Link-local addresses follow from the MAC." The node itself
+    /// is reached by IPv4 only, and VIPs have no link.
     pub fn endpoint(&self, vni: u32, ip: IpAddr) -> Option<Endpoint> {
         let agent = &self.agent;
         let ip = match ip {
@@ -77,8 +77,8 @@ impl Tables {
         self.agent.published.get(&key).copied()
     }
 
-    /// What is published under a port of an address of this host. "A port answers on the host's IPv6
-    /// addresses too where its backends have IPv6."
+    /// What is published under a port of an address of this host. "A port answers on the host's
+    /// IPv6 addresses too where its backends have IPv6."
     pub fn published_at(&self, ip: IpAddr, proto: u8, port: u16) -> Option<Published> {
         let published = self.published(proto, port).filter(|_| self.is_local(ip));
         published.filter(|published| ip.is_ipv4() || published.flags & PUBLISHED_IPV6 != 0)
@@ -184,8 +184,8 @@ impl Tables {
         known.then_some(name.ip)
     }
 
-    /// A flow in use keeps the address of its client: "as flows go from `ct_new` to `conntrack`, their
-    /// addresses go along".
+    /// A flow in use keeps the address of its client: "as flows go from `ct_new` to `conntrack`,
+    /// their addresses go along".
     pub fn keep(&mut self, name: Name) {
         if let IpAddr::V6(ip) = name.ip
             && name.outside

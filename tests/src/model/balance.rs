@@ -99,7 +99,8 @@ impl Walk<'_> {
         Ok(Balanced::To(entry, backend))
     }
 
-    /// "The flow gets another source port if its replies would look like those of a translated one."
+    /// "The flow gets another source port if its replies would look like those of a translated
+    /// one."
     pub fn open_direct(&mut self, flow: &Flow) -> Result<Option<Entry>, Reason> {
         let replies = flow.key.reversed();
         let tables = [&self.tables.conntrack, &self.tables.ct_new];

@@ -40,9 +40,10 @@ impl Flow {
 }
 
 impl Entry {
-    /// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after both FINs
-    /// or a RST; UDP 60 s, 300 s once both sides have spoken; SCTP as TCP; or as the service says. On the
-    /// backend's node what another one translates lives for 65,535 s." Time that is ahead has not passed.
+    /// "Entries are checked on use: TCP 60 s while opening, 7,500 s when established, 30 s after
+    /// both FINs or a RST; UDP 60 s, 300 s once both sides have spoken; SCTP as TCP; or as the
+    /// service says. On the backend's node what another one translates lives for 65,535 s." Time
+    /// that is ahead has not passed.
     pub fn is_over(&self, proto: u8, now: u64) -> bool {
         let connects = [TCP, SCTP].contains(&proto);
         let seconds = match (connects, self.is_closed(proto), self.marks.any(Marks::ACK)) {
@@ -57,7 +58,8 @@ impl Entry {
         now.saturating_sub(self.last_seen) > seconds * SECOND
     }
 
-    /// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside hear of one side.
+    /// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside hear of one
+    /// side.
     fn is_closed(&self, proto: u8) -> bool {
         let hears_one = matches!(self.action, Action::Snat | Action::Unsnat);
         let fins = [Marks::FIN, Marks::OTHER_FIN].map(|fin| self.marks.any(fin));
@@ -65,15 +67,16 @@ impl Entry {
         self.marks.any(Marks::RST) || fins.into_iter().filter(|fin| *fin).count() >= enough
     }
 
-    /// "A tuple of TCP is free only 62 s after a FIN: the backend may have it in TIME-WAIT until then."
+    /// "A tuple of TCP is free only 62 s after a FIN: the backend may have it in TIME-WAIT until
+    /// then."
     fn is_free_again(&self, proto: u8, now: u64) -> bool {
         let waits = proto == TCP && self.marks.any(Marks::FIN);
         let since = now.saturating_sub(self.last_seen);
         self.is_over(proto, now) && (!waits || since > 62 * SECOND)
     }
 
-    /// What an attempt to get a tuple finds of another flow: "four ports out of TIME-WAIT, then four that
-    /// need not be".
+    /// What an attempt to get a tuple finds of another flow: "four ports out of TIME-WAIT, then
+    /// four that need not be".
     fn is_given_up(&self, attempt: u32, proto: u8, now: u64) -> bool {
         if attempt < 4 { self.is_free_again(proto, now) } else { self.is_over(proto, now) }
     }
@@ -100,8 +103,8 @@ impl Entry {
             return None;
         }
         let was = *self;
-        // At the backend's node only the client's own packets say so: the backend may not have heard of
-        // its reset yet.
+        // At the backend's node only the client's own packets say so: the backend may not have
+        // heard of its reset yet.
         if flow.goes_on() && self.action != Action::Reverse {
             self.marks = self.marks.without(Marks::RST);
         }
@@ -160,7 +163,8 @@ impl Walk<'_> {
         self.find(flow).filter(|entry| entry.action == action)
     }
 
-    /// "The first FIN of each direction is told to the other one's entry, as is every reset of the backend."
+    /// "The first FIN of each direction is told to the other one's entry, as is every reset of the
+    /// backend."
     fn tell_end(&mut self, flow: &Flow, entry: &Entry) {
         let is_first_fin = flow.seen.any(Marks::FIN) && !entry.marks.any(Marks::FIN);
         if !is_first_fin && !flow.seen.any(Marks::RST) {
@@ -255,8 +259,8 @@ impl Walk<'_> {
         Err(Reason::TupleTaken)
     }
 
-    /// Takes a tuple that no other flow has. What another one has given up among the flows in use is
-    /// removed also where a new flow is in the way.
+    /// Takes a tuple that no other flow has. What another one has given up among the flows in use
+    /// is removed also where a new flow is in the way.
     fn take(&mut self, key: &FlowKey, attempt: u32, is_own: impl Fn(&Entry) -> bool) -> bool {
         let now = self.now;
         let is_others = |old: &Entry| !is_own(old) && !old.is_given_up(attempt, key.proto, now);

@@ -285,8 +285,8 @@ fn to_no_endpoint(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     }
 }
 
-/// "A connection that was given its backend at once, and has outlived it, is told as its service says." Of
-/// IPv6 the backend's MAC says its number.
+/// "A connection that was given its backend at once, and has outlived it, is told as its service
+/// says." Of IPv6 the backend's MAC says its number.
 fn to_stale_backend(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     let ip = &sent.ip;
     let number = match ip.dst {
@@ -400,8 +400,8 @@ fn own_port(
     walk.tables.published_at(sent.ip.dst, sent.ip.protocol, flow.key.dport)
 }
 
-/// The same of IPv6, and the flow: under the container's own name on the service's network if it is on
-/// that, otherwise as a client outside.
+/// The same of IPv6, and the flow: under the container's own name on the service's network if it is
+/// on that, otherwise as a client outside.
 fn own_port6(
     walk: &mut Walk<'_>,
     sent: &Sent,

@@ -1,5 +1,5 @@
-//! Direct server return: what a backend's node is told of the frontend, and when a reply leaves from
-//! there.
+//! Direct server return: what a backend's node is told of the frontend, and when a reply leaves
+//! from there.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -23,8 +23,8 @@ pub type Frontend = (Name, u16);
 const MARK: [u8; 4] = *b"\x06ask";
 
 /// The header inside the tunnel: "the destination is 02:42 and the frontend's address, the source
-/// 06:61:73:6b and its port". Of IPv6, "instead of the address its number", by which other hosts know it.
-/// Not for a flow whose source port was changed here.
+/// 06:61:73:6b and its port". Of IPv6, "instead of the address its number", by which other hosts
+/// know it. Not for a flow whose source port was changed here.
 pub fn header(flow: &Flow, entry: &Entry, frontend: IpAddr, otherwise: Ethernet) -> Ethernet {
     if !entry.marks.any(Marks::DSR) || entry.sport != flow.key.sport {
         return otherwise;
@@ -38,8 +38,8 @@ pub fn header(flow: &Flow, entry: &Entry, frontend: IpAddr, otherwise: Ethernet)
     Ethernet { src: Mac::new([a, b, c, d, e, f]), dst: Mac::of_ip(address), ..otherwise }
 }
 
-/// What a frame of a node says. An IPv6 address is one of those that its node is known to have, and has a
-/// name here from then on.
+/// What a frame of a node says. An IPv6 address is one of those that its node is known to have, and
+/// has a name here from then on.
 pub fn said(tables: &mut Tables, frame: &Ethernet, node: Ipv4Addr, ipv6: bool) -> Option<Frontend> {
     let [mark @ .., e, f] = frame.src.bytes();
     if mark != MARK {
@@ -57,9 +57,9 @@ pub fn said(tables: &mut Tables, frame: &Ethernet, node: Ipv4Addr, ipv6: bool) -
     Some((name, u16::from_be_bytes([e, f])))
 }
 
-/// What is believed of that: "only of a port that is published here too, to the port that the backend is
-/// asked on, of a service that says so", and nothing about this host itself or a container as the client, or
-/// as the frontend.
+/// What is believed of that: "only of a port that is published here too, to the port that the
+/// backend is asked on, of a service that says so", and nothing about this host itself or a
+/// container as the client, or as the frontend.
 pub fn believed(tables: &Tables, flow: &Flow, said: Option<Frontend>) -> Option<Frontend> {
     let (name, port) = said?;
     let published = tables.published(flow.key.proto, port)?;

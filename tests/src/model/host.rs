@@ -37,8 +37,8 @@ impl Host {
         Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding], vxlan: rig.vxlan }
     }
 
-    /// Whether the kernel takes a copy, a frame of `length` bytes, for an interface: any that exists
-    /// and is up. A veth wants it to fit the MTU and an Ethernet header with a VLAN tag
+    /// Whether the kernel takes a copy, a frame of `length` bytes, for an interface: any that
+    /// exists and is up. A veth wants it to fit the MTU and an Ethernet header with a VLAN tag
     /// (`is_skb_forwardable`).
     pub fn takes(&self, ifindex: u32, length: usize) -> bool {
         let [loopback, other_end] = self.no_forwarding;
@@ -46,8 +46,8 @@ impl Host {
         ifindex == self.vxlan || ifindex == loopback || (is_veth && length <= MTU + 18)
     }
 
-    /// The way of an IP packet of `total` bytes to `dst`, as if it came in by the interface that the
-    /// configuration names. The IPv6 routes are like those of IPv4.
+    /// The way of an IP packet of `total` bytes to `dst`, as if it came in by the interface that
+    /// the configuration names. The IPv6 routes are like those of IPv4.
     pub fn next_hop(&self, config: &Config, dst: IpAddr, total: usize) -> Result<NextHop, Reason> {
         let dst = match dst {
             IpAddr::V4(dst) => dst,

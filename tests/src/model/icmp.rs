@@ -42,8 +42,9 @@ pub fn sealed([src, dst]: [IpAddr; 2], protocol: u8, body: &[u8]) -> u16 {
     ones_complement(&[&octets(src), &octets(dst), &length[..], &[0, 0, 0, protocol], body].concat())
 }
 
-/// Tells the sender of the packet that IP packets of `mtu` bytes fit. What must not be answered (RFC 1122,
-/// section 3.2.2; RFC 4443, section 2.4 e) stays a drop. Of IPv6 the answer fills 1280 bytes.
+/// Tells the sender of the packet that IP packets of `mtu` bytes fit. What must not be answered
+/// (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e) stays a drop. Of IPv6 the answer fills 1280
+/// bytes.
 pub fn too_big(walk: &mut Walk<'_>, router: Router, mtu: usize) -> Outcome {
     let frame = &walk.frame;
     let ipv6 = router.ip.is_ipv6();
@@ -80,7 +81,8 @@ pub fn time_exceeded(walk: &mut Walk<'_>, (mac, ip): (Mac, Ipv4Addr)) -> Outcome
     Ok(End::Sent(Reason::TtlExceededAnswered))
 }
 
-/// Tells the sender of the packet that no port listens where it went. "SCTP by an unreachable protocol."
+/// Tells the sender of the packet that no port listens where it went. "SCTP by an unreachable
+/// protocol."
 pub fn unreachable(walk: &mut Walk<'_>, frontend: Router, proto: u8) -> Outcome {
     let is_sctp = proto == SCTP;
     let (quote, message) = if frontend.ip.is_ipv6() {
@@ -95,8 +97,8 @@ pub fn unreachable(walk: &mut Walk<'_>, frontend: Router, proto: u8) -> Outcome 
     Ok(End::Sent(Reason::NoBackendAnswered))
 }
 
-/// What is quoted of an IPv4 packet: of a short one the least, and of TCP the whole header; nothing of a
-/// short one with options.
+/// What is quoted of an IPv4 packet: of a short one the least, and of TCP the whole header; nothing
+/// of a short one with options.
 fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
     let ip = Ip::at(&walk.frame, ETHERNET, false)?;
     let length = match (walk.frame.len() >= ETHERNET + 128, ip.is_plain(), ip.protocol) {
@@ -121,8 +123,8 @@ fn answer(
     let ipv6 = router.ip.is_ipv6();
     let ends = [router.ip, walk.ip(ipv6)?.src];
     let mut body = [&kind[..], &[0, 0], &value.to_be_bytes(), quote].concat();
-    // Only ICMPv6 has a pseudo-header (RFC 4443, section 2.3), and "internetwork control" as its class
-    // has only ICMP (RFC 1812, section 4.3.2.5).
+    // Only ICMPv6 has a pseudo-header (RFC 4443, section 2.3), and "internetwork control" as its
+    // class has only ICMP (RFC 1812, section 4.3.2.5).
     let (protocol, class) = if ipv6 { (ICMPV6, 0) } else { (ICMP, 0xc0) };
     let sum = if ipv6 { sealed(ends, ICMPV6, &body) } else { ones_complement(&body) };
     put(&mut body, 2, &sum.to_be_bytes());

@@ -1,5 +1,5 @@
-//! The edge between the model and the maps of the programs: the only file of the model that knows how
-//! they lay their tables out, and by which number they know an IPv6 address.
+//! The edge between the model and the maps of the programs: the only file of the model that knows
+//! how they lay their tables out, and by which number they know an IPv6 address.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,8 +35,8 @@ const BITS: [(Marks, u32); 8] = [
     (Marks::OTHER_FIN, maps::TCP_SEEN_OTHER_FIN),
 ];
 
-/// By which number the programs know an address (`addr6_id`): that of an endpoint or a VIP is its IPv4
-/// address, that of one outside is a hash under a secret.
+/// By which number the programs know an address (`addr6_id`): that of an endpoint or a VIP is its
+/// IPv4 address, that of one outside is a hash under a secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressIds {
     secret: [u64; 2],
@@ -55,14 +55,14 @@ impl AddressIds {
         ids
     }
 
-    /// The IPv6 address that goes with an IPv4 address of a network; of others a mapped one (RFC 4291,
-    /// section 2.5.5.2), which no packet has.
+    /// The IPv6 address that goes with an IPv4 address of a network; of others a mapped one (RFC
+    /// 4291, section 2.5.5.2), which no packet has.
     pub fn address(&self, vni: u32, ip: Ipv4Addr) -> Ipv6Addr {
         self.inside.get(&(vni, ip)).copied().unwrap_or(ip.to_ipv6_mapped())
     }
 
-    /// The number. The second to fourth one that an address may get is for addresses that get in each
-    /// other's way, which those of the fuzzer do not.
+    /// The number. The second to fourth one that an address may get is for addresses that get in
+    /// each other's way, which those of the fuzzer do not.
     pub fn id(&self, name: Name) -> Be32 {
         match name.ip {
             IpAddr::V4(ip) => ip.into(),
@@ -242,8 +242,8 @@ impl Maps {
         rig.set_addr6_secret(ids.secret);
     }
 
-    /// Whether the model's maps are those of the rig. Times that the model set to `now` may lie anywhere
-    /// in `span` in the kernel.
+    /// Whether the model's maps are those of the rig. Times that the model set to `now` may lie
+    /// anywhere in `span` in the kernel.
     ///
     /// # Errors
     /// What differs.

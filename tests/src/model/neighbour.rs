@@ -46,8 +46,8 @@ pub fn arp(walk: &mut Walk<'_>, link: &Link) -> Outcome {
     Ok(End::Sent(Reason::ArpAnswered))
 }
 
-/// Whether an ICMPv6 message is one of neighbour discovery: solicitations, advertisements and redirects
-/// (RFC 4861, section 4).
+/// Whether an ICMPv6 message is one of neighbour discovery: solicitations, advertisements and
+/// redirects (RFC 4861, section 4).
 pub fn is_discovery(kind: u8) -> bool {
     (133..=137).contains(&kind)
 }

@@ -190,8 +190,8 @@ struct Upper {
     later: bool,
 }
 
-/// Extension headers that are looked behind, but for the fragment header (RFC 8200, section 4; RFC 4302;
-/// RFC 6275; RFC 7401; RFC 5533).
+/// Extension headers that are looked behind, but for the fragment header (RFC 8200, section 4; RFC
+/// 4302; RFC 6275; RFC 7401; RFC 5533).
 const EXTENSIONS: [u8; 7] = [0, 43, 51, 60, 135, 139, 140];
 
 /// What follows the extension header of a kind at an offset, and where.
@@ -332,8 +332,8 @@ impl Walk<'_> {
         })
     }
 
-    /// The flow that a packet says, on network `vni`; `None` when one of its addresses has no name. A first
-    /// fragment is remembered, and a later one has the ports of its first.
+    /// The flow that a packet says, on network `vni`; `None` when one of its addresses has no name.
+    /// A first fragment is remembered, and a later one has the ports of its first.
     pub fn named(&mut self, said: &Said, vni: u32, how: Naming) -> Result<Option<Flow>, Reason> {
         let is_ipv6 = said.ends[0].is_ipv6();
         if let Some(reason) = said.fault.filter(|_| is_ipv6) {

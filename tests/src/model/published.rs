@@ -22,8 +22,8 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// How an IPv4 packet without options goes on behind its header. A later fragment is what its first one
-/// was.
+/// How an IPv4 packet without options goes on behind its header. A later fragment is what its first
+/// one was.
 pub fn head(walk: &mut Walk<'_>, ip: &Ip) -> Option<[u8; 8]> {
     if ip.later {
         let key = walk.fragments_of(ip, UNDERLAY_VNI)?;
@@ -73,8 +73,8 @@ pub fn to_host(walk: &mut Walk<'_>) -> Outcome {
     to_published(walk, &ip, &flow, &published)
 }
 
-/// The flow of an IPv6 packet to a published port, or of an error about one. A client has a name only
-/// where the port is known, so what is wrong with the packet counts from there on.
+/// The flow of an IPv6 packet to a published port, or of an error about one. A client has a name
+/// only where the port is known, so what is wrong with the packet counts from there on.
 fn find6(walk: &mut Walk<'_>, ip: &Ip) -> Result<Option<(Flow, Published)>, Reason> {
     if !walk.tables.is_local(ip.dst) {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! "A service without a backend rejects at once": TCP gets a reset (RFC 9293, section 3.10.7.1), UDP and
-//! SCTP an ICMP error, from the frontend. What may not be answered is dropped.
+//! "A service without a backend rejects at once": TCP gets a reset (RFC 9293, section 3.10.7.1),
+//! UDP and SCTP an ICMP error, from the frontend. What may not be answered is dropped.
 
 use overlay_common::Reason;
 

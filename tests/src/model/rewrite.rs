@@ -37,8 +37,8 @@ fn readdress(frame: &mut [u8], at: usize, (old, new): (&[u8], &[u8])) -> Result<
 }
 
 impl Walk<'_> {
-    /// Rewrites the packet behind an Ethernet header from the tuple of its flow to what `entry` says. Returns
-    /// its new ends.
+    /// Rewrites the packet behind an Ethernet header from the tuple of its flow to what `entry`
+    /// says. Returns its new ends.
     pub fn translate(&mut self, flow: &Flow, entry: &Entry) -> Result<[IpAddr; 2], Reason> {
         let ipv6 = flow.key.is_ipv6();
         // An IPv6 address that stays need not be known.
@@ -55,11 +55,13 @@ impl Walk<'_> {
         let (old, new) = (octets([ip.src, ip.dst]), octets(ends));
         let at = flow.transport;
         match flow.key.proto {
-            // A later fragment has no ports, and SCTP keeps its own, under a checksum without addresses.
+            // A later fragment has no ports, and SCTP keeps its own, under a checksum without
+            // addresses.
             _ if flow.part == Part::Later => {}
             SCTP => {}
             ICMP => {
-                // An echo has one identifier (RFC 792), and a checksum over nothing else of the tuple.
+                // An echo has one identifier (RFC 792), and a checksum over nothing else of the
+                // tuple.
                 let id = (entry.sport | entry.dport).to_be_bytes();
                 let sum = half(frame, at + 2).ok_or(Reason::RewriteRefused)?;
                 let sum = updated(sum, &frame[at + 4..at + 6], &id);
@@ -71,7 +73,8 @@ impl Walk<'_> {
                 let field = at + if is_udp { 6 } else { 16 };
                 let sum = half(frame, field).ok_or(Reason::RewriteRefused)?;
                 let new_ports = ports(entry.sport, entry.dport);
-                // RFC 768: zero is "no checksum", and a sum that comes out as zero is sent as all ones.
+                // RFC 768: zero is "no checksum", and a sum that comes out as zero is sent as all
+                // ones.
                 if !(is_udp && sum == 0) {
                     let covered = [&old[..], &frame[at..at + 4]].concat();
                     let sum = updated(sum, &covered, &[&new[..], &new_ports].concat());
@@ -85,8 +88,8 @@ impl Walk<'_> {
         Ok(ends)
     }
 
-    /// The quoted packet, and the error, as their receiver knows the flow (RFC 5508). Every checksum that
-    /// covers what changes is kept right, if it is quoted.
+    /// The quoted packet, and the error, as their receiver knows the flow (RFC 5508). Every
+    /// checksum that covers what changes is kept right, if it is quoted.
     fn requote(
         &mut self,
         flow: &Flow,
@@ -132,7 +135,8 @@ impl Walk<'_> {
         let hides = matches!(entry.action, Action::Reply | Action::Snat) || ip.src == quoted.dst;
         let own = [if hides { ends[0] } else { ip.src }, ends[1]];
         let (was, is) = (octets([ip.src, ip.dst]), octets(own));
-        // The error's own checksum covers all that follows its header, that of ICMPv6 its addresses too.
+        // The error's own checksum covers all that follows its header, that of ICMPv6 its addresses
+        // too.
         let sum = half(frame, icmp + 2).ok_or(Reason::RewriteRefused)?;
         let last = quote + (frame.len() - quote) / 2 * 2;
         let (mut from, mut to) = if ipv6 { (was.clone(), is.clone()) } else { Default::default() };

@@ -89,7 +89,8 @@ fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
         && !is_late
 }
 
-/// A new flow: by the interface that the route leads to, under the address of that, from a free port.
+/// A new flow: by the interface that the route leads to, under the address of that, from a free
+/// port.
 fn open(walk: &mut Walk<'_>, flow: &Flow) -> Result<Entry, Reason> {
     let config = walk.tables.config;
     let hop = walk.host.next_hop(&config, flow.key.dst.ip, walk.longest())?;
@@ -156,8 +157,8 @@ fn is_news(flow: &Flow, entry: &Entry, now: u64) -> bool {
     now.wrapping_sub(entry.last_seen) > SECOND || resets
 }
 
-/// Tells the way back that the container speaks. False when there is none, or the address is no longer
-/// one of this host.
+/// Tells the way back that the container speaks. False when there is none, or the address is no
+/// longer one of this host.
 fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) -> bool {
     let now = walk.now;
     if !is_news(flow, entry, now) {
@@ -197,8 +198,8 @@ fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) {
     }
 }
 
-/// What comes to a port that flows leave from, or an ICMP error about one. `None` is for others. `head` is
-/// how the packet goes on behind its header; of a later fragment, how its first one did.
+/// What comes to a port that flows leave from, or an ICMP error about one. `None` is for others.
+/// `head` is how the packet goes on behind its header; of a later fragment, how its first one did.
 pub fn receive(walk: &mut Walk<'_>, ip: &Ip, head: &[u8; 8]) -> Option<Outcome> {
     let [first, last] = walk.tables.config.outside_ports;
     let is_ours = |port: u16| (first..=last).contains(&port);

@@ -1,4 +1,5 @@
-//! What the datapath remembers, by addresses: flows, clients, fragments and what is counted of them.
+//! What the datapath remembers, by addresses: flows, clients, fragments and what is counted of
+//! them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,8 +17,8 @@ use super::maps::AddressIds;
 pub struct Name {
     /// The address.
     pub ip: IpAddr,
-    /// An IPv6 address that is taken for one outside, whatever it is on its network. IPv4 addresses are
-    /// named by what they are, and this is false.
+    /// An IPv6 address that is taken for one outside, whatever it is on its network. IPv4 addresses
+    /// are named by what they are, and this is false.
     pub outside: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The tunnel: outer headers (RFC 7348), the ECN field (RFC 6040), and what is left to the kernel's vxlan
-//! device.
+//! The tunnel: outer headers (RFC 7348), the ECN field (RFC 6040), and what is left to the kernel's
+//! vxlan device.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -77,17 +77,17 @@ impl Walk<'_> {
         Ok(End::Sent(Reason::Encapsulated))
     }
 
-    /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments outside",
-    /// and so is what the programs cannot push headers onto: "aggregates other than TCP's and UDP's",
-    /// which those of BPF_PROG_TEST_RUN are, whatever is in them.
+    /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments
+    /// outside", and so is what the programs cannot push headers onto: "aggregates other than TCP's
+    /// and UDP's", which those of BPF_PROG_TEST_RUN are, whatever is in them.
     fn kernel_encap(&mut self, inner: Ethernet, refused: Reason) -> Outcome {
         let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
         let is_whole = match inner.kind {
             // "The kernel makes no fragments of tunnel packets over IPv6."
             _ if self.tables.ipv6 => true,
             IPV4 => has_df,
-            // No router makes fragments of IPv6 packets, but every link carries 1280 bytes (RFC 8200,
-            // section 5).
+            // No router makes fragments of IPv6 packets, but every link carries 1280 bytes (RFC
+            // 8200, section 5).
             _ => self.longest() > 1280,
         };
         let stays_whole = is_whole && refused == Reason::TooBig;
@@ -98,8 +98,8 @@ impl Walk<'_> {
         Ok(End::Sent(Reason::KernelEncap))
     }
 
-    /// Puts the outer headers in front (RFC 7348, section 5). The source port and the flow label are left
-    /// at zero: they are the hash's. There is no UDP checksum (RFC 6935).
+    /// Puts the outer headers in front (RFC 7348, section 5). The source port and the flow label
+    /// are left at zero: they are the hash's. There is no UDP checksum (RFC 6935).
     pub fn push(&mut self, way: Way, hop: &NextHop) {
         let [first, second] = [self.frame[ETHERNET], self.frame[ETHERNET + 1]];
         // IPv4 has the ECN field at the end of its second byte, IPv6 in the middle of it.
@@ -141,9 +141,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Takes the outer headers away. Those of aggregates are left to the kernel's device, as above, and
-    /// "TCP between containers does not take this way, and UDP not where the kernel knows the flag".
-    /// `leaves` says that the packet goes out of the host.
+    /// Takes the outer headers away. Those of aggregates are left to the kernel's device, as above,
+    /// and "TCP between containers does not take this way, and UDP not where the kernel knows the
+    /// flag". `leaves` says that the packet goes out of the host.
     pub fn pop(&mut self, ip: &Ip, leaves: bool) -> Result<(), Reason> {
         if self.segment == 0 {
             self.frame.drain(..self.tunnel_length());
@@ -158,8 +158,9 @@ impl Walk<'_> {
         if outer == inner || !is_popped || keeps_mark {
             return Err(Reason::TunnelRefused);
         }
-        // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel refuses
-        // them when the packet is of the family inside already, whose header has another length.
+        // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel
+        // refuses them when the packet is of the family inside already, whose header has another
+        // length.
         if inner {
             self.frame.extend([0; 20]);
         } else {
@@ -168,8 +169,8 @@ impl Walk<'_> {
         Err(Reason::RewriteRefused)
     }
 
-    /// A packet that stays in the tunnel, for the kernel's device, which is given no reserved bit to
-    /// stumble over.
+    /// A packet that stays in the tunnel, for the kernel's device, which is given no reserved bit
+    /// to stumble over.
     pub fn kernel_decap(&mut self) -> Outcome {
         let vni = self.vni()?;
         let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();

@@ -56,7 +56,8 @@ pub fn tunneled(walk: &mut Walk<'_>) -> Result<Option<Tunneled>, Reason> {
     }
     let sender = match ip.src {
         IpAddr::V4(ip) => ip,
-        // "A tunnel packet comes from a node if its source is the address under the source's number."
+        // "A tunnel packet comes from a node if its source is the address under the source's
+        // number."
         IpAddr::V6(ip) => {
             let mut vteps = walk.tables.agent.vteps6.iter();
             let of_source = vteps.find(|(_, vtep)| **vtep == Ip6::from(ip));
@@ -80,8 +81,8 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     let sender = tunneled.sender;
     check_other(walk, sender)?;
     let outcome = accept(walk, tunneled);
-    // "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it." What
-    // others send is dropped as theirs, whatever else is wrong with it.
+    // "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it."
+    // What others send is dropped as theirs, whatever else is wrong with it.
     if !walk.tables.ipv6 && !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
         check_stranger(walk, sender)?;
     }
@@ -97,7 +98,8 @@ pub fn receive_egress(walk: &mut Walk<'_>) -> Outcome {
     if is_to_vtep(walk) { Err(Reason::NotPeer) } else { to_host(walk) }
 }
 
-/// Whether it is, or begins, a tunnel packet to this node: also behind options and extension headers.
+/// Whether it is, or begins, a tunnel packet to this node: also behind options and extension
+/// headers.
 fn is_to_vtep(walk: &Walk<'_>) -> bool {
     let ipv6 = walk.tables.ipv6;
     let is_kind = half(&walk.frame, 12) == Some(if ipv6 { IPV6 } else { IPV4 });
@@ -147,8 +149,8 @@ pub fn check_stranger(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Result<(), Reaso
     checked
 }
 
-/// What is wrong with a node that is to be of the packet's network: "the nodes with endpoints of a network
-/// send on it".
+/// What is wrong with a node that is to be of the packet's network: "the nodes with endpoints of a
+/// network send on it".
 pub fn wrong_node(walk: &Walk<'_>, sender: Ipv4Addr) -> Option<Reason> {
     let vni = walk.party.vni;
     if walk.tables.network(vni).is_none() {
@@ -160,9 +162,9 @@ pub fn wrong_node(walk: &Walk<'_>, sender: Ipv4Addr) -> Option<Reason> {
     }
 }
 
-/// Why a packet from a node of the cluster is dropped. A node without part in the network is told so,
-/// but for reasons that others than its nodes meet: "any node of the cluster sends what clients outside
-/// have sent to its published ports, and the replies of flows that were translated here".
+/// Why a packet from a node of the cluster is dropped. A node without part in the network is told
+/// so, but for reasons that others than its nodes meet: "any node of the cluster sends what clients
+/// outside have sent to its published ports, and the replies of flows that were translated here".
 pub fn classify(walk: &Walk<'_>, sender: Ipv4Addr, reason: Reason) -> Reason {
     let others_too = match reason {
         // The packet is a stranger's, or says no network.

@@ -1,5 +1,6 @@
-//! `xdp_underlay`: decapsulation for endpoints here, and the ingress node's part of a published port, for
-//! plain packets that fit the tunnel and whose neighbour is known. The rest passes to `from_underlay`.
+//! `xdp_underlay`: decapsulation for endpoints here, and the ingress node's part of a published
+//! port, for plain packets that fit the tunnel and whose neighbour is known. The rest passes to
+//! `from_underlay`.
 
 use std::net::Ipv4Addr;
 
