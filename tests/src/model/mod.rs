@@ -3,9 +3,8 @@
 //!
 //! A packet is parsed to a value ([`packet`]), what becomes of it is decided over [`IpAddr`] in one
 //! text for both families, and the frame that must leave is built anew. Flows are kept by
-//! addresses; only
-//! [`maps`] knows how the programs lay their tables out, and what number stands for an IPv6
-//! address.
+//! addresses; only [`maps`] knows how the programs lay their tables out, and what number stands for
+//! an IPv6 address.
 //!
 //! Both families differ in these places: ARP and neighbour discovery ([`neighbour`]), ICMP errors
 //! ([`icmp`]), headers in bytes ([`packet`], [`rewrite`], [`tunnel`]), the names of IPv6 addresses
