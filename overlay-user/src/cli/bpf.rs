@@ -16,7 +16,7 @@ use crate::{
 /// Show a live table of this host's datapath
 #[derive(Debug, Args)]
 #[command(after_help = "What the tables mean is told in docs/architecture.md. The same bytes:
-  bpftool map dump pinned /sys/fs/bpf/overlay/v1/maps/endpoints
+  bpftool map dump pinned /sys/fs/bpf/overlay/v2/maps/endpoints
 
 Examples:
   overlay bpf endpoints

@@ -13,7 +13,10 @@ use super::{
 use crate::{
     datapath::{
         BpfDatapath, Datapath as _, LoadOptions, XdpMode,
-        bpf::{Inventory, PinnedAttachment, PinnedMap, PinnedProgram},
+        bpf::{
+            Inventory, PinnedAttachment, PinnedMap, PinnedProgram,
+            migrate::{self, Downgraded},
+        },
         host,
     },
     link::{Links as _, NetlinkLinks},
@@ -25,6 +28,7 @@ use crate::{
 pub(super) enum DatapathCommand {
     Load(LoadArgs),
     Unload(UnloadArgs),
+    Downgrade(DowngradeArgs),
     Show(ShowArgs),
 }
 
@@ -36,7 +40,7 @@ pub(super) enum DatapathCommand {
 #[command(after_help = "Examples:
   overlay datapath load --iface eth0
   overlay datapath load --iface eth0 --xdp generic
-  bpftool map dump pinned /sys/fs/bpf/overlay/v1/maps/config
+  bpftool map dump pinned /sys/fs/bpf/overlay/v2/maps/config
   overlay datapath unload")]
 pub(super) struct LoadArgs {
     /// The interface that carries the tunnels
@@ -66,6 +70,24 @@ pub(super) struct UnloadArgs {
     format: FormatArg,
 }
 
+/// Hand the datapath over to an older version of overlay, whose maps have layout 1
+///
+/// Stop the daemon first, and start the older version after it. Traffic goes on in between. Flows,
+/// affinity and counters are there for the older version, but for what begins or changes from this
+/// command until it starts: a connection through a VIP, a published port or to the outside that
+/// begins in between breaks then. Counters of reasons that the older version does not know are lost,
+/// and so is what was captured. Without this command an older version refuses to start beside the
+/// newer maps; after `overlay datapath unload` it starts with nothing, and all such connections
+/// break.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  systemctl stop overlay
+  overlay datapath downgrade")]
+pub(super) struct DowngradeArgs {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
 /// Show what is pinned and attached, and how to look into it
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -80,6 +102,7 @@ pub(super) async fn run(paths: &Paths, command: DatapathCommand) -> anyhow::Resu
     match command {
         DatapathCommand::Load(args) => load(paths, &args).await,
         DatapathCommand::Unload(args) => unload(paths, args.format.format),
+        DatapathCommand::Downgrade(args) => hand_over(paths, args.format.format),
         DatapathCommand::Show(args) => show(paths, args.format.format),
     }
 }
@@ -197,6 +220,20 @@ fn unload(paths: &Paths, format: Format) -> anyhow::Result<()> {
         Format::Json => print(&json(&Unloaded { removed })?),
         Format::Table if removed.is_empty() => print(&nothing(paths)),
         Format::Table => print(&table(&["removed"], removed.into_iter().map(|what| vec![what]))),
+    }
+}
+
+fn hand_over(paths: &Paths, format: Format) -> anyhow::Result<()> {
+    refuse_daemon(paths, "it would go on with the newer maps; stop it first")?;
+    let handed_over = migrate::downgrade(&paths.pin_dir)?;
+    match (format, handed_over) {
+        (Format::Json, handed_over) => print(&json(&handed_over.unwrap_or_default())?),
+        (Format::Table, None) => print(&nothing(paths)),
+        (Format::Table, Some(Downgraded { maps, attachments })) => print(&format!(
+            "Handed {} maps and {attachments} attachments over to layout 1.\nStart the older version \
+             now: what begins until then it does not find.\n",
+            maps.len()
+        )),
     }
 }
 
@@ -337,6 +374,14 @@ mod tests {
             let config = BpfDatapath::pinned_config(&paths.pin_dir).expect("read");
             let vtep = config.map(|c| Ipv4Addr::from(c.vtep));
             assert_eq!(vtep, Some(Ipv4Addr::new(192, 0, 2, 10)));
+            command("datapath downgrade").expect("handed over");
+            let left = Inventory::read(&paths.pin_dir).expect("read");
+            assert_eq!(left, Inventory::default(), "nothing of this version");
+            let config = BpfDatapath::pinned_config(&paths.pin_dir).expect("read");
+            assert_eq!(config.map(|c| Ipv4Addr::from(c.vtep)), vtep, "the older version has it");
+            command("datapath downgrade").expect("nothing to hand over is no error");
+            command("datapath load --iface eth0").expect("loaded again");
+            assert_eq!(Inventory::read(&paths.pin_dir).expect("read").links.len(), 2);
             command("datapath unload").expect("unloaded");
             assert!(!paths.pin_dir.exists());
             command("datapath unload").expect("nothing to unload is no error");

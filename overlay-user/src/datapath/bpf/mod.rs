@@ -234,10 +234,12 @@ impl BpfDatapath {
     /// # Errors
     /// [`DatapathError::Pin`] when the pin holds something else.
     pub fn pinned_config(pin_dir: &Path) -> Result<Option<Config>, DatapathError> {
-        let path = Pins::new(pin_dir).map("config");
-        if !path.exists() {
+        // The map is the same one in the layout that is migrated from.
+        let paths = [Pins::new(pin_dir), Pins::of(pin_dir, migrate::FROM)];
+        let paths = paths.map(|pins| pins.map("config"));
+        let Some(path) = paths.into_iter().find(|path| path.exists()) else {
             return Ok(None);
-        }
+        };
         let map = MapData::from_pin(&path).map_err(|e| bad_pin(&path, &e))?;
         let config = Array::<_, Config>::try_from(Map::Array(map));
         let config = config.map_err(|e| bad_pin(&path, &e))?;

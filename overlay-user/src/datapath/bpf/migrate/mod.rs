@@ -28,6 +28,9 @@ use super::{
 };
 use crate::datapath::DatapathError;
 
+/// The layout that is migrated from.
+pub const FROM: u32 = layout1::VERSION;
+
 /// How far a migration has come: a test has it end there, as if the process were killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
