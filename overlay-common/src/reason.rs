@@ -1,5 +1,7 @@
 //! Why a packet was forwarded or dropped: the index of map `counters`.
 
+use crate::observe::Traffic;
+
 /// Whether a reason counts forwarded or dropped packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -9,8 +11,27 @@ pub enum Direction {
     Drop,
 }
 
+/// A direction as the table has it: only forwarding reasons have ways.
+macro_rules! direction {
+    (Drop) => {
+        Direction::Drop
+    };
+    (Forward { $($ways:tt)* }) => {
+        Direction::Forward
+    };
+}
+
+/// One line for each reason: its number in map `counters`, its direction, its name. A forwarding
+/// reason has its ways in braces: the numbers in [`crate::observe::Tally`] under which packets that
+/// an endpoint sent or received are counted. They are part of the map layout too. The braces are
+/// empty where the reason is not about a packet of an endpoint.
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $direction:ident, $name:literal;)+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $variant:ident = $index:literal,
+        $direction:ident $({ $($traffic:ident = $way:literal),* })?,
+        $name:literal;
+    )+) => {
         /// A named reason, counted in packets and bytes. The numbers are part of the map layout and
         /// have no gaps. A new reason gets the next number. An unused reason keeps its line here
         /// until the next layout.
@@ -62,7 +83,21 @@ macro_rules! reasons {
             /// Whether the reason counts forwarded packets or drops.
             pub const fn direction(self) -> Direction {
                 match self {
-                    $(Self::$variant => Direction::$direction,)+
+                    $(Self::$variant => direction!($direction $({ $($traffic = $way),* })?),)+
+                }
+            }
+
+            /// All ways: index in [`crate::observe::Tally`], direction, reason.
+            pub(crate) const WAYS: &'static [(usize, Traffic, Self)] =
+                &[$($($(($way, Traffic::$traffic, Self::$variant),)*)?)+];
+
+            /// Index in [`crate::observe::Tally`] of a packet that was forwarded for this reason, or
+            /// `otherwise` for a reason without one.
+            #[inline(always)]
+            pub(crate) const fn way(self, traffic: Traffic, otherwise: u32) -> u32 {
+                match (traffic, self) {
+                    $($($((Traffic::$traffic, Self::$variant) => $way,)*)?)+
+                    _ => otherwise,
                 }
             }
         }
@@ -71,27 +106,27 @@ macro_rules! reasons {
 
 reasons! {
     /// Delivered to an endpoint on this node.
-    DeliveredLocal = 0, Forward, "delivered_local";
+    DeliveredLocal = 0, Forward { Sent = 0, Received = 8 }, "delivered_local";
     /// Encapsulated and sent to another node.
-    Encapsulated = 1, Forward, "encapsulated";
+    Encapsulated = 1, Forward { Sent = 1 }, "encapsulated";
     /// Decapsulated from another node and delivered.
-    Decapsulated = 2, Forward, "decapsulated";
+    Decapsulated = 2, Forward { Received = 9 }, "decapsulated";
     /// A reply of a published port sent out to a client.
-    SentToClient = 3, Forward, "sent_to_client";
+    SentToClient = 3, Forward { Sent = 2 }, "sent_to_client";
     /// Delivered to a socket of the host.
-    DeliveredHost = 4, Forward, "delivered_host";
+    DeliveredHost = 4, Forward { Sent = 3, Received = 10 }, "delivered_host";
     /// An ARP request answered.
-    ArpAnswered = 5, Forward, "arp_answered";
+    ArpAnswered = 5, Forward { Sent = 4 }, "arp_answered";
     /// An ICMP echo request to a gateway or VIP answered.
-    EchoAnswered = 6, Forward, "echo_answered";
+    EchoAnswered = 6, Forward { Sent = 5 }, "echo_answered";
     /// Encapsulated and sent to another node by XDP.
-    XdpEncapsulated = 7, Forward, "xdp_encapsulated";
+    XdpEncapsulated = 7, Forward {}, "xdp_encapsulated";
     /// A reply of a published port sent out to a client by XDP.
-    XdpSentToClient = 8, Forward, "xdp_sent_to_client";
+    XdpSentToClient = 8, Forward {}, "xdp_sent_to_client";
     /// A new flow got a backend.
-    FlowCreated = 9, Forward, "flow_created";
+    FlowCreated = 9, Forward {}, "flow_created";
     /// A flow whose backend is gone got another one.
-    FlowRepicked = 10, Forward, "flow_repicked";
+    FlowRepicked = 10, Forward {}, "flow_repicked";
     /// The packet is shorter than its headers say.
     Truncated = 11, Drop, "truncated";
     /// A header has an invalid value.
@@ -149,27 +184,27 @@ reasons! {
     NotPublished = 36, Drop, "not_published";
     /// The packet does not fit the path MTU and was answered with ICMP "fragmentation needed" or
     /// ICMPv6 "packet too big".
-    TooBigAnswered = 37, Forward, "too_big_answered";
+    TooBigAnswered = 37, Forward { Sent = 6 }, "too_big_answered";
     /// Encap fallback: passed to the kernel's vxlan device, which sends it.
-    KernelEncap = 38, Forward, "kernel_encap";
+    KernelEncap = 38, Forward { Sent = 13 }, "kernel_encap";
     /// Decap fallback: a tunnel packet passed to the kernel's vxlan device, which decapsulates it.
-    KernelDecap = 39, Forward, "kernel_decap";
+    KernelDecap = 39, Forward {}, "kernel_decap";
     /// The underlay marked congestion on a packet whose sender does not use ECN.
     EcnUnexpected = 40, Drop, "ecn_unexpected";
     /// Decapsulated from another node and delivered by XDP.
-    XdpDecapsulated = 41, Forward, "xdp_decapsulated";
+    XdpDecapsulated = 41, Forward { Received = 15 }, "xdp_decapsulated";
     /// A neighbour solicitation was answered.
-    NdAnswered = 42, Forward, "nd_answered";
+    NdAnswered = 42, Forward { Sent = 14 }, "nd_answered";
     /// Neighbour discovery without an answer: a solicitation for an address that no endpoint has,
     /// or another message.
     NdUnknown = 43, Drop, "nd_unknown";
     /// A container's connection to a VIP got its backend at connect time. Its packets need no
     /// translation.
-    SocketBalanced = 44, Forward, "socket_balanced";
+    SocketBalanced = 44, Forward {}, "socket_balanced";
     /// Sent outside under the address of this host.
-    Masqueraded = 45, Forward, "masqueraded";
+    Masqueraded = 45, Forward { Sent = 7 }, "masqueraded";
     /// A reply from outside, or an ICMP error about a flow to the outside, was delivered.
-    ReturnedFromOutside = 46, Forward, "returned_from_outside";
+    ReturnedFromOutside = 46, Forward { Received = 11 }, "returned_from_outside";
     /// This host has no free source port for a flow to the outside.
     MasqueradePortsExhausted = 47, Drop, "masquerade_ports_exhausted";
     /// The endpoint has reached its limit of flows to the outside.
@@ -177,10 +212,10 @@ reasons! {
     /// The time to live of a packet to the outside expired at the gateway.
     TtlExceeded = 49, Drop, "ttl_exceeded";
     /// The time to live expired at the gateway, which answered with ICMP "time exceeded".
-    TtlExceededAnswered = 50, Forward, "ttl_exceeded_answered";
+    TtlExceededAnswered = 50, Forward { Sent = 12 }, "ttl_exceeded_answered";
     /// A packet to a group of the network, copied to its endpoints on this node and to its other
     /// nodes.
-    Replicated = 51, Forward, "replicated";
+    Replicated = 51, Forward { Received = 16, Sent = 17 }, "replicated";
     /// A packet to a group, not copied to all members: the network has more endpoints on this node,
     /// or more nodes, than the limit of copies.
     ReplicateLimit = 52, Drop, "replicate_limit";
@@ -189,14 +224,14 @@ reasons! {
     /// An ICMP error about an unknown flow.
     UnrelatedError = 54, Drop, "unrelated_error";
     /// A packet of a TCP connection whose backend is gone, rejected with a reset.
-    BackendGoneAnswered = 55, Forward, "backend_gone_answered";
+    BackendGoneAnswered = 55, Forward { Sent = 19 }, "backend_gone_answered";
     /// A reply of a published port sent directly to the client (DSR), not through the ingress node.
-    SentDsr = 56, Forward, "sent_dsr";
+    SentDsr = 56, Forward { Sent = 20 }, "sent_dsr";
     /// VXLAN of a network without endpoints on this node.
     UnknownVni = 57, Drop, "unknown_vni";
     /// A new flow to a service without a backend for new flows, rejected with a reset or with ICMP
     /// "port unreachable".
-    NoBackendAnswered = 58, Forward, "no_backend_answered";
+    NoBackendAnswered = 58, Forward { Sent = 18 }, "no_backend_answered";
 }
 
 /// Size of map `counters`: room for further reasons without a change of layout. It is the number of
