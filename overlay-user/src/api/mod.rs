@@ -28,7 +28,7 @@ pub use observe::{
     DEFAULT_SNAPLEN, Event, EventKind, EventMessage, EventRequest, NewFlow, TrafficRow,
 };
 use serde::{Deserialize, Serialize};
-pub use service::{BalanceChange, HealthChange, ServiceCreate, ServiceUpdate};
+pub use service::{HealthChange, ServiceCreate, ServiceUpdate};
 
 use crate::model::{Availability, EndpointState, Health, Id, Multicast, Port, Role};
 

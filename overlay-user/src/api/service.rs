@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EndpointMode, HashBy, OnLoss, Port, Probe, ReturnPath, Scheduler};
+use crate::model::{BalanceChange, EndpointMode, Port, Probe};
 
 /// Parameters of `service_create`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -51,36 +51,8 @@ pub struct ServiceUpdate {
     pub drain_ms: Option<u64>,
 }
 
-/// What `service_create` and `service_update` say about the sharing of new flows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BalanceChange {
-    /// The scheduler; `None`: as it is, [`Scheduler::Rr`] for a new service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lb: Option<Scheduler>,
-    /// What it hashes; `None`: as it is, or what a new scheduler does by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lb_hash: Option<HashBy>,
-    /// For how long after its last new flow a client keeps its backend, in milliseconds; 0: it does
-    /// not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub affinity_ms: Option<u64>,
-    /// For how long established TCP and SCTP flows may be idle, in milliseconds; 0: the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp_timeout_ms: Option<u64>,
-    /// For how long UDP flows may be idle, in milliseconds; 0: the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub udp_timeout_ms: Option<u64>,
-    /// What becomes of TCP connections whose backend has gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_loss: Option<OnLoss>,
-    /// Which way replies to clients outside take.
-    #[serde(rename = "return", skip_serializing_if = "Option::is_none")]
-    pub return_path: Option<ReturnPath>,
-}
-
-/// What `service_create` and `service_update` say about health checks. What is `None` stays as it is;
-/// a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
+/// What `service_create` and `service_update` say about health checks. What is `None` stays as it
+/// is; a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthChange {

@@ -9,6 +9,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
+pub(super) use crate::model::duration::duration;
 use crate::model::{InvalidName, Port, PortParseError, check_name};
 
 /// What one `--publish` stands for: a range gives several ports.
@@ -67,13 +68,6 @@ pub(super) fn any_subnet(text: &str) -> Result<IpNet, String> {
         return Err(format!("{text} has host bits set; the subnet would be {}", net.trunc()));
     }
     Ok(net)
-}
-
-/// A time such as `24h`, `5s`, `500ms` or `1h30m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time; write it as 24h, 90s or 500ms");
-    let duration = text.parse::<jiff::SignedDuration>().map_err(|_| wrong())?;
-    Duration::try_from(duration).map_err(|_| wrong())
 }
 
 /// As [`duration`], but not nothing.

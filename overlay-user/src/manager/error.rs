@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use crate::{
     api::{ApiError, ErrorCode},
-    model::InvalidName,
+    model::{InvalidBalance, InvalidName},
     pki::PkiError,
     store::StoreError,
 };
@@ -39,6 +39,12 @@ pub(super) fn unavailable(message: impl Into<String>) -> ApiError {
 
 pub(super) fn internal(error: impl Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, error.to_string())
+}
+
+impl From<InvalidBalance> for ApiError {
+    fn from(error: InvalidBalance) -> Self {
+        invalid(error.to_string()).hint(error.hint())
+    }
 }
 
 impl From<InvalidName> for ApiError {

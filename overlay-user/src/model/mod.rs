@@ -6,6 +6,7 @@
 mod addresses;
 mod balance;
 mod change;
+pub mod duration;
 mod health;
 mod name;
 mod port;
@@ -18,7 +19,10 @@ use std::{
 };
 
 pub use addresses::{MAX_ADDRESSES6, is_reachable6, reachable6};
-pub use balance::{Balance, DEFAULT_WEIGHT, HashBy, OnLoss, ReturnPath, Scheduler};
+pub use balance::{
+    Balance, BalanceChange, BalanceInspect, DEFAULT_WEIGHT, HashBy, InvalidBalance, OnLoss,
+    ReturnPath, Scheduler,
+};
 pub use change::{Change, Kind, Object, WatchEvent};
 pub use health::{Health, HealthCheck, Probe};
 use ipnet::{Ipv4Net, Ipv6Net};

@@ -1,5 +1,6 @@
 //! Which backends a service's scheduler picks from.
 
+use clap::ValueEnum as _;
 use overlay_common::maps::{
     self, BACKEND_COUNTED, LB_HASH_ADDRESS, LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN,
     LB_SOURCE_HASH, LB_WEIGHTED, SERVICE_DSR, SERVICE_RESETS, SlotKey, TableKey,
@@ -22,21 +23,30 @@ pub fn add_service(
 ) {
     let mut backends: Vec<_> = backends.iter().copied().filter(|(_, w)| *w > 0).collect();
     backends.sort_unstable();
+    let &Balance {
+        scheduler,
+        hash: _, // `hashed` below has it.
+        affinity_secs,
+        tcp_idle_secs,
+        udp_idle_secs,
+        on_loss,
+        return_path,
+    } = balance;
+    let traits = traits(scheduler);
     let service = maps::Service {
-        scheduler: scheduler(balance.scheduler),
+        scheduler: traits.number,
         hash: match balance.hashed() {
             Some(HashBy::Flow) => LB_HASH_FLOW,
-            // What makes two flows differ is the chance by which two backends are compared.
-            None if balance.scheduler == Scheduler::Lc => LB_HASH_FLOW,
-            Some(HashBy::Address) | None => LB_HASH_ADDRESS,
+            Some(HashBy::Address) => LB_HASH_ADDRESS,
+            None => traits.draws_by,
         },
-        affinity: balance.affinity_secs,
-        flags: flags(balance),
-        tcp_idle: balance.tcp_idle_secs,
-        udp_idle: balance.udp_idle_secs,
+        affinity: affinity_secs,
+        flags: flags(on_loss, return_path),
+        tcp_idle: tcp_idle_secs,
+        udp_idle: udp_idle_secs,
         ..service
     };
-    let Some(filling) = filling(balance.scheduler, &backends) else {
+    let Some(filling) = filling(traits.entries, &backends) else {
         let mut slots = 0;
         for (backend, _) in backends {
             out.slots.insert(SlotKey { service: number, index: slots }, backend);
@@ -56,42 +66,78 @@ pub fn add_service(
     out.tables.insert(key, table);
 }
 
-/// How the scheduler's table is filled; `None` where a list of the backends does.
-fn filling(scheduler: Scheduler, backends: &[(u32, u16)]) -> Option<Filling> {
+/// What the maps say of a scheduler.
+struct Traits {
+    /// `LB_*`.
+    number: u8,
+    /// What it picks from.
+    entries: Entries,
+    /// What makes two flows differ where the scheduler hashes nothing: `LB_HASH_*`.
+    draws_by: u8,
+    /// Whether it needs the number of flows of each backend.
+    counts_flows: bool,
+}
+
+/// What a scheduler picks from.
+#[derive(Clone, Copy)]
+enum Entries {
+    /// A list of the backends, whatever their weights.
+    List,
+    /// A list where all weights are equal, a table in which each has its turns where they are not.
+    ListOrTurns,
+    /// Always a table.
+    Table(Filling),
+}
+
+const fn traits(scheduler: Scheduler) -> Traits {
+    let (number, entries) = match scheduler {
+        Scheduler::Rr => (LB_ROUND_ROBIN, Entries::List),
+        Scheduler::Wrr => (LB_WEIGHTED, Entries::ListOrTurns),
+        Scheduler::Lc => {
+            return Traits {
+                number: LB_LEAST,
+                entries: Entries::ListOrTurns,
+                // The two backends that are compared are drawn for each flow.
+                draws_by: LB_HASH_FLOW,
+                counts_flows: true,
+            };
+        }
+        Scheduler::Sh => (LB_SOURCE_HASH, Entries::Table(Filling::Turns)),
+        Scheduler::Maglev => (LB_MAGLEV, Entries::Table(Filling::Maglev)),
+    };
+    Traits { number, entries, draws_by: LB_HASH_ADDRESS, counts_flows: false }
+}
+
+/// The scheduler with this number in the maps.
+pub fn scheduler_of(number: u8) -> Option<Scheduler> {
+    Scheduler::value_variants().iter().copied().find(|s| traits(*s).number == number)
+}
+
+/// How the table is filled; `None` where a list of the backends does.
+fn filling(entries: Entries, backends: &[(u32, u16)]) -> Option<Filling> {
     let equal = backends.windows(2).all(|pair| pair[0].1 == pair[1].1);
-    match scheduler {
-        Scheduler::Rr => None,
-        Scheduler::Wrr | Scheduler::Lc => (!equal).then_some(Filling::Turns),
-        Scheduler::Sh => Some(Filling::Turns),
-        Scheduler::Maglev => Some(Filling::Maglev),
+    match entries {
+        Entries::List => None,
+        Entries::ListOrTurns => (!equal).then_some(Filling::Turns),
+        Entries::Table(filling) => Some(filling),
     }
 }
 
-fn flags(balance: &Balance) -> u16 {
-    let resets = match balance.on_loss {
+fn flags(on_loss: OnLoss, return_path: ReturnPath) -> u16 {
+    let resets = match on_loss {
         OnLoss::Reset => SERVICE_RESETS,
         OnLoss::Drop => 0,
     };
-    let direct = match balance.return_path {
+    let dsr = match return_path {
         ReturnPath::Asked => 0,
         ReturnPath::Direct => SERVICE_DSR,
     };
-    resets | direct
-}
-
-fn scheduler(scheduler: Scheduler) -> u8 {
-    match scheduler {
-        Scheduler::Rr => LB_ROUND_ROBIN,
-        Scheduler::Wrr => LB_WEIGHTED,
-        Scheduler::Lc => LB_LEAST,
-        Scheduler::Sh => LB_SOURCE_HASH,
-        Scheduler::Maglev => LB_MAGLEV,
-    }
+    resets | dsr
 }
 
 /// Flags of a service's backends in their map.
 pub fn backend_flags(balance: &Balance) -> u16 {
-    if balance.scheduler == Scheduler::Lc { BACKEND_COUNTED } else { 0 }
+    if traits(balance.scheduler).counts_flows { BACKEND_COUNTED } else { 0 }
 }
 
 #[cfg(test)]
@@ -113,8 +159,7 @@ mod tests {
             (OnLoss::Drop, ReturnPath::Direct, SERVICE_DSR),
             (OnLoss::Drop, ReturnPath::Asked, 0),
         ] {
-            let balance = Balance { on_loss, return_path, ..Balance::default() };
-            assert_eq!(flags(&balance), expected, "{balance:?}");
+            assert_eq!(flags(on_loss, return_path), expected, "{on_loss:?} {return_path:?}");
         }
     }
 

@@ -30,7 +30,7 @@ use overlay_common::{
     },
 };
 
-pub use self::facts::LocalFacts;
+pub use self::{balance::scheduler_of, facts::LocalFacts};
 use crate::{
     datapath::DatapathState,
     model::{

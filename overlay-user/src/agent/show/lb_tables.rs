@@ -2,35 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use overlay_common::maps::{
-    LB_HASH_FLOW, LB_LEAST, LB_MAGLEV, LB_ROUND_ROBIN, LB_SOURCE_HASH, LB_WEIGHTED, Service, Slot,
-    TableKey,
-};
+use overlay_common::maps::{LB_HASH_FLOW, Service, Slot, TableKey};
 
 use super::names::Names;
 use crate::{
+    agent::compile::scheduler_of,
     datapath::{DatapathState, TableDump},
     model::Scheduler,
 };
 
 /// A scheduler as the maps have it.
 pub fn scheduler_word(scheduler: u8) -> &'static str {
-    match scheduler {
-        LB_ROUND_ROBIN => Scheduler::Rr.name(),
-        LB_WEIGHTED => Scheduler::Wrr.name(),
-        LB_LEAST => Scheduler::Lc.name(),
-        LB_SOURCE_HASH => Scheduler::Sh.name(),
-        LB_MAGLEV => Scheduler::Maglev.name(),
-        _ => "unknown",
-    }
+    scheduler_of(scheduler).map_or("unknown", Scheduler::name)
 }
 
 /// What a service's scheduler hashes.
 pub fn hash_word(service: &Service) -> &'static str {
-    match (service.scheduler, service.hash) {
-        (LB_SOURCE_HASH | LB_MAGLEV, LB_HASH_FLOW) => "flow",
-        (LB_SOURCE_HASH | LB_MAGLEV, _) => "address",
-        _ => "-",
+    match scheduler_of(service.scheduler).and_then(Scheduler::hash) {
+        Some(_) if service.hash == LB_HASH_FLOW => "flow",
+        Some(_) => "address",
+        None => "-",
     }
 }
 
@@ -82,6 +73,8 @@ fn table_rows(
 
 #[cfg(test)]
 mod tests {
+    use overlay_common::maps::LB_MAGLEV;
+
     use super::*;
 
     #[test]

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::{
-    ClusterState, Endpoint, EndpointMode, EndpointState, HashBy, Health, HealthCheck, OnLoss, Port,
-    Probe, Protocol, PublishMode, ReturnPath, Scheduler, Service,
+    BalanceInspect, ClusterState, Endpoint, EndpointMode, EndpointState, Health, HealthCheck, Port,
+    Probe, Protocol, PublishMode, Service,
 };
 
 /// A service as `docker service inspect` shows it, with its backends.
@@ -57,24 +57,6 @@ impl From<&HealthCheck> for HealthInspect {
             start_period_milliseconds: check.start_period_ms,
         }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct BalanceInspect {
-    scheduler: Scheduler,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hash: Option<HashBy>,
-    /// 0: no affinity.
-    affinity_seconds: u32,
-    /// 0: as long as flows may by default.
-    tcp_timeout_seconds: u16,
-    /// The same.
-    udp_timeout_seconds: u16,
-    on_loss: OnLoss,
-    /// `asked` or `direct`.
-    #[serde(rename = "Return")]
-    return_path: ReturnPath,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -161,15 +143,7 @@ pub fn service(state: &ClusterState, service: &Service) -> ServiceInspect {
                 ports: service.ports.iter().map(PortInspect::from).collect(),
             },
             drain_milliseconds: service.drain_ms,
-            balance: BalanceInspect {
-                scheduler: service.balance.scheduler,
-                hash: service.balance.hashed(),
-                affinity_seconds: service.balance.affinity_secs,
-                tcp_timeout_seconds: service.balance.tcp_idle_secs,
-                udp_timeout_seconds: service.balance.udp_idle_secs,
-                on_loss: service.balance.on_loss,
-                return_path: service.balance.return_path,
-            },
+            balance: BalanceInspect::from(&service.balance),
             health_check: service.health.as_deref().map(HealthInspect::from),
         },
         endpoint: EndpointOfService { virtual_ips: virtual_ips(state, service) },

@@ -15,8 +15,8 @@ use super::{
     progress::settle,
 };
 use crate::{
-    api::{BalanceChange, HealthChange, Reference, Request, ServiceCreate, ServiceUpdate},
-    model::{EndpointMode, HashBy, OnLoss, ReturnPath, Scheduler, Service},
+    api::{HealthChange, Reference, Request, ServiceCreate, ServiceUpdate},
+    model::{BalanceChange, EndpointMode, Service},
 };
 
 /// The verbs.
@@ -63,7 +63,7 @@ pub(super) struct CreateArgs {
     #[arg(long, value_enum, default_value_t)]
     endpoint_mode: ModeArg,
     #[command(flatten)]
-    balance: BalanceArgs,
+    balance: BalanceChange,
     #[command(flatten)]
     health: HealthArgs,
     /// Label
@@ -72,49 +72,6 @@ pub(super) struct CreateArgs {
     /// How long a draining backend keeps its flows [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     drain: Option<Duration>,
-}
-
-/// How new flows are shared.
-#[derive(Clone, Copy, Debug, Default, Args)]
-struct BalanceArgs {
-    /// How new flows are shared among the backends [default: rr]
-    #[arg(long, value_enum, value_name = "SCHEDULER")]
-    lb: Option<Scheduler>,
-    /// What sh and maglev hash [default: address for sh, flow for maglev]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    lb_hash: Option<HashBy>,
-    /// How long after its last new flow a client keeps its backend, 0s for not at all [default: 0s]
-    #[arg(long, value_name = "TIME", value_parser = args::duration)]
-    affinity: Option<Duration>,
-    /// How long an established TCP or SCTP flow may be idle, up to 65535s; 0s for the default [default:
-    /// 7500s]
-    #[arg(long, value_name = "TIME", value_parser = args::duration)]
-    tcp_timeout: Option<Duration>,
-    /// How long a UDP flow may be idle, up to 65535s; 0s for the default [default: 60s, 300s once both
-    /// sides have spoken]
-    #[arg(long, value_name = "TIME", value_parser = args::duration)]
-    udp_timeout: Option<Duration>,
-    /// What becomes of TCP connections whose backend has gone [default: reset]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    on_loss: Option<OnLoss>,
-    /// Which way replies of published ports take to clients outside [default: asked]
-    #[arg(long = "return", value_enum, value_name = "WAY")]
-    return_path: Option<ReturnPath>,
-}
-
-impl BalanceArgs {
-    fn change(self) -> BalanceChange {
-        let Self { lb, lb_hash, affinity, tcp_timeout, udp_timeout, on_loss, return_path } = self;
-        BalanceChange {
-            lb,
-            lb_hash,
-            affinity_ms: affinity.map(args::millis),
-            tcp_timeout_ms: tcp_timeout.map(args::millis),
-            udp_timeout_ms: udp_timeout.map(args::millis),
-            on_loss,
-            return_path,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -141,7 +98,7 @@ pub(super) struct UpdateArgs {
     #[arg(long, value_name = "PORT")]
     publish_rm: Vec<Ports>,
     #[command(flatten)]
-    balance: BalanceArgs,
+    balance: BalanceChange,
     #[command(flatten)]
     health: HealthArgs,
     /// Check the backends no more; those that were unhealthy take flows again
@@ -203,7 +160,7 @@ fn create_request(args: CreateArgs) -> ServiceCreate {
             ModeArg::Vip => EndpointMode::Vip,
             ModeArg::Dnsrr => EndpointMode::Dnsrr,
         },
-        balance: args.balance.change(),
+        balance: args.balance,
         health: args.health.change(false),
         labels: args.label.into_iter().collect(),
         drain_ms: args.drain.map(args::millis),
@@ -233,7 +190,7 @@ fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
         reference: service,
         publish_add: args::flatten(publish_add),
         publish_remove: args::flatten(publish_rm),
-        balance: balance.change(),
+        balance,
         health: health.change(no_healthcheck),
         label_add: label_add.into_iter().collect(),
         label_remove: label_rm,
@@ -249,11 +206,18 @@ fn update_request(args: UpdateArgs) -> anyhow::Result<ServiceUpdate> {
     if changes_nothing {
         return Err(usage_error(
             format!("nothing to change in service {:?}", request.reference),
-            "give --publish-add, --publish-rm, --lb, --lb-hash, --affinity, --tcp-timeout, \
-             --udp-timeout, --on-loss, --return, --health-..., --no-healthcheck, --label-add, --label-rm or --drain",
+            format!("give one or more of {}", options_of_update()),
         ));
     }
     Ok(request)
+}
+
+/// The options of `overlay service update` that change something.
+fn options_of_update() -> String {
+    let command = UpdateArgs::augment_args(clap::Command::new("update"));
+    let options: Vec<_> =
+        command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+    options.join(", ")
 }
 
 async fn rm(context: &Context, args: RmArgs) -> anyhow::Result<()> {
@@ -271,7 +235,10 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::{
+        cli::{Cli, Command},
+        model::Scheduler,
+    };
 
     fn parse(args: &[&str]) -> Result<ServiceCommand, clap::Error> {
         let cli = Cli::try_parse_from([&["overlay", "service"], args].concat())?;
@@ -363,6 +330,10 @@ mod tests {
             panic!("not update");
         };
         assert!(update_request(args).unwrap_err().to_string().contains("nothing to change"));
+        let options = options_of_update();
+        for option in ["--publish-add", "--lb", "--return", "--health-tcp", "--drain"] {
+            assert!(options.split(", ").any(|o| o == option), "{option}: {options}");
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What each mutation does to the state, as pure functions: state and request in, changes out.
 //! One file per noun.
 
-mod balance;
 pub(super) mod draft;
 pub(super) mod endpoint;
 mod health;

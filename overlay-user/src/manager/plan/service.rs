@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    Planned, balance,
+    Planned,
     draft::Draft,
     health, network,
     port::{self, Publish},
@@ -36,7 +36,7 @@ pub(in crate::manager) fn create(
     let first = networks[0];
     check_mode(request.mode, &request.ports)?;
     let drain_ms = check_drain(request.drain_ms)?.unwrap_or(DEFAULT_DRAIN_MS);
-    let balance = balance::changed(Balance::default(), &request.balance)?;
+    let balance = Balance::default().changed(&request.balance)?;
     let health = health::changed(None, &request.health)?.map(Box::new);
     let ports =
         Publish { service: None, kept: vec![], network: first }.add(state, &request.ports)?;
@@ -158,7 +158,7 @@ pub(in crate::manager) fn update(
     if let Some(drain_ms) = check_drain(request.drain_ms)? {
         service.drain_ms = drain_ms;
     }
-    service.balance = balance::changed(service.balance, &request.balance)?;
+    service.balance = service.balance.changed(&request.balance)?;
     service.health = health::changed(before.health.as_deref(), &request.health)?.map(Box::new);
     let mut draft = Draft::new(state, now)?;
     if service != *before {
