@@ -43,14 +43,14 @@ enum TableName {
     /// The IPv6 address beside each IPv4 one, by which flows of either family name it
     Addresses6,
     /// IPv6 addresses outside and the numbers that flows have for them
-    #[value(alias = "addr6_ids")]
+    #[value(aliases = ["addr6_ids", "clients6"])]
     Addr6Ids,
     /// Nodes that may send us VXLAN, by network
     Peers,
     /// Networks this host takes part in
     Networks,
     /// Where multicast and broadcast are copied, by network
-    #[value(alias = "flood")]
+    #[value(alias = "replicas")]
     Flood,
     /// Services and how they pick
     Services,
@@ -72,18 +72,18 @@ enum TableName {
     /// IPv6 addresses of the host on which published ports answer
     LocalAddrs6,
     /// IPv6 addresses of the other hosts on which published ports answer
-    #[value(alias = "frontends6")]
+    #[value(alias = "asked6")]
     Frontends6,
     /// Interfaces that lead outside and the host's address on each
     Egress,
     /// Networks of the namespaces whose connections to VIPs are given a backend when they are made
-    #[value(alias = "netns")]
+    #[value(alias = "spaces")]
     Netns,
-    /// Sockets that are connected to something else than they asked for
+    /// Sockets that are connected to a backend in place of a VIP
     #[value(alias = "sockets")]
     SockFlows,
-    /// Addresses of backends that are gone and that sockets are connected to
-    #[value(alias = "stale_backends")]
+    /// Addresses of removed backends that sockets are still connected to
+    #[value(aliases = ["stale_backends", "gone"])]
     StaleBackends,
     /// Translated flows, newest first
     Conntrack,
@@ -262,6 +262,21 @@ mod tests {
             serde_json::Value::from(objects(&dump)),
             serde_json::json!([{"vni": "4096", "node": "172.16.1.11"}])
         );
+    }
+
+    #[test]
+    fn former_names_of_tables_still_work() {
+        for (former, table) in [
+            ("clients6", TableName::Addr6Ids),
+            ("replicas", TableName::Flood),
+            ("asked6", TableName::Frontends6),
+            ("spaces", TableName::Netns),
+            ("gone", TableName::StaleBackends),
+            ("sockets", TableName::SockFlows),
+            ("maglev", TableName::LbTables),
+        ] {
+            assert_eq!(TableName::from_str(former, false), Ok(table), "{former}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ const RATE_OVER: Duration = Duration::from_secs(1);
 Drained are those that a draining backend still has. --stats counts what has gone through this host since \
 it knows the backend, --rate what goes through it in a second; bytes are those of whole frames. Of TCP connections \
 that containers make to a VIP there are connections only: given their backend when they are made, they go to it \
-as any other (`overlay bpf sockets`). Replies that go straight to clients from other hosts (--return direct) are \
+as any other (`overlay bpf sock-flows`). Replies that other hosts send to clients directly (--return dsr) are \
 not counted here.
 
 Example:

@@ -1,7 +1,7 @@
 //! How a service shares new flows among its backends.
 //!
-//! One setting stands here in each of its shapes: in [`Balance`] as the store and the agents have it,
-//! in [`BalanceChange`] as the command line and the API ask for it, in [`BalanceInspect`] as
+//! One setting stands here in each of its shapes: in [`Balance`] as the store and the agents have
+//! it, in [`BalanceChange`] as the command line and the API ask for it, in [`BalanceInspect`] as
 //! `overlay service inspect` shows it. The functions between them name every field, so that the
 //! compiler tells what a new setting still lacks.
 
@@ -20,7 +20,8 @@ pub enum Scheduler {
     Rr,
     /// Weighted round robin: each in turn, as often as its weight says
     Wrr,
-    /// Least connections: the one with fewer flows, for its weight, of two at random
+    /// Least connections by power of two choices: of two backends drawn at random, the one with
+    /// fewer flows for its weight
     Lc,
     /// Source hash: by the client's address
     Sh,
@@ -63,7 +64,7 @@ impl fmt::Display for Scheduler {
 pub enum HashBy {
     /// The client's address: all its flows have one backend
     Address,
-    /// The client's address and port, the port asked and the protocol
+    /// The client's address and port, the destination port and the protocol
     Flow,
 }
 
@@ -90,15 +91,19 @@ pub struct Balance {
     pub return_path: ReturnPath,
 }
 
-/// Which way the replies of published ports take to clients outside.
+/// Which way the replies of published ports take to clients outside. Stored states and requests
+/// have the names of earlier versions, which other nodes may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
 pub enum ReturnPath {
-    /// Back through the host that was asked
+    /// Back through the ingress node, which the client sent to
     #[default]
-    Asked,
-    /// From the backend's host straight to the client
-    Direct,
+    #[serde(rename = "asked", alias = "ingress")]
+    #[value(alias = "asked")]
+    Ingress,
+    /// Direct server return: from the backend's node to the client
+    #[serde(rename = "direct", alias = "dsr")]
+    #[value(alias = "direct")]
+    Dsr,
 }
 
 impl ReturnPath {
@@ -120,8 +125,9 @@ pub enum OnLoss {
     Drop,
 }
 
-/// What `overlay service create` and `update`, and the requests that they send, say about the sharing
-/// of new flows. What is `None` stays as it is; for a new service, it is [`Balance::default`].
+/// What `overlay service create` and `update`, and the requests that they send, say about the
+/// sharing of new flows. What is `None` stays as it is; for a new service, it is
+/// [`Balance::default`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct BalanceChange {
@@ -152,7 +158,7 @@ pub struct BalanceChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_loss: Option<OnLoss>,
-    /// Which way replies of published ports take to clients outside [default: asked]
+    /// Which way replies of published ports take to clients outside [default: ingress]
     #[serde(rename = "return", skip_serializing_if = "Option::is_none")]
     #[arg(long = "return", value_enum, value_name = "WAY")]
     pub return_path: Option<ReturnPath>,
@@ -319,7 +325,23 @@ pub(super) fn is_default_weight(weight: &u16) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
+
+    #[test]
+    fn return_paths_have_one_name_in_the_store_and_former_names_on_the_command_line() {
+        for (path, word, former) in
+            [(ReturnPath::Ingress, "ingress", "asked"), (ReturnPath::Dsr, "dsr", "direct")]
+        {
+            for text in [word, former] {
+                assert_eq!(ReturnPath::from_str(text, false), Ok(path), "{text}");
+                let json = format!("{text:?}");
+                assert_eq!(serde_json::from_str::<ReturnPath>(&json).expect(text), path);
+            }
+            assert_eq!(serde_json::to_string(&path).expect("JSON"), format!("{former:?}"));
+        }
+    }
 
     fn lb(lb: Scheduler) -> BalanceChange {
         BalanceChange { lb: Some(lb), ..BalanceChange::default() }
@@ -358,12 +380,12 @@ mod tests {
             tcp_timeout_ms: Some(65_535_000),
             udp_timeout_ms: Some(1),
             on_loss: Some(OnLoss::Drop),
-            return_path: Some(ReturnPath::Direct),
+            return_path: Some(ReturnPath::Dsr),
             ..BalanceChange::default()
         };
         let after = Balance::default().changed(&change).expect("times in range");
         assert_eq!((after.tcp_idle_secs, after.udp_idle_secs), (65_535, 1));
-        assert_eq!((after.on_loss, after.return_path), (OnLoss::Drop, ReturnPath::Direct));
+        assert_eq!((after.on_loss, after.return_path), (OnLoss::Drop, ReturnPath::Dsr));
         assert_eq!(after.changed(&BalanceChange::default()).expect("nothing"), after);
         for (tcp, udp) in [(Some(65_535_001), None), (None, Some(u64::MAX))] {
             let change = BalanceChange {

@@ -129,8 +129,8 @@ fn flags(on_loss: OnLoss, return_path: ReturnPath) -> u16 {
         OnLoss::Drop => 0,
     };
     let dsr = match return_path {
-        ReturnPath::Asked => 0,
-        ReturnPath::Direct => SERVICE_DSR,
+        ReturnPath::Ingress => 0,
+        ReturnPath::Dsr => SERVICE_DSR,
     };
     resets | dsr
 }
@@ -154,10 +154,10 @@ mod tests {
     #[test]
     fn the_programs_are_told_what_becomes_of_lost_connections_and_which_way_replies_take() {
         for (on_loss, return_path, expected) in [
-            (OnLoss::Reset, ReturnPath::Asked, SERVICE_RESETS),
-            (OnLoss::Reset, ReturnPath::Direct, SERVICE_RESETS | SERVICE_DSR),
-            (OnLoss::Drop, ReturnPath::Direct, SERVICE_DSR),
-            (OnLoss::Drop, ReturnPath::Asked, 0),
+            (OnLoss::Reset, ReturnPath::Ingress, SERVICE_RESETS),
+            (OnLoss::Reset, ReturnPath::Dsr, SERVICE_RESETS | SERVICE_DSR),
+            (OnLoss::Drop, ReturnPath::Dsr, SERVICE_DSR),
+            (OnLoss::Drop, ReturnPath::Ingress, 0),
         ] {
             assert_eq!(flags(on_loss, return_path), expected, "{on_loss:?} {return_path:?}");
         }

@@ -44,7 +44,7 @@ Examples:
   overlay service create dns --network mynet -p 53:53/udp --endpoint-mode vip --drain 10s
   overlay service create web --network mynet -p 80:80 --lb maglev --affinity 10m
   overlay service create api --network mynet -p 8000:80 --health-http :80/healthz
-  overlay service create films --network mynet -p 80:80 --return direct";
+  overlay service create films --network mynet -p 80:80 --return dsr";
 
 /// Make a service; containers become its backends with `overlay run --service`
 #[derive(Debug, Args)]
@@ -282,7 +282,7 @@ mod tests {
             "--on-loss",
             "drop",
             "--return",
-            "direct",
+            "dsr",
             "--label",
             "x=y",
             "--drain",
