@@ -184,8 +184,8 @@ pub struct Status {
     pub tc: String,
     /// Whether published ports answer on localhost (needs cgroup v2); else why not.
     pub socket_programs: Result<(), String>,
-    /// Whether containers' connections to VIPs are given a backend when they are made, where the socket programs
-    /// are attached; packet by packet otherwise.
+    /// Whether containers' connections to VIPs are given a backend when they are made, where the
+    /// socket programs are attached; packet by packet otherwise.
     #[serde(default)]
     pub socket_lb: bool,
     /// Whether the managers are reachable.

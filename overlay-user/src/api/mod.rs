@@ -52,8 +52,8 @@ pub enum Request {
     ServiceRemove(Reference),
     /// Answer: the [`crate::model::Node`] as it is now. Administrators only.
     NodeUpdate(NodeUpdate),
-    /// "These are my host's IPv6 addresses." Answer: the [`crate::model::Node`] as it is now. Only for the node
-    /// itself.
+    /// "These are my host's IPv6 addresses." Answer: the [`crate::model::Node`] as it is now. Only
+    /// for the node itself.
     NodeAddresses(NodeAddresses),
     /// Answer: the [`crate::model::Node`] removed with its endpoints. Refused for a ready node
     /// unless `force`. Administrators; a node for itself.
@@ -74,8 +74,8 @@ pub enum Request {
     /// Sets the weight of a running backend. Answer: list of [`crate::model::Endpoint`] changed.
     /// Administrators only.
     EndpointWeight(EndpointWeight),
-    /// What a health check has shown. Answer: list of [`crate::model::Endpoint`] changed; none where the
-    /// container's service is not checked. Only for the container's node.
+    /// What a health check has shown. Answer: list of [`crate::model::Endpoint`] changed; none
+    /// where the container's service is not checked. Only for the container's node.
     EndpointHealth(EndpointHealth),
     /// Answer: list of [`crate::model::Endpoint`] removed; none is no error. Only for the
     /// container's node.
@@ -301,8 +301,8 @@ pub struct Heartbeat {
     pub node: Id,
     /// Highest revision that its maps show.
     pub applied: u64,
-    /// How many flows of its own conntrack table go to draining backends, by number; only those that
-    /// were counted since its maps show that they drain.
+    /// How many flows of its own conntrack table go to draining backends, by number; only those
+    /// that were counted since its maps show that they drain.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<u32, u64>,
 }

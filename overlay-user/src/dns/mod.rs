@@ -5,8 +5,8 @@
 //! Everything else goes to the upstreams through sockets of the agent's own namespace.
 //!
 //! The wire format is hickory-proto's. The server around it is our own: hickory-server encodes
-//! every reply anew, which would not relay an upstream's answer as it came, and it starts a task for
-//! every query, which leaves no place for a limit.
+//! every reply anew, which would not relay an upstream's answer as it came, and it starts a task
+//! for every query, which leaves no place for a limit.
 
 mod directory;
 mod forward;

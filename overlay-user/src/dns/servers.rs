@@ -96,8 +96,8 @@ impl DnsServers {
     /// namespace at `netns`. One that listens there already is left alone; one in another
     /// namespace is replaced.
     ///
-    /// Must be called in a tokio runtime whose threads are in the host's namespace, as the upstreams
-    /// are asked from there. The server's sockets keep the namespace alive until
+    /// Must be called in a tokio runtime whose threads are in the host's namespace, as the
+    /// upstreams are asked from there. The server's sockets keep the namespace alive until
     /// [`Self::remove`], or [`Self::retain`] of a later process.
     ///
     /// # Errors

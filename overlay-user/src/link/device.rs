@@ -39,8 +39,8 @@ pub(super) fn disable_ipv6(device: &str) -> Result<(), LinkError> {
     set_sysctl("ipv6", device, "disable_ipv6", "1")
 }
 
-/// IPv6 forwarding on, for what is looked up as if it came in by the interface. An interface that has no
-/// IPv6 (see [`disable_ipv6`]) is left alone.
+/// IPv6 forwarding on, for what is looked up as if it came in by the interface. An interface that
+/// has no IPv6 (see [`disable_ipv6`]) is left alone.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] names the sysctl.
@@ -52,9 +52,9 @@ pub(super) fn forward_ipv6(device: &str) -> Result<(), LinkError> {
 }
 
 /// IPv6 on for an endpoint of a dual-stack network, before it is brought up: its addresses are the
-/// manager's alone, so there is no autoconfiguration, no router is listened to, and no time is spent
-/// on looking for duplicates. The link-local address is that of the MAC, which is the only one the
-/// datapath lets through.
+/// manager's alone, so there is no autoconfiguration, no router is listened to, and no time is
+/// spent on looking for duplicates. The link-local address is that of the MAC, which is the only
+/// one the datapath lets through.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] when the namespace has no IPv6, the MTU is too small for it (1280), or a
@@ -133,10 +133,11 @@ pub(crate) fn is_physical(device: &str) -> bool {
     ethtool(device, &raw mut info).is_ok() && info.bus[0] != 0 && !info.bus.starts_with(b"N/A")
 }
 
-/// Whether what the interface receives has its checksums filled in. A NIC's wire carries nothing else,
-/// and a driver that is handed unfinished packets by its other side (virtio) turns that off for XDP.
-/// On a veth the sender leaves the work undone unless its own offload is off, which nobody can see
-/// from here; a pair that is set up as a wire has it off at both ends, so this end is looked at.
+/// Whether what the interface receives has its checksums filled in. A NIC's wire carries nothing
+/// else, and a driver that is handed unfinished packets by its other side (virtio) turns that off
+/// for XDP. On a veth the sender leaves the work undone unless its own offload is off, which nobody
+/// can see from here; a pair that is set up as a wire has it off at both ends, so this end is
+/// looked at.
 pub(super) fn receives_checksums(device: &str) -> bool {
     let mut value = EthtoolValue { command: ETHTOOL_GTXCSUM, data: 1 };
     is_physical(device) || (ethtool(device, &raw mut value).is_ok() && value.data == 0)

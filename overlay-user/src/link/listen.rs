@@ -30,7 +30,8 @@ pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkErr
             let path = format!("/proc/thread-self/net/{name}");
             let table = match std::fs::read_to_string(&path) {
                 Ok(table) => table,
-                // A kernel without IPv6 has no tcp6, and one without SCTP, or not yet with it, no eps.
+                // A kernel without IPv6 has no tcp6, and one without SCTP, or not yet with it, no
+                // eps.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(kernel(format!("read {path}"), e)),
             };
@@ -76,8 +77,8 @@ impl Socket {
         Some(Self { loopback: ip.is_loopback(), port, state })
     }
 
-    /// `ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS..` (net/sctp/proc.c); the socket's state is one of
-    /// TCP's.
+    /// `ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS..` (net/sctp/proc.c); the socket's state is
+    /// one of TCP's.
     fn parse_sctp(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let addresses: Vec<std::net::IpAddr> =

@@ -84,8 +84,8 @@ pub struct WayOut {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// The address that the host's own packets leave by it with; without one nothing of ours leaves by
-    /// it.
+    /// The address that the host's own packets leave by it with; without one nothing of ours leaves
+    /// by it.
     pub address: Option<Ipv4Addr>,
 }
 
@@ -162,9 +162,9 @@ pub trait Links: Send + Sync + 'static {
         not_on: &[&str],
     ) -> impl Future<Output = Result<Vec<Ipv6Addr>, LinkError>> + Send;
 
-    /// The interfaces by which packets come from outside except those of `not_on`, by name: Ethernet,
-    /// up, with an IPv4 address or without one. What is without and in a bridge, a bond or the like is
-    /// left out: its packets are not the host's own, or come in by that once more.
+    /// The interfaces by which packets come from outside except those of `not_on`, by name:
+    /// Ethernet, up, with an IPv4 address or without one. What is without and in a bridge, a bond
+    /// or the like is left out: its packets are not the host's own, or come in by that once more.
     fn ways_out(
         &self,
         not_on: &[&str],
@@ -184,8 +184,8 @@ pub trait Links: Send + Sync + 'static {
         link: &HostLink,
     ) -> impl Future<Output = Result<u32, LinkError>> + Send;
 
-    /// An endpoint's veth pair with the end inside named, addressed in either family, up, `lo` up, and the host-side
-    /// end up. Returns the index of the host-side end.
+    /// An endpoint's veth pair with the end inside named, addressed in either family, up, `lo` up,
+    /// and the host-side end up. Returns the index of the host-side end.
     ///
     /// When it fails nothing is left behind.
     fn ensure_endpoint_link(

@@ -37,8 +37,8 @@ pub(super) struct Device {
     pub(super) mac: Option<Mac>,
     pub(super) ethernet: bool,
     pub(super) up: bool,
-    /// Whether it is in no bridge, bond or the like, which would take its packets. A VRF takes none: they
-    /// come in by the interface itself.
+    /// Whether it is in no bridge, bond or the like, which would take its packets. A VRF takes
+    /// none: they come in by the interface itself.
     pub(super) is_free: bool,
     /// Of a vxlan device: its port, and whether it is in collect-metadata mode.
     pub(super) vxlan: Option<(u16, bool)>,

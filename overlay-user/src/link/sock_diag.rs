@@ -1,5 +1,5 @@
-//! Which TCP sockets a network namespace has (sock_diag(7)): each with its cookie, the number by which
-//! programs know it.
+//! Which TCP sockets a network namespace has (sock_diag(7)): each with its cookie, the number by
+//! which programs know it.
 
 use std::{
     collections::BTreeSet,
@@ -19,14 +19,14 @@ const BY_FAMILY: u16 = 20;
 const HEADER: usize = 16;
 /// Length of `struct inet_diag_req_v2`, linux/inet_diag.h.
 const REQUEST: usize = 56;
-/// Where `struct inet_diag_msg` has `id.idiag_cookie`: after four bytes, two ports, two addresses of 16
-/// bytes and an interface.
+/// Where `struct inet_diag_msg` has `id.idiag_cookie`: after four bytes, two ports, two addresses
+/// of 16 bytes and an interface.
 const COOKIE: usize = 44;
 /// States that a connection goes through: all but CLOSE (7) and LISTEN (10), as bits.
 const STATES: u32 = 0xfff & !(1 << 7) & !(1 << 10);
 
-/// Cookies of the TCP sockets in the namespace of the calling thread that are connected or being connected, also
-/// of those whose connection is being closed.
+/// Cookies of the TCP sockets in the namespace of the calling thread that are connected or being
+/// connected, also of those whose connection is being closed.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] when the kernel cannot tell (it was built without `CONFIG_INET_DIAG`).
@@ -139,7 +139,8 @@ mod tests {
             assert!(cookies.iter().all(|cookie| listed.contains(cookie)), "{address}");
             let listening = cookie(&TcpStream::from(OwnedFd::from(listener)));
             assert!(!listed.contains(&listening), "it is connected to nobody");
-            // The side that closes first waits; the other one is gone with the last acknowledgement.
+            // The side that closes first waits; the other one is gone with the last
+            // acknowledgement.
             drop(client);
             drop(server);
             let is_listed = || tcp_cookies().expect("listed").contains(&cookies[1]);

@@ -1,9 +1,9 @@
 //! What is heard from the agents. Kept in memory alone: at a thousand nodes a write per heartbeat
 //! would be all that the store does.
 //!
-//! Silence has two meanings. An agent that is silent while its host answers is restarting, hangs or is
-//! slow, and its datapath forwards without it: it is down after the cluster's node timeout, or after six times that if this
-//! manager has not heard of it since it began ([`starting`]). A host
+//! Silence has two meanings. An agent that is silent while its host answers is restarting, hangs or
+//! is slow, and its datapath forwards without it: it is down after the cluster's node timeout, or
+//! after six times that if this manager has not heard of it since it began ([`starting`]). A host
 //! that does not answer either is dead or cut off: it is down after a part of that time
 //! ([`fn@unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
 //! connection whatever its processes do.
@@ -147,8 +147,8 @@ impl Liveness {
         ready(state).filter(lags).map(|n| n.name.clone()).collect()
     }
 
-    /// How many flows the ready nodes have to draining backends; `None` while one has not counted those
-    /// of each.
+    /// How many flows the ready nodes have to draining backends; `None` while one has not counted
+    /// those of each.
     pub fn flows_left(&self, state: &ClusterState, backends: &[u32]) -> Option<u64> {
         let known = self.known();
         let mut sum: u64 = 0;
@@ -183,9 +183,10 @@ fn ready(state: &ClusterState) -> impl Iterator<Item = &Node> {
     state.nodes.values().filter(|n| n.state == NodeState::Ready)
 }
 
-/// How long an agent may be silent that this manager has never heard, where its host answers: 30 s where the node timeout
-/// is 5 s. When all daemons start at once, after an update say, each loads its programs first, the manager's own too;
-/// the datapaths forward meanwhile, and with every node down every service would refuse.
+/// How long an agent may be silent that this manager has never heard, where its host answers: 30 s
+/// where the node timeout is 5 s. When all daemons start at once, after an update say, each loads
+/// its programs first, the manager's own too; the datapaths forward meanwhile, and with every node
+/// down every service would refuse.
 fn starting(timeout: Duration) -> Duration {
     timeout.saturating_mul(6)
 }
@@ -195,8 +196,8 @@ fn unreachable(timeout: Duration) -> Duration {
     timeout / 10 * 3
 }
 
-/// How long an agent may be silent before its host is asked: 1 s where the node timeout is 5 s, which
-/// are two heartbeats.
+/// How long an agent may be silent before its host is asked: 1 s where the node timeout is 5 s,
+/// which are two heartbeats.
 fn suspicious(timeout: Duration) -> Duration {
     timeout / 5
 }
@@ -279,8 +280,8 @@ impl Questions {
     }
 }
 
-/// Whether a kernel answers at an address. The port is the managers', which is open between the hosts
-/// and published for nobody: a host without a manager refuses it.
+/// Whether a kernel answers at an address. The port is the managers', which is open between the
+/// hosts and published for nobody: a host without a manager refuses it.
 async fn answers(address: SocketAddr, within: Duration) -> bool {
     match timeout(within, TcpStream::connect(address)).await {
         Ok(Ok(_)) => true,
@@ -357,7 +358,8 @@ mod tests {
         assert_eq!(liveness.lagging(&state, 7), ["a"]);
     }
 
-    /// A manager that has listened for `listened`, and what was last heard of node `a` and its host.
+    /// A manager that has listened for `listened`, and what was last heard of node `a` and its
+    /// host.
     fn after(listened: u64, agent: Option<u64>, host: Option<u64>) -> Liveness {
         let ago = |ms: u64| Instant::now() - Duration::from_millis(ms);
         let liveness = Liveness::new();

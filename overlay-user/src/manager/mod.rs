@@ -64,8 +64,8 @@ impl Manager {
     }
 
     /// Opens a store that holds a cluster. Spawns the background duties, which end with the last
-    /// reference to the manager: following the store, and marking nodes that have been silent for too
-    /// long. Every node has the full time before the first judgement.
+    /// reference to the manager: following the store, and marking nodes that have been silent for
+    /// too long. Every node has the full time before the first judgement.
     ///
     /// Must be called in a tokio runtime.
     ///
@@ -218,8 +218,8 @@ impl Manager {
         }
     }
 
-    /// The state and what becomes of it: a snapshot first, then the changes; a sign of life every half
-    /// second. A watcher that falls behind gets a new snapshot.
+    /// The state and what becomes of it: a snapshot first, then the changes; a sign of life every
+    /// half second. A watcher that falls behind gets a new snapshot.
     pub fn watch(&self) -> impl Stream<Item = WatchEvent> + Send + 'static + use<> {
         use futures_util::StreamExt as _;
         follow::follow(&self.shared).map(|followed| followed.into_event())

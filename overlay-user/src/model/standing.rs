@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Availability, ClusterState, Endpoint, EndpointState, Health, NodeState};
 
-/// Whether an endpoint takes new flows as a backend, and if not, why. Flows that it has go on in any
-/// case.
+/// Whether an endpoint takes new flows as a backend, and if not, why. Flows that it has go on in
+/// any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {

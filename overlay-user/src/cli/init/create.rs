@@ -58,7 +58,8 @@ pub(in crate::cli) struct InitArgs {
     /// Subnet of the node-local bridge network
     #[arg(long, value_name = "CIDR", default_value = "172.17.0.0/16", value_parser = args::subnet)]
     bridge_subnet: Ipv4Net,
-    /// How long a silent agent's node counts as ready; where its host does not answer either, 3/10 of it
+    /// How long a silent agent's node counts as ready; where its host does not answer either, 3/10
+    /// of it
     #[arg(long, value_name = "TIME", default_value = "5s", hide = true)]
     #[arg(value_parser = args::positive_duration)]
     node_timeout: Duration,

@@ -21,8 +21,8 @@ use crate::{
     model::{ClusterState, NodeState},
 };
 
-/// How long the daemon may take until the node is ready: on a slow machine the kernel's verifier takes a minute.
-/// One that ends is seen at once.
+/// How long the daemon may take until the node is ready: on a slow machine the kernel's verifier
+/// takes a minute. One that ends is seen at once.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// How long the daemon may take to end after SIGTERM.

@@ -37,8 +37,8 @@ struct HostOptions {
     /// one that is used towards the manager]
     #[arg(long, value_name = "IP")]
     advertise_addr: Option<IpAddr>,
-    /// Address of this host for traffic between containers, of the same family on all nodes [default:
-    /// the advertised one]
+    /// Address of this host for traffic between containers, of the same family on all nodes
+    /// [default: the advertised one]
     #[arg(long, value_name = "IP")]
     data_path_addr: Option<IpAddr>,
     /// Underlay interface [default: the one with the address]
@@ -67,7 +67,8 @@ struct HostOptions {
     /// cgroup v2 directory for the socket programs [default: where it is mounted]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
-    /// Balance also containers' TCP connections to VIPs packet by packet, not once when they are made
+    /// Balance also containers' TCP connections to VIPs packet by packet, not once when they are
+    /// made
     #[arg(long)]
     no_socket_lb: bool,
     /// Where names outside the cluster are asked [default: /etc/resolv.conf]

@@ -58,8 +58,8 @@ impl Undo {
     }
 }
 
-/// Removes pins, interfaces and keeper of a daemon that is gone. Goes on where something fails, and says
-/// so. Returns what was removed.
+/// Removes pins, interfaces and keeper of a daemon that is gone. Goes on where something fails, and
+/// says so. Returns what was removed.
 pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
     let warn = |what: &str, error: &dyn std::fmt::Display| {
         eprintln!("overlay: warning: {what} left: {error}");

@@ -45,7 +45,8 @@ impl Signals {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&taken), Some(&mut before))?;
         let descriptor =
             SignalFd::with_flags(&taken, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        // SAFETY: a SignalFd owns its descriptor and keeps it open and the same until it is dropped.
+        // SAFETY: a SignalFd owns its descriptor and keeps it open and the same until it is
+        // dropped.
         let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
             .map_err(io::Error::from)?;
         Ok(Self { descriptor, before })

@@ -298,8 +298,8 @@ pub(in crate::manager) fn update(
     Ok((draft.finish(), changed))
 }
 
-/// Notes what a health check of a container has shown. Answers the endpoints that changed: none when
-/// the check was given up meanwhile.
+/// Notes what a health check of a container has shown. Answers the endpoints that changed: none
+/// when the check was given up meanwhile.
 pub(in crate::manager) fn judge(
     state: &ClusterState,
     node: &Id,
@@ -320,7 +320,8 @@ pub(in crate::manager) fn judge(
     Ok((draft.finish(), changed))
 }
 
-/// Sets the weight of all endpoints of a container that serves a service. Answers those that changed.
+/// Sets the weight of all endpoints of a container that serves a service. Answers those that
+/// changed.
 pub(in crate::manager) fn weigh(
     state: &ClusterState,
     request: &EndpointWeight,

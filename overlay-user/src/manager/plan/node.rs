@@ -82,8 +82,8 @@ pub(in crate::manager) fn join(
 pub(in crate::manager) fn check_data_path_addr(address: IpAddr) -> Result<(), ApiError> {
     let is_out_of_reach = match address {
         IpAddr::V4(address) => address.is_broadcast(),
-        // A link-local address means nothing without an interface, and one that maps an IPv4 address
-        // is not IPv6.
+        // A link-local address means nothing without an interface, and one that maps an IPv4
+        // address is not IPv6.
         IpAddr::V6(address) => {
             address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
         }
@@ -122,7 +122,8 @@ fn check_family(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     .hint(format!("give the host's {wanted} address with --data-path-addr")))
 }
 
-/// Refuses a VTEP that the maps could not tell from another node's: of an IPv6 address they have 32 bits.
+/// Refuses a VTEP that the maps could not tell from another node's: of an IPv6 address they have 32
+/// bits.
 fn check_number(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     let number = vtep(address);
     let same = |n: &&Node| n.data_path_addr != address && n.vtep() == number;
