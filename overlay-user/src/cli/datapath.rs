@@ -75,9 +75,9 @@ pub(super) struct UnloadArgs {
 /// Stop the daemon first, and start the older version after it. Traffic goes on in between. Flows,
 /// affinity and counters are there for the older version, but for what begins or changes from this
 /// command until it starts: a connection through a VIP, a published port or to the outside that
-/// begins in between breaks then. Counters of reasons that the older version does not know are lost,
-/// and so is what was captured. Without this command an older version refuses to start beside the
-/// newer maps; after `overlay datapath unload` it starts with nothing, and all such connections
+/// begins in between breaks then. Counters of reasons that the older version does not know are
+/// lost, and so is what was captured. Without this command an older version refuses to start beside
+/// the newer maps; after `overlay datapath unload` it starts with nothing, and all such connections
 /// break.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
