@@ -380,7 +380,7 @@ mod tests {
             let config = BpfDatapath::pinned_config(&paths.pin_dir).expect("read");
             assert_eq!(config.map(|c| Ipv4Addr::from(c.vtep)), vtep, "the older version has it");
             command("datapath downgrade").expect("nothing to hand over is no error");
-            command("datapath load --iface eth0").expect("loaded again");
+            command("datapath load --iface eth0 --xdp generic").expect("loaded again");
             assert_eq!(Inventory::read(&paths.pin_dir).expect("read").links.len(), 2);
             command("datapath unload").expect("unloaded");
             assert!(!paths.pin_dir.exists());

@@ -6,7 +6,7 @@ use super::{
     super::{bad_pin, kernel, lb_table, pins::Pins, words},
     entry::{Key, Value, Way, flow_bytes, flow_of, last_used, merged},
     layout1,
-    table::{Table, add},
+    table::{Entry, Table, add},
 };
 use crate::datapath::DatapathError;
 
@@ -169,12 +169,14 @@ impl Carried {
         let mut entries = from.entries()?;
         // The kernel forgets the entries first that were written first.
         entries.sort_by_cached_key(|(_, value)| last_used(self.old, value));
+        let fits = |(key, value): &Entry| {
+            let key = self.key.convert(way, key).filter(|key| to.has_room_for(key))?;
+            Some((key, self.value(way, value, (from, to))))
+        };
+        let carried: Vec<_> = entries.iter().filter_map(fits).collect();
         let limit = usize::try_from(to.shape().entries).unwrap_or(usize::MAX);
-        let too_many = entries.len().saturating_sub(limit);
-        for (key, value) in &entries[too_many..] {
-            if let Some(key) = self.key.convert(way, key).filter(|key| to.has_room_for(key)) {
-                to.set(&key, &self.value(way, value, (from, to)))?;
-            }
+        for (key, value) in &carried[carried.len().saturating_sub(limit)..] {
+            to.set(key, value)?;
         }
         Ok(entries.into_iter().collect())
     }
