@@ -107,6 +107,20 @@ pub fn pinned(path: &Path) -> anyhow::Result<Object> {
         .with_context(|| format!("{} is neither map, program nor link:\n{info}", path.display()))
 }
 
+/// Id of the program in a pinned link.
+///
+/// # Errors
+/// If it cannot be opened, or is no link.
+pub fn program_of(link: &Path) -> anyhow::Result<u32> {
+    let name = CString::new(link.as_os_str().as_bytes())?;
+    let attr = Attr([name.as_ptr() as u64, 0, 0, 0]);
+    let fd = bpf(OBJ_GET, attr).with_context(|| link.display().to_string())?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    ensure!(info.contains("link_id:"), "{} is no link:\n{info}", link.display());
+    let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+    id.with_context(|| format!("{} has no program:\n{info}", link.display()))
+}
+
 /// Everything pinned below a directory.
 ///
 /// # Errors

@@ -22,6 +22,7 @@
 
 pub mod bench;
 pub mod binaries;
+pub mod bpf;
 pub mod bpffs;
 pub mod cleanup;
 pub mod demo;
@@ -33,7 +34,6 @@ pub mod rig;
 pub mod testkit;
 
 mod api;
-mod bpf;
 mod cluster;
 mod container;
 mod guardian;

@@ -29,6 +29,7 @@ mod t46_xdp;
 mod t50_dns;
 mod t60_restart;
 mod t61_node_death;
+mod t62_migrate;
 mod t70_single_host;
 mod t80_bad_input;
 mod t85_observe;
