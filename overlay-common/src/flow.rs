@@ -64,8 +64,8 @@ const fn has_ended(proto: u8, entry: &Conntrack) -> bool {
 }
 
 /// Whether an entry learns of the FINs of its own direction only. This holds for flows to the
-/// outside: a packet of such a flow updates the other entry's time, and tells it of a RST but not of
-/// a FIN.
+/// outside: a packet of such a flow updates the other entry's time, and tells it of a RST but not
+/// of a FIN.
 #[inline(always)]
 const fn is_alone(entry: &Conntrack) -> bool {
     matches!(entry.action, CONNTRACK_MASQUERADE | CONNTRACK_UNMASQUERADE)

@@ -57,9 +57,9 @@ impl Config {
 }
 
 /// Map `tail_calls`, program array: programs that other programs tail-call, by the kind of packet.
-/// Written by the loader; read by `from_container`, `from_underlay`, `from_vxlan` and `from_outside`.
-/// They handle IPv6 packets that may belong to translated flows. The verifier checks each of them by
-/// itself, and each has its own stack. The array has room for further ones.
+/// Written by the loader; read by `from_container`, `from_underlay`, `from_vxlan` and
+/// `from_outside`. They handle IPv6 packets that may belong to translated flows. The verifier
+/// checks each of them by itself, and each has its own stack. The array has room for further ones.
 pub const TAIL_CALLS_ENTRIES: usize = 16;
 
 /// In `tail_calls`: `container_flow6`, for packets that a container sends to a VIP, as a backend or

@@ -1,4 +1,5 @@
-//! Answers that the programs give themselves: ARP, neighbour discovery, echo, ICMP errors, and rejected flows.
+//! Answers that the programs give themselves: ARP, neighbour discovery, echo, ICMP errors, and
+//! rejected flows.
 
 pub mod arp;
 pub mod echo;

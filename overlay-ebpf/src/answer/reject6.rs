@@ -70,7 +70,8 @@ fn reset_if_tcp(ctx: &TcContext) -> Result<u32, Reason> {
         return Err(refused);
     }
     store_rehash(ctx, 0, segment)?;
-    // As in `answer::reject`: the field holds the pseudo-header's sum, or becomes the whole checksum.
+    // As in `answer::reject`: the field holds the pseudo-header's sum, or becomes the whole
+    // checksum.
     let difference = checksum::fold(2 * u64::from(pseudo) + header_sum(&segment.tcp));
     let field = ETH_LEN + IPV6_LEN + offset_of!(Tcp, checksum);
     ctx.skb.l4_csum_replace(field, 0, u64::from(difference), 0).map_err(|_| refused)?;

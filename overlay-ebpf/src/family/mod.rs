@@ -70,7 +70,8 @@ pub trait Family: Sized {
     /// An address in the packet.
     type Address: Copy;
 
-    /// Fills the flow of the work area for a packet of network `vni` with its IP header at `offset`.
+    /// Fills the flow of the work area for a packet of network `vni` with its IP header at
+    /// `offset`.
     ///
     /// # Errors
     /// [`Reason::ServiceProtocol`] for packets without a flow, and the reasons why the packet
