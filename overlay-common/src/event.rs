@@ -97,7 +97,7 @@ pub struct Event {
     /// The network if the program knew it, otherwise [`crate::UNDERLAY_VNI`].
     pub vni: u32,
     /// Counter index of the endpoint; 0 if it is not known.
-    pub slot: u32,
+    pub counter: u32,
     /// Length of the packet in bytes.
     pub length: u32,
     /// Number of bytes that follow this header.

@@ -8,7 +8,7 @@ use crate::{Reason, maps::Counter, pod::plain};
 
 /// Number of counter indexes, index 0 included: how many endpoints of one node have their own
 /// counters. The array holds [`Tally`]s of all indexes for each CPU, a MiB.
-pub const ENDPOINT_SLOTS: usize = 1 << 11;
+pub const COUNTER_INDEXES: usize = 1 << 11;
 
 /// Counters of one endpoint, each for one reason in one direction, with room for further ones.
 pub const WAYS: usize = 32;
@@ -88,7 +88,7 @@ pub struct DropKey {
     /// The network; [`crate::UNDERLAY_VNI`] for packets without a known network.
     pub vni: u32,
     /// Counter index of the endpoint; 0 for packets without an endpoint on this node.
-    pub slot: u16,
+    pub counter: u16,
     /// The [`Reason`].
     pub reason: u8,
     /// A [`Traffic`].
@@ -107,12 +107,14 @@ mod tests {
 
     #[test]
     fn layouts_have_no_hidden_padding() {
-        let DropKey { vni, slot, reason, traffic } = DropKey::default();
-        let sum =
-            size_of_val(&vni) + size_of_val(&slot) + size_of_val(&reason) + size_of_val(&traffic);
+        let DropKey { vni, counter, reason, traffic } = DropKey::default();
+        let sum = size_of_val(&vni)
+            + size_of_val(&counter)
+            + size_of_val(&reason)
+            + size_of_val(&traffic);
         assert_eq!(sum, size_of::<DropKey>());
         assert_eq!(size_of::<Tally>(), WAYS * size_of::<Counter>());
-        assert!(ENDPOINT_SLOTS <= usize::from(u16::MAX) + 1, "a slot fits a DropKey");
+        assert!(COUNTER_INDEXES <= usize::from(u16::MAX) + 1, "an index fits a DropKey");
     }
 
     #[test]

@@ -146,8 +146,8 @@ pub fn xdp_underlay(ctx: XdpContext) -> u32 {
         Ok(Verdict::PASS) => xdp_action::XDP_PASS,
         Ok(verdict) => {
             observe::forwarded(&receiver, verdict, length);
-            if verdict.slot() != 0 {
-                event::report_delivery_in_xdp(&ctx, verdict.slot(), verdict.reason());
+            if verdict.counter() != 0 {
+                event::report_delivery_in_xdp(&ctx, verdict.counter(), verdict.reason());
             }
             verdict.action() as u32
         }
@@ -225,17 +225,17 @@ fn conclude_tc(ctx: &TcContext, party: &Party, kept: i64, outcome: Outcome) -> i
             Ok(verdict) => verdict.reason() as u32,
             Err(reason) => reason as u32,
         };
-        event::report_kept(party.vni, party.slot, reason);
+        event::report_kept(party.vni, party.counter, reason);
     }
     match outcome {
         Ok(Verdict::PASS) => TC_ACT_OK,
         Ok(verdict) => {
             observe::forwarded(party, verdict, ctx.len());
-            if verdict.slot() != 0 {
-                event::report_delivery(ctx, verdict.slot(), verdict.reason());
+            if verdict.counter() != 0 {
+                event::report_delivery(ctx, verdict.counter(), verdict.reason());
             } else if party.traffic == Traffic::Sent && is_answer(verdict.reason()) {
                 // An answer goes back to the container that sent the packet.
-                event::report_delivery(ctx, party.slot, verdict.reason());
+                event::report_delivery(ctx, party.counter, verdict.reason());
             }
             verdict.action()
         }

@@ -29,8 +29,8 @@ impl Verdict {
     /// The packet went to the endpoint of this node with a counter index. Actions are smaller than
     /// 255.
     #[inline(always)]
-    pub const fn delivered(action: i32, reason: Reason, slot: u32) -> Self {
-        Self(action as u32 & 0xff | (reason as u32) << 8 | slot << 16)
+    pub const fn delivered(action: i32, reason: Reason, counter: u32) -> Self {
+        Self(action as u32 & 0xff | (reason as u32) << 8 | counter << 16)
     }
 
     /// The program type's action; meaningless for [`Verdict::PASS`].
@@ -47,14 +47,14 @@ impl Verdict {
 
     /// The endpoint's counter index; meaningless for [`Verdict::PASS`].
     #[inline(always)]
-    pub const fn slot(self) -> u32 {
+    pub const fn counter(self) -> u32 {
         self.0 >> 16
     }
 
     /// The same verdict with another reason.
     #[inline(always)]
     pub fn because(self, reason: Reason) -> Self {
-        Self::delivered(self.action(), reason, self.slot())
+        Self::delivered(self.action(), reason, self.counter())
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
     fn a_verdict_keeps_what_it_is_made_of() {
         for reason in Reason::ALL {
             let verdict = Verdict::delivered(7, *reason, 2047);
-            let parts = (verdict.action(), verdict.reason(), verdict.slot());
+            let parts = (verdict.action(), verdict.reason(), verdict.counter());
             assert_eq!(parts, (7, *reason, 2047));
             assert_ne!(verdict, Verdict::PASS);
         }

@@ -160,8 +160,8 @@ mod tests {
         packed!(Network { subnet, mask, gateway, mtu, flags, policy });
         packed!(Flood { endpoints, nodes, links, vteps });
         packed!(EndpointKey { vni, ip });
-        packed!(Endpoint { kind, flags, mac, ifindex, node, service, slot });
-        packed!(Link { vni, ip, mac, flags, slot });
+        packed!(Endpoint { kind, flags, mac, ifindex, node, service, counter });
+        packed!(Link { vni, ip, mac, flags, counter });
         packed!(Endpoint6Key { vni, ip });
         packed!(Link6 { ip, mask, gateway });
         packed!(PeerKey { vni, node });
@@ -182,7 +182,7 @@ mod tests {
         packed!(TableKey { service, table });
         packed!(AffinityKey { service, vni, client });
         packed!(Affinity { backend, pad, last_used });
-        packed!(Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags });
+        packed!(Backend { vni, ip, node, ifindex, mac, state, counter, weight, flags });
         packed!(BackendStatsKey { service, backend, port, proto, ipv6 });
         packed!(BackendStats { flows, in_packets, in_bytes, out_packets, out_bytes });
         packed!(PublishedKey { port, proto, pad });

@@ -109,7 +109,7 @@ pub struct Endpoint {
     /// which a policy names the endpoint.
     pub service: u32,
     /// `LOCAL`: the endpoint's index in `endpoint_counters`. Otherwise 0.
-    pub slot: u32,
+    pub counter: u32,
 }
 
 /// Key of map `endpoints6`: an IPv6 address of a dual-stack network. Its values are [`Endpoint`]s,
@@ -164,7 +164,7 @@ pub struct Link {
     /// Bits of `ENDPOINT_FLAG_*`.
     pub flags: u16,
     /// The endpoint's index in `endpoint_counters`.
-    pub slot: u32,
+    pub counter: u32,
 }
 
 /// Map `links6`, hash by interface index (`u32`): the IPv6 addresses that an interface of a

@@ -140,7 +140,7 @@ pub struct Backend {
     /// One of `BACKEND_*`.
     pub state: u16,
     /// Its index in `endpoint_counters` if it is on this node, otherwise 0.
-    pub slot: u32,
+    pub counter: u32,
     /// Its weight, relative to the service's other backends. With 0 it takes no new flows.
     pub weight: u16,
     /// Bits of `BACKEND_*`, see [`BACKEND_COUNTED`].

@@ -73,7 +73,7 @@ mod tests {
         ip: Be32::from_octets([10, 0, 1, 2]),
         mac: Mac::new([2, 0x42, 10, 0, 1, 2]),
         flags: 0,
-        slot: 0,
+        counter: 0,
     };
 
     fn request() -> Arp {

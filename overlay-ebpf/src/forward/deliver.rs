@@ -42,12 +42,12 @@ pub fn deliver_as(
         // Both ends of the host link are in this namespace, where redirect_peer refuses.
         // SAFETY: a helper without preconditions.
         let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
-        return Ok(Verdict::delivered(action as i32, Reason::DeliveredHost, endpoint.slot));
+        return Ok(Verdict::delivered(action as i32, Reason::DeliveredHost, endpoint.counter));
     }
     mark_for_host(ctx);
     // SAFETY: a helper without preconditions.
     let action = unsafe { bpf_redirect_peer(endpoint.ifindex, 0) };
-    Ok(Verdict::delivered(action as i32, reason, endpoint.slot))
+    Ok(Verdict::delivered(action as i32, reason, endpoint.counter))
 }
 
 /// As [`deliver_as`], to a backend on this node.
@@ -65,7 +65,7 @@ pub fn deliver_backend_as(
         kind: ENDPOINT_LOCAL,
         mac: backend.mac,
         ifindex: backend.ifindex,
-        slot: backend.slot,
+        counter: backend.counter,
         ..Endpoint::default()
     };
     deliver_as(ethertype, ctx, &endpoint, source, Reason::DeliveredLocal)

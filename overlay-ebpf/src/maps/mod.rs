@@ -32,7 +32,7 @@ use overlay_common::{
         SockOrigin, SockOriginKey, StaleBackend, Subnet, Subnet6, TAIL_CALLS_ENTRIES, TableKey,
         Vtep6,
     },
-    observe::{DROP_COUNTERS, DropKey, ENDPOINT_SLOTS, Tally},
+    observe::{COUNTER_INDEXES, DROP_COUNTERS, DropKey, Tally},
 };
 
 use crate::maps::{
@@ -204,7 +204,7 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub static COUNTER: PerCpuArray<Counter, COUNTERS> = PerCpuArray::new();
 
 #[btf_map(name = "endpoint_counters")]
-pub static ENDPOINT_COUNTERS: PerCpuArray<Tally, ENDPOINT_SLOTS> = PerCpuArray::new();
+pub static ENDPOINT_COUNTERS: PerCpuArray<Tally, COUNTER_INDEXES> = PerCpuArray::new();
 
 #[btf_map(name = "drop_counters")]
 pub static DROP_COUNTER: PerCpuHashMap<DropKey, Counter, DROP_COUNTERS, NO_PREALLOC> =
@@ -214,7 +214,7 @@ pub static DROP_COUNTER: PerCpuHashMap<DropKey, Counter, DROP_COUNTERS, NO_PREAL
 pub static WATCH: Array<Watch, 1> = Array::new();
 
 #[btf_map(name = "watched")]
-pub static WATCHED: Array<Watched, ENDPOINT_SLOTS> = Array::new();
+pub static WATCHED: Array<Watched, COUNTER_INDEXES> = Array::new();
 
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<Event, EVENT_RING> = RingBuf::new();

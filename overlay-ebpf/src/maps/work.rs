@@ -120,7 +120,7 @@ pub struct Ipv6Work {
     /// The result of a look-up.
     pub endpoint: Endpoint,
     /// Counter index of the endpoint that a tunnel packet goes to; 0 while it is not known.
-    pub slot: u32,
+    pub counter: u32,
     /// Destination of a container's packet: one of `AIM_*` of `walk::container6`.
     pub aim: u32,
     /// Result of [`crate::observe::event::keep`] for a container's packet.

@@ -101,24 +101,24 @@ pub fn keep(ctx: &TcContext, sender: &Party) -> i64 {
     if watching().is_none() {
         return 0;
     }
-    keep_tc(ctx.skb.skb, sender.slot)
+    keep_tc(ctx.skb.skb, sender.counter)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn keep_tc(skb: *mut __sk_buff, slot: u32) -> i64 {
-    i64::from(capture(Packet::Tc(skb), slot, Traffic::Sent).is_some())
+pub extern "C" fn keep_tc(skb: *mut __sk_buff, counter: u32) -> i64 {
+    i64::from(capture(Packet::Tc(skb), counter, Traffic::Sent).is_some())
 }
 
 /// Sends the record of a kept packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn report_kept(vni: u32, slot: u32, reason: u32) -> i64 {
+pub extern "C" fn report_kept(vni: u32, counter: u32, reason: u32) -> i64 {
     let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
     // SAFETY: a per-CPU buffer that only this program run touches.
     unsafe {
         (*buffer).event.vni = vni;
-        (*buffer).event.slot = slot;
+        (*buffer).event.counter = counter;
         (*buffer).event.reason = reason as u8;
     }
     send(buffer);
@@ -128,38 +128,38 @@ pub extern "C" fn report_kept(vni: u32, slot: u32, reason: u32) -> i64 {
 /// Reports a packet that is delivered to the endpoint with this counter index, if it is to be
 /// captured.
 #[inline(always)]
-pub fn report_delivery(ctx: &TcContext, slot: u32, reason: Reason) {
+pub fn report_delivery(ctx: &TcContext, counter: u32, reason: Reason) {
     if watching().is_some() {
-        report_received(ctx.skb.skb, slot, reason as u32);
+        report_received(ctx.skb.skb, counter, reason as u32);
     }
 }
 
 /// As [`report_delivery`], for the XDP program.
 #[inline(always)]
-pub fn report_delivery_in_xdp(ctx: &XdpContext, slot: u32, reason: Reason) {
+pub fn report_delivery_in_xdp(ctx: &XdpContext, counter: u32, reason: Reason) {
     if watching().is_some() {
-        report_received_in_xdp(ctx.as_ptr().cast(), slot, reason as u32);
+        report_received_in_xdp(ctx.as_ptr().cast(), counter, reason as u32);
     }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn report_received(skb: *mut __sk_buff, slot: u32, reason: u32) -> i64 {
-    received(Packet::Tc(skb), slot, reason)
+pub extern "C" fn report_received(skb: *mut __sk_buff, counter: u32, reason: u32) -> i64 {
+    received(Packet::Tc(skb), counter, reason)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn report_received_in_xdp(xdp: *mut xdp_md, slot: u32, reason: u32) -> i64 {
-    received(Packet::Xdp(xdp), slot, reason)
+pub extern "C" fn report_received_in_xdp(xdp: *mut xdp_md, counter: u32, reason: u32) -> i64 {
+    received(Packet::Xdp(xdp), counter, reason)
 }
 
 #[inline(always)]
-fn received(packet: Packet, slot: u32, reason: u32) -> i64 {
-    if let Some(buffer) = capture(packet, slot, Traffic::Received) {
+fn received(packet: Packet, counter: u32, reason: u32) -> i64 {
+    if let Some(buffer) = capture(packet, counter, Traffic::Received) {
         // SAFETY: as above.
         unsafe {
-            (*buffer).event.slot = slot;
+            (*buffer).event.counter = counter;
             (*buffer).event.reason = reason as u8;
         }
         send(buffer);
@@ -172,7 +172,7 @@ fn received(packet: Packet, slot: u32, reason: u32) -> i64 {
 pub fn report_drop(ctx: &TcContext, party: &Party, reason: Reason) {
     if watching().is_some() {
         let told = (party.traffic as u32) << 8 | reason as u32;
-        report_drop_tc(ctx.skb.skb, party.vni, party.slot, told);
+        report_drop_tc(ctx.skb.skb, party.vni, party.counter, told);
     }
 }
 
@@ -181,24 +181,24 @@ pub fn report_drop(ctx: &TcContext, party: &Party, reason: Reason) {
 pub fn report_drop_in_xdp(ctx: &XdpContext, party: &Party, reason: Reason) {
     if watching().is_some() {
         let told = (party.traffic as u32) << 8 | reason as u32;
-        report_drop_xdp(ctx.as_ptr().cast(), party.vni, party.slot, told);
+        report_drop_xdp(ctx.as_ptr().cast(), party.vni, party.counter, told);
     }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn report_drop_tc(skb: *mut __sk_buff, vni: u32, slot: u32, told: u32) -> i64 {
-    drop_event(Packet::Tc(skb), (vni, slot), told)
+pub extern "C" fn report_drop_tc(skb: *mut __sk_buff, vni: u32, counter: u32, told: u32) -> i64 {
+    drop_event(Packet::Tc(skb), (vni, counter), told)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn report_drop_xdp(xdp: *mut xdp_md, vni: u32, slot: u32, told: u32) -> i64 {
-    drop_event(Packet::Xdp(xdp), (vni, slot), told)
+pub extern "C" fn report_drop_xdp(xdp: *mut xdp_md, vni: u32, counter: u32, told: u32) -> i64 {
+    drop_event(Packet::Xdp(xdp), (vni, counter), told)
 }
 
 #[inline(always)]
-fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
+fn drop_event(packet: Packet, (vni, counter): (u32, u32), told: u32) -> i64 {
     let Some((_, now)) = watched_now(WATCH_DROPS) else { return 0 };
     let Some(buffer) = EVENT.get_ptr_mut(0) else { return 0 };
     let event = Event {
@@ -207,7 +207,7 @@ fn drop_event(packet: Packet, (vni, slot): (u32, u32), told: u32) -> i64 {
         traffic: (told >> 8) as u8,
         reason: told as u8,
         vni,
-        slot,
+        counter,
         ..Event::default()
     };
     if fill(buffer, packet, event, DROP_SNAP as u32) {
@@ -246,9 +246,9 @@ fn report_flow_packed(key: &ConntrackKey, entry: &Conntrack, reason: u32) -> i64
 
 /// Copies the packet to the buffer if it is to be captured.
 #[inline(always)]
-fn capture(packet: Packet, slot: u32, traffic: Traffic) -> Option<*mut Buffer> {
+fn capture(packet: Packet, counter: u32, traffic: Traffic) -> Option<*mut Buffer> {
     let (watch, now) = watched_now(WATCH_CAPTURE)?;
-    if watch.flags & WATCH_ALL == 0 && WATCHED.get(slot).is_none_or(|watched| *watched == 0) {
+    if watch.flags & WATCH_ALL == 0 && WATCHED.get(counter).is_none_or(|watched| *watched == 0) {
         return None;
     }
     if watch.sample > 1 {

@@ -22,20 +22,20 @@ pub struct Party {
     /// The endpoint's network, or the VNI in a tunnel packet.
     pub vni: u32,
     /// The endpoint's counter index; 0 if it is not known.
-    pub slot: u32,
+    pub counter: u32,
 }
 
 impl Party {
     /// The endpoint behind an interface.
     #[inline(always)]
     pub fn sender(link: &Link) -> Self {
-        Self { traffic: Traffic::Sent, vni: link.vni, slot: link.slot }
+        Self { traffic: Traffic::Sent, vni: link.vni, counter: link.counter }
     }
 
     /// The receiver of the packet, not known yet.
     #[inline(always)]
     pub fn receiver() -> Self {
-        Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, slot: 0 }
+        Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, counter: 0 }
     }
 }
 
@@ -50,10 +50,10 @@ pub fn count(reason: Reason, length: u32) {
 /// Counts a forwarded packet: in total, for its sender, and for the endpoint that received it.
 #[inline(always)]
 pub fn forwarded(party: &Party, verdict: Verdict, length: u32) {
-    let (reason, receiver) = (verdict.reason(), verdict.slot());
+    let (reason, receiver) = (verdict.reason(), verdict.counter());
     count(reason, length);
     if party.traffic == Traffic::Sent {
-        tally(party.slot, way(Traffic::Sent, reason), length);
+        tally(party.counter, way(Traffic::Sent, reason), length);
     }
     tally(receiver, way(Traffic::Received, reason), length);
 }
@@ -68,16 +68,17 @@ pub fn received(receiver: u32, reason: Reason, length: u32) {
 #[inline(always)]
 pub fn dropped(party: &Party, reason: Reason, length: u32) {
     count(reason, length);
-    attribute(party.vni, party.slot, party.traffic as u32, reason as u32, length);
+    attribute(party.vni, party.counter, party.traffic as u32, reason as u32, length);
 }
 
 /// Counts a drop by endpoint and network. A tunnel packet may claim any VNI, so an unknown one is
 /// not counted by itself: it would fill the map.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn attribute(vni: u32, slot: u32, traffic: u32, reason: u32, length: u32) -> i64 {
+pub extern "C" fn attribute(vni: u32, counter: u32, traffic: u32, reason: u32, length: u32) -> i64 {
     let vni = if lookup(&NETWORKS, &vni).is_some() { vni } else { UNDERLAY_VNI };
-    let key = DropKey { vni, slot: slot as u16, reason: reason as u8, traffic: traffic as u8 };
+    let key =
+        DropKey { vni, counter: counter as u16, reason: reason as u8, traffic: traffic as u8 };
     if let Some(counter) = DROP_COUNTER.get_ptr_mut(&key) {
         add(counter, length);
         return 0;
@@ -93,11 +94,11 @@ pub extern "C" fn attribute(vni: u32, slot: u32, traffic: u32, reason: u32, leng
 }
 
 #[inline(always)]
-fn tally(slot: u32, way: u32, length: u32) {
-    if slot == 0 {
+fn tally(index: u32, way: u32, length: u32) {
+    if index == 0 {
         return;
     }
-    if let Some(tally) = ENDPOINT_COUNTERS.get_ptr_mut(slot) {
+    if let Some(tally) = ENDPOINT_COUNTERS.get_ptr_mut(index) {
         // SAFETY: the index is smaller than the array, whose entry is this CPU's own.
         let counter =
             unsafe { (&raw mut (*tally).ways).cast::<Counter>().add(way as usize % WAYS) };

@@ -62,7 +62,7 @@ fn accept(inner: &Inner<'_, V6>, receiver: &mut Party) -> Way {
         return to_client(inner);
     }
     let endpoint = work.ipv6.endpoint;
-    receiver.slot = endpoint.slot;
+    receiver.counter = endpoint.counter;
     let source = work.ipv6.ip.src;
     if find6(&mut work.ipv6, inner.vni, source) != Some(ENDPOINT_REMOTE) {
         return from_outside(inner, &endpoint);

@@ -124,7 +124,7 @@ fn accept(ctx: &XdpContext, config: &Config, sender: Be32, receiver: &mut Party)
     let inner = Inner { vni, sender, ip };
     match cache::endpoint(&EndpointKey { vni, ip: ip.daddr() }) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
-            receiver.slot = endpoint.slot;
+            receiver.counter = endpoint.counter;
             to_local(ctx, config, &inner, &endpoint)
         }
         Some(_) => Ok(Verdict::PASS),
@@ -170,7 +170,7 @@ fn to_local(ctx: &XdpContext, config: &Config, inner: &Inner, endpoint: &Endpoin
     // takes it.
     // SAFETY: a helper without preconditions.
     let action = unsafe { bpf_redirect(endpoint.ifindex, 0) };
-    Ok(Verdict::delivered(action as i32, Reason::XdpDecapsulated, endpoint.slot))
+    Ok(Verdict::delivered(action as i32, Reason::XdpDecapsulated, endpoint.counter))
 }
 
 /// Handles a packet to an address that no endpoint has: it may be the reply of a flow from outside.

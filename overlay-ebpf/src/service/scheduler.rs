@@ -84,11 +84,13 @@ fn scheduled(pick: &Pick, key: &ConntrackKey, number: u32) -> Option<u32> {
         return None;
     }
     match service.scheduler {
-        LB_SOURCE_HASH | LB_MAGLEV => slot(service, number, client_hash(service, key) % slots),
+        LB_SOURCE_HASH | LB_MAGLEV => {
+            backend_slot(service, number, client_hash(service, key) % slots)
+        }
         LB_LEAST => {
             less_loaded(service, number, hash::mix(client_hash(service, key), turn(number)))
         }
-        _ => slot(service, number, turn(number) % slots),
+        _ => backend_slot(service, number, turn(number) % slots),
     }
 }
 
@@ -119,7 +121,7 @@ fn turn(service: u32) -> u32 {
 }
 
 #[inline(always)]
-fn slot(service: &Service, number: u32, index: u32) -> Option<u32> {
+fn backend_slot(service: &Service, number: u32, index: u32) -> Option<u32> {
     let backend = if service.table == 0 {
         lookup(&SLOTS, &SlotKey { service: number, index })?
     } else {
@@ -143,8 +145,8 @@ fn less_loaded(service: &Service, number: u32, random: u32) -> Option<u32> {
     if second == first {
         second = if first + 1 == slots { 0 } else { first + 1 };
     }
-    let a = slot(service, number, first)?;
-    let Some(b) = slot(service, number, second) else { return Some(a) };
+    let a = backend_slot(service, number, first)?;
+    let Some(b) = backend_slot(service, number, second) else { return Some(a) };
     if a == b || flows(a) * weight(b) <= flows(b) * weight(a) { Some(a) } else { Some(b) }
 }
 

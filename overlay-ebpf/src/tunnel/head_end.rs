@@ -44,8 +44,8 @@ pub fn send(ctx: &TcContext, link: &Link, ethernet: &Ethernet, ip: &Ipv4) -> Out
         _ => return Err(Reason::Multicast),
     }
     let sender = Party::sender(link);
-    to_endpoints(ctx.skb.skb, sender.vni, sender.slot, sender.traffic as u32);
-    to_nodes(ctx.skb.skb, sender.vni, sender.slot);
+    to_endpoints(ctx.skb.skb, sender.vni, sender.counter, sender.traffic as u32);
+    to_nodes(ctx.skb.skb, sender.vni, sender.counter);
     Ok(COPIED)
 }
 
@@ -100,12 +100,12 @@ fn replicas(vni: u32) -> Option<&'static Flood> {
 }
 
 /// Copies a packet to the endpoints of network `vni` on this node, except the one that sent it. A
-/// drop counts for the endpoint with counter index `slot`; `traffic` is a [`Traffic`].
+/// drop counts for the endpoint with index `counter`; `traffic` is a [`Traffic`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u32) -> i64 {
+extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, counter: u32, traffic: u32) -> i64 {
     let traffic = Traffic::from_index(traffic as u8).unwrap_or(Traffic::Received);
-    let party = &Party { traffic, vni, slot };
+    let party = &Party { traffic, vni, counter };
     let Some(replicas) = replicas(vni) else { return 0 };
     // SAFETY: the context is valid for the whole run of the program.
     let (from, length) = unsafe { ((*skb).ifindex, (*skb).len) };
@@ -120,7 +120,7 @@ extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u3
         if !copy(skb, *link) {
             observe::dropped(party, Reason::ReplicateRefused, length);
         } else if let Some(link) = lookup(&LINKS, link) {
-            observe::received(link.slot, Reason::Replicated, length);
+            observe::received(link.counter, Reason::Replicated, length);
         }
     }
     if count > MAX_FLOOD {
@@ -129,12 +129,12 @@ extern "C" fn to_endpoints(skb: *mut __sk_buff, vni: u32, slot: u32, traffic: u3
     0
 }
 
-/// Copies the packet of the endpoint with counter index `slot` to the other nodes with endpoints of
+/// Copies the packet of the endpoint with index `counter` to the other nodes with endpoints of
 /// network `vni`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, slot: u32) -> i64 {
-    let party = &Party { traffic: Traffic::Sent, vni, slot };
+extern "C" fn to_nodes(skb: *mut __sk_buff, vni: u32, counter: u32) -> i64 {
+    let party = &Party { traffic: Traffic::Sent, vni, counter };
     let (Some(replicas), Some(config)) = (replicas(vni), config()) else { return 0 };
     // SAFETY: the context is valid for the whole run of the program.
     let length = unsafe { (*skb).len };

@@ -50,7 +50,7 @@ pub fn accept(
     let inner = Inner::<V4> { ctx, vni, sender, outer, ip };
     match cache::endpoint(&EndpointKey { vni, ip: ip.daddr() }) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL => {
-            receiver.slot = endpoint.slot;
+            receiver.counter = endpoint.counter;
             to_local(&inner, &endpoint)
         }
         _ if ethernet.dst.is_group() => {

@@ -34,7 +34,7 @@ pub fn receive(
 ) -> Way {
     let packed = to_local_packed(ctx.skb.skb, receiver.vni, sender, outer_tos, outer);
     let work = &mut work()?.ipv6;
-    receiver.slot = work.slot;
+    receiver.counter = work.counter;
     let action = unpack_stop(packed)?;
     if work.is_flow != 0 {
         work.vni = receiver.vni;
@@ -43,7 +43,7 @@ pub fn receive(
         tail_call(ctx, TAIL_CALL_TUNNEL);
         return Err(Reason::NotConfigured.into());
     }
-    Ok(Verdict::delivered(action as i32, Reason::Decapsulated, receiver.slot))
+    Ok(Verdict::delivered(action as i32, Reason::Decapsulated, receiver.counter))
 }
 
 #[inline(never)]
@@ -69,7 +69,7 @@ fn to_local(
 ) -> Result<u32, Stop> {
     let at = outer + ETH_LEN;
     let work = &mut work()?.ipv6;
-    work.slot = 0;
+    work.counter = 0;
     work.is_flow = 0;
     reject_vlan_tag(ctx)?;
     load_into(ctx, at, &mut work.ip)?;
@@ -85,7 +85,7 @@ fn to_local(
         _ => return Err(Reason::NoEndpoint.into()),
     }
     let endpoint = work.endpoint;
-    work.slot = endpoint.slot;
+    work.counter = endpoint.counter;
     let source = work.ip.src;
     match find6(work, vni, source) {
         Some(ENDPOINT_REMOTE) if work.endpoint.node == sender => {}

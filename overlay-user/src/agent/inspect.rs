@@ -72,8 +72,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
     fn snapshot(&self) -> Result<Snapshot, AgentError> {
         let datapath = &self.context.datapath;
         let held = datapath.read()?;
-        let slot = |link: &Link| (link.slot != 0).then_some(link.slot);
-        let slots = held.links.values().filter_map(slot).collect();
+        let counter = |link: &Link| (link.counter != 0).then_some(link.counter);
+        let counters = held.links.values().filter_map(counter).collect();
         let mut lb_tables = Vec::new();
         for key in held.tables.keys() {
             // A table that was removed since is not shown.
@@ -86,7 +86,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
             statistics: datapath.backend_stats()?,
             addr6_ids: datapath.addr6_ids(CLIENT_ROWS)?,
             lb_tables,
-            breakdown: datapath.breakdown(&slots)?,
+            breakdown: datapath.breakdown(&counters)?,
             counters: datapath.counters()?.into_iter().collect(),
             held,
         })

@@ -126,7 +126,7 @@ impl<D: Datapath, L: Links> Reconciler<D, L> {
         let operations = diff(&current, &target);
         datapath.apply(&operations)?;
         self.forget_removed(&current, &target)?;
-        self.events.show_slots(target.links.values());
+        self.events.show_counters(target.links.values());
         if !operations.is_empty() {
             tracing::debug!(revision = state.revision, writes = operations.len(), "applied");
         }
@@ -171,9 +171,10 @@ impl<D: Datapath, L: Links> Reconciler<D, L> {
 
     /// Removes the counters of endpoints, networks and backends that are removed.
     fn forget_removed(&self, old: &DatapathState, new: &DatapathState) -> Result<(), AgentError> {
-        let slots = |state: &DatapathState| state.links.values().map(|l| l.slot).collect();
+        let slots = |state: &DatapathState| state.links.values().map(|l| l.counter).collect();
         let (was, is): (BTreeSet<u32>, BTreeSet<u32>) = (slots(old), slots(new));
-        let slots: BTreeSet<u32> = was.difference(&is).copied().filter(|slot| *slot != 0).collect();
+        let slots: BTreeSet<u32> =
+            was.difference(&is).copied().filter(|counter| *counter != 0).collect();
         let networks = old.networks.keys().copied();
         let networks: BTreeSet<u32> = networks.filter(|v| !new.networks.contains_key(v)).collect();
         if !slots.is_empty() || !networks.is_empty() {

@@ -250,9 +250,9 @@ impl MemoryDatapath {
         self.kernel().fills.insert(lru, fill);
     }
 
-    /// Sets the counters of an endpoint's slot.
-    pub fn set_tally(&self, slot: u32, tally: Tally) {
-        self.kernel().breakdown.forwarded.insert(slot, tally);
+    /// Sets the counters with an endpoint's counter index.
+    pub fn set_tally(&self, counter: u32, tally: Tally) {
+        self.kernel().breakdown.forwarded.insert(counter, tally);
     }
 
     /// Sets a counter of drops.
@@ -398,16 +398,16 @@ impl Datapath for MemoryDatapath {
 
     fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
         let mut breakdown = self.enter(DatapathCall::Breakdown)?.breakdown.clone();
-        breakdown.forwarded.retain(|slot, _| slots.contains(slot));
+        breakdown.forwarded.retain(|counter, _| slots.contains(counter));
         Ok(breakdown)
     }
 
     fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError> {
         let mut kernel = self.enter(DatapathCall::Forget)?;
-        kernel.breakdown.forwarded.retain(|slot, _| !slots.contains(slot));
+        kernel.breakdown.forwarded.retain(|counter, _| !slots.contains(counter));
         kernel.breakdown.dropped.retain(|key, _| {
-            let slot = u32::from(key.slot);
-            !slots.contains(&slot) && (slot != 0 || !networks.contains(&key.vni))
+            let counter = u32::from(key.counter);
+            !slots.contains(&counter) && (counter != 0 || !networks.contains(&key.vni))
         });
         Ok(())
     }

@@ -34,8 +34,8 @@ pub const NODES: [Ipv4Addr; 4] = [PEER, UNRESOLVED, UNROUTED, NODE];
 pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 /// Ports.
 pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
-/// Slots of endpoints: none, real ones, and one that does not exist.
-pub const SLOTS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
+/// Counter indexes of endpoints: none, real ones, and one that does not exist.
+pub const COUNTERS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
 /// The secret under which addresses outside have numbers.
 const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 /// Services and backends are numbered from 1 to this.
@@ -324,7 +324,7 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
         // This node itself now and then, and nowhere.
         node: if rng.random_bool(0.03) { hostile_node(rng) } else { any(rng, &NODES[..3]).into() },
         service: rng.random_range(1..=NUMBERS + 1),
-        slot: any(rng, &SLOTS),
+        counter: any(rng, &COUNTERS),
     };
     let key = EndpointKey { vni, ip: ip.into() };
     if rng.random_bool(0.95) {
@@ -379,7 +379,7 @@ fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Flood {
     // The endpoint that copies are counted for.
     agent.links.remove(&rig.no_forwarding);
     if rng.random_bool(0.8) {
-        let link = Link { vni: VNI, slot: any(rng, &SLOTS), ..Link::default() };
+        let link = Link { vni: VNI, counter: any(rng, &COUNTERS), ..Link::default() };
         agent.links.insert(rig.no_forwarding, link);
     }
     replicas.endpoints = any(rng, &[0, 1, 2, 3, 4, 64, 65, u32::MAX]);
@@ -399,7 +399,7 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
         let flags = any(rng, &[0, 1, 1, 5, 5, 5, 2, 7]);
         agent.links.insert(
             IFINDEX,
-            Link { vni, ip: ip.into(), mac: mac(ip), flags, slot: any(rng, &SLOTS) },
+            Link { vni, ip: ip.into(), mac: mac(ip), flags, counter: any(rng, &COUNTERS) },
         );
     }
 }
@@ -418,24 +418,25 @@ fn self_reference(rng: &mut SmallRng, tables: &mut Tables) {
     agent.slots.insert(SlotKey { service: number, index: 0 }, number);
     let (node, ifindex) = any(rng, &[(Be32::ZERO, IFINDEX), (NODE.into(), 0), (PEER.into(), 0)]);
     let (state, weight) = (1, 1);
-    let backend = Backend { vni, ip: key.ip, node, ifindex, mac, state, slot: 1, weight, flags: 0 };
+    let backend =
+        Backend { vni, ip: key.ip, node, ifindex, mac, state, counter: 1, weight, flags: 0 };
     agent.backends.insert(number, backend);
     if rng.random_bool(0.5) {
-        let link = Link { vni, ip: key.ip, mac, flags: any(rng, &[0, 1, 5, 7]), slot: 1 };
+        let link = Link { vni, ip: key.ip, mac, flags: any(rng, &[0, 1, 5, 7]), counter: 1 };
         agent.links.insert(IFINDEX, link);
     }
 }
 
 fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
-    tables.agent.slots.retain(|slot, _| slot.service != number);
+    tables.agent.slots.retain(|key, _| key.service != number);
     tables.agent.services.remove(&number);
     tables.cursors.remove(&number);
     let slots = rng.random_range(0..5);
     for index in 0..slots {
         // Slots may be missing, and name backends that do not exist.
         if rng.random_bool(0.9) {
-            let slot = SlotKey { service: number, index };
-            tables.agent.slots.insert(slot, rng.random_range(1..=NUMBERS));
+            let key = SlotKey { service: number, index };
+            tables.agent.slots.insert(key, rng.random_range(1..=NUMBERS));
         }
     }
     let (table, slots) = table(rng, &mut tables.agent, number, slots);
@@ -497,11 +498,11 @@ fn backend(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     let node = if rng.random_bool(0.4) { Be32::ZERO } else { any(rng, &NODES).into() };
     let ifindex = rng.random_range(0..60);
     let state = rng.random_range(0..4);
-    let slot = any(rng, &SLOTS);
+    let counter = any(rng, &COUNTERS);
     let (weight, flags) = (any(rng, &[0, 1, 1, 1, 3, u16::MAX]), any(rng, &[0, 1, 1, u16::MAX]));
     let ip = ip.into();
     let mac = Mac::of_ip(ip);
-    let backend = Backend { vni, ip, node, ifindex, mac, state, slot, weight, flags };
+    let backend = Backend { vni, ip, node, ifindex, mac, state, counter, weight, flags };
     tables.agent.backends.insert(number, backend);
     tables.active.remove(&number);
     if rng.random_bool(0.8) {

@@ -58,7 +58,7 @@ impl Sent {
 pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     walk.party.traffic = Traffic::Sent;
     let link = *walk.tables.agent.links.get(&walk.ifindex).ok_or(Reason::UnknownLink)?;
-    walk.party = Party { traffic: Traffic::Sent, vni: link.vni, slot: link.slot };
+    walk.party = Party { traffic: Traffic::Sent, vni: link.vni, counter: link.counter };
     let ethernet = Ethernet::at(&walk.frame, 0)?;
     if ethernet.src != link.mac {
         return Err(Reason::SpoofedMac);
@@ -261,7 +261,8 @@ fn to_backend(
     walk.count_received(flow, entry);
     walk.translate(flow, entry)?;
     if backend.node == Be32::ZERO {
-        let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
+        let endpoint =
+            Endpoint { mac: backend.mac, counter: backend.counter, ..Endpoint::default() };
         let to = (&endpoint, sent.ethernet.src);
         return walk.deliver(to, sent.is_ipv6(), Reason::DeliveredLocal);
     }

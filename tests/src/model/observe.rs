@@ -2,7 +2,7 @@
 
 use overlay_common::{
     Reason, UNDERLAY_VNI,
-    observe::{ALL_WAYS, DropKey, ENDPOINT_SLOTS, Traffic},
+    observe::{ALL_WAYS, COUNTER_INDEXES, DropKey, Traffic},
 };
 
 use super::{
@@ -17,14 +17,14 @@ pub struct Party {
     pub traffic: Traffic,
     /// Its network.
     pub vni: u32,
-    /// Its slot.
-    pub slot: u32,
+    /// Its counter index.
+    pub counter: u32,
 }
 
 impl Party {
     /// No endpoint, for a packet from the underlay.
     pub const fn none() -> Self {
-        Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, slot: 0 }
+        Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, counter: 0 }
     }
 }
 
@@ -48,17 +48,17 @@ impl Walk<'_> {
 
     /// Counts a packet that goes on for its sender and for the endpoint that it went into.
     fn tell_forwarded(&mut self, reason: Reason, length: usize) {
-        let sender = if self.party.traffic == Traffic::Sent { self.party.slot } else { 0 };
-        for (slot, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
-            self.tell(slot, traffic, reason, length);
+        let sender = if self.party.traffic == Traffic::Sent { self.party.counter } else { 0 };
+        for (counter, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
+            self.tell(counter, traffic, reason, length);
         }
     }
 
-    /// Counts a packet for the endpoint with a slot.
-    pub fn tell(&mut self, slot: u32, traffic: Traffic, reason: Reason, length: usize) {
-        let exists = (1..ENDPOINT_SLOTS).contains(&(slot as usize));
+    /// Counts a packet for the endpoint with a counter index.
+    pub fn tell(&mut self, counter: u32, traffic: Traffic, reason: Reason, length: usize) {
+        let exists = (1..COUNTER_INDEXES).contains(&(counter as usize));
         if exists && ALL_WAYS.iter().any(|(_, t, r)| (*t, *r) == (traffic, reason)) {
-            let counter = self.told.forwarded.entry((slot, traffic, reason)).or_default();
+            let counter = self.told.forwarded.entry((counter, traffic, reason)).or_default();
             counter.packets += 1;
             counter.bytes += length as u64;
         }
@@ -67,10 +67,11 @@ impl Walk<'_> {
     /// Counts a packet that is dropped. What a packet says of its network counts only where there
     /// is such a network.
     pub fn tell_dropped(&mut self, reason: Reason, length: usize) {
-        let Party { traffic, vni, slot } = self.party;
+        let Party { traffic, vni, counter } = self.party;
         let vni = if self.tables.network(vni).is_some() { vni } else { UNDERLAY_VNI };
-        let (slot, reason, traffic) = (slot as u16, reason as u8, traffic as u8);
-        let counter = self.told.dropped.entry(DropKey { vni, slot, reason, traffic }).or_default();
+        let (counter, reason, traffic) = (counter as u16, reason as u8, traffic as u8);
+        let counter =
+            self.told.dropped.entry(DropKey { vni, counter, reason, traffic }).or_default();
         counter.packets += 1;
         counter.bytes += length as u64;
     }

@@ -116,7 +116,8 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, published: &Published
     walk.translate(flow, &entry)?;
     let source = walk.tables.gateway_mac(backend.vni).unwrap_or_default();
     if backend.node == Be32::ZERO {
-        let endpoint = Endpoint { mac: backend.mac, slot: backend.slot, ..Endpoint::default() };
+        let endpoint =
+            Endpoint { mac: backend.mac, counter: backend.counter, ..Endpoint::default() };
         return walk.deliver((&endpoint, source), ip.is_ipv6(), Reason::DeliveredLocal);
     }
     let asked = Ethernet::at(&walk.frame, 0)?.dst;

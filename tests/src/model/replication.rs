@@ -83,8 +83,8 @@ fn to_endpoints(walk: &mut Walk<'_>, flood: &Flood) {
         if !walk.host.takes(*link, length) {
             refused += 1;
         } else if let Some(link) = walk.tables.agent.links.get(link) {
-            let slot = link.slot;
-            walk.tell(slot, Traffic::Received, Reason::Replicated, length);
+            let counter = link.counter;
+            walk.tell(counter, Traffic::Received, Reason::Replicated, length);
         }
     }
     copied(walk, refused, flood.endpoints);

@@ -196,7 +196,7 @@ fn accept(walk: &mut Walk<'_>, Tunneled { sender, ecn }: Tunneled) -> Outcome {
     let endpoint = walk.tables.endpoint(vni, ip.dst);
     match endpoint.filter(|endpoint| endpoint.kind == ENDPOINT_LOCAL) {
         Some(endpoint) => {
-            walk.party.slot = endpoint.slot;
+            walk.party.counter = endpoint.counter;
             to_local(walk, from, &ip, &endpoint)
         }
         None if !ipv6 && ethernet.dst.is_group() => {

@@ -112,7 +112,7 @@ impl<'a> Walk<'a> {
         reason: Reason,
     ) -> Outcome {
         put(&mut self.frame, 0, &Ethernet::of_ip(source, endpoint.mac, ipv6).bytes());
-        self.delivered = endpoint.slot;
+        self.delivered = endpoint.counter;
         let to_host = endpoint.flags & ENDPOINT_FLAG_HOST != 0;
         Ok(End::Sent(if to_host { Reason::DeliveredHost } else { reason }))
     }

@@ -129,7 +129,7 @@ fn accept(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     ip.check(walk)?;
     match walk.tables.endpoint(vni, ip.dst) {
         Some(endpoint) if endpoint.kind == ENDPOINT_LOCAL && !ipv6 => {
-            walk.party.slot = endpoint.slot;
+            walk.party.counter = endpoint.counter;
             to_local(walk, (vni, sender), &ip, &endpoint)
         }
         Some(_) => Ok(End::Pass),

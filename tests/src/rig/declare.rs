@@ -11,7 +11,7 @@ use overlay_common::{
     },
 };
 
-use super::{IFINDEX, NODE, NODE6, PEER, Rig, ip6, mac, slot};
+use super::{IFINDEX, NODE, NODE6, PEER, Rig, counter_of, ip6, mac};
 
 impl Rig {
     /// Declares a network 10.0.N.0/24 with gateway .1.
@@ -65,7 +65,7 @@ impl Rig {
     pub fn local(&mut self, vni: u32, ip: Ipv4Addr, flags: u8, sends: bool) {
         self.set(|state| {
             let ifindex = if sends { IFINDEX } else { 40 + u32::from(ip.octets()[3]) };
-            let slot = slot(ip);
+            let counter = counter_of(ip);
             state.endpoints.insert(
                 EndpointKey { vni, ip: ip.into() },
                 Endpoint {
@@ -73,13 +73,13 @@ impl Rig {
                     flags,
                     mac: mac(ip),
                     ifindex,
-                    slot,
+                    counter,
                     ..Endpoint::default()
                 },
             );
             state.links.insert(
                 ifindex,
-                Link { vni, ip: ip.into(), mac: mac(ip), flags: u16::from(flags), slot },
+                Link { vni, ip: ip.into(), mac: mac(ip), flags: u16::from(flags), counter },
             );
         });
     }
@@ -143,7 +143,7 @@ impl Rig {
                         ifindex: if *local { 40 + u32::from(ip.octets()[3]) } else { 0 },
                         mac: mac(*ip),
                         state: maps::BACKEND_ACTIVE,
-                        slot: if *local { slot(*ip) } else { 0 },
+                        counter: if *local { counter_of(*ip) } else { 0 },
                         weight: 1,
                         flags: 0,
                     },

@@ -102,7 +102,7 @@ pub struct Rig {
     ebpf: Lent,
     state: DatapathState,
     ipv6: bool,
-    /// Slots of the endpoints that are captured.
+    /// Counter indexes of the endpoints that are captured.
     watched: BTreeSet<u32>,
     /// Index of the underlay interface.
     pub underlay: u32,
@@ -131,8 +131,8 @@ pub fn mac(ip: Ipv4Addr) -> Mac {
     Mac::of_ip(ip.into())
 }
 
-/// The slot of an endpoint of this node.
-pub fn slot(ip: Ipv4Addr) -> u32 {
+/// The counter index of an endpoint of this node.
+pub fn counter_of(ip: Ipv4Addr) -> u32 {
     100 + u32::from(ip.octets()[3])
 }
 

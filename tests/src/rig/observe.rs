@@ -10,7 +10,7 @@ use overlay_common::{
     Reason,
     event::{EVENT_KINDS, Event, Lost, Watch},
     maps::Counter,
-    observe::{ALL_WAYS, DropKey, ENDPOINT_SLOTS, Tally, Traffic},
+    observe::{ALL_WAYS, COUNTER_INDEXES, DropKey, Tally, Traffic},
 };
 
 use super::Rig;
@@ -18,7 +18,7 @@ use super::Rig;
 /// What was counted for endpoints and networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Packets that went on, by slot, direction and reason.
+    /// Packets that went on, by counter index, direction and reason.
     pub forwarded: BTreeMap<(u32, Traffic, Reason), Counter>,
     /// Packets that were dropped.
     pub dropped: BTreeMap<DropKey, Counter>,
@@ -41,14 +41,14 @@ fn add(counter: &mut Counter, more: &Counter) {
 impl Rig {
     /// What was counted for endpoints and networks since the last time.
     pub(super) fn take_told(&mut self) -> Told {
-        let slots = self.slots();
+        let indexes = self.indexes();
         let mut told = Told::default();
         let cpus = nr_cpus().expect("the number of CPUs");
         let map = self.ebpf.map_mut("endpoint_counters").expect("endpoint_counters");
         let mut map: PerCpuArray<&mut MapData, Tally> =
             PerCpuArray::try_from(map).expect("endpoint_counters");
-        for slot in slots {
-            let values = map.get(&slot, 0).expect("a tally");
+        for counter in indexes {
+            let values = map.get(&counter, 0).expect("a tally");
             if values.iter().all(|tally| *tally == Tally::default()) {
                 continue;
             }
@@ -59,13 +59,13 @@ impl Rig {
                 }
                 for (way, traffic, reason) in ALL_WAYS {
                     if tally.ways[*way].packets > 0 {
-                        let key = (slot, *traffic, *reason);
+                        let key = (counter, *traffic, *reason);
                         add(told.forwarded.entry(key).or_default(), &tally.ways[*way]);
                     }
                 }
             }
             let zero = PerCpuValues::try_from(vec![Tally::default(); cpus]).expect("as many");
-            map.set(slot, zero, 0).expect("cleared");
+            map.set(counter, zero, 0).expect("cleared");
         }
         let map = self.ebpf.map_mut("drop_counters").expect("drop_counters");
         let mut map: PerCpuHashMap<&mut MapData, DropKey, Counter> =
@@ -80,15 +80,15 @@ impl Rig {
         told
     }
 
-    /// Watches from now on, and captures the endpoints with these slots.
-    pub fn watch(&mut self, watch: Watch, slots: &[u32]) {
+    /// Watches from now on, and captures the endpoints with these counter indexes.
+    pub fn watch(&mut self, watch: Watch, counters: &[u32]) {
         let map = self.ebpf.map_mut("watched").expect("watched");
         let mut map: Array<&mut MapData, u32> = Array::try_from(map).expect("watched");
-        let slots = slots.iter().copied().collect();
-        for slot in self.watched.symmetric_difference(&slots) {
-            map.set(*slot, u32::from(slots.contains(slot)), 0).expect("set");
+        let counters = counters.iter().copied().collect();
+        for counter in self.watched.symmetric_difference(&counters) {
+            map.set(*counter, u32::from(counters.contains(counter)), 0).expect("set");
         }
-        self.watched = slots;
+        self.watched = counters;
         let map = self.ebpf.map_mut("watch").expect("watch");
         let mut map: Array<&mut MapData, Watch> = Array::try_from(map).expect("watch");
         map.set(0, watch, 0).expect("set");
@@ -118,13 +118,13 @@ impl Rig {
         std::array::from_fn(|kind| map.get(&(kind as u32), 0).expect("a number").iter().sum())
     }
 
-    /// The slots that the maps give to somebody, as far as they exist.
-    fn slots(&self) -> BTreeSet<u32> {
+    /// The counter indexes in the maps, as far as they exist.
+    fn indexes(&self) -> BTreeSet<u32> {
         let state = &self.state;
-        let links = state.links.values().map(|link| link.slot);
-        let endpoints = state.endpoints.values().map(|endpoint| endpoint.slot);
-        let backends = state.backends.values().map(|backend| backend.slot);
+        let links = state.links.values().map(|link| link.counter);
+        let endpoints = state.endpoints.values().map(|endpoint| endpoint.counter);
+        let backends = state.backends.values().map(|backend| backend.counter);
         let all = links.chain(endpoints).chain(backends);
-        all.filter(|slot| (*slot as usize) < ENDPOINT_SLOTS).collect()
+        all.filter(|counter| (*counter as usize) < COUNTER_INDEXES).collect()
     }
 }

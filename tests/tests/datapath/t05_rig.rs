@@ -9,7 +9,7 @@ use overlay_common::{
     event::{SNAP_MAX, WATCH_ALL, WATCH_CAPTURE, WATCH_DROPS, WATCH_FLOWS, Watch},
     maps::LB_WEIGHTED,
 };
-use overlay_tests::rig::{DROP, PASS, REDIRECT, Rig, VNI, packets::*, slot};
+use overlay_tests::rig::{DROP, PASS, REDIRECT, Rig, VNI, counter_of, packets::*};
 
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 3);
@@ -46,7 +46,7 @@ fn a_rig_leaves_nothing_to_the_next_one() {
         sample: 1,
         ..Watch::default()
     };
-    first.watch(everything, &[slot(HERE)]);
+    first.watch(everything, &[counter_of(HERE)]);
     assert_eq!(ask(&mut first).0, REDIRECT);
     assert_eq!(arrive(&mut first), (REDIRECT, vec![Reason::Decapsulated]));
     assert_eq!((first.conntrack().len(), first.cursor(SERVICE)), (2, Some(1)));

@@ -13,10 +13,9 @@ use overlay_common::{
     observe::{DropKey, Traffic},
 };
 use overlay_tests::rig::{
-    DROP, IFINDEX, NODE, OTHER_VNI, Ran, Record, Rig, VNI, ip6, link_local,
+    DROP, IFINDEX, NODE, OTHER_VNI, Ran, Record, Rig, VNI, counter_of, ip6, link_local,
     packets::*,
     packets6::{Way, ping6, raw6, tcp6, udp6},
-    slot,
 };
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
@@ -39,9 +38,9 @@ fn rig() -> Rig {
 /// Slot, direction and reason of each endpoint's packet that went on, and its length.
 fn forwarded(ran: &Ran) -> Vec<(u32, Traffic, Reason, u64)> {
     let all = ran.told.forwarded.iter();
-    all.map(|((slot, traffic, reason), counter)| {
+    all.map(|((index, traffic, reason), counter)| {
         assert_eq!(counter.packets, 1);
-        (*slot, *traffic, *reason, counter.bytes)
+        (*index, *traffic, *reason, counter.bytes)
     })
     .collect()
 }
@@ -52,9 +51,9 @@ fn dropped(ran: &Ran) -> (u32, u32, Traffic, Reason) {
     assert!(ran.told.forwarded.is_empty(), "{:?}", ran.told);
     let (key, counter) = ran.told.dropped.first_key_value().expect("one");
     assert_eq!(counter.packets, 1);
-    let DropKey { vni, slot, reason, traffic } = *key;
+    let DropKey { vni, counter, reason, traffic } = *key;
     let reason = Reason::from_index(reason.into()).expect("a reason");
-    (vni, slot.into(), Traffic::from_index(traffic).expect("a direction"), reason)
+    (vni, counter.into(), Traffic::from_index(traffic).expect("a direction"), reason)
 }
 
 #[test]
@@ -66,8 +65,8 @@ fn a_packet_between_two_endpoints_of_a_node_is_counted_for_both() {
     assert_eq!(
         forwarded(&ran),
         [
-            (slot(ME), Traffic::Sent, Reason::DeliveredLocal, length),
-            (slot(NEIGHBOUR), Traffic::Received, Reason::DeliveredLocal, length),
+            (counter_of(ME), Traffic::Sent, Reason::DeliveredLocal, length),
+            (counter_of(NEIGHBOUR), Traffic::Received, Reason::DeliveredLocal, length),
         ]
     );
     assert!(ran.told.dropped.is_empty());
@@ -79,17 +78,20 @@ fn a_packet_through_the_tunnel_is_counted_for_its_sender_there_and_its_receiver_
     let packet = ping(ME, FAR);
     let ran = rig.run("from_container", &packet);
     let length = packet.len() as u64;
-    let sent = (slot(ME), Traffic::Sent, Reason::Encapsulated, length + 50);
+    let sent = (counter_of(ME), Traffic::Sent, Reason::Encapsulated, length + 50);
     assert_eq!(forwarded(&ran), [sent], "as long as it leaves");
     let ran = rig.run("from_underlay", &vxlan(VNI, &ping(FAR, ME)));
-    assert_eq!(forwarded(&ran), [(slot(ME), Traffic::Received, Reason::Decapsulated, length)]);
+    assert_eq!(
+        forwarded(&ran),
+        [(counter_of(ME), Traffic::Received, Reason::Decapsulated, length)]
+    );
 }
 
 #[test]
 fn what_the_node_answers_is_counted_as_sent() {
     let mut rig = rig();
     let ran = rig.run("from_container", &arp_request(ME, GATEWAY));
-    assert_eq!(forwarded(&ran), [(slot(ME), Traffic::Sent, Reason::ArpAnswered, 42)]);
+    assert_eq!(forwarded(&ran), [(counter_of(ME), Traffic::Sent, Reason::ArpAnswered, 42)]);
     let ran = rig.run("from_container", &ping(ME, GATEWAY));
     assert_eq!(forwarded(&ran)[0].2, Reason::EchoAnswered);
 }
@@ -100,8 +102,8 @@ fn a_flow_to_a_backend_here_is_counted_for_the_backend() {
     rig.service(7, VNI, VIP, &[(11, NEIGHBOUR, true)]);
     rig.publish(17, 8080, 7, 80);
     let ran = rig.run("from_container", &udp((ME, 40_000), (VIP, 80), b"question"));
-    let received = |ran: &Ran| forwarded(ran).last().map(|(slot, t, r, _)| (*slot, *t, *r));
-    let backend = Some((slot(NEIGHBOUR), Traffic::Received, Reason::DeliveredLocal));
+    let received = |ran: &Ran| forwarded(ran).last().map(|(counter, t, r, _)| (*counter, *t, *r));
+    let backend = Some((counter_of(NEIGHBOUR), Traffic::Received, Reason::DeliveredLocal));
     assert_eq!(received(&ran), backend);
     let client = (overlay_tests::rig::CLIENT, 40_000);
     let ran = rig.run("from_underlay", &udp_from_client(client, (NODE, 8080), b"question"));
@@ -114,10 +116,10 @@ fn a_drop_is_counted_for_its_sender_and_network() {
     let mut spoofed = udp((NEIGHBOUR, 40_000), (FAR, 53), b"question");
     spoofed[6..12].copy_from_slice(&overlay_tests::rig::mac(ME).bytes());
     let ran = rig.run("from_container", &spoofed);
-    assert_eq!(dropped(&ran), (VNI, slot(ME), Traffic::Sent, Reason::SpoofedSource));
+    assert_eq!(dropped(&ran), (VNI, counter_of(ME), Traffic::Sent, Reason::SpoofedSource));
     assert_eq!(ran.told.dropped.values().next().expect("one").bytes, spoofed.len() as u64);
     let ran = rig.run("from_container", &ping(ME, NOBODY));
-    assert_eq!(dropped(&ran), (VNI, slot(ME), Traffic::Sent, Reason::NoEndpoint));
+    assert_eq!(dropped(&ran), (VNI, counter_of(ME), Traffic::Sent, Reason::NoEndpoint));
     rig.set(|state| state.links.clear());
     let ran = rig.run("from_container", &ping(ME, NEIGHBOUR));
     assert_eq!(dropped(&ran), (0, 0, Traffic::Sent, Reason::UnknownLink));
@@ -128,7 +130,7 @@ fn a_drop_from_the_tunnel_is_counted_for_whom_it_was_as_far_as_it_is_known() {
     let mut rig = rig();
     let forged = vxlan(VNI, &ping(NOBODY, ME));
     let ran = rig.run("from_underlay", &forged);
-    assert_eq!(dropped(&ran), (VNI, slot(ME), Traffic::Received, Reason::SpoofedInnerSource));
+    assert_eq!(dropped(&ran), (VNI, counter_of(ME), Traffic::Received, Reason::SpoofedInnerSource));
     let ran = rig.run("from_underlay", &vxlan(VNI, &ping(FAR, NOBODY)));
     assert_eq!(dropped(&ran), (VNI, 0, Traffic::Received, Reason::NoEndpoint));
     // A network that is not here is only what a packet says.
@@ -144,7 +146,7 @@ fn a_drop_from_the_tunnel_is_counted_for_whom_it_was_as_far_as_it_is_known() {
 #[test]
 fn an_endpoint_without_a_slot_is_counted_by_its_network_only() {
     let mut rig = rig();
-    rig.set(|state| state.links.get_mut(&IFINDEX).expect("a link").slot = 0);
+    rig.set(|state| state.links.get_mut(&IFINDEX).expect("a link").counter = 0);
     let ran = rig.run("from_container", &ping(ME, FAR));
     assert!(ran.told.forwarded.is_empty(), "{:?}", ran.told);
     assert_eq!(ran.moved[&Reason::Encapsulated].packets, 1);
@@ -199,7 +201,7 @@ fn a_drop_is_told_with_its_headers_and_whose_it_was() {
         reason: Reason::NoEndpoint as u8,
         ifindex: IFINDEX,
         vni: VNI,
-        slot: slot(ME),
+        counter: counter_of(ME),
         length: packet.len() as u32,
         captured: DROP_SNAP as u32,
         ..Event::default()
@@ -210,7 +212,7 @@ fn a_drop_is_told_with_its_headers_and_whose_it_was() {
         rig.run(program, &stranger);
         let [told] = &rig.events()[..] else { panic!("one event of {program}") };
         assert_eq!(said(told), (EVENT_DROP, Traffic::Received, Reason::NotPeer), "{program}");
-        assert_eq!((told.event.slot, &told.payload), (0, &stranger), "{program}");
+        assert_eq!((told.event.counter, &told.payload), (0, &stranger), "{program}");
     }
     rig.run("from_container", &ping(ME, NEIGHBOUR));
     assert_eq!(rig.events(), [], "what goes on is no drop");
@@ -246,7 +248,10 @@ fn a_captured_packet_is_what_was_sent_and_what_is_delivered() {
     let reason = Reason::DeliveredLocal;
     assert_eq!(said(sent), (EVENT_CAPTURE, Traffic::Sent, reason));
     assert_eq!(said(received), (EVENT_CAPTURE, Traffic::Received, reason));
-    assert_eq!((sent.event.slot, received.event.slot), (slot(ME), slot(NEIGHBOUR)));
+    assert_eq!(
+        (sent.event.counter, received.event.counter),
+        (counter_of(ME), counter_of(NEIGHBOUR))
+    );
     assert_eq!(sent.payload, packet, "before it was translated");
     assert_eq!(received.payload, ran.packet, "after it was translated");
     assert_ne!(sent.payload, received.payload);
@@ -272,13 +277,13 @@ fn a_captured_packet_that_is_dropped_says_why_and_an_answer_is_captured_too() {
     let ran = rig.run("from_container", &ping(ME, GATEWAY));
     let [asked, answered] = &rig.events()[..] else { panic!("question and answer") };
     assert_eq!((said(asked).1, said(answered).1), (Traffic::Sent, Traffic::Received));
-    assert_eq!((answered.event.slot, &answered.payload), (slot(ME), &ran.packet));
+    assert_eq!((answered.event.counter, &answered.payload), (counter_of(ME), &ran.packet));
 }
 
 #[test]
 fn only_chosen_endpoints_are_captured() {
     let mut rig = rig();
-    rig.watch(watch(WATCH_CAPTURE), &[slot(NEIGHBOUR)]);
+    rig.watch(watch(WATCH_CAPTURE), &[counter_of(NEIGHBOUR)]);
     rig.run("from_container", &ping(ME, NEIGHBOUR));
     let told = rig.events();
     assert_eq!(told.iter().map(said).map(|(_, t, _)| t).collect::<Vec<_>>(), [Traffic::Received]);
@@ -293,7 +298,7 @@ fn a_packet_is_captured_up_to_the_snap_length() {
         // A filter reads further than a short snap length.
         for protocol in [0, 17] {
             let watched = Watch { snap, protocol, ..watch(WATCH_CAPTURE) };
-            rig.watch(watched, &[slot(ME)]);
+            rig.watch(watched, &[counter_of(ME)]);
             let packet = long(400);
             rig.run("from_container", &packet);
             let [sent] = &rig.events()[..] else { panic!("one end at {snap}") };
@@ -325,7 +330,7 @@ fn a_filter_lets_through_what_it_says() {
         (Watch { host: mapped(NOBODY), ..any }, &[]),
     ];
     for (filter, expected) in filters {
-        rig.watch(filter, &[slot(ME)]);
+        rig.watch(filter, &[counter_of(ME)]);
         for packet in [&syn, &question, &echo, &arp] {
             rig.run("from_container", packet);
         }
@@ -369,7 +374,7 @@ fn a_filter_lets_ipv6_through_as_it_says() {
         (Watch { host: NEIGHBOUR.to_ipv6_mapped().octets(), ..any }, &[&plain]),
     ];
     for (filter, expected) in filters {
-        rig.watch(filter, &[slot(ME)]);
+        rig.watch(filter, &[counter_of(ME)]);
         for packet in sent {
             rig.run("from_container", packet);
         }
@@ -382,7 +387,7 @@ fn a_filter_lets_ipv6_through_as_it_says() {
 #[test]
 fn a_sample_is_some_of_the_packets() {
     let mut rig = rig();
-    rig.watch(Watch { sample: 4, ..watch(WATCH_CAPTURE) }, &[slot(ME)]);
+    rig.watch(Watch { sample: 4, ..watch(WATCH_CAPTURE) }, &[counter_of(ME)]);
     let packet = ping(ME, FAR);
     for _ in 0..400 {
         rig.run("from_container", &packet);
@@ -395,7 +400,7 @@ fn a_sample_is_some_of_the_packets() {
 #[test]
 fn what_does_not_fit_the_ring_is_counted_and_the_packet_goes_its_way() {
     let mut rig = rig();
-    rig.watch(watch(WATCH_DROPS | WATCH_CAPTURE), &[slot(ME)]);
+    rig.watch(watch(WATCH_DROPS | WATCH_CAPTURE), &[counter_of(ME)]);
     let packet = long(3_000);
     let fits = EVENT_RING / packet.len();
     for _ in 0..fits + 10 {

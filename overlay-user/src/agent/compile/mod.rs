@@ -218,7 +218,7 @@ impl<'a> View<'a> {
             if let Some(ifindex) = self.ifindex(endpoint) {
                 let (vni, ip) = (network.vni, endpoint.ip.into());
                 let (mac, flags) = (entry.mac, u16::from(entry.flags));
-                out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, slot: 0 });
+                out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, counter: 0 });
             }
             out.endpoints.insert(key(network, endpoint.ip), entry);
             self.add_ipv6(network, endpoint, entry, out);
@@ -329,7 +329,7 @@ impl<'a> View<'a> {
         out.endpoints.insert(key(ingress, self.me.ingress_ip), entry);
         let (vni, ip) = (ingress.vni, self.me.ingress_ip.into());
         let flags = u16::from(flags);
-        out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, slot: 0 });
+        out.links.insert(ifindex, maps::Link { vni, ip, mac, flags, counter: 0 });
     }
 
     fn add_service(
@@ -426,7 +426,7 @@ impl<'a> View<'a> {
                 Standing::NodeDown => BACKEND_DOWN,
                 _ => BACKEND_DRAINING,
             },
-            slot: 0,
+            counter: 0,
             weight: endpoint.weight,
             flags: balance::backend_flags(&service.balance),
         })

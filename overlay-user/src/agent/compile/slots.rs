@@ -1,49 +1,53 @@
-//! Which slot an endpoint of this node has in `endpoint_counters`.
+//! Counter indexes: the index of each endpoint of this node in `endpoint_counters`.
 //!
-//! The maps remember it: an interface keeps the slot that its entry in `links` has, also after a
-//! restart of the daemon. Slots are assigned after compiling, which knows nothing of them.
+//! The maps remember them: an interface keeps the index that its entry in `links` has, also after
+//! a restart of the daemon. They are assigned after compiling.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use overlay_common::{
     Be32,
     maps::{ENDPOINT_LOCAL, Link},
-    observe::ENDPOINT_SLOTS,
+    observe::COUNTER_INDEXES,
 };
 
 use crate::datapath::DatapathState;
 
-/// Gives the endpoints of `target` their slots: those they have in `held`, else the lowest that
-/// is free there. A slot that is given up is not given again before the maps show it. Returns the
-/// new slots, of which the counters are still those of another endpoint.
+/// Gives the endpoints of `target` their counter indexes: those that they have in `held`, or the
+/// lowest free ones. A released index is free once the maps show that it is. Returns the new
+/// indexes: their counters still have another endpoint's numbers.
 ///
-/// When all slots are taken, endpoints have slot 0 and no counters of their own.
+/// If all indexes are taken, endpoints have index 0 and no counters of their own.
 pub fn assign(held: &BTreeMap<u32, Link>, target: &mut DatapathState) -> BTreeSet<u32> {
-    let mut taken: BTreeSet<u32> = held.values().map(|link| link.slot).collect();
+    let mut taken: BTreeSet<u32> = held.values().map(|link| link.counter).collect();
     let mut given = BTreeSet::new();
     let mut fresh = BTreeSet::new();
-    let last = u32::try_from(ENDPOINT_SLOTS).unwrap_or(u32::MAX) - 1;
+    let last = u32::try_from(COUNTER_INDEXES).unwrap_or(u32::MAX) - 1;
     let mut free = 1..=last;
     for (ifindex, link) in &mut target.links {
-        let kept = held.get(ifindex).map(|link| link.slot).filter(|slot| (1..=last).contains(slot));
+        let kept = held
+            .get(ifindex)
+            .map(|link| link.counter)
+            .filter(|counter| (1..=last).contains(counter));
         // A number that two have, as no daemon writes it, is only the first one's.
-        link.slot = match kept.filter(|slot| given.insert(*slot)) {
-            Some(slot) => slot,
-            None => free.find(|slot| taken.insert(*slot)).unwrap_or(0),
+        link.counter = match kept.filter(|counter| given.insert(*counter)) {
+            Some(counter) => counter,
+            None => free.find(|counter| taken.insert(*counter)).unwrap_or(0),
         };
-        if kept != Some(link.slot) && link.slot != 0 {
-            given.insert(link.slot);
-            fresh.insert(link.slot);
+        if kept != Some(link.counter) && link.counter != 0 {
+            given.insert(link.counter);
+            fresh.insert(link.counter);
         }
     }
-    let slots: BTreeMap<u32, u32> = target.links.iter().map(|(i, link)| (*i, link.slot)).collect();
-    let slot_of = |ifindex| slots.get(&ifindex).copied().unwrap_or(0);
+    let slots: BTreeMap<u32, u32> =
+        target.links.iter().map(|(i, link)| (*i, link.counter)).collect();
+    let counter_of = |ifindex| slots.get(&ifindex).copied().unwrap_or(0);
     let addresses = target.endpoints.values_mut().chain(target.endpoints6.values_mut());
     for endpoint in addresses.filter(|e| e.kind == ENDPOINT_LOCAL) {
-        endpoint.slot = slot_of(endpoint.ifindex);
+        endpoint.counter = counter_of(endpoint.ifindex);
     }
     for backend in target.backends.values_mut().filter(|b| b.node == Be32::ZERO) {
-        backend.slot = slot_of(backend.ifindex);
+        backend.counter = counter_of(backend.ifindex);
     }
     fresh
 }
@@ -58,7 +62,10 @@ mod tests {
     use super::*;
 
     fn links(slots: &[(u32, u32)]) -> BTreeMap<u32, Link> {
-        slots.iter().map(|(i, slot)| (*i, Link { slot: *slot, ..Link::default() })).collect()
+        slots
+            .iter()
+            .map(|(i, counter)| (*i, Link { counter: *counter, ..Link::default() }))
+            .collect()
     }
 
     fn wanted(interfaces: &[u32]) -> DatapathState {
@@ -79,7 +86,7 @@ mod tests {
     }
 
     fn slots(target: &DatapathState) -> Vec<u32> {
-        target.links.values().map(|link| link.slot).collect()
+        target.links.values().map(|link| link.counter).collect()
     }
 
     #[test]
@@ -87,9 +94,9 @@ mod tests {
         let mut target = wanted(&[7, 9]);
         assert_eq!(assign(&BTreeMap::new(), &mut target), BTreeSet::from([1, 2]));
         assert_eq!(slots(&target), [1, 2]);
-        assert_eq!(target.endpoints.values().map(|e| e.slot).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(target.endpoints6.values().map(|e| e.slot).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(target.backends.values().map(|b| b.slot).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(target.endpoints.values().map(|e| e.counter).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(target.endpoints6.values().map(|e| e.counter).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(target.backends.values().map(|b| b.counter).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
@@ -102,15 +109,15 @@ mod tests {
             backend.node = Be32::from_octets([172, 16, 1, 11]);
         }
         assign(&BTreeMap::new(), &mut target);
-        assert!(target.endpoints.values().all(|e| e.slot == 0));
-        assert!(target.backends.values().all(|b| b.slot == 0));
+        assert!(target.endpoints.values().all(|e| e.counter == 0));
+        assert!(target.backends.values().all(|b| b.counter == 0));
     }
 
     #[test]
     fn an_interface_keeps_its_slot_and_one_given_up_is_not_given_at_once() {
         let mut target = wanted(&[9, 12]);
         let fresh = assign(&links(&[(7, 1), (9, 2)]), &mut target);
-        assert_eq!(slots(&target), [2, 3], "slot 1 still counts for interface 7");
+        assert_eq!(slots(&target), [2, 3], "counter 1 still counts for interface 7");
         assert_eq!(fresh, BTreeSet::from([3]));
         let held = target.links.clone();
         assert!(assign(&held, &mut target).is_empty(), "again nothing is new");
@@ -128,9 +135,9 @@ mod tests {
 
     #[test]
     fn more_endpoints_than_slots_is_no_failure() {
-        let all: Vec<u32> = (1..=ENDPOINT_SLOTS as u32 + 1).collect();
+        let all: Vec<u32> = (1..=COUNTER_INDEXES as u32 + 1).collect();
         let mut target = wanted(&all);
-        assert_eq!(assign(&BTreeMap::new(), &mut target).len(), ENDPOINT_SLOTS - 1);
-        assert_eq!(slots(&target).iter().filter(|slot| **slot == 0).count(), 2);
+        assert_eq!(assign(&BTreeMap::new(), &mut target).len(), COUNTER_INDEXES - 1);
+        assert_eq!(slots(&target).iter().filter(|counter| **counter == 0).count(), 2);
     }
 }

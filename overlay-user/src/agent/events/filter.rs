@@ -161,8 +161,8 @@ fn common<T: PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T
     values.all(|value| value.as_ref() == Some(&first)).then_some(first)
 }
 
-/// What the programs must tell of for every watcher to hear what it asked for, and the slots of the
-/// endpoints to be captured. Each watcher then picks its own.
+/// What the programs must tell of for every watcher to hear what it asked for, and the counter
+/// indexes of the endpoints to be captured. Each watcher then picks its own.
 pub(super) fn union<'a>(
     filters: impl Iterator<Item = &'a Filter> + Clone,
     owners: &Owners,
@@ -179,13 +179,13 @@ pub(super) fn union<'a>(
         }
     }
     let captures = filters.filter(|filter| filter.wants_kind(EVENT_CAPTURE.into()));
-    let mut slots = BTreeSet::new();
+    let mut counters = BTreeSet::new();
     for filter in captures.clone() {
         if filter.network.is_none() && filter.endpoint.is_none() {
             watch.flags |= WATCH_ALL;
         } else {
             let its = owners.iter().filter(|(_, owner)| filter.captures(**owner));
-            slots.extend(its.map(|(slot, _)| *slot));
+            counters.extend(its.map(|(counter, _)| *counter));
         }
     }
     watch.snap = captures.clone().map(|filter| filter.snaplen).max().unwrap_or_default();
@@ -197,7 +197,7 @@ pub(super) fn union<'a>(
         Some(std::net::IpAddr::V6(host)) => host.octets(),
         None => [0; 16],
     };
-    (watch, slots)
+    (watch, counters)
 }
 
 #[cfg(test)]
@@ -226,12 +226,12 @@ mod tests {
             f.snaplen = 96;
             f.sample = 10;
         });
-        let (watch, slots) = union([&drops, &one].into_iter(), &owners());
+        let (watch, counters) = union([&drops, &one].into_iter(), &owners());
         assert_eq!(watch.flags, WATCH_DROPS | WATCH_FLOWS | WATCH_CAPTURE);
-        assert_eq!((slots, watch.snap, watch.sample), (BTreeSet::from([2]), 96, 10));
+        assert_eq!((counters, watch.snap, watch.sample), (BTreeSet::from([2]), 96, 10));
         let network = filter(|f| f.network = Some(4098));
-        let (watch, slots) = union([&one, &network].into_iter(), &owners());
-        assert_eq!((slots, watch.snap, watch.sample), (BTreeSet::from([2, 3]), 2_048, 1));
+        let (watch, counters) = union([&one, &network].into_iter(), &owners());
+        assert_eq!((counters, watch.snap, watch.sample), (BTreeSet::from([2, 3]), 2_048, 1));
         let (watch, _) = union([&one, &filter(|_| {})].into_iter(), &owners());
         assert_eq!(watch.flags, WATCH_CAPTURE | WATCH_ALL);
         assert_eq!(union(std::iter::empty(), &owners()), (Watch::default(), BTreeSet::new()));

@@ -150,10 +150,10 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         Ok(events)
     }
 
-    /// Notes which endpoint has which slot.
-    pub fn show_slots<'a>(&self, links: impl Iterator<Item = &'a Link>) {
-        let owners = links.map(|link| (link.slot, (link.vni, link.ip)));
-        let owners: Owners = owners.filter(|(slot, _)| *slot != 0).collect();
+    /// Notes which endpoint has which counter index.
+    pub fn show_counters<'a>(&self, links: impl Iterator<Item = &'a Link>) {
+        let owners = links.map(|link| (link.counter, (link.vni, link.ip)));
+        let owners: Owners = owners.filter(|(counter, _)| *counter != 0).collect();
         let mut watchers = lock(&self.watchers);
         if *watchers.owners == owners {
             return;
@@ -167,11 +167,11 @@ impl<D: Datapath, L: Links> Hub<D, L> {
     }
 
     fn tell_programs(&self, watchers: &mut Watchers) -> Result<(), AgentError> {
-        let (mut watch, slots) = watchers.wanted();
+        let (mut watch, counters) = watchers.wanted();
         if watch.flags != 0 {
             watch.until = monotonic_ns() + LEASE.as_nanos() as u64;
         }
-        self.context.datapath.set_watch(&watch, &slots)?;
+        self.context.datapath.set_watch(&watch, &counters)?;
         watchers.told = watch;
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::{
     packet::{Headers, protocol_name},
 };
 
-/// Which endpoint has a slot: its network and address.
+/// The endpoint with a counter index: its network and address.
 pub(super) type Owners = BTreeMap<u32, (u32, Be32)>;
 
 /// What a program told.
@@ -78,9 +78,9 @@ impl Record {
         self.header.time
     }
 
-    /// Finds the endpoint that a slot means, and reads the headers of what was dropped.
+    /// Finds the endpoint with the counter index, and reads the headers of what was dropped.
     pub(super) fn locate(&mut self, owners: &Owners, vxlan_port: u16) {
-        self.owner = owners.get(&self.header.slot).copied();
+        self.owner = owners.get(&self.header.counter).copied();
         if let Some((vni, _)) = self.owner {
             self.vni = vni;
         }

@@ -14,10 +14,11 @@ use crate::{api::TrafficRow, datapath::Breakdown};
 /// What was counted for the endpoints behind `links` and for their networks, by network and
 /// endpoint. Rows without a packet are left out.
 pub fn rows(counted: &Breakdown, links: &BTreeMap<u32, Link>, names: &Names) -> Vec<TrafficRow> {
-    let by_slot: BTreeMap<u32, &Link> = links.values().map(|link| (link.slot, link)).collect();
+    let by_counter: BTreeMap<u32, &Link> =
+        links.values().map(|link| (link.counter, link)).collect();
     let mut rows = Vec::new();
-    for (slot, tally) in &counted.forwarded {
-        let Some(link) = by_slot.get(slot) else { continue };
+    for (counter, tally) in &counted.forwarded {
+        let Some(link) = by_counter.get(counter) else { continue };
         let of = (link.vni, Some(link.ip));
         for (way, traffic, reason) in ALL_WAYS {
             rows.push(row(of, (*traffic, *reason), &tally.ways[*way], names));
@@ -28,7 +29,7 @@ pub fn rows(counted: &Breakdown, links: &BTreeMap<u32, Link>, names: &Names) -> 
         let (Some(reason), Some(traffic)) = (reason, Traffic::from_index(key.traffic)) else {
             continue;
         };
-        let of = match (key.slot, by_slot.get(&key.slot.into())) {
+        let of = match (key.counter, by_counter.get(&key.counter.into())) {
             (0, _) => (key.vni, None),
             (_, Some(link)) => (link.vni, Some(link.ip)),
             // An endpoint that is just going.
@@ -82,15 +83,15 @@ mod tests {
         cluster.endpoint("a", "mynet", "h1", 11);
         let endpoint = cluster.endpoint_mut("a").ip;
         let vni = cluster.state.networks.values().find(|n| n.name == "mynet").expect("made").vni;
-        let link = Link { vni, ip: endpoint.into(), slot: 3, ..Link::default() };
+        let link = Link { vni, ip: endpoint.into(), counter: 3, ..Link::default() };
         let mut counted = Breakdown::default();
         let mut tally = Tally::default();
         let counter = |packets| Counter { packets, bytes: packets * 98 };
         tally.ways[way(Traffic::Sent, Reason::Encapsulated) as usize] = counter(5);
         counted.forwarded.insert(3, tally);
-        let drop = |slot, vni, reason: Reason, traffic: Traffic| DropKey {
+        let drop = |counter, vni, reason: Reason, traffic: Traffic| DropKey {
             vni,
-            slot,
+            counter,
             reason: reason as u8,
             traffic: traffic as u8,
         };
@@ -115,7 +116,7 @@ mod tests {
                 (Some("mynet"), Some("a"), "encapsulated", 5),
                 (Some("mynet"), Some("a"), "spoofed_source", 2),
             ],
-            "without those of a slot that no endpoint has"
+            "without those of an index that no endpoint has"
         );
         assert_eq!((rows[2].traffic.as_str(), rows[2].bytes), ("sent", 490));
         assert_eq!(rows[2].ip, Some(endpoint.to_string()));

@@ -35,7 +35,7 @@ fn record(header: Header, packet: &[u8]) -> Vec<u8> {
     };
     let mut bytes = header.time.to_ne_bytes().to_vec();
     bytes.extend([header.kind, header.traffic, header.reason, 0]);
-    for word in [header.ifindex, header.vni, header.slot, header.length, header.captured] {
+    for word in [header.ifindex, header.vni, header.counter, header.length, header.captured] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes.extend(packet);
@@ -113,12 +113,12 @@ async fn each_watcher_gets_what_it_asked_for_with_names() {
         traffic: Traffic::Sent as u8,
         ifindex: *ifindex,
         vni: link.vni,
-        slot: link.slot,
+        counter: link.counter,
         ..Header::default()
     };
     for reason in [Reason::NotPeer, Reason::SpoofedMac, Reason::NoEndpoint] {
-        let slot = if reason == Reason::NotPeer { 0 } else { link.slot };
-        let header = Header { reason: reason as u8, slot, ..header };
+        let counter = if reason == Reason::NotPeer { 0 } else { link.counter };
+        let header = Header { reason: reason as u8, counter, ..header };
         test.datapath.push_event(record(header, &frame()));
     }
     for reason in ["not_peer", "spoofed_mac", "no_endpoint"] {

@@ -9,7 +9,7 @@ use aya::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use overlay_common::{
     event::{EVENT_KINDS, Lost, Watch, Watched},
-    observe::ENDPOINT_SLOTS,
+    observe::COUNTER_INDEXES,
 };
 
 use super::{kernel, tables::take, words};
@@ -23,7 +23,7 @@ pub(super) struct WatchTables {
     watch: Array<MapData, Watch>,
     watched: Array<MapData, Watched>,
     lost: PerCpuArray<MapData, Lost>,
-    /// The slots with a 1 in `watched`; `None` when only the map knows.
+    /// The counter indexes with a 1 in `watched`; `None` when only the map knows.
     known: Option<BTreeSet<u32>>,
 }
 
@@ -37,18 +37,18 @@ impl WatchTables {
     pub(super) fn set(
         &mut self,
         watch: &Watch,
-        slots: &BTreeSet<u32>,
+        counters: &BTreeSet<u32>,
     ) -> Result<(), DatapathError> {
         let failed = |e| kernel("turn events on or off", words(&e));
-        let all = 0..u32::try_from(ENDPOINT_SLOTS).unwrap_or(u32::MAX);
+        let all = 0..u32::try_from(COUNTER_INDEXES).unwrap_or(u32::MAX);
         let known = self.known.take();
-        for slot in all {
-            let wanted = slots.contains(&slot);
-            if known.as_ref().is_none_or(|known| known.contains(&slot) != wanted) {
-                self.watched.set(slot, u32::from(wanted), 0).map_err(failed)?;
+        for counter in all {
+            let wanted = counters.contains(&counter);
+            if known.as_ref().is_none_or(|known| known.contains(&counter) != wanted) {
+                self.watched.set(counter, u32::from(wanted), 0).map_err(failed)?;
             }
         }
-        self.known = Some(slots.clone());
+        self.known = Some(counters.clone());
         self.watch.set(0, *watch, 0).map_err(failed)
     }
 

@@ -36,12 +36,12 @@ impl TrafficTables {
         })
     }
 
-    /// The counters of these slots, and all drops.
-    pub(super) fn read(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
+    /// The counters with these indexes, and all drops.
+    pub(super) fn read(&self, counters: &BTreeSet<u32>) -> Result<Breakdown, DatapathError> {
         let mut forwarded = BTreeMap::new();
-        for slot in slots {
-            let values = self.endpoints.get(slot, 0).map_err(|e| {
-                kernel(format!("read the counters of endpoint slot {slot}"), words(&e))
+        for counter in counters {
+            let values = self.endpoints.get(counter, 0).map_err(|e| {
+                kernel(format!("read the endpoint counters with index {counter}"), words(&e))
             })?;
             let mut total = Tally::default();
             for tally in values.iter() {
@@ -49,7 +49,7 @@ impl TrafficTables {
                     *way = sum(*way, counter);
                 }
             }
-            forwarded.insert(*slot, total);
+            forwarded.insert(*counter, total);
         }
         let mut dropped = BTreeMap::new();
         for key in self.drop_keys()? {
@@ -115,23 +115,23 @@ impl TrafficTables {
         keys.map_err(|e| kernel("list the map drop_counters", words(&e)))
     }
 
-    /// Sets the counters of these slots to zero and removes the drops of these slots, and of these
+    /// Sets the counters with these indexes to zero and removes their drops, and of these
     /// networks those that are no endpoint's.
     pub(super) fn forget(
         &mut self,
-        slots: &BTreeSet<u32>,
+        counters: &BTreeSet<u32>,
         networks: &BTreeSet<u32>,
     ) -> Result<(), DatapathError> {
         let failed = |e: String| kernel("clear the counters of endpoints that are gone", e);
         let cpus = nr_cpus().map_err(|(file, e)| failed(format!("{file}: {e}")))?;
-        for slot in slots {
+        for counter in counters {
             let zero = PerCpuValues::try_from(vec![Tally::default(); cpus])
                 .map_err(|e| failed(e.to_string()))?;
-            self.endpoints.set(*slot, zero, 0).map_err(|e| failed(words(&e)))?;
+            self.endpoints.set(*counter, zero, 0).map_err(|e| failed(words(&e)))?;
         }
         for key in self.drop_keys()? {
-            let slot = u32::from(key.slot);
-            if slots.contains(&slot) || (slot == 0 && networks.contains(&key.vni)) {
+            let counter = u32::from(key.counter);
+            if counters.contains(&counter) || (counter == 0 && networks.contains(&key.vni)) {
                 match self.drops.remove(&key) {
                     Err(e) if errno(&e) != Some(libc::ENOENT) => return Err(failed(words(&e))),
                     _ => {}

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn drops_keep_their_endpoint_and_network() {
-        let key = DropKey { vni: 4097, slot: 7, reason: Reason::NoRoute as u8, traffic: 1 };
+        let key = DropKey { vni: 4097, counter: 7, reason: Reason::NoRoute as u8, traffic: 1 };
         // SAFETY: the type has no padding and is eight bytes long.
         let bytes: [u8; 8] = unsafe { std::mem::transmute(key) };
         assert_eq!(bytes[6], Reason::NoRoute as u8);

@@ -158,7 +158,7 @@ fn check(after: &BpfDatapath) {
     assert_eq!(breakdown.forwarded[&3].ways[23].packets, times(3));
     assert_eq!(breakdown.forwarded[&3].ways[24], Counter::default());
     let (drop, times_dropped) = breakdown.dropped.iter().next().expect("a drop");
-    assert_eq!((drop.vni, drop.slot, drop.reason), (4097, 3, Reason::NoRoute as u8));
+    assert_eq!((drop.vni, drop.counter, drop.reason), (4097, 3, Reason::NoRoute as u8));
     assert_eq!(times_dropped.packets, times(4));
     let served = after.backend_stats().expect("read");
     assert_eq!(served.values().next().map(|s| s.flows), Some(times(5)));
