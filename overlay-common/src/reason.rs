@@ -91,8 +91,8 @@ macro_rules! reasons {
             pub(crate) const WAYS: &'static [(usize, Traffic, Self)] =
                 &[$($($(($way, Traffic::$traffic, Self::$variant),)*)?)+];
 
-            /// Index in [`crate::observe::Tally`] of a packet that was forwarded for this reason, or
-            /// `otherwise` for a reason without one.
+            /// Index in [`crate::observe::Tally`] of a packet that was forwarded for this reason,
+            /// or `otherwise` for a reason without one.
             #[inline(always)]
             pub(crate) const fn way(self, traffic: Traffic, otherwise: u32) -> u32 {
                 match (traffic, self) {

@@ -29,12 +29,14 @@ const BATCH: usize = 512;
 #[repr(C, align(8))]
 pub struct Attr([u8; 128]);
 
-impl Attr {
+impl Default for Attr {
     /// All zero.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self([0; 128])
     }
+}
 
+impl Attr {
     /// Sets a field of four bytes.
     pub fn u32(mut self, offset: usize, value: u32) -> Self {
         self.0[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
@@ -102,7 +104,7 @@ pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>,
     let mut first = true;
     loop {
         let mut some = (vec![0u8; BATCH * key], vec![0u8; BATCH * value]);
-        let mut attr = Attr::new()
+        let mut attr = Attr::default()
             .pointer(OUT_BATCH, next.as_mut_ptr())
             .pointer(KEYS, some.0.as_mut_ptr())
             .pointer(VALUES, some.1.as_mut_ptr())
@@ -183,7 +185,7 @@ unsafe fn update(
     values: *const u8,
     count: u32,
 ) -> Result<(), Errno> {
-    let attr = Attr::new().pointer(KEYS, keys).pointer(VALUES, values);
+    let attr = Attr::default().pointer(KEYS, keys).pointer(VALUES, values);
     attr.u32(COUNT, count).fd(MAP, &map).call(MAP_UPDATE_BATCH).map(drop)
 }
 
@@ -194,13 +196,13 @@ unsafe fn update(
 pub fn empty(map: impl AsFd, key: usize) -> Result<(), Errno> {
     let mut first = vec![0u8; key];
     loop {
-        let mut attr = Attr::new().fd(0, &map).pointer(16, first.as_mut_ptr());
+        let mut attr = Attr::default().fd(0, &map).pointer(16, first.as_mut_ptr());
         match attr.call(MAP_GET_NEXT_KEY) {
             Ok(_) => {}
             Err(Errno::ENOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
-        match Attr::new().fd(0, &map).pointer(8, first.as_ptr()).call(MAP_DELETE_ELEM) {
+        match Attr::default().fd(0, &map).pointer(8, first.as_ptr()).call(MAP_DELETE_ELEM) {
             // What an LRU has thrown out meanwhile is gone too.
             Ok(_) | Err(Errno::ENOENT) => {}
             Err(error) => return Err(error),

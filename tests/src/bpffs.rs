@@ -143,7 +143,7 @@ pub fn exists(object: Object) -> anyhow::Result<bool> {
         Object::Program(id) => (PROG_GET_NEXT_ID, id),
         Object::Link(id) => (LINK_GET_NEXT_ID, id),
     };
-    let mut attr = crate::bpf::Attr::new().u32(0, id.saturating_sub(1));
+    let mut attr = crate::bpf::Attr::default().u32(0, id.saturating_sub(1));
     match attr.call(command) {
         Ok(_) => Ok(attr.read(4) == id),
         Err(Errno::ENOENT) => Ok(false),

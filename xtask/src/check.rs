@@ -156,8 +156,8 @@ fn unit_tests() -> Result<Totals> {
     };
     let mut programs = test(&["--lib", "--bins"]);
     programs.args(without_root());
-    let mut totals = count("unit tests", programs)?;
-    totals.add(count("examples", test(&["--doc"]))?);
+    let mut totals = count("unit tests: ", programs)?;
+    totals.add(count("examples: ", test(&["--doc"]))?);
     Ok(totals)
 }
 
@@ -223,7 +223,7 @@ mod tests {
     fn passing_tests_are_counted_and_not_shown() {
         let mut shell = Command::new("sh");
         shell.args(["-c", "echo 'test a ... ok'; echo 'test b ... FAILED'; echo 'test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured'; exit 101"]);
-        let totals = count("shell", shell).unwrap();
+        let totals = count("shell: ", shell).unwrap();
         assert_eq!(totals.to_string(), "1 passed, 1 failed");
         assert_eq!(totals.failures, ["shell: b"]);
         let lines = ["test a ... ok", "test b ... FAILED", "words"].map(str::to_owned);

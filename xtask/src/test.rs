@@ -148,7 +148,7 @@ impl Suite {
         }
     }
 
-    /// The suite of an integration test of [`PACKAGE`], by the file's name.
+    /// The suite of an integration test of the tests package, by the file's name.
     fn of_target(name: &str) -> Result<Self> {
         if name.starts_with("datapath") {
             Ok(Self::Datapath)

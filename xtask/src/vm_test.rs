@@ -54,8 +54,8 @@ pub struct VmTest {
     /// Run one suite only [default: datapath and two-hosts].
     #[arg(long, value_enum, value_name = "NAME")]
     suite: Option<VmSuite>,
-    /// Power each machine off after this time and count what has not run as failed [default: 30, for services
-    /// 120].
+    /// Power each machine off after this time and count what has not run as failed [default: 30,
+    /// for services 120].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=240))]
     minutes: Option<u64>,
     /// Run only the topics whose names begin with this, or the tests whose names contain it.
@@ -81,10 +81,12 @@ const VERIFIER: &str = "verifier";
 /// The cluster suite that is made for many kernels.
 const TWO_HOSTS: &str = "cluster_21_two_hosts";
 
-/// The further cluster suites whose subject is what the kernel does; the others' is the same under any.
+/// The further cluster suites whose subject is what the kernel does; the others' is the same under
+/// any.
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
-/// The cluster suites of services: every path, what becomes of flows when backends change, and nodes that die.
+/// The cluster suites of services: every path, what becomes of flows when backends change, and
+/// nodes that die.
 const SERVICES: [&str; 11] = [
     "cluster_30_services",
     "cluster_31_balance",

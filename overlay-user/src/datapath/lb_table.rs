@@ -4,9 +4,9 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 /// Most entries of a table by turns: weights whose sum is larger are scaled down to it.
 pub const MAX_TURNS: u32 = 1 << 16;
-/// Sizes of Maglev tables: primes, so that every step through one visits all of it. The smallest that
-/// has 100 entries for each backend is taken, which keeps the backends' shares within a few percent.
-/// There are few of them, because another size gives nearly every client another backend.
+/// Sizes of Maglev tables: primes, so that every step through one visits all of it. The smallest
+/// that has 100 entries for each backend is taken, which keeps the backends' shares within a few
+/// percent. There are few of them, because another size gives nearly every client another backend.
 const MAGLEV_SIZES: [u32; 7] = [16_381, 32_749, 65_521, 131_071, 262_139, 524_287, 1_048_573];
 /// Entries for each backend.
 const MAGLEV_SHARE: usize = 100;

@@ -155,8 +155,8 @@ pub struct ConntrackRow {
     pub backend: u32,
     /// Node the flow came through.
     pub node: Option<std::net::IpAddr>,
-    /// TCP flags seen: S, A, F, R, and f: a FIN of the other direction; A also of UDP that was answered. D: replies go
-    /// straight to the client.
+    /// TCP flags seen: S, A, F, R, and f: a FIN of the other direction; A also of UDP that was
+    /// answered. D: replies go straight to the client.
     pub state: String,
     /// Milliseconds since the last packet in this direction.
     pub idle_ms: u64,
@@ -252,8 +252,8 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] names the interface.
     fn attach_container(&self, iface: &str) -> Result<(), DatapathError>;
 
-    /// Attaches `from_underlay` or `from_underlay6`, and `xdp_underlay` as `xdp` says, to the underlay. Returns the XDP
-    /// mode in force.
+    /// Attaches `from_underlay` or `from_underlay6`, and `xdp_underlay` as `xdp` says, to the
+    /// underlay. Returns the XDP mode in force.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] names the interface and, for XDP, the mode.
@@ -295,8 +295,8 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] when the map cannot be read.
     fn counters(&self) -> Result<Vec<(overlay_common::Reason, maps::Counter)>, DatapathError>;
 
-    /// How full the maps are that forget the least recent entries, and how many they have forgotten. A full
-    /// conntrack of the usual size takes some tenths of a second to be counted.
+    /// How full the maps are that forget the least recent entries, and how many they have
+    /// forgotten. A full conntrack of the usual size takes some tenths of a second to be counted.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be read.

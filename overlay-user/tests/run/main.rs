@@ -41,8 +41,8 @@ impl Overlay {
         command.env("OVERLAY_RUN_DIR", self.run_dir());
         command.env("OVERLAY_PIN_DIR", self.dir.path().join("pins"));
         command.stdin(Stdio::null());
-        // A shell that runs the tests in the background ignores SIGINT and SIGQUIT, nohup SIGHUP, and so
-        // would everything below: a shell cannot trap what was ignored when it began.
+        // A shell that runs the tests in the background ignores SIGINT and SIGQUIT, nohup SIGHUP,
+        // and so would everything below: a shell cannot trap what was ignored when it began.
         let to_default = || {
             for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
                 // SAFETY: the default disposition runs no code of ours.

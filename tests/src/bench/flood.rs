@@ -24,7 +24,8 @@ pub struct FloodArgs {
     frame: PathBuf,
     /// The interface to send from.
     device: String,
-    /// How many bytes of the frame are written anew each time, as where they are changed on the way.
+    /// How many bytes of the frame are written anew each time, as where they are changed on the
+    /// way.
     #[arg(long, default_value_t = 0)]
     anew: usize,
     /// How many.
@@ -93,8 +94,8 @@ fn as_fast_as_they_go(
     Ok(Flooded { sent, seconds: took.as_secs_f64() })
 }
 
-/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` also takes what the other end of a veth sends by XDP,
-/// as it comes: the kernel makes no packet of it.
+/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` also takes what the other end of a veth
+/// sends by XDP, as it comes: the kernel makes no packet of it.
 ///
 /// # Errors
 /// If the kernel refuses.

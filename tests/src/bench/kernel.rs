@@ -70,7 +70,7 @@ const EXIT: u64 = 0x95;
 /// # Errors
 /// If the kernel refuses it.
 pub fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> {
-    Attr::new()
+    Attr::default()
         .u32(0, kind as u32)
         .u32(4, u32::try_from(instructions.len())?)
         .pointer(8, instructions.as_ptr())
@@ -87,8 +87,9 @@ pub fn empty(kind: ProgramType) -> anyhow::Result<OwnedFd> {
     load(kind, &[set(0, 0), EXIT])
 }
 
-/// An XDP program that sends every frame out of an interface, after it has written `beginning` into it:
-/// the kernel sends its live frames again and again as they come back, changed by whom they met.
+/// An XDP program that sends every frame out of an interface, after it has written `beginning` into
+/// it: the kernel sends its live frames again and again as they come back, changed by whom they
+/// met.
 ///
 /// # Errors
 /// If the kernel refuses it, as where the beginning is larger than a frame's first page.
@@ -130,7 +131,7 @@ pub fn sending(ifindex: u32, beginning: &[u8]) -> anyhow::Result<Vec<u64>> {
 /// # Errors
 /// If the kernel refuses it.
 pub fn array(value: u32, count: u32) -> anyhow::Result<OwnedFd> {
-    let attr = Attr::new().u32(0, MAP_TYPE_ARRAY).u32(4, 4).u32(8, value).u32(12, count);
+    let attr = Attr::default().u32(0, MAP_TYPE_ARRAY).u32(4, 4).u32(8, value).u32(12, count);
     attr.open(MAP_CREATE).context("make an array")
 }
 
@@ -140,7 +141,10 @@ pub fn array(value: u32, count: u32) -> anyhow::Result<OwnedFd> {
 /// If there is none.
 pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
-    Attr::new().pointer(0, name.as_ptr()).open(OBJ_GET).with_context(|| path.display().to_string())
+    Attr::default()
+        .pointer(0, name.as_ptr())
+        .open(OBJ_GET)
+        .with_context(|| path.display().to_string())
 }
 
 /// Counts what an interface receives, and drops it there, before any other program sees it; until
@@ -166,7 +170,7 @@ impl Sink {
     pub fn attach(device: &str) -> anyhow::Result<Self> {
         const DROP: u32 = 2;
         let (map, program) = counting(ProgramType::Tc, DROP)?;
-        let link = Attr::new()
+        let link = Attr::default()
             .fd(0, &program)
             .u32(4, index_of(device)?)
             .u32(8, TCX_INGRESS)
@@ -179,9 +183,9 @@ impl Sink {
         Ok(Self { map, _attached: attached })
     }
 
-    /// Of frames, as native XDP on a veth of this namespace. They come from the other end's XDP, which finds
-    /// nobody to send to where there is no program (`veth_xdp_xmit`); what the stack sends would be copied to get
-    /// here.
+    /// Of frames, as native XDP on a veth of this namespace. They come from the other end's XDP,
+    /// which finds nobody to send to where there is no program (`veth_xdp_xmit`); what the stack
+    /// sends would be copied to get here.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -192,7 +196,7 @@ impl Sink {
         /// `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
         const NATIVE: u32 = 1 << 2;
         let (map, program) = counting(ProgramType::Xdp, DROP)?;
-        let link = Attr::new()
+        let link = Attr::default()
             .fd(0, &program)
             .u32(4, index_of(device)?)
             .u32(8, XDP)
@@ -248,12 +252,12 @@ fn counting(kind: ProgramType, drop: u32) -> anyhow::Result<(OwnedFd, OwnedFd)> 
     Ok((map, program))
 }
 
-/// Attaches a TC program where the kernel has no tcx (before Linux 6.6): as the first filter of the interface.
-/// aya takes programs that are not its own from a bpffs only.
+/// Attaches a TC program where the kernel has no tcx (before Linux 6.6): as the first filter of the
+/// interface. aya takes programs that are not its own from a bpffs only.
 fn filter(device: &str, program: &OwnedFd) -> anyhow::Result<SchedClassifier> {
     let path = format!("/sys/fs/bpf/overlay-bench-{}", std::process::id());
     let name = CString::new(path.as_str())?;
-    let mut attr = Attr::new().pointer(0, name.as_ptr()).fd(8, program);
+    let mut attr = Attr::default().pointer(0, name.as_ptr()).fd(8, program);
     attr.call(OBJ_PIN).with_context(|| format!("pin the counter as {path}"))?;
     let taken = SchedClassifier::from_pin(&path);
     std::fs::remove_file(&path).with_context(|| format!("remove {path}"))?;
@@ -272,7 +276,7 @@ fn filter(device: &str, program: &OwnedFd) -> anyhow::Result<SchedClassifier> {
 /// # Errors
 /// If the kernel refuses.
 pub fn look_up(map: &OwnedFd, key: u32, value: &mut [u8]) -> anyhow::Result<()> {
-    Attr::new()
+    Attr::default()
         .fd(0, map)
         .pointer(8, &raw const key)
         .pointer(16, value.as_mut_ptr())
@@ -289,7 +293,7 @@ pub fn look_up(map: &OwnedFd, key: u32, value: &mut [u8]) -> anyhow::Result<()> 
 pub fn run_tc(program: &OwnedFd, frame: &[u8], ifindex: u32) -> anyhow::Result<(u32, u32)> {
     let mut context = [0u8; SK_BUFF];
     context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    let mut attr = Attr::new()
+    let mut attr = Attr::default()
         .fd(0, program)
         .u32(8, u32::try_from(frame.len())?)
         .pointer(16, frame.as_ptr())
@@ -305,7 +309,7 @@ pub fn run_tc(program: &OwnedFd, frame: &[u8], ifindex: u32) -> anyhow::Result<(
 /// # Errors
 /// If the kernel refuses.
 pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
-    let mut attr = Attr::new()
+    let mut attr = Attr::default()
         .fd(0, program)
         .u32(8, u32::try_from(frame.len())?)
         .pointer(16, frame.as_ptr())
@@ -319,7 +323,7 @@ pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
 /// # Errors
 /// If the kernel refuses.
 pub fn run_live(program: &OwnedFd, frame: &[u8], count: u32) -> anyhow::Result<()> {
-    Attr::new()
+    Attr::default()
         .fd(0, program)
         .u32(8, u32::try_from(frame.len())?)
         .pointer(16, frame.as_ptr())

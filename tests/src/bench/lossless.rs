@@ -11,17 +11,19 @@ pub struct Trial {
     pub arrived: f64,
 }
 
-/// Less than one of a thousand lost is lost by chance, as where a timer of the machine's came between.
+/// Less than one of a thousand lost is lost by chance, as where a timer of the machine's came
+/// between.
 const LOSSLESS: f64 = 0.999;
 
-/// A rate loses packets if it does so this many times in a row: what else the machine does makes any rate lose
-/// some now and then.
+/// A rate loses packets if it does so this many times in a row: what else the machine does makes
+/// any rate lose some now and then.
 const TRIES: u32 = 2;
 
 /// The search ends when no more than this part of the rate is open.
 const PRECISION: f64 = 0.02;
 
-/// Where hardly anything arrives, the search ends here: a rate a thousand times smaller than the first.
+/// Where hardly anything arrives, the search ends here: a rate a thousand times smaller than the
+/// first.
 const HALVINGS: u32 = 10;
 
 impl Trial {
@@ -30,8 +32,8 @@ impl Trial {
     }
 }
 
-/// Frames a second that arrived in the best of the trials without loss. `run` tries a rate, in frames a second,
-/// and may offer less; without one it sends as fast as frames go.
+/// Frames a second that arrived in the best of the trials without loss. `run` tries a rate, in
+/// frames a second, and may offer less; without one it sends as fast as frames go.
 ///
 /// # Errors
 /// If a trial fails, or even few frames are lost.

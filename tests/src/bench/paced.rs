@@ -1,6 +1,6 @@
-//! Frames at a steady rate: the program that sends live frames looks at the clock, sends one when it is
-//! due and drops the others. While it waits the kernel receives on the same CPU, as it would what another
-//! machine sends.
+//! Frames at a steady rate: the program that sends live frames looks at the clock, sends one when
+//! it is due and drops the others. While it waits the kernel receives on the same CPU, as it would
+//! what another machine sends.
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
@@ -19,15 +19,15 @@ use super::{
     kernel::{self, ProgramType, instruction, set},
 };
 
-/// What the program keeps: when the next frame is due, how many were sent, and when the first and the last
-/// were; by `CLOCK_MONOTONIC`, in nanoseconds.
+/// What the program keeps: when the next frame is due, how many were sent, and when the first and
+/// the last were; by `CLOCK_MONOTONIC`, in nanoseconds.
 const STATE: u32 = 32;
 const SENT: usize = 8;
 const FIRST: usize = 16;
 const LAST: usize = 24;
 
-/// As many frames are sent at once, when they are late, and no more: what could not be sent by then is not
-/// made up for.
+/// As many frames are sent at once, when they are late, and no more: what could not be sent by then
+/// is not made up for.
 const BURST: u32 = 32;
 
 /// `XDP_DROP`.
@@ -128,8 +128,8 @@ pub fn send(
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Has a signal interrupt what this process does then, and again and again in case it came before the call
-/// that it is to interrupt; never, if that is now.
+/// Has a signal interrupt what this process does then, and again and again in case it came before
+/// the call that it is to interrupt; never, if that is now.
 fn interrupt_after(duration: Duration) -> anyhow::Result<()> {
     // Without SA_RESTART.
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());

@@ -71,7 +71,8 @@ pub fn other_to_cpu(thread: Pid, cpu: usize, side: Side) -> anyhow::Result<()> {
     run_at(thread, cpu, side, libc::SCHED_FIFO)
 }
 
-/// As [`other_to_cpu`], for a thread that stays on the CPU it has, as those of the kernel for each CPU do.
+/// As [`other_to_cpu`], for a thread that stays on the CPU it has, as those of the kernel for each
+/// CPU do.
 ///
 /// # Errors
 /// If there is no such thread, or without root.
@@ -125,8 +126,8 @@ pub struct PinnedArgs {
     command: Vec<String>,
 }
 
-/// Becomes another program, as [`to_cpu`] but for its threads, which take turns (`SCHED_RR`): one that waits
-/// for a time to end is not kept waiting by one that works.
+/// Becomes another program, as [`to_cpu`] but for its threads, which take turns (`SCHED_RR`): one
+/// that waits for a time to end is not kept waiting by one that works.
 ///
 /// # Errors
 /// If there is no such CPU or program, or without root.

@@ -1,11 +1,11 @@
-//! Who receives. The kernel goes on receiving on the CPU on which it began to, for as long as packets come:
-//! by chance that is the generator's, which then waits for it, or the other one, which loses what it cannot
-//! keep up with. A thread of the kernel's for each interface (threaded NAPI, Linux 5.12) can be told where to
-//! run.
+//! Who receives. The kernel goes on receiving on the CPU on which it began to, for as long as
+//! packets come: by chance that is the generator's, which then waits for it, or the other one,
+//! which loses what it cannot keep up with. A thread of the kernel's for each interface (threaded
+//! NAPI, Linux 5.12) can be told where to run.
 //!
-//! Until Linux 6.5 a kernel whose `ksoftirqd` has been woken leaves everything else that is received to
-//! that, for which the generator leaves no time. There that thread goes before the generator too,
-//! meanwhile.
+//! Until Linux 6.5 a kernel whose `ksoftirqd` has been woken leaves everything else that is
+//! received to that, for which the generator leaves no time. There that thread goes before the
+//! generator too, meanwhile.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -19,8 +19,8 @@ use crate::{Place as _, process};
 /// The first kernel that goes on with what is received although its `ksoftirqd` has been woken.
 const LEAVES_NOTHING: (u32, u32) = (6, 5);
 
-/// The threads that receive on interfaces of a name, but for those that were there before and are nobody's
-/// business.
+/// The threads that receive on interfaces of a name, but for those that were there before and are
+/// nobody's business.
 #[derive(Debug)]
 pub struct Threads<'a> {
     device: &'a str,
@@ -44,9 +44,9 @@ impl<'a> Threads<'a> {
         Ok(Self { device, before: running(device)? })
     }
 
-    /// Has interfaces received from by threads, on the generator's CPU and in front of it: it goes on when
-    /// everything that it has sent is received. They must have NAPI: of a veth these are those with GRO on or
-    /// an XDP program.
+    /// Has interfaces received from by threads, on the generator's CPU and in front of it: it goes
+    /// on when everything that it has sent is received. They must have NAPI: of a veth these are
+    /// those with GRO on or an XDP program.
     ///
     /// # Errors
     /// If the kernel has no threads for them.

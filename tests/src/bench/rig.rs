@@ -234,8 +234,8 @@ pub fn wire(host1: &str, host2: &str, name: &str, net: &str) -> anyhow::Result<(
     Ok(())
 }
 
-/// Containers as Docker's overlay has them: a namespace per host with a bridge and the vxlan device,
-/// which was made in the host's namespace; forwarding entries and neighbours are static.
+/// Containers as Docker's overlay has them: a namespace per host with a bridge and the vxlan
+/// device, which was made in the host's namespace; forwarding entries and neighbours are static.
 fn kernel_vxlan(cluster: &Cluster) -> anyhow::Result<Way> {
     let instance = cluster.instance();
     let mut spots = Vec::new();

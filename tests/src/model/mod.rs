@@ -1,18 +1,18 @@
 //! The reference model of the datapath: what docs/architecture.md and the documentation of the maps
 //! say becomes of a packet, in plain Rust. It shares types with the programs and no code.
 //!
-//! A packet is parsed to a value ([`packet`]), what becomes of it is decided over [`IpAddr`] in one
+//! A packet is parsed to a value (`packet`), what becomes of it is decided over [`IpAddr`] in one
 //! text for both families, and the frame that must leave is built anew. Flows are kept by
-//! addresses; only [`maps`] knows how the programs lay their tables out, and what number stands for
+//! addresses; only `maps` knows how the programs lay their tables out, and what number stands for
 //! an IPv6 address.
 //!
-//! Both families differ in these places: ARP and neighbour discovery ([`neighbour`]), ICMP errors
-//! ([`icmp`]), headers in bytes ([`packet`], [`rewrite`], [`tunnel`]), the names of IPv6 addresses
-//! outside ([`agent`]), and what only IPv4 has: a way out ([`snat`]), replication and the host's
+//! Both families differ in these places: ARP and neighbour discovery (`neighbour`), ICMP errors
+//! (`icmp`), headers in bytes (`packet`, `rewrite`, `tunnel`), the names of IPv6 addresses
+//! outside (`agent`), and what only IPv4 has: a way out (`snat`), replication and the host's
 //! own endpoint.
 //!
-//! [`run`] takes what the tables hold, the time and a packet, and says what the program must do
-//! with it. Where the answer is the kernel's (routes, neighbours, MTU), [`Host`] holds what the rig
+//! `run` takes what the tables hold, the time and a packet, and says what the program must do
+//! with it. Where the answer is the kernel's (routes, neighbours, MTU), `Host` holds what the rig
 //! set up.
 //!
 //! [`IpAddr`]: std::net::IpAddr

@@ -1,5 +1,5 @@
-//! SCTP (RFC 9260): packets made by hand, for kernels without it, and associations where the kernel has
-//! it.
+//! SCTP (RFC 9260): packets made by hand, for kernels without it, and associations where the kernel
+//! has it.
 
 use std::{
     io::{self, Read as _, Write as _},

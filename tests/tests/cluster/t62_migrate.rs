@@ -1,5 +1,5 @@
-//! Going back to the last version of layout 1 and forward again, while traffic flows. The older version's
-//! programs are those of its own object; its daemon is played by this test.
+//! Going back to the last version of layout 1 and forward again, while traffic flows. The older
+//! version's programs are those of its own object; its daemon is played by this test.
 
 use std::{
     path::Path,
@@ -25,8 +25,8 @@ static OBJECT: &[u8] =
 const OBJ_GET: std::ffi::c_long = 7;
 const LINK_UPDATE: std::ffi::c_long = 29;
 
-/// What the older version's daemon does when it starts: it loads its programs against the maps that are
-/// pinned and puts them into the links that are pinned.
+/// What the older version's daemon does when it starts: it loads its programs against the maps that
+/// are pinned and puts them into the links that are pinned.
 fn start_older_version(pins: &Path) -> anyhow::Result<usize> {
     let pins = pins.join("v1");
     let object = aya_obj::Object::parse(OBJECT)?;
@@ -52,10 +52,11 @@ fn start_older_version(pins: &Path) -> anyhow::Result<usize> {
     let links = bpffs::pins(&pins.join("links"));
     for path in &links {
         let text = path.to_string_lossy().into_owned();
-        let link = Attr::new().pointer(0, std::ffi::CString::new(text)?.as_ptr()).open(OBJ_GET)?;
+        let link =
+            Attr::default().pointer(0, std::ffi::CString::new(text)?.as_ptr()).open(OBJ_GET)?;
         let name = program_in(path)?;
         let program = ebpf.program(&name).with_context(|| name.clone())?;
-        Attr::new().fd(0, &link).fd(4, program.fd()?).call(LINK_UPDATE)?;
+        Attr::default().fd(0, &link).fd(4, program.fd()?).call(LINK_UPDATE)?;
     }
     Ok(links.len())
 }
@@ -72,8 +73,9 @@ fn program_in(path: &Path) -> anyhow::Result<String> {
     bail!("there is no program {id}")
 }
 
-/// A conversation from outside through a published port, and one between containers of two hosts. What
-/// begins while the programs are replaced link by link may have to begin again, so nothing does here.
+/// A conversation from outside through a published port, and one between containers of two hosts.
+/// What begins while the programs are replaced link by link may have to begin again, so nothing
+/// does here.
 struct Traffic {
     published: Running,
     direct: Running,

@@ -1,5 +1,5 @@
-//! The comparison of services with IPVS, in a booted machine: kernels without IPVS are common where this is
-//! built.
+//! The comparison of services with IPVS, in a booted machine: kernels without IPVS are common where
+//! this is built.
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
@@ -23,16 +23,18 @@ pub type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
 /// What asks and what answers there.
 const TO_ASK: [&str; 2] = ["nginx", "wrk"];
 
-/// The machine is off by then, whatever it does: emulated, a round of everything takes many minutes.
+/// The machine is off by then, whatever it does: emulated, a round of everything takes many
+/// minutes.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// Debian's kernels zero memory when they hand it out, and the generator of frames pays for that: Linux 6.1 does not give
-/// it back the pages of frames that became packets, so each frame has a new one, and to zero those took a
-/// third of the time for IPVS and TC alike. (Later kernels: "xdp: recycle Page Pool backed skbs".)
+/// Debian's kernels zero memory when they hand it out, and the generator of frames pays for that:
+/// Linux 6.1 does not give it back the pages of frames that became packets, so each frame has a new
+/// one, and to zero those took a third of the time for IPVS and TC alike. (Later kernels: "xdp:
+/// recycle Page Pool backed skbs".)
 const ZEROES_NOTHING: &str = "init_on_alloc=0";
 
-/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to the first of
-/// the files and a picture of that to the second.
+/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to
+/// the first of the files and a picture of that to the second.
 ///
 /// # Errors
 /// The machine does not boot, or the comparison fails.

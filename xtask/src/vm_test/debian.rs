@@ -1,5 +1,5 @@
-//! Debian's packages, downloaded and unpacked into folders of ours: nothing is installed, so nothing
-//! that is installed is in the way.
+//! Debian's packages, downloaded and unpacked into folders of ours: nothing is installed, so
+//! nothing that is installed is in the way.
 
 use std::{
     fs,
@@ -104,7 +104,8 @@ pub fn fetch(packages: &[String], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks packages into `folder`, beside the final place first: a folder that is there is complete.
+/// Unpacks packages into `folder`, beside the final place first: a folder that is there is
+/// complete.
 ///
 /// # Errors
 /// One cannot be unpacked.

@@ -28,8 +28,8 @@ pub struct Emulator {
 }
 
 /// The installed ones; where one is missing, Debian's are unpacked below `cache`. They are not
-/// installed, because apt may have to remove other packages for it: an image with a newer qemu-utils
-/// than its sources have is one.
+/// installed, because apt may have to remove other packages for it: an image with a newer
+/// qemu-utils than its sources have is one.
 ///
 /// # Errors
 /// They cannot be fetched.

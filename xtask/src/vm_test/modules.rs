@@ -19,8 +19,8 @@ pub const IPVS: [&str; 2] = ["ip_vs", "ip_vs_rr"];
 /// A module's file name without folder and compression, and its content.
 pub type Module = (String, Vec<u8>);
 
-/// Reads the wanted modules, `also` among them, and their dependencies below a folder, in the order to load
-/// them. `busybox` unpacks them.
+/// Reads the wanted modules, `also` among them, and their dependencies below a folder, in the order
+/// to load them. `busybox` unpacks them.
 ///
 /// # Errors
 /// A module cannot be read or says that it needs one that is not there.

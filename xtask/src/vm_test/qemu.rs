@@ -22,8 +22,8 @@ const PROBE: Duration = Duration::from_secs(15);
 /// Emulated, everything takes this many times longer.
 const EMULATED_PATIENCE: u32 = 6;
 
-/// Without a word from the first process by then, a machine is hung. Emulated on two busy cores, the
-/// first word came within half a minute.
+/// Without a word from the first process by then, a machine is hung. Emulated on two busy cores,
+/// the first word came within half a minute.
 const BOOT: Duration = Duration::from_secs(240);
 
 /// How often a machine that never said a word is started.
@@ -50,8 +50,9 @@ pub struct Boot<'a> {
     pub acceleration: Acceleration,
     /// Where the kernel's own words go.
     pub console: PathBuf,
-    /// Whether tests run one after the other where everything takes long: daemons that start at one time on two
-    /// emulated CPUs, each with a verifier at work, are not ready when anybody would expect it.
+    /// Whether tests run one after the other where everything takes long: daemons that start at one
+    /// time on two emulated CPUs, each with a verifier at work, are not ready when anybody would
+    /// expect it.
     pub one_by_one: bool,
     /// Further parameters of the kernel.
     pub parameters: &'a str,
@@ -122,7 +123,8 @@ pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report>
     Ok(report)
 }
 
-/// Reads what the machine says, to its end, to the time when it should have booted or to `deadline`.
+/// Reads what the machine says, to its end, to the time when it should have booted or to
+/// `deadline`.
 fn follow(machine: &mut Machine, report: &mut Report, deadline: Instant) {
     let boot = Instant::now() + BOOT;
     while let Some(line) = machine.line(if report.booted { deadline } else { boot.min(deadline) }) {

@@ -169,8 +169,8 @@ fn add_program(out: &mut Out, program: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The paths in `libc.so.6 => /lib/libc.so.6 (0x7f..)` and `/lib64/ld.so (0x7f..)`; a static program
-/// has none.
+/// The paths in `libc.so.6 => /lib/libc.so.6 (0x7f..)` and `/lib64/ld.so (0x7f..)`; a static
+/// program has none.
 fn libraries(ldd: &str) -> Vec<PathBuf> {
     let of_line =
         |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);

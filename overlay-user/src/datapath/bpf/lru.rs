@@ -24,8 +24,8 @@ pub(super) struct LruTables {
 }
 
 impl LruTables {
-    /// Takes the counters. If they are new (`is_new`), what is in the maps was made before, by programs that counted
-    /// nothing.
+    /// Takes the counters. If they are new (`is_new`), what is in the maps was made before, by
+    /// programs that counted nothing.
     pub(super) fn take(ebpf: &mut Ebpf, pins: &Pins, is_new: bool) -> Result<Self, DatapathError> {
         let open = |lru: Lru| {
             let path = pins.map(lru.name());

@@ -90,8 +90,8 @@ pub const TAIL_CALLED: [(&str, u32); 3] = [
     ("tunnel_flow6", maps::TAIL_CALL_TUNNEL),
 ];
 
-/// All programs, by their names in the object, which are those of their pins. Those that are called are there
-/// before what calls them.
+/// All programs, by their names in the object, which are those of their pins. Those that are called
+/// are there before what calls them.
 pub(super) const PROGRAMS: [&str; 17] = [
     TAIL_CALLED[0].0,
     TAIL_CALLED[1].0,
@@ -137,8 +137,8 @@ pub(super) fn load(options: &LoadOptions, pins: &Pins) -> Result<Ebpf, DatapathE
     Ok(ebpf)
 }
 
-/// Puts the programs that are called, which are loaded, where the others find them. Programs of an earlier
-/// process, against the same pinned map, go on with these from then on.
+/// Puts the programs that are called, which are loaded, where the others find them. Programs of an
+/// earlier process, against the same pinned map, go on with these from then on.
 ///
 /// # Errors
 /// [`DatapathError::Kernel`].

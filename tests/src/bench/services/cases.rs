@@ -68,7 +68,8 @@ impl Measurement {
     /// One round on one subject.
     ///
     /// # Errors
-    /// If the traffic does not get through; [`Failed`](super::web::Failed) if only this round is spoiled.
+    /// If the traffic does not get through; [`Failed`](super::web::Failed) if only this round is
+    /// spoiled.
     pub fn run(&self, rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
         match self.kind {
             Kind::Traffic(way, backend) => traffic(rig, self.name, (way, backend), subject),

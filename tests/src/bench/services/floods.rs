@@ -1,6 +1,6 @@
-//! Packets through a published port to a backend elsewhere, as fast as they go and as fast as none is lost:
-//! they come in by the asked host's link and go out by it, through the tunnel, and are counted and dropped
-//! where they arrive.
+//! Packets through a published port to a backend elsewhere, as fast as they go and as fast as none
+//! is lost: they come in by the asked host's link and go out by it, through the tunnel, and are
+//! counted and dropped where they arrive.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{Place as _, place::wait_listening};
 
-/// The other end of the asked host's link and that host, the interface of each, the client's address and
-/// the one that it asks.
+/// The other end of the asked host's link and that host, the interface of each, the client's
+/// address and the one that it asks.
 struct Link<'a> {
     from: Spot,
     asked: Spot,
@@ -161,8 +161,9 @@ fn without_loss(
 /// How long a trial is, in milliseconds.
 const TRIAL: &str = "500";
 
-/// Sends copies of a datagram, which the asked host sends back by XDP or not and receives by threads or as it
-/// does by itself. `pace` are further arguments for the generator, which sends a million as fast as they go without.
+/// Sends copies of a datagram, which the asked host sends back by XDP or not and receives by
+/// threads or as it does by itself. `pace` are further arguments for the generator, which sends a
+/// million as fast as they go without.
 fn flood<'a>(
     rig: &Rig,
     link: &'a Link<'_>,

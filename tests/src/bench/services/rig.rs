@@ -1,5 +1,5 @@
-//! The places of a comparison: a cluster of two hosts with two services, one of whose backends are on
-//! the asked host and the other's elsewhere, and the same without overlay beside it.
+//! The places of a comparison: a cluster of two hosts with two services, one of whose backends are
+//! on the asked host and the other's elsewhere, and the same without overlay beside it.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -21,7 +21,8 @@ use crate::{
 };
 
 const NETWORK: &str = "bench";
-/// Ports of the far service's backends, on the asked host too; those of the near one are higher there.
+/// Ports of the far service's backends, on the asked host too; those of the near one are higher
+/// there.
 pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=web::PORT;
 /// By so much.
 pub const SHIFT: u16 = 1000;

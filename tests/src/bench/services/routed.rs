@@ -1,6 +1,7 @@
-//! Services as kube-proxy and Docker make them, without overlay: two nodes, joined by a wire and by the
-//! kernel's vxlan device, pods with routes of their own, and nftables that picks a backend (`numgen`) and changes
-//! the destination, or IPVS that does (masquerading). There is no bridge, which favours this side.
+//! Services as kube-proxy and Docker make them, without overlay: two nodes, joined by a wire and by
+//! the kernel's vxlan device, pods with routes of their own, and nftables that picks a backend
+//! (`numgen`) and changes the destination, or IPVS that does (masquerading). There is no bridge,
+//! which favours this side.
 
 use std::{io::Write as _, net::Ipv4Addr};
 
@@ -121,8 +122,8 @@ impl Routed {
     }
 }
 
-/// Has two ends of a link know each other for good: the floods' counter drops what asks for an address too, and
-/// a neighbour that does not answer is given up after some seconds.
+/// Has two ends of a link know each other for good: the floods' counter drops what asks for an
+/// address too, and a neighbour that does not answer is given up after some seconds.
 ///
 /// # Errors
 /// If ip(8) refuses.
@@ -155,8 +156,8 @@ fn feed(node: &str, (program, package): (&[&str], &str), lines: &str) -> anyhow:
     Ok(())
 }
 
-/// As Docker sets it up in the namespace of a network's load balancer: masquerading, round robin, with
-/// connection tracking. A virtual address is one of the node's own, where IPVS listens.
+/// As Docker sets it up in the namespace of a network's load balancer: masquerading, round robin,
+/// with connection tracking. A virtual address is one of the node's own, where IPVS listens.
 fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
     let mut rules = String::new();
     for (vip, backend, shift) in [(VIPS[0], FAR, 0), (VIPS[1], NEAR, SHIFT)] {
@@ -179,8 +180,8 @@ fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A verdict map by address, protocol and port, a chain for each service, and the source of what goes
-/// from outside to another node translated, as kube-proxy's nftables mode has it.
+/// A verdict map by address, protocol and port, a chain for each service, and the source of what
+/// goes from outside to another node translated, as kube-proxy's nftables mode has it.
 fn rules() -> String {
     let mut vips = Vec::new();
     let mut ports = Vec::new();

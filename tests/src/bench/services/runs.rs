@@ -1,5 +1,5 @@
-//! What a packet to a service costs: single runs of the programs on maps of their own, less a program
-//! that does nothing.
+//! What a packet to a service costs: single runs of the programs on maps of their own, less a
+//! program that does nothing.
 
 use std::{net::Ipv4Addr, process::ExitCode};
 
@@ -141,8 +141,8 @@ fn time(
     Ok(middle_mean(&mut took) - middle_mean(&mut nothing))
 }
 
-/// A new flow each time, to one service after another. All of their `backends` have had one before (by hash, most
-/// of them): the first makes the counters of a backend, once and for all.
+/// A new flow each time, to one service after another. All of their `backends` have had one before
+/// (by hash, most of them): the first makes the counters of a backend, once and for all.
 fn new_flows(rig: &mut Rig, (services, backends): (u32, u32)) -> anyhow::Result<f64> {
     // From ports that no other flow has: to common backends flows from one would look the same.
     let spare = (1_024..10_000).chain(51_000..=u16::MAX);
@@ -156,7 +156,8 @@ fn new_flows(rig: &mut Rig, (services, backends): (u32, u32)) -> anyhow::Result<
     })
 }
 
-/// Lets backends answer what has begun, so that the client's next packet finds a flow that is in use.
+/// Lets backends answer what has begun, so that the client's next packet finds a flow that is in
+/// use.
 fn answer(rig: &mut Rig) {
     for (key, entry) in rig.flows("ct_new") {
         if entry.action == CONNTRACK_REPLY {

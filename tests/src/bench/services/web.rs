@@ -1,5 +1,5 @@
-//! A web server and its clients, as people measure them: nginx where the backends are, wrk where the
-//! clients are, both Debian's.
+//! A web server and its clients, as people measure them: nginx where the backends are, wrk where
+//! the clients are, both Debian's.
 
 use std::{
     fmt,
@@ -44,9 +44,9 @@ pub enum Connections {
     Each,
 }
 
-/// One process, because nginx's others have no environment left, by which the harness finds what is its
-/// own. Every path is below the folder that it is started in. It never closes a connection that wrk would
-/// keep, and writes no log of requests.
+/// One process, because nginx's others have no environment left, by which the harness finds what is
+/// its own. Every path is below the folder that it is started in. It never closes a connection that
+/// wrk would keep, and writes no log of requests.
 fn configuration() -> String {
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|module| format!("    {module}_temp_path temporary;\n"))
@@ -106,7 +106,8 @@ fn listens(table: &str) -> bool {
     })
 }
 
-/// A file that has wrk say what it counted as numbers; what it prints by itself is rounded, for people.
+/// A file that has wrk say what it counted as numbers; what it prints by itself is rounded, for
+/// people.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -164,8 +165,8 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// Asks for the page as often as it goes. Returns thousands of requests a second and latencies, under
-/// names that begin with that of the case.
+/// Asks for the page as often as it goes. Returns thousands of requests a second and latencies,
+/// under names that begin with that of the case.
 ///
 /// # Errors
 /// [`Failed`] where a request was not answered with the page, or wrk does not say so.

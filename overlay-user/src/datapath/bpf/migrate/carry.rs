@@ -44,9 +44,9 @@ const fn renamed(old: &'static str, new: &'static str, later: Later) -> Carried 
     Carried { old, new, key: Key::Same, value: Value::Longer, later }
 }
 
-/// The maps that are carried as bytes, first those that packets need soonest. Not among them: `epoch`,
-/// whose caches begin anew; `watch`, `watched` and `events`, which no watcher is left for; `calls`,
-/// which the loader fills; and `lb_tables`, whose tables both layouts share.
+/// The maps that are carried as bytes, first those that packets need soonest. Not among them:
+/// `epoch`, whose caches begin anew; `watch`, `watched` and `events`, which no watcher is left for;
+/// `calls`, which the loader fills; and `lb_tables`, whose tables both layouts share.
 pub const CARRIED: [Carried; 40] = [
     Carried { value: Value::Flow, ..renamed("opening", "ct_new", Later::Merged) },
     Carried { value: Value::Flow, ..same("conntrack", Later::Merged) },
@@ -100,8 +100,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a process that goes on where an earlier one was interrupted after the programs began to be
-    /// replaced: which flows it carried is not known, and what it counted is not counted again.
+    /// For a process that goes on where an earlier one was interrupted after the programs began to
+    /// be replaced: which flows it carried is not known, and what it counted is not counted again.
     pub fn resumed(old: &Pins) -> Result<Self, DatapathError> {
         let mut progress = Self::default();
         for map in CARRIED.iter().filter(|map| map.later == Later::Added) {
@@ -237,8 +237,8 @@ fn open(pins: &Pins, name: &str) -> Result<Table, DatapathError> {
     Table::open(&pins.map(name))
 }
 
-/// The programs make the secret of IPv6 addresses' ids when they first need it. Made now it is the same
-/// one for the programs of both layouts.
+/// The programs make the secret of IPv6 addresses' ids when they first need it. Made now it is the
+/// same one for the programs of both layouts.
 fn make_secret(old: &Pins) -> Result<(), DatapathError> {
     if !old.map("seed6").exists() {
         return Ok(());
@@ -251,8 +251,8 @@ fn make_secret(old: &Pins) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Puts the tables of one layout into the other's `lb_tables`: they are never changed, and their digests
-/// are their keys.
+/// Puts the tables of one layout into the other's `lb_tables`: they are never changed, and their
+/// digests are their keys.
 fn share_tables(from: &Pins, to: &Pins) -> Result<(), DatapathError> {
     let (old, mut new) = (outer(from)?, outer(to)?);
     let failed = |e: &dyn std::error::Error| kernel("share the tables of lb_tables", words(e));

@@ -27,14 +27,14 @@ pub struct Downgraded {
     pub attachments: usize,
 }
 
-/// Fills maps of layout 1 from those of layout 2 and hands the pinned attachments over to it. The programs
-/// of this version stay in them, with their own maps, until an older version starts, which puts its
-/// programs there in one step each. What the programs note from now on that one does not find. `None`
-/// when nothing of layout 2 is loaded.
+/// Fills maps of layout 1 from those of layout 2 and hands the pinned attachments over to it. The
+/// programs of this version stay in them, with their own maps, until an older version starts, which
+/// puts its programs there in one step each. What the programs note from now on that one does not
+/// find. `None` when nothing of layout 2 is loaded.
 ///
 /// # Errors
-/// [`DatapathError::Kernel`]. Then the datapath of layout 2 is the one in force, and the next start of
-/// this version, or the next call, goes on.
+/// [`DatapathError::Kernel`]. Then the datapath of layout 2 is the one in force, and the next start
+/// of this version, or the next call, goes on.
 pub fn downgrade(pin_dir: &Path) -> Result<Option<Downgraded>, DatapathError> {
     let (old, new) = (Pins::of(pin_dir, layout1::VERSION), Pins::new(pin_dir));
     if !new.map("config").exists() {
@@ -44,8 +44,8 @@ pub fn downgrade(pin_dir: &Path) -> Result<Option<Downgraded>, DatapathError> {
     old.make_directories()?;
     make_maps(&old, &new)?;
     carry::carry(Way::Down, &new, &old)?;
-    // The kernel empties a program array that is open and pinned nowhere, and programs that are attached
-    // look into this one. An older version leaves it alone.
+    // The kernel empties a program array that is open and pinned nowhere, and programs that are
+    // attached look into this one. An older version leaves it alone.
     keep(&old, &new)?;
     let links = new.list_links()?;
     for (kind, name) in &links {

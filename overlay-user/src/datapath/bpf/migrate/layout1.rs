@@ -1,5 +1,5 @@
-//! Layout 1, frozen: what its maps were, and the types of entries that layout 2 changed. Nothing but
-//! the migration uses it. `tests/fixtures/layout-1.o` is the witness of what stands here.
+//! Layout 1, frozen: what its maps were, and the types of entries that layout 2 changed. Nothing
+//! but the migration uses it. `tests/fixtures/layout-1.o` is the witness of what stands here.
 
 use overlay_common::maps;
 

@@ -1,13 +1,14 @@
 //! From the datapath of layout 1 to that of layout 2 without a packet between, and back.
 //!
-//! The programs of layout 1 go on with their maps while those of layout 2 are loaded and their maps are
-//! filled ([`carry`]). Then the new programs take the places of the old ones in the links that are
-//! pinned ([`switch`]), one atomic step for each, and what the old ones have noted meanwhile is carried
-//! once more. At last the pins of layout 1 go.
+//! The programs of layout 1 go on with their maps while those of layout 2 are loaded and their maps
+//! are filled ([`carry`]). Then the new programs take the places of the old ones in the links that
+//! are pinned ([`switch`]), one atomic step for each, and what the old ones have noted meanwhile is
+//! carried once more. At last the pins of layout 1 go.
 //!
-//! A mark is pinned among the maps of layout 2 from the moment before the first program is replaced:
-//! without it the maps of layout 1 are the ones in force and those of layout 2 are made anew, with it it
-//! is the other way round. So a process that is killed anywhere leaves what the next one goes on with.
+//! A mark is pinned among the maps of layout 2 from the moment before the first program is
+//! replaced: without it the maps of layout 1 are the ones in force and those of layout 2 are made
+//! anew, with it it is the other way round. So a process that is killed anywhere leaves what the
+//! next one goes on with.
 
 mod carry;
 mod downgrade;
@@ -95,7 +96,8 @@ pub(super) struct Migration {
 }
 
 impl Migration {
-    /// The migration that is to be made, or gone on with, in a pin directory. It ends after `until`.
+    /// The migration that is to be made, or gone on with, in a pin directory. It ends after
+    /// `until`.
     pub(super) fn find(
         pin_dir: &Path,
         new: &Pins,
@@ -145,8 +147,8 @@ impl Migration {
         } else {
             let mut progress = carry::carry(entry::Way::Up, &self.old, new)?;
             self.reached(Step::Carried)?;
-            // Again, for what came while the large maps were read: the less there is, the sooner what
-            // comes until the last program is replaced is carried.
+            // Again, for what came while the large maps were read: the less there is, the sooner
+            // what comes until the last program is replaced is carried.
             progress.follow(&self.old, new)?;
             self.mark(new)?;
             progress

@@ -52,7 +52,8 @@ fn what_was_made_and_is_not_there_was_evicted() {
     let others =
         datapath.fills().expect("read").into_iter().filter(|(lru, _)| *lru != Lru::Conntrack);
     assert!(others.into_iter().all(|(_, fill)| fill.entries + fill.evicted == 0));
-    // Flows that begin and end while entries are counted make the difference smaller, and no counter goes back.
+    // Flows that begin and end while entries are counted make the difference smaller, and no
+    // counter goes back.
     count(&host, LruStats { made: 0, removed: 7 });
     assert_eq!(fill(&datapath), full);
     let restarted = host.load(TcFlavour::detect());
