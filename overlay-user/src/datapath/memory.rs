@@ -52,7 +52,7 @@ pub enum DatapathCall {
     Forget,
     /// [`Datapath::conntrack`]
     Conntrack,
-    /// [`Datapath::usage`]
+    /// [`Datapath::snat_usage`]
     SnatUsage,
     /// [`Datapath::set_snat_usage`]
     SetSnatUsage,

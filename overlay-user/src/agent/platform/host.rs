@@ -30,7 +30,7 @@ pub trait Host: Send + Sync + 'static {
     /// Which network namespace is at a path.
     ///
     /// # Errors
-    /// [`LinkError::NoNamespace`] when there is none; also for the host's own.
+    /// `LinkError::NoNamespace` when there is none; also for the host's own.
     fn namespace(&self, netns: &Path) -> Result<NamespaceId, AgentError>;
 
     /// Cookie of the host's network namespace.
@@ -42,7 +42,7 @@ pub trait Host: Send + Sync + 'static {
     /// Cookie of another network namespace.
     ///
     /// # Errors
-    /// [`LinkError::NoNamespace`] when there is none at the path, or what the system said.
+    /// `LinkError::NoNamespace` when there is none at the path, or what the system said.
     fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError>;
 
     /// Cookies of the TCP sockets that connect, are connected, or were a moment ago. They are those

@@ -1,8 +1,8 @@
 //! From the datapath of layout 1 to that of layout 2 without a packet between, and back.
 //!
 //! The programs of layout 1 go on with their maps while those of layout 2 are loaded and their maps
-//! are filled ([`carry`]). Then the new programs take the places of the old ones in the links that
-//! are pinned ([`switch`]), one atomic step for each, and what the old ones have noted meanwhile is
+//! are filled (`carry`). Then the new programs take the places of the old ones in the links that
+//! are pinned (`switch`), one atomic step for each, and what the old ones have noted meanwhile is
 //! carried once more. At last the pins of layout 1 go.
 //!
 //! A mark is pinned among the maps of layout 2 from the moment before the first program is
