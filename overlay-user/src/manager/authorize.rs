@@ -1,4 +1,5 @@
-//! Who may call what: nodes no more than they need for themselves.
+//! Checks which caller may make which call. A node may make only the calls that it needs for
+//! itself.
 
 use super::error::{forbidden, unauthenticated};
 use crate::{
@@ -6,7 +7,7 @@ use crate::{
     model::{ClusterState, Id},
 };
 
-/// Refuses a call that the caller may not make.
+/// Rejects a call that the caller may not make.
 pub(super) fn authorize(
     state: &ClusterState,
     who: &Identity,
@@ -26,12 +27,12 @@ pub(super) fn authorize(
     }
 }
 
-/// Refuses who may not watch.
+/// Rejects a caller that may not watch the state.
 pub(super) fn may_watch(state: &ClusterState, who: &Identity) -> Result<(), ApiError> {
     authorize(state, who, &Request::State {})
 }
 
-/// The node that calls.
+/// Returns the calling node. Rejects any other caller.
 pub(super) fn node(who: &Identity) -> Result<&Id, ApiError> {
     match who {
         Identity::Node(id) => Ok(id),
@@ -56,7 +57,7 @@ fn administrator(request: &Request) -> Result<(), ApiError> {
     }
 }
 
-/// A certificate outlives its node's membership: the state decides.
+/// Rejects a node that is no longer in the cluster's state. Its certificate stays valid after that.
 fn member(state: &ClusterState, id: &Id) -> Result<(), ApiError> {
     if state.nodes.contains_key(id) {
         return Ok(());
@@ -67,7 +68,7 @@ fn member(state: &ClusterState, id: &Id) -> Result<(), ApiError> {
 
 fn node_may(state: &ClusterState, id: &Id, request: &Request) -> Result<(), ApiError> {
     match request {
-        // The container's node is compared where the container is looked up.
+        // The code that looks up the container also checks that it is on the calling node.
         Request::State {}
         | Request::Sync(_)
         | Request::FlowsLeft(_)

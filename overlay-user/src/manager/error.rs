@@ -1,4 +1,4 @@
-//! Short ways to make [`ApiError`]s, and what the lower layers' errors become.
+//! Constructors for [`ApiError`], and conversions from the errors of the lower layers.
 
 use std::fmt::Display;
 

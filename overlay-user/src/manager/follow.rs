@@ -19,17 +19,17 @@ use crate::{
     store::Commit,
 };
 
-/// How often a stream shows that it is alive.
+/// Interval of the signs of life on a stream.
 const ALIVE: Duration = Duration::from_millis(500);
 
-/// A [`WatchEvent`] that shares what it tells with the other watchers.
+/// A [`WatchEvent`] that shares its contents with the other watchers.
 pub(super) enum Followed {
     Snapshot(Arc<ClusterState>),
     Changes(Commit),
     Alive(u64),
 }
 
-/// [`WatchEvent`] on the wire, borrowed.
+/// [`WatchEvent`] as it is sent, with borrowed contents.
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Line<'a> {
@@ -39,7 +39,7 @@ enum Line<'a> {
 }
 
 impl Followed {
-    /// As one JSON line; snapshots of one revision share it.
+    /// Encodes the event as one JSON line. All snapshots of one revision share it.
     pub fn to_line(&self, shared: &Shared) -> Result<Bytes, serde_json::Error> {
         match self {
             Self::Snapshot(state) => shared.snapshot(state, || self.write_line()),
@@ -59,7 +59,7 @@ impl Followed {
         Ok(line)
     }
 
-    /// As a value of its own.
+    /// Converts to an event that owns its contents.
     pub fn into_event(self) -> WatchEvent {
         match self {
             Self::Snapshot(state) => WatchEvent::Snapshot(Arc::unwrap_or_clone(state)),
@@ -75,18 +75,18 @@ impl Followed {
 struct Follower {
     shared: Weak<Shared>,
     commits: broadcast::Receiver<Applied>,
-    /// Revision that the watcher knows; `None`: it needs a snapshot.
+    /// Revision that the watcher has; `None` if it needs a snapshot.
     known: Option<u64>,
     alive: Interval,
 }
 
-/// The state and what becomes of it. Ends with the manager.
+/// Returns a stream of the state and its changes. It ends with the manager.
 pub(super) fn follow(
     shared: &Arc<Shared>,
 ) -> impl Stream<Item = Followed> + Send + 'static + use<> {
     let mut alive = interval(ALIVE);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Subscribed before the snapshot is taken, so that no commit is missed in between.
+    // Subscribes before it takes the snapshot, so that it misses no commit in between.
     let commits = shared.subscribe();
     let follower = Follower { shared: Arc::downgrade(shared), commits, known: None, alive };
     stream::unfold(follower, |mut follower| async move {

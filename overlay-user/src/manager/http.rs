@@ -1,4 +1,4 @@
-//! The API over mutual TLS. Who calls is decided once per connection, by its certificate.
+//! The API over mutual TLS. The client's certificate identifies the caller once per connection.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,23 +39,25 @@ use crate::{
 };
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the end of one request to the end of the next one's headers.
+/// Longest time from the end of one request to the end of the headers of the next one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever has no certificate can only join, which takes no longer.
+/// Longest lifetime of a connection without a certificate. Such a client can only join, which takes
+/// less time.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(20);
-/// Unacknowledged data for so long means that the peer is gone (TCP_USER_TIMEOUT, milliseconds).
+/// A peer counts as gone after unacknowledged data for this long (TCP_USER_TIMEOUT, milliseconds).
 pub(super) const TCP_TIMEOUT_MS: u32 = 20_000;
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 const MAX_BODY: usize = 1024 * 1024;
-/// After a failed accept: the usual reason, no free file descriptor, takes a while to pass.
+/// Pause after a failed accept. The usual reason is a lack of free file descriptors, which takes a
+/// while to pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A running server; dropping it ends the server and all of its connections.
+/// A running server. It ends with all of its connections when this is dropped.
 #[derive(Debug)]
 pub struct ServerHandle {
-    /// Where it listens.
+    /// Address that it listens on.
     pub addr: SocketAddr,
     accepting: AbortHandle,
 }
@@ -92,7 +94,7 @@ struct Server {
 
 async fn accept(listener: TcpListener, server: Server) {
     let limits = Limits::default();
-    // Owned here, so that the connections end with the server.
+    // This task owns the connections, so that they end with the server.
     let mut connections = JoinSet::new();
     loop {
         match listener.accept().await {
@@ -144,7 +146,7 @@ async fn connection(server: Server, limits: Limits, stream: TcpStream, peer: Soc
     }
 }
 
-/// The verifier has checked the certificate, if there is one; it says which node it is.
+/// Identifies the caller by its certificate, if there is one. The verifier has already checked it.
 fn identity(stream: &TlsStream<TcpStream>) -> Identity {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     match certificates.first().map(node_of) {
@@ -203,7 +205,7 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// The call that a path and a body stand for.
+/// Parses a call from its path and its body.
 fn request(method: &str, body: &[u8]) -> Result<Request, ApiError> {
     let params: Value = if body.is_empty() {
         json!({})
@@ -236,7 +238,7 @@ async fn watch(
         async move {
             let event = events.next().await?;
             let manager = shared.upgrade()?;
-            // A node that was removed meanwhile hears no more.
+            // The stream ends for a node that was removed in the meantime.
             may_watch(&manager.state(), &identity).ok()?;
             let line = event.to_line(&manager).ok()?;
             Some((Ok::<Bytes, Infallible>(line), (events, shared)))

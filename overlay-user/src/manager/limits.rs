@@ -1,4 +1,4 @@
-//! How many connections one peer may hold, so that a hostile one blocks nobody else.
+//! Limits the connections of each peer, so that a hostile peer does not block the others.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,20 +10,20 @@ use tokio::sync::Notify;
 
 use crate::model::Id;
 
-/// Connections without a certificate from one address.
+/// Most connections without a certificate from one address.
 const STRANGERS_PER_ADDRESS: usize = 64;
-/// Connections without a certificate altogether.
+/// Most connections without a certificate in total.
 const STRANGERS: usize = 1024;
-/// Connections of one node.
+/// Most connections of one node.
 const PER_NODE: usize = 64;
 
-/// The connections held.
+/// Open connections.
 #[derive(Clone, Default)]
 pub(super) struct Limits(Arc<Mutex<Held>>);
 
 #[derive(Default)]
 struct Held {
-    /// Oldest first.
+    /// The oldest connection comes first.
     strangers: VecDeque<(IpAddr, Arc<Notify>)>,
     nodes: HashMap<Id, usize>,
 }
@@ -33,8 +33,9 @@ impl Limits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a connection that has shown no certificate yet. Where there are too many, the oldest
-    /// has to go: who means it well is through the handshake before it gets old.
+    /// Admits a connection that has shown no certificate yet. If there are too many, the oldest one
+    /// must close. An honest client completes the handshake before its connection becomes the
+    /// oldest.
     pub fn stranger(&self, address: IpAddr) -> Stranger {
         let mut held = self.held();
         let same = held.strangers.iter().filter(|(a, _)| *a == address).count();
@@ -51,7 +52,7 @@ impl Limits {
         Stranger { limits: self.clone(), evicted }
     }
 
-    /// Admits a connection of a node, if it has not too many.
+    /// Admits a connection of a node unless the node has too many.
     pub fn node(&self, id: &Id) -> Option<Member> {
         let mut held = self.held();
         let count = held.nodes.entry(id.clone()).or_default();
@@ -63,14 +64,14 @@ impl Limits {
     }
 }
 
-/// A connection without a certificate; counted until dropped.
+/// A connection without a certificate. It counts until it is dropped.
 pub(super) struct Stranger {
     limits: Limits,
     evicted: Arc<Notify>,
 }
 
 impl Stranger {
-    /// Waits until the connection has to go.
+    /// Waits until the connection must close.
     pub async fn evicted(&self) {
         self.evicted.notified().await;
     }
@@ -82,7 +83,7 @@ impl Drop for Stranger {
     }
 }
 
-/// A connection of a node; counted until dropped.
+/// A connection of a node. It counts until it is dropped.
 pub(super) struct Member {
     limits: Limits,
     id: Id,

@@ -1,12 +1,12 @@
-//! What is heard from the agents. Kept in memory alone: at a thousand nodes a write per heartbeat
-//! would be all that the store does.
+//! Records when each agent was last heard. This stays in memory: with a thousand nodes, a write per
+//! heartbeat would keep the store fully busy.
 //!
-//! Silence has two meanings. An agent that is silent while its host answers is restarting, hangs or
-//! is slow, and its datapath forwards without it: it is down after the cluster's node timeout, or
-//! after six times that if this manager has not heard of it since it began ([`starting`]). A host
-//! that does not answer either is dead or cut off: it is down after a part of that time
-//! ([`fn@unreachable`]). That the host lives is told by its kernel, which refuses or accepts a TCP
-//! connection whatever its processes do.
+//! There are two kinds of silence. If the agent is silent but its host answers, the agent restarts,
+//! hangs or is slow, and the datapath forwards without it. The node is down after the cluster's
+//! node timeout, or after six times that timeout if this manager has not heard the agent since it
+//! started ([`starting`]). If the host does not answer either, it is dead or cut off. The node is
+//! then down after a part of the timeout ([`fn@unreachable`]). The host's kernel shows that the
+//! host is alive: it accepts or rejects a TCP connection no matter what the processes do.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -28,42 +28,42 @@ use crate::{
     model::{ClusterState, Id, Node, NodeState},
 };
 
-/// Managers' port where the state names none.
+/// Port of the managers if the state has none.
 const DEFAULT_PORT: u16 = 2377;
 
-/// What was last heard from each node.
+/// The last sign of life of each node.
 pub(super) struct Liveness {
     known: Mutex<Known>,
     changed: watch::Sender<()>,
 }
 
 struct Known {
-    /// Since when this manager listens: nobody was silent for longer, as far as it knows.
+    /// When this manager started to listen. It cannot know of a longer silence.
     since: Instant,
     nodes: HashMap<Id, Heard>,
 }
 
 #[derive(Default)]
 struct Heard {
-    /// When its agent was last heard.
+    /// When the agent was last heard.
     agent: Option<Instant>,
-    /// When its host last answered while the agent was silent.
+    /// When the host last answered while the agent was silent.
     host: Option<Instant>,
     /// Highest revision that the node's maps show.
     applied: u64,
-    /// How many flows it has to draining backends, by number.
+    /// Number of the node's flows to each draining backend, by backend number.
     draining: BTreeMap<u32, u64>,
-    /// The revision in which it was called down, until it is ready again.
+    /// The revision that marked the node down; reset when the node is ready again.
     lost: Option<u64>,
 }
 
 impl Known {
-    /// Whether the agent has said anything to this manager.
+    /// Returns true if this manager has heard the agent.
     fn has_heard(&self, node: &Id) -> bool {
         self.nodes.get(node).is_some_and(|heard| heard.agent.is_some())
     }
 
-    /// For how long the agent has been silent.
+    /// Returns how long the agent has been silent.
     fn agent_silent(&self, node: &Id) -> Duration {
         self.nodes
             .get(node)
@@ -73,7 +73,7 @@ impl Known {
             .elapsed()
     }
 
-    /// For how long nothing came from the host at all.
+    /// Returns how long both the agent and its host have been silent.
     fn host_silent(&self, node: &Id) -> Duration {
         let host = self.nodes.get(node).and_then(|heard| heard.host);
         let host = host.map_or(Duration::MAX, |at| at.max(self.since).elapsed());
@@ -91,7 +91,7 @@ impl Liveness {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a heartbeat.
+    /// Records a heartbeat.
     pub fn heard(&self, heartbeat: &Heartbeat) {
         let mut known = self.known();
         let heard = known.nodes.entry(heartbeat.node.clone()).or_default();
@@ -102,12 +102,12 @@ impl Liveness {
         self.changed.send_replace(());
     }
 
-    /// Notes that a host answers.
+    /// Records that a host answers.
     fn reached(&self, node: Id) {
         self.known().nodes.entry(node).or_default().host = Some(Instant::now());
     }
 
-    /// Notes that nodes were called down.
+    /// Records that nodes were marked down.
     fn lost(&self, nodes: &[Id], revision: u64) {
         let mut known = self.known();
         for node in nodes {
@@ -115,31 +115,31 @@ impl Liveness {
         }
     }
 
-    /// Whether a node that is down may be ready again. One that was called down has missed what
-    /// happened meanwhile: others must not send it flows before its maps show it.
+    /// Returns true if a down node may be ready again. A node that was marked down has missed the
+    /// changes since then. Other nodes must not send it flows before its maps show that revision.
     pub fn is_back(&self, heartbeat: &Heartbeat) -> bool {
         let lost = self.known().nodes.get(&heartbeat.node).and_then(|heard| heard.lost);
         lost.is_none_or(|revision| heartbeat.applied >= revision)
     }
 
-    /// Notes that a node is ready.
+    /// Records that a node is ready.
     pub fn found(&self, node: &Id) {
         if let Some(heard) = self.known().nodes.get_mut(node) {
             heard.lost = None;
         }
     }
 
-    /// Forgets how long everybody was silent: this process was not there to hear them.
+    /// Resets the silence of all nodes, because this process could not hear them.
     fn was_away(&self) {
         self.known().since = Instant::now();
     }
 
-    /// Tells when something was heard.
+    /// Returns a channel that reports every recorded sign of life.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Names of the ready nodes that have not applied a revision.
+    /// Returns the names of the ready nodes that have not applied a revision.
     pub fn lagging(&self, state: &ClusterState, revision: u64) -> Vec<String> {
         let known = self.known();
         let applied = |node: &Node| known.nodes.get(&node.id).map_or(0, |heard| heard.applied);
@@ -147,8 +147,8 @@ impl Liveness {
         ready(state).filter(lags).map(|n| n.name.clone()).collect()
     }
 
-    /// How many flows the ready nodes have to draining backends; `None` while one has not counted
-    /// those of each.
+    /// Returns how many flows the ready nodes have to draining backends. Returns `None` until every
+    /// node has counted the flows of each backend.
     pub fn flows_left(&self, state: &ClusterState, backends: &[u32]) -> Option<u64> {
         let known = self.known();
         let mut sum: u64 = 0;
@@ -161,7 +161,7 @@ impl Liveness {
         Some(sum)
     }
 
-    /// Ready nodes that count as down by now. Forgets nodes that are gone.
+    /// Returns the ready nodes that are silent for too long. Forgets removed nodes.
     fn silent(&self, state: &ClusterState, timeout: Duration) -> Vec<Id> {
         let mut known = self.known();
         known.nodes.retain(|id, _| state.nodes.contains_key(id));
@@ -172,7 +172,7 @@ impl Liveness {
         ready(state).map(|n| &n.id).filter(|id| is_silent(id)).cloned().collect()
     }
 
-    /// Ready nodes whose agents are silent for long enough to ask whether their hosts live.
+    /// Returns the ready nodes with agents that are silent for long enough to probe their hosts.
     fn suspects<'a>(&self, state: &'a ClusterState, timeout: Duration) -> Vec<&'a Node> {
         let known = self.known();
         ready(state).filter(|n| known.agent_silent(&n.id) > suspicious(timeout)).collect()
@@ -183,21 +183,21 @@ fn ready(state: &ClusterState) -> impl Iterator<Item = &Node> {
     state.nodes.values().filter(|n| n.state == NodeState::Ready)
 }
 
-/// How long an agent may be silent that this manager has never heard, where its host answers: 30 s
-/// where the node timeout is 5 s. When all daemons start at once, after an update say, each loads
-/// its programs first, the manager's own too; the datapaths forward meanwhile, and with every node
-/// down every service would refuse.
+/// Longest silence of an agent that this manager has never heard, if its host answers: 30 s for a
+/// node timeout of 5 s. When all daemons start at once, for example after an update, each one loads
+/// its programs first, the manager's own daemon too. The datapaths forward in the meantime. If
+/// every node were down, every service would reject its flows.
 fn starting(timeout: Duration) -> Duration {
     timeout.saturating_mul(6)
 }
 
-/// How long a host may be silent altogether: 1.5 s where the node timeout is 5 s.
+/// Longest silence of a host: 1.5 s for a node timeout of 5 s.
 fn unreachable(timeout: Duration) -> Duration {
     timeout / 10 * 3
 }
 
-/// How long an agent may be silent before its host is asked: 1 s where the node timeout is 5 s,
-/// which are two heartbeats.
+/// Silence of an agent after which its host is probed: 1 s for a node timeout of 5 s, which is two
+/// heartbeats.
 fn suspicious(timeout: Duration) -> Duration {
     timeout / 5
 }
@@ -230,7 +230,7 @@ pub(super) fn spawn_watchdog(shared: &Arc<Shared>) {
 async fn mark_silent(shared: Arc<Shared>, timeout: Duration) {
     let marked = tokio::task::spawn_blocking(move || {
         let marked = shared.write(|state, now| {
-            // Those heard of since are spared.
+            // Checks again, because some nodes may have been heard in the meantime.
             let silent = shared.liveness.silent(state, timeout);
             let (plan, ()) = node::mark(state, &silent, NodeState::Down, now)?;
             Ok((plan, silent))
@@ -243,7 +243,7 @@ async fn mark_silent(shared: Arc<Shared>, timeout: Duration) {
     }
 }
 
-/// What hosts whose agents are silent are being asked.
+/// The probes under way of hosts with silent agents.
 #[derive(Default)]
 struct Questions {
     tasks: JoinSet<Id>,
@@ -251,12 +251,13 @@ struct Questions {
 }
 
 impl Questions {
-    /// Asks those who are not being asked already.
+    /// Probes the hosts that have no probe under way.
     fn ask(&mut self, shared: &Arc<Shared>, state: &ClusterState, timeout: Duration) {
         while let Some(answered) = self.tasks.try_join_next() {
             match answered {
                 Ok(id) => drop(self.asked.remove(&id)),
-                // A panic: who it was is not known, so everybody may be asked again.
+                // A probe panicked. It is unknown which one it was, so every host may be probed
+                // again.
                 Err(_) => self.asked.clear(),
             }
         }
@@ -280,8 +281,9 @@ impl Questions {
     }
 }
 
-/// Whether a kernel answers at an address. The port is the managers', which is open between the
-/// hosts and published for nobody: a host without a manager refuses it.
+/// Returns true if a kernel answers at an address. The probe uses the managers' port, because hosts
+/// can reach it on each other and no service may publish it. A host without a manager rejects the
+/// connection.
 async fn answers(address: SocketAddr, within: Duration) -> bool {
     match timeout(within, TcpStream::connect(address)).await {
         Ok(Ok(_)) => true,
@@ -353,13 +355,13 @@ mod tests {
         assert_eq!(liveness.lagging(&state, 7), ["b"]);
         heard(&liveness, "b", 8);
         assert!(liveness.lagging(&state, 7).is_empty());
-        // An agent that starts anew shows nothing until it has reconciled.
+        // An agent that has just started reports no revision until it has reconciled.
         heard(&liveness, "a", 0);
         assert_eq!(liveness.lagging(&state, 7), ["a"]);
     }
 
-    /// A manager that has listened for `listened`, and what was last heard of node `a` and its
-    /// host.
+    /// Returns the liveness of a manager that has listened for `listened`, with the last signs of
+    /// life of node `a` and its host.
     fn after(listened: u64, agent: Option<u64>, host: Option<u64>) -> Liveness {
         let ago = |ms: u64| Instant::now() - Duration::from_millis(ms);
         let liveness = Liveness::new();
@@ -400,17 +402,17 @@ mod tests {
         for (listened, agent, host, down) in [
             (99_000, Some(14_000), None, false),
             (99_000, Some(16_000), None, true),
-            // The host answers: the agent may be away for longer.
+            // The host answers, so the agent may be silent for longer.
             (99_000, Some(16_000), Some(9_000), false),
             (99_000, Some(40_000), Some(14_000), false),
             (99_000, Some(40_000), Some(16_000), true),
             (99_000, Some(51_000), Some(1_000), true),
-            // The agent was away when this manager began: all daemons may be starting.
+            // The agent was silent when this manager started: all daemons may be starting.
             (51_000, None, Some(1_000), false),
             (299_000, None, Some(1_000), false),
             (301_000, None, Some(1_000), true),
             (51_000, None, Some(16_000), true),
-            // What this manager could not hear is no silence.
+            // The time before this manager listened does not count as silence.
             (9_000, Some(90_000), None, false),
             (9_000, None, None, false),
             (16_000, Some(90_000), Some(90_000), true),

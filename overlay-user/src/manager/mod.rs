@@ -1,8 +1,9 @@
-//! The manager: owns the cluster's state and answers for it.
+//! The manager: it owns the cluster's state and answers calls about it.
 //!
-//! Every mutation is a pure function from state and request to changes (`plan/`), committed if
-//! nobody wrote in between and decided again otherwise. What is heard from the agents
-//! (`liveness`) stays in memory; the store sees only nodes that change between ready and down.
+//! Every mutation is a pure function from state and request to changes (`plan/`). The changes are
+//! committed if no other writer has committed in between. Otherwise the mutation is decided again.
+//! The agents' heartbeats (`liveness`) stay in memory; the store sees only nodes that change
+//! between ready and down.
 
 mod authorize;
 pub mod client;
@@ -41,7 +42,7 @@ use crate::{
     store::Store,
 };
 
-/// The longest that `sync` waits.
+/// Longest time that `sync` waits.
 const MAX_SYNC: Duration = Duration::from_secs(600);
 
 /// A cluster's manager.
@@ -51,11 +52,12 @@ pub struct Manager {
 
 impl Manager {
     /// Makes a cluster in an empty store: the cluster object, this node, the networks ingress and
-    /// bridge, the certificate authority. All or nothing. The node is down until its agent reports.
+    /// bridge, and the certificate authority. Makes all of them or none. The node is down until its
+    /// agent reports.
     ///
     /// # Errors
-    /// `Invalid` or `Conflict` when what is asked for is impossible, `Conflict` when the store
-    /// holds a cluster already.
+    /// `Invalid` or `Conflict` if the request is impossible, `Conflict` if the store already holds
+    /// a cluster.
     pub fn init(store: &dyn Store, init: InitCluster) -> Result<Initialized, ApiError> {
         let state = store.load()?;
         let (plan, initialized) = plan::init::init(&state, &init, Timestamp::now())?;
@@ -63,14 +65,14 @@ impl Manager {
         Ok(initialized)
     }
 
-    /// Opens a store that holds a cluster. Spawns the background duties, which end with the last
-    /// reference to the manager: following the store, and marking nodes that have been silent for
-    /// too long. Every node has the full time before the first judgement.
+    /// Opens a store that holds a cluster. Spawns two background tasks, which end with the last
+    /// reference to the manager: one follows the store, the other marks nodes down that have been
+    /// silent for too long. Every node has the full timeout before the first check.
     ///
     /// Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// `Internal` when the store cannot be read or holds no cluster.
+    /// `Internal` if the store cannot be read or holds no cluster.
     pub fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, ApiError> {
         let shared = Arc::new(Shared::open(store)?);
         shared::spawn_follower(&shared);
@@ -78,15 +80,15 @@ impl Manager {
         Ok(Arc::new(Self { shared }))
     }
 
-    /// The state as it is now.
+    /// Returns the current state.
     pub fn state(&self) -> Arc<ClusterState> {
         self.shared.state()
     }
 
-    /// Answers a call, if the caller may make it.
+    /// Answers a call if the caller may make it.
     ///
     /// # Errors
-    /// What the call's description says, `Unauthenticated` or `Forbidden`.
+    /// The errors in the description of the call, `Unauthenticated` or `Forbidden`.
     pub async fn call(&self, who: &Identity, request: Request) -> Result<Value, ApiError> {
         authorize::authorize(&self.state(), who, &request)?;
         match request {
@@ -139,7 +141,7 @@ impl Manager {
         }
     }
 
-    /// Calls that need secrets.
+    /// Answers the calls that need secrets.
     async fn membership(&self, request: Request) -> Result<Value, ApiError> {
         let store = Arc::clone(&self.shared.store);
         match request {
@@ -208,7 +210,8 @@ impl Manager {
             if lagging.is_empty() {
                 return Ok(SyncAnswer { revision, lagging });
             }
-            // The state changes as well while we wait (nodes go down), so look again now and then.
+            // The state can also change during the wait (nodes go down), so check again at
+            // intervals.
             let look_again = deadline.min(tokio::time::Instant::now() + Duration::from_millis(200));
             let _ = tokio::time::timeout_at(look_again, heard.changed()).await;
             if tokio::time::Instant::now() >= deadline {
@@ -218,17 +221,18 @@ impl Manager {
         }
     }
 
-    /// The state and what becomes of it: a snapshot first, then the changes; a sign of life every
-    /// half second. A watcher that falls behind gets a new snapshot.
+    /// Returns a stream of the state and its changes: a snapshot first, then the changes, and a
+    /// sign of life every half second. A watcher that falls behind gets a new snapshot.
     pub fn watch(&self) -> impl Stream<Item = WatchEvent> + Send + 'static + use<> {
         use futures_util::StreamExt as _;
         follow::follow(&self.shared).map(|followed| followed.into_event())
     }
 
-    /// Serves the API with mutual TLS; `listen` may have port 0. Ends when the handle is dropped.
+    /// Serves the API over mutual TLS. `listen` may have port 0. The server ends when the handle is
+    /// dropped.
     ///
     /// # Errors
-    /// `Conflict` when the address is in use, `Internal` when the keys cannot be used.
+    /// `Conflict` if the address is in use, `Internal` if the keys cannot be used.
     pub async fn serve(
         self: &Arc<Self>,
         listen: SocketAddr,
@@ -237,7 +241,7 @@ impl Manager {
         http::serve(Arc::clone(self), listen, pki).await
     }
 
-    /// Decides and commits on a thread that may block.
+    /// Decides a mutation and commits it, on a thread that may block.
     async fn write<T, P>(&self, plan: P) -> Result<Value, ApiError>
     where
         T: Serialize + Send + 'static,

@@ -1,4 +1,4 @@
-//! The state in memory, kept equal to the store's, and the one place where it is written.
+//! The state in memory, which follows the store, and the only place that writes to the store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
@@ -18,39 +18,40 @@ use crate::{
     store::{Commit, Store, StoreError},
 };
 
-/// How often a mutation is decided anew when other managers keep writing first.
+/// How often a mutation is decided again while other managers keep committing first.
 const ATTEMPTS: usize = 32;
 /// How many commits a watcher may fall behind before it gets a new snapshot.
 const BACKLOG: usize = 4096;
 
-/// What watchers are told.
+/// A message to the watchers.
 #[derive(Clone)]
 pub(super) enum Applied {
-    /// The state shows a commit.
+    /// The state now includes a commit.
     Commit(Commit),
-    /// The state was loaded as a whole, past commits that nobody told us of.
+    /// The state was loaded as a whole, because some commits were missed.
     Reloaded,
 }
 
-/// What the manager's calls, its server and its background duties share.
+/// The data that the manager's calls, its server and its background tasks share.
 pub(super) struct Shared {
     pub store: Arc<dyn Store>,
     pub liveness: Liveness,
     state: RwLock<Arc<ClusterState>>,
-    /// What the store committed and the state does not show yet. Held while it is applied.
+    /// Commits of the store that the state does not include yet. Locked while they are applied.
     commits: Mutex<broadcast::Receiver<Commit>>,
-    /// What the state shows, for watchers.
+    /// Changes that the state includes, for the watchers.
     applied: broadcast::Sender<Applied>,
-    /// The last snapshot on the wire with its revision: after a restart all nodes ask for the same.
+    /// The last encoded snapshot and its revision. After a restart all nodes ask for the same
+    /// snapshot.
     snapshot: Mutex<Option<(u64, Bytes)>>,
-    /// Held while a mutation is decided and committed, so that this manager's own mutations do
-    /// not make each other start again.
+    /// Locked while a mutation is decided and committed, so that this manager's own mutations do
+    /// not conflict with each other.
     writing: Mutex<()>,
 }
 
 impl Shared {
     pub fn open(store: Arc<dyn Store>) -> Result<Self, ApiError> {
-        // Subscribed first, so that no commit is missed in between.
+        // Subscribes before it loads the state, so that it misses no commit in between.
         let commits = store.watch();
         let state = store.load()?;
         if state.cluster.is_none() {
@@ -73,12 +74,12 @@ impl Shared {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Commits from now on, each sent when the state shows it.
+    /// Returns the commits from now on. Each one is sent as soon as the state includes it.
     pub fn subscribe(&self) -> broadcast::Receiver<Applied> {
         self.applied.subscribe()
     }
 
-    /// What `make` writes of a state, made once per revision.
+    /// Returns the output of `make` for a state. It is made once per revision.
     pub fn snapshot<E>(
         &self,
         state: &ClusterState,
@@ -95,8 +96,8 @@ impl Shared {
         Ok(bytes)
     }
 
-    /// Decides and commits, again and again while somebody else writes first. The state shows the
-    /// commit when this returns. Blocks.
+    /// Decides a mutation and commits it, and repeats this while another writer commits first. When
+    /// this returns, the state includes the commit. Blocks.
     pub fn write<T>(
         &self,
         plan: impl Fn(&ClusterState, Timestamp) -> Planned<T>,
@@ -106,7 +107,8 @@ impl Shared {
             let state = self.state();
             let (plan, answer) = plan(&state, Timestamp::now())?;
             let revision = state.revision;
-            // Given back before the state is changed, which would otherwise have to copy it.
+            // Drops the reference before the state changes, which would otherwise have to copy the
+            // state.
             drop(state);
             if plan.is_empty() {
                 return Ok(answer);
@@ -124,7 +126,7 @@ impl Shared {
             .hint("try again"))
     }
 
-    /// Applies what the store committed; afterwards the state is at least at `revision`.
+    /// Applies the commits of the store. Afterwards the state is at least at `revision`.
     pub fn catch_up(&self, revision: u64) -> Result<(), ApiError> {
         let mut commits = lock(&self.commits);
         loop {
@@ -146,19 +148,19 @@ impl Shared {
             return self.reload();
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        // Copies the state only while a reader holds it.
+        // Copies the state only if a reader holds it.
         let writable = Arc::make_mut(&mut state);
         for change in commit.changes.iter().cloned() {
             writable.apply(change);
         }
         writable.revision = commit.revision;
         drop(state);
-        // Nobody watching is no error.
+        // Sending fails if there is no watcher, which is no error.
         let _ = self.applied.send(Applied::Commit(commit));
         Ok(())
     }
 
-    /// Takes the state from the store.
+    /// Loads the whole state from the store.
     fn reload(&self) -> Result<(), ApiError> {
         let loaded = self.store.load()?;
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
@@ -168,12 +170,12 @@ impl Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under any of these locks leaves nothing half-done: the state is taken from the
-    // store's commits, each in one step.
+    // A panic under one of these locks leaves no partial change: the state is built from the
+    // commits of the store, each in one step.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The cluster's authority, from the secrets.
+/// Reads the cluster's authority from the secrets.
 pub(super) fn authority(store: &dyn Store) -> Result<Authority, ApiError> {
     let secret = store.secret(CA_KEY)?.ok_or_else(|| {
         internal("the store holds no certificate authority").hint("restore it from a backup")
@@ -184,7 +186,7 @@ pub(super) fn authority(store: &dyn Store) -> Result<Authority, ApiError> {
     })
 }
 
-/// Applies what others commit to the store, until the manager is gone.
+/// Applies commits of other writers to the state, until the manager is gone.
 pub(super) fn spawn_follower(shared: &Arc<Shared>) {
     let mut commits = shared.store.watch();
     let shared = Arc::downgrade(shared);
@@ -194,7 +196,8 @@ pub(super) fn spawn_follower(shared: &Arc<Shared>) {
                 return;
             }
             let Some(shared) = Weak::upgrade(&shared) else { return };
-            // Our own commits are applied by now; only others' leave something to do here.
+            // Our own commits are already applied, so this has work only after commits of other
+            // writers.
             let caught_up = tokio::task::spawn_blocking(move || shared.catch_up(0)).await;
             if let Ok(Err(e)) = caught_up {
                 tracing::error!("following the store: {e}");

@@ -28,7 +28,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer: the state of the largest cluster is a tenth of it.
+/// Largest answer. The state of the largest cluster takes a tenth of it.
 const MAX_ANSWER: usize = 512 * 1024 * 1024;
 const HINT: &str =
     "check that `overlay agent` runs on the manager's host and that its TCP port can be reached";
@@ -57,8 +57,8 @@ impl Connection {
             .map_err(|e| failure(manager, &e))?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| failure(manager, &e))?;
-        // Ends when the sender and the last answer are dropped, or the manager is gone; whoever
-        // waits for an answer then gets the error.
+        // The task ends when the sender and the last answer are dropped, or when the manager is
+        // gone. A caller that waits for an answer then gets the error.
         tokio::spawn(async move {
             if let Err(e) = connection.await {
                 tracing::debug!("connection to {manager}: {e}");
@@ -67,12 +67,12 @@ impl Connection {
         Ok(Self { manager, sender })
     }
 
-    /// Whether it can take another request.
+    /// Returns true if the connection can take another request.
     pub fn is_usable(&self) -> bool {
         self.sender.is_ready()
     }
 
-    /// Calls and waits for the answer.
+    /// Makes a call and waits for the answer.
     pub async fn post<R: DeserializeOwned>(
         &mut self,
         method: &str,
@@ -93,7 +93,7 @@ impl Connection {
         Err(serde_json::from_slice(&bytes).unwrap_or_else(|e| self.nonsense(&e)))
     }
 
-    /// Asks for something and answers with its body as it comes.
+    /// Makes a GET request and returns the body as it arrives.
     pub async fn get(&mut self, path: &str, wait: Duration) -> Result<Incoming, ApiError> {
         let request = Request::get(path)
             .header("host", MANAGER_NAME)
@@ -141,7 +141,7 @@ impl Connection {
     }
 }
 
-/// Says what a failed connection means.
+/// Explains a failed connection.
 pub(super) fn failure(manager: SocketAddr, error: &(dyn StdError + 'static)) -> ApiError {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(
@@ -186,7 +186,7 @@ fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// The TLS error at the bottom of an error, if there is one.
+/// Returns the TLS error at the bottom of an error, if there is one.
 fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,4 +1,4 @@
-//! Joining: the token says which CA to trust, the answer is a certificate.
+//! Joins a cluster: the token tells which CA to trust, and the answer contains a certificate.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,7 +14,7 @@ use crate::{
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a new node says of itself.
+/// Description of a new node.
 #[derive(Clone, Debug)]
 pub struct JoinRequest {
     /// Its name.
@@ -23,13 +23,14 @@ pub struct JoinRequest {
     pub data_path_addr: IpAddr,
 }
 
-/// Joins the cluster of a manager with a token. The key is made here and stays here; the secret of
-/// the token is sent only to a manager whose CA has the token's digest.
+/// Joins the cluster of a manager with a token. The key is made on this host and never leaves it.
+/// The secret of the token is sent only to a manager if its CA certificate has the digest in the
+/// token.
 ///
 /// # Errors
-/// `Invalid` for a malformed token, `Unauthenticated` for a wrong or expired one or a manager of
-/// another cluster, `Unavailable` when the manager does not answer, `Conflict` when name or address
-/// are taken.
+/// `Invalid` for a malformed token; `Unauthenticated` for a wrong or expired token, or for a
+/// manager of another cluster; `Unavailable` if the manager does not answer; `Conflict` if the name
+/// or the address is taken.
 pub async fn join(
     manager: SocketAddr,
     token: &str,
@@ -59,7 +60,7 @@ pub async fn join(
         cert_pem: joined.certificate_pem.clone(),
         key_pem: key.key_pem,
     };
-    // Fails if the certificate is not for our key.
+    // Fails if the certificate was not made for our key.
     pki.client_config()?;
     Ok((joined, pki))
 }

@@ -1,4 +1,4 @@
-//! The other side of the API: a manager in this process or somewhere on the network.
+//! Client side of the API: a manager in this process or on another host.
 
 mod connection;
 mod join;
@@ -17,20 +17,20 @@ use crate::{
     model::{Id, WatchEvent},
 };
 
-/// Whom an agent asks.
+/// The manager that an agent calls.
 #[derive(Clone, Debug)]
 pub enum Controller {
-    /// The manager in this process, in the name of this node.
+    /// A manager in this process, called as this node.
     Local(Arc<Manager>, Id),
-    /// A manager on the network, with this node's certificate.
+    /// A manager on another host, called with this node's certificate.
     Remote(RemoteManager),
 }
 
 impl Controller {
-    /// Calls, as this node.
+    /// Makes a call as this node.
     ///
     /// # Errors
-    /// What the manager answers; `Unavailable` when none does.
+    /// The manager's error; `Unavailable` if no manager answers.
     pub async fn call<R: DeserializeOwned>(&self, request: Request) -> Result<R, ApiError> {
         match self {
             Self::Local(manager, node) => {
@@ -41,11 +41,11 @@ impl Controller {
         }
     }
 
-    /// The state and what becomes of it. A remote stream ends with an error when nothing was heard
-    /// for three seconds; call again then, which finds another manager if need be.
+    /// Returns a stream of the state and its changes. A remote stream ends with an error after
+    /// three seconds of silence. A new call of `watch` then finds another manager if necessary.
     ///
     /// # Errors
-    /// As [`Self::call`].
+    /// Same as [`Self::call`].
     pub async fn watch(
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, ApiError>>, ApiError> {

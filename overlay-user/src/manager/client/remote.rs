@@ -1,5 +1,5 @@
-//! The managers of a cluster from another host: connections kept, and another manager when one
-//! fails.
+//! Calls the managers of a cluster from another host. Keeps connections open, and fails over to
+//! another manager.
 
 use std::{
     fmt,
@@ -25,19 +25,19 @@ use crate::{
     pki::NodePki,
 };
 
-/// How long a call may take.
+/// Longest duration of a call.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a heartbeat may take: over a connection that a network failure has cut, TCP would wait
-/// longer and longer, also when the network is there again.
+/// Longest duration of a heartbeat. If the network fails, TCP retries at growing intervals on an
+/// open connection, so it would notice late that the network works again.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Silence on a watch stream, which shows a sign of life every half second.
+/// Longest silence on a watch stream. A manager sends a sign of life every half second.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Longest line of a watch stream.
 const MAX_LINE: usize = 512 * 1024 * 1024;
-/// Connections kept for later calls.
+/// Number of idle connections kept for later calls.
 const MAX_IDLE: usize = 4;
 
-/// The managers of a cluster, asked with a node's certificate.
+/// The managers of a cluster, called with a node's certificate.
 #[derive(Clone)]
 pub struct RemoteManager {
     inner: Arc<Inner>,
@@ -45,16 +45,16 @@ pub struct RemoteManager {
 
 struct Inner {
     tls: Arc<ClientConfig>,
-    /// The one that answered last comes first.
+    /// The manager that answered last comes first.
     managers: Mutex<Vec<SocketAddr>>,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl RemoteManager {
-    /// For the managers at these addresses.
+    /// Makes a client for the managers at these addresses.
     ///
     /// # Errors
-    /// `Invalid` without an address, `Internal` when the keys cannot be used.
+    /// `Invalid` if there is no address, `Internal` if the keys cannot be used.
     pub fn new(managers: Vec<SocketAddr>, pki: &NodePki) -> Result<Self, ApiError> {
         if managers.is_empty() {
             return Err(invalid("the address of no manager is known"));
@@ -67,12 +67,13 @@ impl RemoteManager {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The manager that answered last.
+    /// Returns the manager that answered last.
     pub fn current(&self) -> Option<SocketAddr> {
         lock(&self.inner.managers).first().copied()
     }
 
-    /// Replaces the list of managers; the one in use stays in use if it is among them.
+    /// Replaces the list of managers. The current manager stays the current one if the new list has
+    /// it.
     pub fn set_managers(&self, mut managers: Vec<SocketAddr>) {
         let mut current = lock(&self.inner.managers);
         if managers.is_empty() {
@@ -87,7 +88,7 @@ impl RemoteManager {
     /// Calls one manager after the other until one answers.
     ///
     /// # Errors
-    /// What the manager answers; `Unavailable` when none does.
+    /// The manager's error; `Unavailable` if no manager answers.
     pub async fn call<R: DeserializeOwned>(&self, request: Request) -> Result<R, ApiError> {
         let repeatable = is_repeatable(&request);
         let wait = match &request {
@@ -96,11 +97,12 @@ impl RemoteManager {
             _ => ANSWER_TIMEOUT,
         };
         let (method, params) = split(&request)?;
-        // A kept connection may have been closed meanwhile, and then nobody knows whether the
-        // call was heard: only what may be said twice goes over one.
+        // A kept connection may have been closed in the meantime. It is then unknown if the manager
+        // received the call, so only repeatable calls use a kept connection.
         while let Some(mut connection) = self.take_idle().filter(|_| repeatable) {
             match connection.post(&method, params.clone(), wait).await {
-                // The others are no better; a manager that hangs is waited for only once.
+                // The other kept connections are no better. This waits only once for a manager that
+                // hangs.
                 Err(e) if e.code == ErrorCode::Unavailable => lock(&self.inner.idle).clear(),
                 answer => {
                     self.keep(connection);
@@ -129,10 +131,10 @@ impl RemoteManager {
         Err(failures.into_error())
     }
 
-    /// The state and what becomes of it, over a connection of its own.
+    /// Returns a stream of the state and its changes, over a separate connection.
     ///
     /// # Errors
-    /// As [`Self::call`]. The stream itself ends with an error after three seconds of silence.
+    /// Same as [`Self::call`]. The stream itself ends with an error after three seconds of silence.
     pub async fn watch(
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, ApiError>>, ApiError> {
@@ -189,7 +191,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a call may be made again when nobody knows whether it was heard.
+/// Returns true if a call may be repeated when it is unknown if the manager received it.
 fn is_repeatable(request: &Request) -> bool {
     matches!(
         request,
@@ -206,7 +208,7 @@ fn is_repeatable(request: &Request) -> bool {
     )
 }
 
-/// The method's name and the parameters as JSON.
+/// Splits a request into the method's name and the parameters as JSON.
 pub(super) fn split(request: &Request) -> Result<(String, Vec<u8>), ApiError> {
     let value = serde_json::to_value(request).map_err(internal)?;
     match value.get("method") {
@@ -218,7 +220,7 @@ pub(super) fn split(request: &Request) -> Result<(String, Vec<u8>), ApiError> {
     }
 }
 
-/// Why one manager after the other could not be asked.
+/// The error of each manager that was tried.
 #[derive(Default)]
 struct Failures(Vec<ApiError>);
 
@@ -228,7 +230,7 @@ impl Failures {
     }
 
     fn into_error(self) -> ApiError {
-        // A refusal says more than silence.
+        // An error from a manager says more than a manager that did not answer.
         if let Some(refusal) = self.0.iter().find(|e| e.code != ErrorCode::Unavailable) {
             return refusal.clone();
         }
@@ -238,7 +240,7 @@ impl Failures {
     }
 }
 
-/// The lines of a watch stream.
+/// Splits a watch stream into lines.
 struct Lines {
     connection: Connection,
     body: Incoming,

@@ -1,4 +1,4 @@
-//! Calls in this process: who may do what, several writers, heartbeats, waiting for nodes.
+//! Calls in this process: permissions, several writers, heartbeats, and waits for nodes.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -25,7 +25,7 @@ fn reference(text: &str) -> Reference {
     Reference { reference: text.to_owned() }
 }
 
-/// Every call there is, each for a node and a container.
+/// Returns every kind of call, for a node and a container.
 fn every_call(node: &Id) -> Vec<Request> {
     let container = Id::random();
     vec![
@@ -57,7 +57,7 @@ fn every_call(node: &Id) -> Vec<Request> {
         heartbeat(node, 0),
         Request::NodeAddresses(NodeAddresses { node: node.clone(), addresses6: Vec::new() }),
         Request::Sync(Sync { revision: None, timeout_ms: 0 }),
-        // The last, because a removed node may call nothing more.
+        // This call comes last, because a removed node may make no more calls.
         Request::NodeRemove(NodeRemove { reference: node.to_string(), force: false }),
     ]
 }
@@ -67,13 +67,13 @@ fn method(request: &Request) -> String {
     value["method"].as_str().expect("a method").to_owned()
 }
 
-/// The calls that are refused for who makes them, not for what they say.
+/// Returns the calls that are rejected because of the caller and not because of their contents.
 async fn refused_calls(cluster: &Cluster, who: &Identity, node: &Id) -> HashSet<String> {
     let mut refused = HashSet::new();
     for request in every_call(node) {
         let method = method(&request);
         let result = cluster.manager.call(who, request).await;
-        // `join` is refused for its token, whoever shows it.
+        // `join` is rejected because of its token, for every caller.
         let by_rank = |code| match code {
             ErrorCode::Forbidden => true,
             ErrorCode::Unauthenticated => method != "join",
@@ -90,7 +90,7 @@ fn set(names: &[&str]) -> HashSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// Takes a node in without the network.
+/// Adds a node without the network.
 async fn join(cluster: &Cluster, name: &str, last: u8) -> Id {
     let secret = cluster.token().await.parse::<JoinToken>().expect("a token").credential();
     let request = Request::Join(Join {
@@ -133,7 +133,7 @@ async fn each_caller_may_do_what_it_needs_and_no_more() {
         "endpoint_remove",
     ]);
     let for_another = refused_calls(&cluster, &node, &cluster.node).await;
-    // The container's calls look it up, and there is none.
+    // These calls look the container up, and it does not exist.
     let looked_up = set(&["state", "sync", "endpoint_update", "endpoint_remove"]);
     assert_eq!(&all - &for_another, looked_up);
     let for_itself = refused_calls(&cluster, &node, &h2).await;
@@ -208,7 +208,7 @@ async fn two_managers_on_one_store_agree_on_who_got_what() {
     assert_eq!(made.iter().map(|n| n.vni).collect::<HashSet<_>>().len(), 82);
     assert_eq!(made.iter().map(|n| n.subnet).collect::<HashSet<_>>().len(), 82);
     for manager in [&cluster.manager, &other] {
-        // Each hears of the other's writes by itself.
+        // Each manager receives the other one's commits by itself.
         while manager.state().revision < state.revision {
             tokio::task::yield_now().await;
         }
@@ -241,7 +241,7 @@ async fn heartbeats_make_a_node_ready_and_are_not_written_down() {
     assert_eq!(cluster.store.load().expect("loaded").revision, first.revision);
 }
 
-/// The next change of a node between ready and down.
+/// Returns the next change of a node between ready and down.
 async fn next_state(watch: &mut (impl Stream<Item = WatchEvent> + Unpin)) -> NodeState {
     loop {
         if let Some(WatchEvent::Changes { changes, .. }) = watch.next().await {
@@ -282,7 +282,7 @@ async fn a_cluster_in_a_file_goes_on_where_it_stopped() {
     manager.call(&Identity::Administrator, network("mynet")).await.expect("made");
     let before = manager.state();
     drop(manager);
-    // The background duties let go of the file at their next turn.
+    // The background tasks release the file when they run next.
     let store = loop {
         match RedbStore::open(&path) {
             Ok(store) => break store,

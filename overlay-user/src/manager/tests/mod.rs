@@ -48,7 +48,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub fn new() -> Self {
-        // Long, so that no test depends on how busy the machine is.
+        // Long, so that no test depends on the load of the machine.
         Self::with_timeout(3_600_000)
     }
 
@@ -85,7 +85,7 @@ impl Cluster {
         self.admin(network(name)).await
     }
 
-    /// Joins over the network; nothing else gives a node a certificate.
+    /// Joins over the network, which is the only way to get a node certificate.
     pub async fn join(&self, server: &ServerHandle, name: &str, last: u8) -> (Joined, NodePki) {
         join(server.addr, &self.token().await, node(name, last)).await.expect("joined")
     }

@@ -98,10 +98,10 @@ async fn a_certificate_of_another_cluster_is_refused_by_either_side() {
     let (ours, theirs) = (Cluster::new(), Cluster::new());
     let (server, other) = (ours.serve().await, theirs.serve().await);
     let (_, foreign) = theirs.join(&other, "h2", 11).await;
-    // The client notices first: the manager is not of its cluster.
+    // The client fails first: the manager is of another cluster.
     let result = remote(&server, &foreign).call::<ClusterState>(Request::State {}).await;
     refused(result, ErrorCode::Unauthenticated, &["no manager of this cluster"]);
-    // A client that accepts our CA and shows a foreign certificate is refused by the manager.
+    // The manager rejects a client that trusts our CA but shows a foreign certificate.
     let mixed = NodePki { ca_pem: ours.pki.ca_pem.clone(), ..foreign };
     let remote = remote(&server, &mixed);
     let result = remote.call::<ClusterState>(Request::State {}).await;
@@ -213,7 +213,7 @@ async fn a_port_in_use_is_said_to_be() {
     refused(again, ErrorCode::Conflict, &["another program", "--listen-port"]);
 }
 
-/// A TLS connection without a certificate.
+/// Opens a TLS connection without a certificate.
 async fn stranger(cluster: &Cluster, server: SocketAddr) -> TlsStream<TcpStream> {
     let digest = cluster.token().await.parse::<JoinToken>().expect("a token").ca_digest;
     let connector = TlsConnector::from(pinned_client_config(&digest).expect("a configuration"));
@@ -224,7 +224,7 @@ async fn stranger(cluster: &Cluster, server: SocketAddr) -> TlsStream<TcpStream>
 
 async fn raw(cluster: &Cluster, server: SocketAddr, request: &[u8]) -> String {
     let mut stream = stranger(cluster, server).await;
-    // The server may refuse and close before it has read everything.
+    // The server may reject the request and close before it has read everything.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -282,7 +282,7 @@ async fn hostile_clients_do_not_keep_others_from_being_served() {
     for i in 0..200 {
         let mut stream = TcpStream::connect(server.addr).await.expect("connected");
         if i % 2 == 0 {
-            // The beginning of a TLS record that never ends.
+            // The start of a TLS record that never completes.
             let _ = stream.write_all(&[0x16, 0x03, 0x01, 0xff, 0xff]).await;
         }
         hostile.push(stream);

@@ -55,7 +55,7 @@ async fn a_watcher_that_fell_behind_gets_a_new_snapshot() {
     let mut watch = Box::pin(cluster.manager.watch());
     assert!(matches!(watch.next().await, Some(WatchEvent::Snapshot(_))));
     let object = cluster.manager.state().cluster.clone().expect("a cluster");
-    // More than are kept for a watcher; another manager on the same store writes them.
+    // Another manager on the same store makes more commits than the backlog of a watcher holds.
     for revision in cluster.manager.state().revision.. {
         if revision > 10_000 {
             break;
