@@ -1,4 +1,4 @@
-//! A store in memory, for tests and for trying things out: nothing survives the process.
+//! A store in memory, for tests and experiments. Its contents end with the process.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use super::{Commit, SecretChange, Store, StoreError};
 use crate::model::{Change, ClusterState};
 
-/// How many commits a watcher may fall behind before it has to load again.
+/// How many commits a watcher may fall behind before it must load the state again.
 pub(super) const WATCH_CAPACITY: usize = 1024;
 
 /// A [`Store`] in memory.
@@ -33,7 +33,7 @@ impl MemoryStore {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing that holds the lock can leave half a transaction behind.
+        // A panic under the lock leaves no partial transaction behind.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,8 +71,8 @@ impl Store for MemoryStore {
         }
         let revision = expected + 1;
         inner.state.revision = revision;
-        // Sent under the lock, so that watchers see the commits in their order. Nobody watching
-        // is no error.
+        // Sends under the lock, so that watchers see the commits in order. Sending fails if there
+        // is no watcher, which is no error.
         let _ = self.commits.send(Commit { revision, changes: Arc::new(changes) });
         Ok(revision)
     }

@@ -1,4 +1,4 @@
-//! Where managers keep the cluster's state.
+//! The store where managers keep the cluster's state.
 
 pub mod memory;
 pub mod redb;
@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 
 use crate::model::{Change, ClusterState};
 
-/// What a store keeps besides the state that agents may see.
+/// A write to the secrets, which the store keeps beside the state that agents may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretChange {
     /// Create or replace the secret under a key (`ca`, `token/ID`).
@@ -26,16 +26,16 @@ pub enum SecretChange {
 /// A committed transaction, as watchers see it.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// Revision after it.
+    /// Revision after the transaction.
     pub revision: u64,
-    /// What it wrote.
+    /// The changes of the transaction.
     pub changes: Arc<Vec<Change>>,
 }
 
-/// Why the store refused or failed.
+/// Reason for which the store rejected a call or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else wrote first: read again and decide again.
+    /// Another writer committed first. The caller must read and decide again.
     #[error("the state changed in between: it is at revision {found}, not {expected}")]
     Conflict {
         /// Revision the transaction was made for.
@@ -43,15 +43,15 @@ pub enum StoreError {
         /// Revision found.
         found: u64,
     },
-    /// The file is not ours or is damaged.
+    /// The file is no state file or is damaged.
     #[error(
         "the state file {path} is damaged: {reason}; restore it from a backup, or move it away \
              and run `overlay init` for a new cluster"
     )]
     Corrupt {
-        /// Which file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// The damage that was found.
         reason: String,
     },
     /// The file was written by a newer version.
@@ -60,11 +60,11 @@ pub enum StoreError {
              install the newer version again"
     )]
     Format {
-        /// Which file.
+        /// Path of the file.
         path: String,
-        /// Its format.
+        /// Format of the file.
         found: u32,
-        /// Ours.
+        /// Newest format that this version can read.
         supported: u32,
     },
     /// Another process has it open.
@@ -77,17 +77,17 @@ pub enum StoreError {
 
 /// A store with compare-and-swap on one revision that grows by one with every transaction.
 pub trait Store: Send + Sync + 'static {
-    /// The whole state at its current revision.
+    /// Returns the whole state at its current revision.
     ///
     /// # Errors
-    /// [`StoreError`] when the backend fails or holds what is not ours.
+    /// [`StoreError`] if the backend fails or holds unknown data.
     fn load(&self) -> Result<ClusterState, StoreError>;
 
-    /// Commits all changes, or none if the store is not at revision `expected` any more. Returns
-    /// the new revision; when it returns, the changes survive a crash.
+    /// Commits all changes, or none of them if the store is no longer at revision `expected`.
+    /// Returns the new revision. The changes survive a crash once this has returned.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when somebody else wrote first.
+    /// [`StoreError::Conflict`] if another writer committed first.
     fn commit(
         &self,
         expected: u64,
@@ -95,18 +95,18 @@ pub trait Store: Send + Sync + 'static {
         secrets: Vec<SecretChange>,
     ) -> Result<u64, StoreError>;
 
-    /// The secret under a key.
+    /// Returns the secret under a key.
     ///
     /// # Errors
-    /// [`StoreError`] when the backend fails.
+    /// [`StoreError`] if the backend fails.
     fn secret(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// All secrets whose key starts with `prefix`, in the order of the keys.
+    /// Returns all secrets with keys that start with `prefix`, in the order of the keys.
     ///
     /// # Errors
-    /// [`StoreError`] when the backend fails.
+    /// [`StoreError`] if the backend fails.
     fn secrets(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 
-    /// Commits from now on. A receiver that lags loads again.
+    /// Returns the commits from now on. A receiver that lags must load the state again.
     fn watch(&self) -> broadcast::Receiver<Commit>;
 }

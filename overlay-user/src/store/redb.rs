@@ -34,24 +34,24 @@ const REVISION_KEY: &str = "revision";
 /// Version of the tables' layout and of the JSON in them.
 const FORMAT: u32 = 1;
 
-/// A [`Store`] in one file, which only one process can have open.
+/// A [`Store`] in one file. Only one process at a time can have it open.
 #[derive(Debug)]
 pub struct RedbStore {
     path: String,
     database: Database,
-    /// Held while a commit is written and announced, so that watchers see the commits in order.
+    /// Locked while a commit is written and announced, so that watchers see the commits in order.
     commits: Mutex<broadcast::Sender<Commit>>,
 }
 
 impl RedbStore {
-    /// Makes the file, readable by its owner alone, with an empty state at revision 0.
+    /// Creates the file with an empty state at revision 0. Only its owner can read it.
     ///
     /// # Errors
-    /// [`StoreError::Backend`] when the file exists or cannot be written.
+    /// [`StoreError::Backend`] if the file exists or cannot be written.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        // redb would open an existing file here and make a missing one readable for everybody.
+        // redb would open an existing file here, and would let every user read a new one.
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|e| {
             StoreError::Backend(if e.kind() == io::ErrorKind::AlreadyExists {
                 format!(
@@ -69,7 +69,7 @@ impl RedbStore {
         match made {
             Ok(database) => Ok(Self::with(name, database)),
             Err(e) => {
-                // Nothing half-made stays behind; the first error is the one to report.
+                // Removes the incomplete file. The first error is the one to report.
                 let _ = std::fs::remove_file(path);
                 Err(e)
             }
@@ -79,8 +79,8 @@ impl RedbStore {
     /// Opens the file and checks all of it.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`], [`StoreError::Format`] or [`StoreError::Locked`]; each says what to
-    /// do. [`StoreError::Backend`] when the file is missing or cannot be read.
+    /// [`StoreError::Corrupt`], [`StoreError::Format`] or [`StoreError::Locked`], each with a
+    /// remedy. [`StoreError::Backend`] if the file is missing or cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -92,8 +92,8 @@ impl RedbStore {
         if empty {
             return Err(corrupt(&name, "it is empty"));
         }
-        // The integrity check reports damage that redb would otherwise trust, and then panic on;
-        // whatever it still panics on is damage too.
+        // The integrity check reports damage that redb would otherwise trust and then panic on. If
+        // redb still panics, the file is damaged too.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             Database::builder().set_check_integrity_on_open(true).open(path)
         }));
@@ -134,7 +134,7 @@ impl RedbStore {
     fn table(&self, error: TableError) -> StoreError {
         match error {
             TableError::Storage(e) => storage(&self.path, e),
-            // A redb file, but of somebody else.
+            // A redb file of another program.
             other => corrupt(&self.path, &other.to_string()),
         }
     }
@@ -224,7 +224,7 @@ impl Store for RedbStore {
         }
         write.commit().map_err(backend)?;
         let revision = expected + 1;
-        // Nobody watching is no error.
+        // Sending fails if there is no watcher, which is no error.
         let _ = commits.send(Commit { revision, changes: Arc::new(changes) });
         Ok(revision)
     }
@@ -280,7 +280,7 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(json)
 }
 
-/// The object without its kind, which the key says already.
+/// Encodes the object without its kind, which is part of the key.
 fn json(object: &Object) -> Result<String, StoreError> {
     fn text(object: &impl Serialize) -> Result<String, serde_json::Error> {
         serde_json::to_string(object)
@@ -306,7 +306,7 @@ fn corrupt(path: &str, reason: &str) -> StoreError {
 fn storage(path: &str, error: StorageError) -> StoreError {
     match error {
         StorageError::Corrupted(reason) => corrupt(path, &reason),
-        // What redb says of a file that is not its own or was cut short.
+        // redb returns these errors for a file of another program or a truncated file.
         StorageError::Io(e)
             if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
         {

@@ -1,4 +1,4 @@
-//! What every store must do, run over each of them, and what only the file can get wrong.
+//! Tests that run over every store, and tests of failures that only a file can have.
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -180,7 +180,7 @@ fn a_file_cut_short_or_overwritten_anywhere_never_loads_as_something_else() {
                 copy[at..end].fill(0xa5);
             }
             std::fs::write(&damaged, copy).expect("written");
-            // Damage outside of what is in use does no harm; any other must be said.
+            // Damage in unused parts of the file is harmless. Any other damage must be reported.
             match RedbStore::open(&damaged) {
                 Ok(store) => assert_eq!(store.load().expect("loaded"), good, "{at} {cut}"),
                 Err(StoreError::Corrupt { .. }) => {}

@@ -1,4 +1,4 @@
-//! A transaction in the making: what it allocated so far is taken for the rest of it.
+//! A transaction under construction. Its own allocations count as taken for the rest of it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,17 +18,17 @@ use crate::{
 /// Highest VNI: 24 bits (RFC 7348, section 5).
 pub(in crate::manager) const MAX_VNI: u32 = (1 << 24) - 1;
 
-/// Numbers in the maps end here: the agent uses the top bit for host-mode ports.
+/// Highest number in the maps. The agent uses the top bit for host-mode ports.
 const MAX_NUMBER: u32 = (1 << 31) - 1;
 
-/// A transaction in the making.
+/// A transaction under construction.
 pub(in crate::manager) struct Draft<'a> {
     /// The state it starts from.
     pub state: &'a ClusterState,
-    /// When it is made.
+    /// Time of the transaction.
     pub now: Timestamp,
     cluster: Cluster,
-    /// Networks made or changed by it.
+    /// Networks that the transaction makes or changes.
     networks: BTreeMap<Id, Network>,
     /// Addresses in use by network and, on node-local networks, node.
     used: HashMap<(Id, Option<Id>), HashSet<u32>>,
@@ -54,12 +54,12 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// The cluster, with the counters as they are by now.
+    /// Returns the cluster with the current counters.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
-    /// A new number for the maps.
+    /// Allocates a new number for the maps.
     pub fn number(&mut self) -> Result<u32, ApiError> {
         let number = self.cluster.next_number;
         if number > MAX_NUMBER {
@@ -72,7 +72,8 @@ impl<'a> Draft<'a> {
         Ok(number)
     }
 
-    /// A VNI that no network has, in series, so that a freed one rests.
+    /// Allocates a VNI that no network has. VNIs are allocated in sequence, so that a freed one is
+    /// not reused at once.
     pub fn vni(&mut self) -> Result<u32, ApiError> {
         let taken: HashSet<u32> = self.state.networks.values().map(|n| n.vni).collect();
         let first = INGRESS_VNI + 1;
@@ -86,19 +87,19 @@ impl<'a> Draft<'a> {
         Ok(vni)
     }
 
-    /// Makes a network part of the transaction.
+    /// Adds a new or changed network to the transaction.
     pub fn put_network(&mut self, network: Network) {
         self.networks.insert(network.id.clone(), network);
     }
 
-    /// A network as it is by now.
+    /// Returns a network with the changes of this transaction.
     pub fn network(&self, id: &Id) -> Result<&Network, ApiError> {
         self.networks.get(id).or_else(|| self.state.networks.get(id)).ok_or_else(|| {
             internal(format!("the state refers to network {id}, which does not exist"))
         })
     }
 
-    /// The next free address of a network. `node` matters on node-local networks only.
+    /// Allocates the next free address of a network. `node` matters on node-local networks only.
     pub fn allocate(&mut self, network: &Id, node: &Id) -> Result<Ipv4Addr, ApiError> {
         let mut network = self.network(network)?.clone();
         let used = self.used(&network, node);
@@ -111,7 +112,7 @@ impl<'a> Draft<'a> {
         Ok(address)
     }
 
-    /// Takes a certain address of a network.
+    /// Reserves a given address of a network.
     pub fn reserve(&mut self, network: &Id, node: &Id, ip: Ipv4Addr) -> Result<(), ApiError> {
         let network = self.network(network)?.clone();
         if !ipam::usable(network.subnet).contains(&ip.to_bits()) {
@@ -132,7 +133,8 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// The next free IPv6 address of a network; `None` when it has none of that family.
+    /// Allocates the next free IPv6 address of a network. Returns `None` if the network has no
+    /// IPv6.
     pub fn allocate6(&mut self, network: &Id) -> Result<Option<Ipv6Addr>, ApiError> {
         let network = self.network(network)?.clone();
         let Some(mut ipv6) = network.ipv6.clone() else { return Ok(None) };
@@ -151,7 +153,7 @@ impl<'a> Draft<'a> {
         Ok(Some(address))
     }
 
-    /// Takes a certain IPv6 address of a network.
+    /// Reserves a given IPv6 address of a network.
     pub fn reserve6(&mut self, network: &Id, ip: Ipv6Addr) -> Result<(), ApiError> {
         let network = self.network(network)?.clone();
         let Some(ipv6) = &network.ipv6 else {
@@ -195,7 +197,7 @@ impl<'a> Draft<'a> {
         self.changes.push(Change::Delete { kind, id: id.clone() });
     }
 
-    /// The transaction: cluster and networks first, then the rest in its order.
+    /// Returns the transaction: cluster and networks first, then the other changes in their order.
     pub fn finish(self) -> super::Plan {
         let cluster = (self.state.cluster.as_ref() != Some(&self.cluster))
             .then_some(Change::Put(Object::Cluster(self.cluster)));

@@ -1,4 +1,4 @@
-//! Endpoints: a container gets one per network, all or none.
+//! Endpoints: a container gets one endpoint per network, all of them or none.
 
 use jiff::Timestamp;
 
@@ -18,7 +18,8 @@ use crate::{
     },
 };
 
-/// Makes the endpoints of a container. Asked again for the same container, answers what is there.
+/// Makes the endpoints of a container. A repeated call for the same container returns the existing
+/// endpoints.
 pub(in crate::manager) fn create(
     state: &ClusterState,
     request: &EndpointCreate,
@@ -80,7 +81,7 @@ pub(in crate::manager) fn create(
     Ok((draft.finish(), endpoints))
 }
 
-/// Checks what the request says by itself and finds what it names.
+/// Checks the contents of the request and looks up the objects that it names.
 fn check<'a>(
     state: &'a ClusterState,
     request: &EndpointCreate,
@@ -181,7 +182,7 @@ fn networks<'a>(
     }
 }
 
-/// The endpoints that the container has already, in the order asked for.
+/// Returns the existing endpoints of the container, in the order of the request.
 fn existing(
     state: &ClusterState,
     request: &EndpointCreate,
@@ -226,7 +227,7 @@ fn check_container_names(
     Ok(())
 }
 
-/// The service that carries the ports of one container.
+/// Makes the service that carries the ports of one container.
 fn owner_service(
     draft: &mut Draft<'_>,
     request: &EndpointCreate,
@@ -246,7 +247,7 @@ fn owner_service(
         id: Id::random(),
         name: owner_name(draft.state, request),
         created: draft.now,
-        // Its name resolves to the container's address: there is no VIP.
+        // No VIP: the service's name resolves to the container's address.
         mode: EndpointMode::Dnsrr,
         networks: vec![ServiceNetwork {
             network: network.id.clone(),
@@ -263,8 +264,8 @@ fn owner_service(
     })
 }
 
-/// The container's name; made unique where a service has it, or a container of the same name on
-/// another network or node.
+/// Returns the name of the owned service: the container's name. It is made unique if a service or a
+/// container of another network or node has the same name.
 fn owner_name(state: &ClusterState, request: &EndpointCreate) -> String {
     if state.services.values().any(|s| s.name == request.name) {
         let name: String = request.name.chars().take(50).collect();
@@ -274,7 +275,7 @@ fn owner_name(state: &ClusterState, request: &EndpointCreate) -> String {
     }
 }
 
-/// Sets the state of all endpoints of a container. Answers those that changed.
+/// Sets the state of all endpoints of a container. Returns the changed endpoints.
 pub(in crate::manager) fn update(
     state: &ClusterState,
     node: &Id,
@@ -298,8 +299,8 @@ pub(in crate::manager) fn update(
     Ok((draft.finish(), changed))
 }
 
-/// Notes what a health check of a container has shown. Answers the endpoints that changed: none
-/// when the check was given up meanwhile.
+/// Records the result of a container's health check. Returns the changed endpoints, which are none
+/// if the check was removed in the meantime.
 pub(in crate::manager) fn judge(
     state: &ClusterState,
     node: &Id,
@@ -320,8 +321,8 @@ pub(in crate::manager) fn judge(
     Ok((draft.finish(), changed))
 }
 
-/// Sets the weight of all endpoints of a container that serves a service. Answers those that
-/// changed.
+/// Sets the weight of all endpoints of a container that is a backend. Returns the changed
+/// endpoints.
 pub(in crate::manager) fn weigh(
     state: &ClusterState,
     request: &EndpointWeight,
@@ -346,7 +347,7 @@ pub(in crate::manager) fn weigh(
     Ok((draft.finish(), changed))
 }
 
-/// The endpoints of the one container that is meant.
+/// Returns the endpoints of the one container that the reference names.
 fn by_reference<'a>(
     state: &'a ClusterState,
     reference: &str,
@@ -367,7 +368,7 @@ fn by_reference<'a>(
     }
 }
 
-/// Removes all endpoints of a container and what was published for it alone.
+/// Removes all endpoints of a container and the ports that were published for it alone.
 pub(in crate::manager) fn remove(
     state: &ClusterState,
     node: &Id,

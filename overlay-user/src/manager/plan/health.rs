@@ -1,4 +1,4 @@
-//! How a service's backends are checked, as it is asked for.
+//! Validates the health check that a request asks for.
 
 use crate::{
     api::{ApiError, HealthChange},
@@ -7,19 +7,19 @@ use crate::{
 };
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
-/// Shortest interval: a check is a connection or a process.
+/// Shortest interval. Each check costs a connection or a process.
 const MIN_INTERVAL_MS: u64 = 100;
-/// Longest a check may take.
+/// Longest timeout of a check.
 const MAX_TIMEOUT_MS: u64 = 3600 * 1000;
-/// Most failures in a row that are waited for.
+/// Most failures in a row before a backend is unhealthy.
 const MAX_RETRIES: u32 = 1000;
 /// Longest path and command, in bytes.
 const MAX_TEXT: usize = 4096;
 
-/// `before`, with what is asked for changed.
+/// Applies the requested changes to `before`.
 ///
 /// # Errors
-/// What means nothing or is out of range.
+/// Settings that have no meaning or are out of range.
 pub(super) fn changed(
     before: Option<&HealthCheck>,
     change: &HealthChange,

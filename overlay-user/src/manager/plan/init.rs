@@ -1,4 +1,4 @@
-//! A new cluster: itself, its first node, its two first networks and its authority.
+//! A new cluster: the cluster object, its first node, its first two networks and its authority.
 
 use std::{
     collections::BTreeMap,
@@ -22,35 +22,35 @@ use crate::{
     store::SecretChange,
 };
 
-/// Key of the authority among the secrets.
+/// Key of the authority's secret.
 pub(in crate::manager) const CA_KEY: &str = "ca";
 
-/// Where UDP ports for VXLAN may lie, as in Docker.
+/// Allowed UDP ports for VXLAN, as in Docker.
 const DATA_PATH_PORTS: RangeInclusive<u16> = 1024..=49_151;
-/// Shortest time after which a silent node may be called down, in milliseconds.
+/// Shortest node timeout, in milliseconds.
 const MIN_NODE_TIMEOUT_MS: u64 = 100;
 
-/// What a new cluster is to be like.
+/// Settings of a new cluster.
 #[derive(Clone, Debug)]
 pub struct InitCluster {
     /// Name of the first node.
     pub name: String,
     /// Its VTEP.
     pub data_path_addr: IpAddr,
-    /// Where other nodes reach its manager.
+    /// Address of its manager for other nodes.
     pub api_addr: SocketAddr,
-    /// Networks without a subnet get theirs from here.
+    /// Pool that networks without a given subnet take theirs from.
     pub default_pool: Ipv4Net,
     /// Prefix length of such subnets.
     pub pool_prefix: u8,
     /// UDP port of VXLAN.
     pub data_path_port: u16,
-    /// Subnet of the ingress network; `None`: 10.255.0.0/16 as long as the pool is 10.0.0.0/8,
-    /// else the first one of the pool.
+    /// Subnet of the ingress network; `None`: 10.255.0.0/16 if the pool is 10.0.0.0/8, else the
+    /// first subnet of the pool.
     pub ingress_subnet: Option<Ipv4Net>,
     /// Subnet of the bridge network.
     pub bridge_subnet: Ipv4Net,
-    /// A node silent for so long is down. Milliseconds.
+    /// Silence after which a node is down, in milliseconds.
     pub node_timeout_ms: u64,
 }
 
@@ -98,7 +98,7 @@ pub(in crate::manager) fn init(
         availability: Availability::Active,
         addresses6: Vec::new(),
     };
-    // Built up in the state that the rules for networks look at.
+    // This state grows step by step, because the rules for networks read it.
     let mut building = ClusterState { cluster: Some(cluster.clone()), ..Default::default() };
     building.nodes.insert(node.id.clone(), node.clone());
     let bridge = bridge(&building, request.bridge_subnet, now)?;

@@ -1,4 +1,4 @@
-//! Addresses: which subnets networks may have, and which addresses of them are free.
+//! Addresses: the allowed subnets of networks, and the free addresses of each network.
 
 use std::{
     collections::HashSet,
@@ -14,12 +14,12 @@ use crate::{
     model::{ClusterState, Id, Network},
 };
 
-/// Longest prefix of a network: leaves a gateway and one address for a container.
+/// Longest prefix of a network. It leaves a gateway and one address for a container.
 pub(in crate::manager) const LONGEST_PREFIX: u8 = 30;
 const SHORTEST_PREFIX: u8 = 8;
 
-/// Ranges that no container may have (RFC 6890): this host, loopback, link-local, multicast and
-/// what is reserved above.
+/// Ranges that no container may have (RFC 6890): this host, loopback, link-local, multicast and the
+/// reserved range above it.
 const NOT_FOR_HOSTS: [(Ipv4Addr, u8); 4] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -27,7 +27,7 @@ const NOT_FOR_HOSTS: [(Ipv4Addr, u8); 4] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
-/// Refuses what cannot be a network's subnet; `what` says what it was given for.
+/// Rejects a subnet that no network may have. `what` names its purpose.
 pub(in crate::manager) fn check_subnet(what: &str, subnet: Ipv4Net) -> Result<(), ApiError> {
     if subnet.addr() != subnet.network() {
         return Err(invalid(format!("{what} {subnet} has bits set beyond its prefix"))
@@ -52,12 +52,12 @@ pub(in crate::manager) fn check_subnet(what: &str, subnet: Ipv4Net) -> Result<()
     Ok(())
 }
 
-/// Whether two subnets share an address.
+/// Returns true if two subnets share an address.
 pub(in crate::manager) fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
-/// Refuses a subnet that another network or a node's data-path address is in.
+/// Rejects a subnet that overlaps another network or contains a node's data-path address.
 pub(in crate::manager) fn check_free(
     state: &ClusterState,
     name: &str,
@@ -81,7 +81,8 @@ pub(in crate::manager) fn check_free(
     Ok(())
 }
 
-/// The first subnet of the default pool that no network and no node's address is in.
+/// Returns the first subnet of the default pool that overlaps no network and contains no node's
+/// address.
 pub(in crate::manager) fn free_subnet(
     state: &ClusterState,
     pool: Ipv4Net,
@@ -121,12 +122,12 @@ pub(in crate::manager) fn free_subnet(
         })
 }
 
-/// The addresses for hosts: all but the first and the last of the subnet.
+/// Returns the addresses for hosts: all but the first and the last one of the subnet.
 pub(in crate::manager) fn usable(subnet: Ipv4Net) -> RangeInclusive<u32> {
     subnet.network().to_bits() + 1..=subnet.broadcast().to_bits() - 1
 }
 
-/// The addresses that are handed out: the usable ones in the range.
+/// Returns the addresses that can be allocated: the addresses for hosts within the range.
 pub(in crate::manager) fn range(network: &Network) -> RangeInclusive<u32> {
     let usable = usable(network.subnet);
     match network.ip_range {
@@ -138,7 +139,7 @@ pub(in crate::manager) fn range(network: &Network) -> RangeInclusive<u32> {
     }
 }
 
-/// Every address of a network in use; on node-local networks: on that node.
+/// Returns every address of a network in use; on node-local networks, those in use on that node.
 pub(in crate::manager) fn used(
     state: &ClusterState,
     network: &Network,
@@ -165,7 +166,8 @@ pub(in crate::manager) fn used(
         .collect()
 }
 
-/// The next free address from where the last search ended, so that a freed one rests.
+/// Returns the next free address. The search starts at the end of the last one, so that a freed
+/// address is not reused at once.
 pub(in crate::manager) fn next_free(network: &Network, used: &HashSet<u32>) -> Option<Ipv4Addr> {
     let range = range(network);
     let next = network.next_address.to_bits();
@@ -176,14 +178,14 @@ pub(in crate::manager) fn next_free(network: &Network, used: &HashSet<u32>) -> O
         .map(Ipv4Addr::from_bits)
 }
 
-/// Where the search after `address` starts.
+/// Returns the start of the search after `address` was allocated.
 pub(in crate::manager) fn after(network: &Network, address: Ipv4Addr) -> Ipv4Addr {
     let range = range(network);
     let next = address.to_bits() + 1;
     Ipv4Addr::from_bits(if range.contains(&next) { next } else { *range.start() })
 }
 
-/// Who uses an address of a network, in words.
+/// Describes the user of an address of a network.
 pub(in crate::manager) fn user_of(
     state: &ClusterState,
     network: &Network,
@@ -211,7 +213,7 @@ pub(in crate::manager) fn user_of(
         .map(|e| format!("container {}", e.name))
 }
 
-/// Says what the addresses of a full network are used for.
+/// Describes the users of the addresses of a full network.
 pub(in crate::manager) fn exhausted_error(
     state: &ClusterState,
     network: &Network,

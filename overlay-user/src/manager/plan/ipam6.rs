@@ -1,5 +1,5 @@
-//! IPv6 addresses of dual-stack networks: as [`super::ipam`] for IPv4. Subnets are too large to run
-//! out of addresses, and there is no broadcast address to leave out.
+//! IPv6 addresses of dual-stack networks, like [`super::ipam`] for IPv4. The subnets are too large
+//! to run out of addresses, and IPv6 has no broadcast address to leave out.
 
 use std::{collections::HashSet, net::Ipv6Addr, ops::RangeInclusive};
 
@@ -12,21 +12,21 @@ use crate::{
     model::{ClusterState, Id, Network, NetworkIpv6, Node, Service},
 };
 
-/// Prefix lengths of a network: the longest leaves a gateway and two addresses for containers.
+/// Prefix lengths of a network. The longest one leaves a gateway and two addresses for containers.
 const PREFIXES: RangeInclusive<u8> = 16..=126;
-/// Prefix length of a network that is not told its subnet (RFC 4193, section 3.1).
+/// Prefix length of a network without a given subnet (RFC 4193, section 3.1).
 const DEFAULT_PREFIX: u8 = 64;
 /// Smallest MTU of a link with IPv6 (RFC 8200, section 5).
 const LEAST_MTU: u32 = 1280;
 
-/// What containers may have: global unicast (RFC 4291, section 2.4, as it is assigned) and unique
-/// local addresses (RFC 4193).
+/// Ranges that containers may use: global unicast (RFC 4291, section 2.4, as far as it is assigned)
+/// and unique local addresses (RFC 4193).
 const FOR_HOSTS: [(Ipv6Addr, u8); 2] = [
     (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3),
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
 ];
 
-/// The IPv6 side of the network with `vni` that `request` asks for.
+/// Returns the IPv6 side that `request` asks for, for the network with `vni`.
 pub(in crate::manager) fn plan(
     state: &ClusterState,
     request: &NetworkCreate,
@@ -93,7 +93,7 @@ fn overlaps(network: &Network, subnet: Ipv6Net) -> bool {
     other.is_some_and(|other| other.contains(&subnet) || subnet.contains(&other))
 }
 
-/// Refuses a subnet that another network or a node's VTEP is in.
+/// Rejects a subnet that overlaps another network or contains a node's VTEP.
 fn check_free(state: &ClusterState, name: &str, subnet: Ipv6Net) -> Result<(), ApiError> {
     let inside = |n: &&Node| IpNet::V6(subnet).contains(&n.data_path_addr);
     if let Some(node) = state.nodes.values().find(inside) {
@@ -113,11 +113,11 @@ fn check_free(state: &ClusterState, name: &str, subnet: Ipv6Net) -> Result<(), A
     }
 }
 
-/// A unique local /64 (RFC 4193): the global ID is the cluster's, and the subnet ID the VNI's last
-/// 16 bits or the next that is free.
+/// Returns a unique local /64 (RFC 4193). Its global ID is the cluster's. Its subnet ID is the last
+/// 16 bits of the VNI, or the next free one.
 fn free_subnet(state: &ClusterState, vni: u32) -> Result<Ipv6Net, ApiError> {
     let [a, b, c, d, e] = global_id(state);
-    // The first network beside ingress is number 1.
+    // The first network after ingress has number 1.
     let first = vni.wrapping_sub(INGRESS_VNI) & 0xffff;
     let at = |id: u32| {
         let [.., high, low] = (id & 0xffff).to_be_bytes();
@@ -133,8 +133,8 @@ fn free_subnet(state: &ClusterState, vni: u32) -> Result<Ipv6Net, ApiError> {
         })
 }
 
-/// 40 bits that other clusters do not have (RFC 4193, section 3.2): the cluster's id is random, so
-/// its digest is.
+/// Returns 40 bits that differ between clusters (RFC 4193, section 3.2). They are random, because
+/// they are a digest of the cluster's random id.
 fn global_id(state: &ClusterState) -> [u8; 5] {
     use sha2::Digest as _;
     let cluster = state.cluster.as_ref().map_or("", |cluster| cluster.id.as_str());
@@ -142,12 +142,13 @@ fn global_id(state: &ClusterState) -> [u8; 5] {
     std::array::from_fn(|i| digest[i])
 }
 
-/// The addresses for hosts: all but the first, which is every router's (RFC 4291, section 2.6.1).
+/// Returns the addresses for hosts: all but the first one, which every router has (RFC 4291,
+/// section 2.6.1).
 pub(in crate::manager) fn usable(subnet: Ipv6Net) -> RangeInclusive<u128> {
     subnet.network().to_bits() + 1..=subnet.broadcast().to_bits()
 }
 
-/// Every IPv6 address of a network in use.
+/// Returns every IPv6 address of a network in use.
 pub(in crate::manager) fn used(state: &ClusterState, network: &Network) -> HashSet<u128> {
     let gateway = network.ipv6.as_ref().map(|ipv6| ipv6.gateway);
     let vips = state
@@ -160,7 +161,8 @@ pub(in crate::manager) fn used(state: &ClusterState, network: &Network) -> HashS
     gateway.into_iter().chain(vips).chain(endpoints).map(Ipv6Addr::to_bits).collect()
 }
 
-/// The next free address from where the last search ended, so that a freed one rests.
+/// Returns the next free address. The search starts at the end of the last one, so that a freed
+/// address is not reused at once.
 pub(in crate::manager) fn next_free(ipv6: &NetworkIpv6, used: &HashSet<u128>) -> Option<Ipv6Addr> {
     let usable = usable(ipv6.subnet);
     let start = ipv6.next_address.to_bits().clamp(*usable.start(), *usable.end());
@@ -170,7 +172,7 @@ pub(in crate::manager) fn next_free(ipv6: &NetworkIpv6, used: &HashSet<u128>) ->
         .map(Ipv6Addr::from_bits)
 }
 
-/// Where the search after `address` starts.
+/// Returns the start of the search after `address` was allocated.
 pub(in crate::manager) fn after(subnet: Ipv6Net, address: Ipv6Addr) -> Ipv6Addr {
     let usable = usable(subnet);
     match address.to_bits().checked_add(1).filter(|next| usable.contains(next)) {
@@ -179,7 +181,7 @@ pub(in crate::manager) fn after(subnet: Ipv6Net, address: Ipv6Addr) -> Ipv6Addr 
     }
 }
 
-/// Who uses an address of a network, in words.
+/// Describes the user of an address of a network.
 pub(in crate::manager) fn user_of(
     state: &ClusterState,
     network: &Id,

@@ -1,5 +1,5 @@
-//! What each mutation does to the state, as pure functions: state and request in, changes out.
-//! One file per noun.
+//! The mutations of the state, as pure functions from state and request to changes. There is one
+//! file per kind of object.
 
 pub(super) mod draft;
 pub(super) mod endpoint;
@@ -19,12 +19,12 @@ pub(super) mod token;
 
 use crate::{api::ApiError, model::Change, store::SecretChange};
 
-/// What a mutation writes.
+/// The writes of a mutation.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// To the state.
+    /// Changes of the state.
     pub changes: Vec<Change>,
-    /// Beside it.
+    /// Changes of the secrets.
     pub secrets: Vec<SecretChange>,
 }
 

@@ -1,4 +1,4 @@
-//! Networks: making and removing them.
+//! Networks: makes and removes them.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -17,7 +17,7 @@ use crate::{
     model::{ClusterState, Driver, Id, Kind, Multicast, Network, Object, PublishMode, check_name},
 };
 
-/// Names that stand for something else wherever a network is named.
+/// Reserved names: they have another meaning in place of a network's name.
 const RESERVED_NAMES: [&str; 3] = ["host", "none", "container"];
 
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65_485;
@@ -66,7 +66,7 @@ pub(in crate::manager) fn create(
             mtu: request.mtu,
             multicast: request.multicast,
             internal: request.internal,
-            // ingress is usable through services alone.
+            // Containers join ingress through services only.
             attachable: request.attachable && !request.ingress,
             ingress: request.ingress,
             labels: request.labels.clone(),
@@ -79,7 +79,7 @@ pub(in crate::manager) fn create(
     let id = network.id.clone();
     draft.put_network(network);
     if request.ingress {
-        // Every node has an address of its own there.
+        // Every node has its own address on the ingress network.
         for node in state.nodes.values() {
             let mut node = node.clone();
             node.ingress_ip = draft.allocate(&id, &node.id)?;
@@ -149,7 +149,7 @@ fn choose_vni(draft: &mut Draft<'_>, request: &NetworkCreate) -> Result<u32, Api
     }
 }
 
-/// Fills in the addresses that a request gives and checks each of them.
+/// Completes the addresses of a request and checks each of them.
 pub(super) fn with_addresses(
     mut network: Network,
     request: &NetworkCreate,
@@ -203,7 +203,7 @@ fn check_range(subnet: Ipv4Net, range: Ipv4Net) -> Result<Ipv4Net, ApiError> {
     }
 }
 
-/// Removes a network that nothing uses.
+/// Removes a network that is not in use.
 pub(in crate::manager) fn remove(
     state: &ClusterState,
     request: &Reference,
@@ -236,7 +236,7 @@ pub(in crate::manager) fn remove(
     Ok((draft.finish(), network))
 }
 
-/// What uses a network, in words. The ingress network is also used by every port in ingress mode.
+/// Describes the users of a network. Every port in ingress mode also uses the ingress network.
 fn users(state: &ClusterState, network: &Network) -> Vec<String> {
     let services = state.services.values().filter(|s| {
         s.networks.iter().any(|on| on.network == network.id)
@@ -251,7 +251,7 @@ fn users(state: &ClusterState, network: &Network) -> Vec<String> {
     services.chain(containers).collect()
 }
 
-/// The network meant, or a clear refusal.
+/// Finds the network that the reference names, or returns a clear error.
 pub(in crate::manager) fn find<'a>(
     state: &'a ClusterState,
     reference: &str,
@@ -262,7 +262,7 @@ pub(in crate::manager) fn find<'a>(
     })
 }
 
-/// The networks meant, every one once.
+/// Finds the networks that the references name, each of them once.
 pub(in crate::manager) fn find_all<'a>(
     state: &'a ClusterState,
     references: &[String],

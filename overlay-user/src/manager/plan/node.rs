@@ -1,4 +1,4 @@
-//! Nodes: joining, draining, leaving, and being silent.
+//! Nodes: they join, drain, leave and become silent.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -16,10 +16,10 @@ use crate::{
     pki::{Authority, CertificateFor},
 };
 
-/// Takes a node in. Its token has been checked. The node is down until its agent reports.
+/// Adds a node. The caller has already checked its token. The node is down until its agent reports.
 ///
-/// A down node with the same data-path address is replaced: its host was set up anew, or the
-/// address was given to another one, and two nodes cannot share a VTEP.
+/// A down node with the same data-path address is replaced. Its host was installed again, or
+/// another host got the address, and two nodes cannot share a VTEP.
 pub(in crate::manager) fn join(
     state: &ClusterState,
     request: &Join,
@@ -78,12 +78,12 @@ pub(in crate::manager) fn join(
     Ok((draft.finish(), joined))
 }
 
-/// Refuses what cannot be a VTEP.
+/// Rejects an address that cannot be a VTEP.
 pub(in crate::manager) fn check_data_path_addr(address: IpAddr) -> Result<(), ApiError> {
     let is_out_of_reach = match address {
         IpAddr::V4(address) => address.is_broadcast(),
-        // A link-local address means nothing without an interface, and one that maps an IPv4
-        // address is not IPv6.
+        // A link-local address has no meaning without an interface. An IPv4-mapped address is not
+        // IPv6.
         IpAddr::V6(address) => {
             address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
         }
@@ -106,7 +106,7 @@ fn subnets(network: &Network) -> impl Iterator<Item = IpNet> {
     std::iter::once(IpNet::V4(network.subnet)).chain(ipv6)
 }
 
-/// Refuses a VTEP of another family than the cluster's.
+/// Rejects a VTEP if the cluster's VTEPs are of the other family.
 fn check_family(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     let Some(other) =
         state.nodes.values().find(|n| n.data_path_addr.is_ipv6() != address.is_ipv6())
@@ -122,8 +122,7 @@ fn check_family(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     .hint(format!("give the host's {wanted} address with --data-path-addr")))
 }
 
-/// Refuses a VTEP that the maps could not tell from another node's: of an IPv6 address they have 32
-/// bits.
+/// Rejects an IPv6 VTEP if it has the same number as another node's. The maps hold 32 bits for it.
 fn check_number(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     let number = vtep(address);
     let same = |n: &&Node| n.data_path_addr != address && n.vtep() == number;
@@ -137,7 +136,7 @@ fn check_number(state: &ClusterState, address: IpAddr) -> Result<(), ApiError> {
     }
 }
 
-/// The down node that the new one takes the place of; refuses names and addresses in use.
+/// Returns the down node that the new node replaces. Rejects names and addresses in use.
 fn replaced<'a>(state: &'a ClusterState, request: &Join) -> Result<Option<&'a Node>, ApiError> {
     let same_address = state.nodes.values().find(|n| n.data_path_addr == request.data_path_addr);
     if let Some(node) = same_address
@@ -183,7 +182,8 @@ pub(in crate::manager) fn update(
     Ok((draft.finish(), node))
 }
 
-/// Notes the IPv6 addresses that a node says it has. Who says so has been checked.
+/// Records the IPv6 addresses that a node reports. The caller has already checked that the node
+/// itself reports them.
 pub(in crate::manager) fn addresses(
     state: &ClusterState,
     request: &NodeAddresses,
@@ -212,7 +212,7 @@ pub(in crate::manager) fn addresses(
     Ok((draft.finish(), node))
 }
 
-/// Removes a node with its endpoints. `by_itself` when the node asks: then it may be ready.
+/// Removes a node with its endpoints. If the node itself asks (`by_itself`), it may be ready.
 pub(in crate::manager) fn remove(
     state: &ClusterState,
     request: &NodeRemove,
@@ -251,7 +251,7 @@ fn delete(draft: &mut Draft<'_>, node: &Node) {
     draft.delete(Kind::Node, &node.id);
 }
 
-/// Marks nodes ready or down; those that are gone or marked already are left alone.
+/// Marks nodes ready or down. Removed nodes and nodes in that state already stay unchanged.
 pub(in crate::manager) fn mark(
     state: &ClusterState,
     nodes: &[Id],
@@ -265,7 +265,7 @@ pub(in crate::manager) fn mark(
     Ok((draft.finish(), ()))
 }
 
-/// The node meant, or a clear refusal.
+/// Finds the node that the reference names, or returns a clear error.
 pub(in crate::manager) fn find<'a>(
     state: &'a ClusterState,
     reference: &str,

@@ -1,4 +1,4 @@
-//! Published ports: which may be published beside which.
+//! Published ports: the rules for conflicts between them.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
@@ -8,22 +8,22 @@ use crate::{
     model::{Cluster, ClusterState, Id, Network, Port, Protocol, PublishMode, Service},
 };
 
-/// Where ports are chosen from, as Docker does.
+/// Range of automatically chosen ports, as in Docker.
 const AUTOMATIC: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Ports of a service with those it had before and those it wants.
+/// The ports of a service: the existing ones and the requested ones.
 pub(in crate::manager) struct Publish<'a> {
     /// The service; `None` when it is being made.
     pub service: Option<&'a Id>,
-    /// What it keeps.
+    /// Existing ports that stay.
     pub kept: Vec<Port>,
-    /// The network that its ports lead to.
+    /// Network of the backends that the ports lead to.
     pub network: &'a Network,
 }
 
 impl Publish<'_> {
-    /// Checks further ports against everything published in the cluster and chooses those that
-    /// are left open. Answers all ports of the service.
+    /// Checks the requested ports against all published ports of the cluster, and chooses the
+    /// published ports that the request leaves open. Returns all ports of the service.
     pub fn add(self, state: &ClusterState, wanted: &[Port]) -> Result<Vec<Port>, ApiError> {
         let Self { service, kept: mut ports, network } = self;
         self::check_network(state, network, wanted)?;
@@ -87,7 +87,8 @@ fn check_target(port: &Port) -> Result<(), ApiError> {
         return Err(invalid(format!("port {port} cannot be published: 0 is not a port")));
     }
     if port.protocol == Protocol::Sctp && port.published != Some(port.target) {
-        // Its checksum is over the whole packet, and the packet path goes through none.
+        // The checksum of SCTP covers the whole packet, and the datapath never passes over a whole
+        // packet.
         return Err(invalid(format!(
             "port {port} cannot be published: SCTP is published under the port that it has inside"
         ))
@@ -96,7 +97,7 @@ fn check_target(port: &Port) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Checks a port against the cluster's own ports and the service's.
+/// Checks a port against the cluster's own ports and the service's ports.
 fn check(state: &ClusterState, own: &[Port], port: &Port) -> Result<(), ApiError> {
     check_target(port)?;
     let same = |other: &Port| other.published == port.published && other.protocol == port.protocol;
@@ -118,22 +119,22 @@ fn check(state: &ClusterState, own: &[Port], port: &Port) -> Result<(), ApiError
     Ok(())
 }
 
-/// Ports of the hosts without which there is no cluster.
+/// Returns the ports of the hosts that the cluster itself needs.
 fn reserved(cluster: Option<&Cluster>, state: &ClusterState) -> Vec<(u16, Protocol, &'static str)> {
     let vxlan = cluster.map(|c| (c.data_path_port, Protocol::Udp, "the data path's (VXLAN)"));
     let api = state.nodes.values().filter_map(|n| n.api_addr);
     vxlan.into_iter().chain(api.map(|a| (a.port(), Protocol::Tcp, "the managers'"))).collect()
 }
 
-/// Whether two services cannot publish these ports: an ingress port is taken on every node, host
-/// ports are compared node by node ([`check_node`]).
+/// Returns true if two services cannot both publish these ports. An ingress port is taken on every
+/// node. Host ports are compared per node ([`check_node`]).
 fn clash(a: &Port, b: &Port) -> bool {
     a.published == b.published
         && a.protocol == b.protocol
         && (a.mode == PublishMode::Ingress || b.mode == PublishMode::Ingress)
 }
 
-/// Refuses host-mode ports that another service's backend on the same node has.
+/// Rejects a host-mode port if a backend of another service on the same node has it.
 pub(in crate::manager) fn check_node(
     state: &ClusterState,
     node: &Id,
@@ -178,7 +179,7 @@ fn taken(port: &Port, by: &Service) -> ApiError {
         .hint(format!("choose another port, or give it up there: `{remedy}`"))
 }
 
-/// Takes ports away: named by published port or, where that is unambiguous, by target.
+/// Removes ports. A request names the published port, or the target if that is unambiguous.
 pub(in crate::manager) fn withdraw(
     service: &Service,
     unwanted: &[Port],
@@ -192,7 +193,8 @@ pub(in crate::manager) fn withdraw(
                 .filter(|p| same(p) && p.published == Some(published))
                 .copied()
                 .collect(),
-            // `--publish-rm 8080` is parsed as a target; it may mean either.
+            // `--publish-rm 8080` is parsed as a target. It may mean the target or the published
+            // port.
             None => {
                 let number = unwanted.target;
                 let by_published: Vec<Port> = ports

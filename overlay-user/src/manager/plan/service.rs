@@ -1,4 +1,4 @@
-//! Services: making, changing and removing them.
+//! Services: makes, changes and removes them.
 
 use jiff::Timestamp;
 
@@ -17,9 +17,9 @@ use crate::{
     },
 };
 
-/// How long draining backends keep their flows when nothing else is said, in milliseconds.
+/// Default drain time of backends, in milliseconds.
 pub(in crate::manager) const DEFAULT_DRAIN_MS: u64 = 5000;
-/// Longest drain time: a day.
+/// Longest drain time: one day.
 const MAX_DRAIN_MS: u64 = 24 * 3600 * 1000;
 
 /// Makes a service.
@@ -80,7 +80,7 @@ fn taken(other: &Service) -> ApiError {
     }
 }
 
-/// The networks of a service: those given, or ingress.
+/// Returns the networks of a service: the given ones, or ingress.
 fn networks<'a>(
     state: &'a ClusterState,
     references: &[String],
@@ -125,7 +125,7 @@ fn check_drain(drain_ms: Option<u64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// Changes ports, balancing, health check, labels and drain time.
+/// Changes the ports, balancing, health check, labels and drain time of a service.
 pub(in crate::manager) fn update(
     state: &ClusterState,
     request: &ServiceUpdate,
@@ -165,7 +165,7 @@ pub(in crate::manager) fn update(
         draft.put(Object::Service(service.clone()));
     }
     if service.health.is_none() && before.health.is_some() {
-        // What nobody checks any more takes flows again.
+        // Backends without a health check take flows again.
         let judged =
             |e: &&Endpoint| e.service.as_ref() == Some(&service.id) && e.health != Health::Unknown;
         for endpoint in state.endpoints.values().filter(judged) {
@@ -176,7 +176,7 @@ pub(in crate::manager) fn update(
     Ok((draft.finish(), service))
 }
 
-/// Removes a service; its backends stay as plain endpoints.
+/// Removes a service. Its backends stay as plain endpoints.
 pub(in crate::manager) fn remove(
     state: &ClusterState,
     request: &Reference,
@@ -207,7 +207,7 @@ fn refuse_owned(service: &Service, action: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The service meant, or a clear refusal.
+/// Finds the service that the reference names, or returns a clear error.
 pub(in crate::manager) fn find<'a>(
     state: &'a ClusterState,
     reference: &str,

@@ -1,4 +1,4 @@
-//! A cluster without a store, to try plans on, and what must hold of every state.
+//! A cluster without a store for tests of plans, and the invariants of every state.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -20,7 +20,7 @@ use crate::{
     pki::{Authority, NodeKey},
 };
 
-/// A cluster on one host, h1, that more can join.
+/// A cluster on one host, h1, which other hosts can join.
 pub(super) struct World {
     pub state: ClusterState,
     authority: Authority,
@@ -74,7 +74,7 @@ impl World {
         world
     }
 
-    /// Applies a plan if it is one, and checks the state then.
+    /// Applies a plan if planning succeeded, and then checks the state.
     pub fn plan<T>(&mut self, planned: Planned<T>) -> Result<T, ApiError> {
         let (plan, answer) = planned?;
         apply(&mut self.state, plan);
@@ -193,7 +193,7 @@ impl World {
         self.plan(planned)
     }
 
-    /// What must hold of every state.
+    /// Checks the invariants of every state.
     pub fn check(&self) {
         self.check_unique();
         self.check_addresses();

@@ -1,4 +1,4 @@
-//! Join tokens: making, listing, removing and checking them. Only a hash of the secret is kept.
+//! Join tokens: makes, lists, removes and checks them. The store keeps only a hash of the secret.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,14 +12,14 @@ use crate::{
     store::{SecretChange, Store},
 };
 
-/// Where tokens are kept among the secrets.
+/// Prefix of the tokens' keys among the secrets.
 const PREFIX: &str = "token/";
 const MAX_TTL_SECS: u64 = 365 * 24 * 3600;
-/// How long an expired token is kept, so that whoever uses it is told that it expired.
+/// How long an expired token is kept, so that a node that uses it gets the reason: it has expired.
 const KEEP_EXPIRED: SignedDuration = SignedDuration::from_hours(7 * 24);
 const HINT: &str = "make a new one with `overlay token create` on the manager";
 
-/// What is stored of a token.
+/// The stored form of a token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in crate::manager) struct Record {
     #[serde(flatten)]
@@ -27,7 +27,7 @@ pub(in crate::manager) struct Record {
     secret_sha256: SecretHash,
 }
 
-/// All tokens, in the order of their ids.
+/// Returns all tokens, in the order of their ids.
 pub(in crate::manager) fn load(store: &dyn Store) -> Result<Vec<Record>, ApiError> {
     let parse = |(key, json): (String, Vec<u8>)| {
         serde_json::from_slice(&json).map_err(|e| internal(format!("secret {key}: {e}")))
@@ -35,12 +35,12 @@ pub(in crate::manager) fn load(store: &dyn Store) -> Result<Vec<Record>, ApiErro
     store.secrets(PREFIX)?.into_iter().map(parse).collect()
 }
 
-/// What may be shown of the tokens.
+/// Returns the public part of the tokens.
 pub(in crate::manager) fn list(records: Vec<Record>) -> Vec<TokenInfo> {
     records.into_iter().map(|record| record.info).collect()
 }
 
-/// Makes a token, and removes those that expired long ago.
+/// Makes a token, and removes tokens that expired long ago.
 pub(in crate::manager) fn create(
     records: &[Record],
     ca_pem: &str,
@@ -78,7 +78,7 @@ fn key(id: &Id) -> String {
     format!("{PREFIX}{id}")
 }
 
-/// Removes a token, named by its id or the beginning of it.
+/// Removes the token with this id or beginning of an id.
 pub(in crate::manager) fn remove(records: &[Record], request: &Reference) -> Planned<TokenInfo> {
     let reference = request.reference.as_str();
     let matches = |r: &&Record| {
@@ -94,7 +94,7 @@ pub(in crate::manager) fn remove(records: &[Record], request: &Reference) -> Pla
     Ok((Plan { changes: vec![], secrets }, record.info.clone()))
 }
 
-/// Refuses what is not a valid token's credential.
+/// Rejects a credential that belongs to no valid token.
 pub(in crate::manager) fn check(
     records: &[Record],
     credential: &str,
@@ -104,7 +104,7 @@ pub(in crate::manager) fn check(
         return Err(unauthenticated("the join token is malformed").hint(HINT));
     };
     let record = records.iter().find(|record| record.info.id == id);
-    // Whether the id or the secret is wrong is nobody's business.
+    // The error does not reveal if the id or the secret is wrong.
     let Some(record) = record.filter(|record| record.secret_sha256.matches(secret)) else {
         return Err(
             unauthenticated("the join token is wrong, or it was removed on the manager").hint(HINT)

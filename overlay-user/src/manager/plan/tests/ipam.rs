@@ -1,4 +1,4 @@
-//! Addresses: unique, in series, all of them, and a clear word when there is none.
+//! Addresses: unique, allocated in sequence, until all are in use, and then a clear error.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -41,7 +41,7 @@ fn network(subnet: Ipv4Net, ip_range: Option<Ipv4Net>) -> Network {
 }
 
 proptest! {
-    /// Takes and frees addresses at random, against the simplest possible model.
+    /// Allocates and frees addresses at random, and compares with the simplest possible model.
     #[test]
     fn addresses_are_unique_in_series_and_all_found(
         prefix in 24_u8..=30,
@@ -69,7 +69,7 @@ proptest! {
                     let bits = address.to_bits();
                     prop_assert!(bounds.contains(&bits));
                     prop_assert!(used.insert(bits), "{} was in use", address);
-                    // In series: no free address lies between the last one and this one.
+                    // In sequence: no free address lies between the last one and this one.
                     if let Some(last) = last {
                         let between = |ip: &u32| if last < bits {
                             last < *ip && *ip < bits
@@ -87,7 +87,7 @@ proptest! {
         }
     }
 
-    /// The first free subnet is free, in the pool, and none before it is free.
+    /// The first free subnet is free and in the pool, and no subnet before it is free.
     #[test]
     fn the_first_free_subnet_of_a_pool_is_found(
         pool_prefix in 16_u8..=22,

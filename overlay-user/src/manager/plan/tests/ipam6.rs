@@ -46,7 +46,7 @@ fn a_subnet_id_that_is_taken_is_passed_over() {
     let mut world = World::new();
     let first = made(&mut world, "first", None).expect("made");
     world.remove_network("first").expect("removed");
-    // The next network would get the ID behind the first one's: somebody has chosen it by hand.
+    // The next network would get the ID after the first one's, but a request has chosen it already.
     let next = Ipv6Addr::from_bits(first.subnet.addr().to_bits() + (1 << 64));
     made(&mut world, "taken", Some(&format!("{next}/64"))).expect("made");
     world.remove_network("taken").expect("removed");

@@ -1,4 +1,4 @@
-//! The rules, one file per noun, and random sequences of operations.
+//! Tests of the rules, one file per kind of object, and random sequences of operations.
 
 mod endpoint;
 mod init;

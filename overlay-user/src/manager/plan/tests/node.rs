@@ -60,11 +60,11 @@ fn data_path_addresses_are_of_one_family() {
     assert_ne!(h2.vtep(), overlay_common::Be32::ZERO);
 }
 
-/// 32 bits of an IPv6 address are what the maps have: two that share them are not both let in.
+/// The maps hold 32 bits of an IPv6 address, so only one of two nodes that share them may join.
 #[test]
 fn a_node_whose_number_is_anothers_is_refused() {
     let mut world = World::new();
-    // In two of the address's words: what differs in one only never has the same number.
+    // The addresses differ in two words. Addresses that differ in one word never share a number.
     let numbered = |n: u128| {
         let last = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
         std::net::IpAddr::V6((0xfd00_u128 << 112 | n << 32 | last).into())

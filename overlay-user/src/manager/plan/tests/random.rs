@@ -1,5 +1,5 @@
-//! Random sequences of operations: whatever is accepted leaves a state in which everything holds
-//! that must hold ([`World::check`] runs after each step), and whatever is refused changes nothing.
+//! Random sequences of operations. An accepted operation leaves a state that keeps all invariants
+//! ([`World::check`] runs after each step), and a rejected operation changes nothing.
 
 use proptest::{prelude::*, sample::Index};
 
@@ -92,7 +92,8 @@ fn run(world: &mut World, step: Step) -> Option<Result<(), crate::api::ApiError>
     };
     Some(match step {
         Step::Network { name, subnet, internal, ipv6 } => {
-            // Half of them with a subnet that is soon full, and that only one can have.
+            // Half of the networks get a small subnet, which is soon full and which only one of
+            // them can have.
             let tiny = || "fd00:1::/126".parse().expect("a subnet");
             let subnet6 = |tight: bool| tight.then(tiny);
             let ipv6 = ipv6.map(|t| NetworkCreateIpv6 { subnet: subnet6(t), gateway: None });
@@ -163,7 +164,8 @@ fn run(world: &mut World, step: Step) -> Option<Result<(), crate::api::ApiError>
             let (node, network) = (node_name(world, node)?, network_name(world, network)?);
             let on = world.state.network(&network)?;
             let [a, b, c, _] = on.subnet.addr().octets();
-            // Few of them, so that what is taken is asked for: the gateway, VIPs and containers.
+            // The addresses are few, so that requests also meet taken ones: the gateway, VIPs and
+            // containers.
             let ip6 = on.ipv6.as_ref().filter(|_| ipv6);
             let ip6 = ip6.map(|on| (on.subnet.addr().to_bits() + u128::from(last % 8)).into());
             let request = EndpointCreate {
