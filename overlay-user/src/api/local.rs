@@ -1,4 +1,4 @@
-//! What the agent is asked on its host, over its unix socket.
+//! Calls to the agent on its own host, over its unix socket.
 
 use std::{
     collections::BTreeMap,
@@ -16,20 +16,20 @@ use crate::model::{EndpointState, Id, Port, Role};
 pub enum LocalRequest {
     /// Answer: [`Status`].
     Status {},
-    /// Makes a namespace an endpoint. Answer: [`Attached`].
+    /// Makes an endpoint of a network namespace. Answer: [`Attached`].
     Attach(Attach),
-    /// Drains (unless `force`), unwires and removes a container's endpoints. Answer: list of
-    /// endpoints removed.
+    /// Drains (unless `force`), unwires and removes a container's endpoints. Answer: list of the
+    /// removed endpoints.
     Detach(Detach),
-    /// Takes a container's backends out of the pick everywhere and waits until every node has
-    /// applied it and the drain time is over. Answer: [`Drained`].
+    /// Takes a container's backends out of load balancing on every node. Waits until every node has
+    /// applied this and the drain time is over. Answer: [`Drained`].
     Drain(ContainerByName),
     /// Answer: list of [`LocalContainer`].
     Containers {},
     /// Answer: the live tables of the datapath, [`crate::datapath::Tables`].
     Tables {},
-    /// Removes this node from the cluster and everything it made from the kernel, then stops the
-    /// daemon. Answer: [`Left`].
+    /// Removes this node from the cluster, removes all of its objects from the kernel, and then
+    /// stops the daemon. Answer: [`Left`].
     Leave(Leave),
 }
 
@@ -37,11 +37,11 @@ pub enum LocalRequest {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attach {
-    /// Network namespace: a path such as `/run/netns/web` or `/proc/4711/ns/net`.
+    /// Path of the network namespace, such as `/run/netns/web` or `/proc/4711/ns/net`.
     pub netns: String,
-    /// Name of the container; `None` makes one up.
+    /// Name of the container; `None` generates one.
     pub name: Option<String>,
-    /// Networks by name or id; empty: the service's.
+    /// Networks by name or id. Empty: the service's networks.
     pub networks: Vec<String>,
     /// A fixed address; only with exactly one network.
     pub ip: Option<Ipv4Addr>,
@@ -49,18 +49,18 @@ pub struct Attach {
     pub ip6: Option<Ipv6Addr>,
     /// Further names.
     pub aliases: Vec<String>,
-    /// The service it serves.
+    /// The service that it is a backend of.
     pub service: Option<String>,
     /// Its share of the service's new flows; `None`: 1.
     pub weight: Option<u16>,
     /// Ports published for this container alone.
     pub ports: Vec<Port>,
-    /// Process whose end means the end of the container: the agent then cleans up.
+    /// Process of the container. When it ends, the agent removes the container's endpoints.
     pub pid: Option<u32>,
-    /// First name of the interfaces: `eth` gives eth0, eth1, ….
+    /// Prefix of the interfaces' names: `eth` gives eth0, eth1, ….
     pub interface_prefix: Option<String>,
-    /// Leave the endpoints `starting` until the caller says otherwise or a published port of
-    /// theirs listens.
+    /// Leaves the endpoints `starting` until the caller changes that or one of their published
+    /// ports listens.
     pub wait_listen: bool,
 }
 
@@ -73,14 +73,14 @@ pub struct Attached {
     pub name: String,
     /// Its interfaces in the order of the networks.
     pub interfaces: Vec<AttachedInterface>,
-    /// Ports published for it alone, with the ports chosen.
+    /// Ports published for it alone, with the automatically chosen ports.
     pub ports: Vec<Port>,
 }
 
 /// One interface of an attached namespace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttachedInterface {
-    /// Name inside the namespace.
+    /// Name of the interface inside the namespace.
     pub interface: String,
     /// Name of the network.
     pub network: String,
@@ -93,24 +93,24 @@ pub struct AttachedInterface {
     /// IPv6 address and prefix length, on dual-stack networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Net>,
-    /// IPv6 gateway; `None` on internal networks and on those of IPv4 alone.
+    /// IPv6 gateway; `None` on internal networks and on IPv4-only ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway6: Option<Ipv6Addr>,
     /// MTU.
     pub mtu: u32,
-    /// Endpoint.
+    /// The endpoint's id.
     pub endpoint: Id,
 }
 
 impl AttachedInterface {
-    /// Its addresses, IPv4 first.
+    /// Returns its addresses, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let ip6 = self.address6.map(|address| IpAddr::V6(address.addr()));
         std::iter::once(IpAddr::V4(self.address.addr())).chain(ip6)
     }
 }
 
-/// A container of this host by name or id.
+/// A container of this host, by name or id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerByName {
@@ -124,7 +124,7 @@ pub struct ContainerByName {
 pub struct Detach {
     /// Name, id or beginning of an id of the container.
     pub container: String,
-    /// Do not drain first.
+    /// Skips the drain.
     #[serde(default)]
     pub force: bool,
 }
@@ -132,9 +132,9 @@ pub struct Detach {
 /// Answer to `drain`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drained {
-    /// Names of nodes that had not confirmed by the end of the wait.
+    /// Names of the nodes that had not confirmed by the end of the wait.
     pub lagging: Vec<String>,
-    /// How long the flows were left to end after every node confirmed, in milliseconds.
+    /// How long the flows had to end after every node had confirmed, in milliseconds.
     pub drained_ms: u64,
 }
 
@@ -147,9 +147,9 @@ pub struct LocalContainer {
     pub name: String,
     /// Its network namespace.
     pub netns: String,
-    /// Process whose end means its end.
+    /// Process of the container. When it ends, the container ends.
     pub pid: Option<u32>,
-    /// The service it serves.
+    /// The service that it is a backend of.
     pub service: Option<String>,
     /// State.
     pub state: EndpointState,
@@ -178,49 +178,50 @@ pub struct Status {
     pub underlay_mtu: u32,
     /// UDP port of VXLAN.
     pub data_path_port: u16,
-    /// XDP mode in force: native, generic or off.
+    /// XDP mode in use: native, generic or off.
     pub xdp: String,
     /// How the TC programs are attached: tcx or clsact.
     pub tc: String,
-    /// Whether published ports answer on localhost (needs cgroup v2); else why not.
+    /// Whether published ports answer on localhost (needs cgroup v2); otherwise the reason why not.
     pub socket_programs: Result<(), String>,
-    /// Whether containers' connections to VIPs are given a backend when they are made, where the
-    /// socket programs are attached; packet by packet otherwise.
+    /// Whether a container's connection to a VIP gets its backend when it is made, if the socket
+    /// programs are attached. Otherwise each packet is translated.
     #[serde(default)]
     pub socket_lb: bool,
     /// Whether the managers are reachable.
     pub connected: bool,
-    /// Manager it follows.
+    /// The manager that it follows.
     pub manager: Option<SocketAddr>,
-    /// Revision last heard of.
+    /// Latest revision that it has received.
     pub revision: u64,
     /// Revision that the maps show.
     pub applied: u64,
-    /// Last error of reconciliation, if it has not been overcome.
+    /// Last error of reconciliation, until reconciliation succeeds.
     pub last_error: Option<String>,
-    /// Directory of the pins.
+    /// Directory of the pinned BPF objects.
     pub pin_dir: String,
     /// Entries per map.
     pub entries: BTreeMap<String, u64>,
-    /// How full the maps are that forget the least recent entry to make room.
+    /// How full the LRU maps are. They evict the least recently used entry to make room.
     #[serde(default)]
     pub fills: Vec<FillRow>,
-    /// Counters by reason, those that are not zero.
+    /// Counters by reason, without those that are zero.
     pub counters: Vec<CounterRow>,
 }
 
-/// How full a map is.
+/// Fill level of a map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FillRow {
     /// Name of the map.
     pub map: String,
-    /// Entries that it holds, expired ones too.
+    /// Number of entries, including expired ones.
     pub entries: u64,
-    /// Entries that it has room for.
+    /// Capacity in entries.
     pub room: u64,
-    /// Entries that were thrown out to make room since the datapath was loaded, expired ones too.
+    /// Number of entries evicted to make room since the datapath was loaded, including expired
+    /// ones.
     pub evicted: u64,
-    /// What its entries are.
+    /// Description of its entries.
     pub description: String,
 }
 
@@ -235,7 +236,7 @@ pub struct CounterRow {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
-    /// What it means.
+    /// Description of the reason.
     pub description: String,
 }
 
@@ -243,7 +244,7 @@ pub struct CounterRow {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Leave {
-    /// Also when containers are attached, or when this is the last manager.
+    /// Leave even if containers are attached or this is the last manager.
     #[serde(default)]
     pub force: bool,
 }
@@ -251,6 +252,6 @@ pub struct Leave {
 /// Answer to `leave`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Left {
-    /// What was removed.
+    /// The removed objects.
     pub removed: Vec<String>,
 }

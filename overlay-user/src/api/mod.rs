@@ -32,64 +32,70 @@ pub use service::{HealthChange, ServiceCreate, ServiceUpdate};
 
 use crate::model::{Availability, EndpointState, Health, Id, Multicast, Port, Role};
 
-/// A call to a manager. The method's name on the wire is the variant's in snake case.
+/// A call to a manager. The name of the method is the variant's name in snake case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "method", content = "params", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// The whole state. Answer: [`crate::model::ClusterState`]. For nodes and administrators.
     State {},
-    /// Answer: the [`crate::model::Network`] made. Administrators only.
+    /// Makes a network. Answer: the new [`crate::model::Network`]. Administrators only.
     NetworkCreate(NetworkCreate),
-    /// Answer: the [`crate::model::Network`] removed. Refused while endpoints or services use it.
-    /// Administrators only.
+    /// Removes a network. Answer: the removed [`crate::model::Network`]. Rejected while endpoints
+    /// or services use it. Administrators only.
     NetworkRemove(Reference),
-    /// Answer: the [`crate::model::Service`] made. Administrators only.
+    /// Makes a service. Answer: the new [`crate::model::Service`]. Administrators only.
     ServiceCreate(ServiceCreate),
-    /// Answer: the [`crate::model::Service`] as it is now. Administrators only.
+    /// Changes a service. Answer: the changed [`crate::model::Service`]. Administrators only.
     ServiceUpdate(ServiceUpdate),
-    /// Answer: the [`crate::model::Service`] removed; its backends stay as plain endpoints.
-    /// Administrators only.
+    /// Removes a service. Answer: the removed [`crate::model::Service`]. Its backends stay as plain
+    /// endpoints. Administrators only.
     ServiceRemove(Reference),
-    /// Answer: the [`crate::model::Node`] as it is now. Administrators only.
+    /// Changes a node. Answer: the changed [`crate::model::Node`]. Administrators only.
     NodeUpdate(NodeUpdate),
-    /// "These are my host's IPv6 addresses." Answer: the [`crate::model::Node`] as it is now. Only
-    /// for the node itself.
+    /// Reports the IPv6 addresses of a node's host. Answer: the changed [`crate::model::Node`].
+    /// Only for the node itself.
     NodeAddresses(NodeAddresses),
-    /// Answer: the [`crate::model::Node`] removed with its endpoints. Refused for a ready node
-    /// unless `force`. Administrators; a node for itself.
+    /// Removes a node with its endpoints. Answer: the removed [`crate::model::Node`]. Rejected for
+    /// a ready node unless `force`. For administrators, and for the node itself.
     NodeRemove(NodeRemove),
-    /// Answer: [`Token`], the only time its secret is shown. Administrators only.
+    /// Makes a join token. Answer: [`Token`], the only one that contains its secret. Administrators
+    /// only.
     TokenCreate(TokenCreate),
     /// Answer: list of [`TokenInfo`]. Administrators only.
     TokenList {},
-    /// Answer: the [`TokenInfo`] removed. Administrators only.
+    /// Removes a join token. Answer: the removed [`TokenInfo`]. Administrators only.
     TokenRemove(Reference),
-    /// Answer: [`Joined`]. For anyone with a token: the only call that needs no certificate.
+    /// Adds a node to the cluster. Answer: [`Joined`]. For any caller with a token: this is the
+    /// only call that needs no certificate.
     Join(Join),
-    /// Answer: list of [`crate::model::Endpoint`], one per network asked for. All or nothing.
-    /// Only for the node the endpoints are on.
+    /// Makes a container's endpoints, all of them or none. Answer: list of
+    /// [`crate::model::Endpoint`], one per requested network. Only for the node of the endpoints.
     EndpointCreate(EndpointCreate),
-    /// Answer: list of [`crate::model::Endpoint`] changed. Only for the container's node.
+    /// Sets the state of a container's endpoints. Answer: list of the changed
+    /// [`crate::model::Endpoint`]s. Only for the container's node.
     EndpointUpdate(EndpointUpdate),
-    /// Sets the weight of a running backend. Answer: list of [`crate::model::Endpoint`] changed.
-    /// Administrators only.
+    /// Sets the weight of a running backend. Answer: list of the changed
+    /// [`crate::model::Endpoint`]s. Administrators only.
     EndpointWeight(EndpointWeight),
-    /// What a health check has shown. Answer: list of [`crate::model::Endpoint`] changed; none
-    /// where the container's service is not checked. Only for the container's node.
+    /// Reports the result of a health check. Answer: list of the changed
+    /// [`crate::model::Endpoint`]s; empty if the container's service has no health check. Only for
+    /// the container's node.
     EndpointHealth(EndpointHealth),
-    /// Answer: list of [`crate::model::Endpoint`] removed; none is no error. Only for the
-    /// container's node.
+    /// Removes a container's endpoints. Answer: list of the removed [`crate::model::Endpoint`]s. An
+    /// empty list is no error. Only for the container's node.
     EndpointRemove(ContainerRef),
-    /// "I am alive and have applied this revision." Answer: [`HeartbeatAnswer`]. Nodes only.
+    /// Reports that the node is alive and has applied a revision. Answer: [`HeartbeatAnswer`].
+    /// Nodes only.
     Heartbeat(Heartbeat),
-    /// Answer: [`FlowsLeft`] to a container's draining endpoints. Nodes and administrators.
+    /// Counts the flows to a container's draining endpoints. Answer: [`FlowsLeft`]. Nodes and
+    /// administrators.
     FlowsLeft(ContainerRef),
     /// Waits until every ready node has applied a revision. Answer: [`SyncAnswer`]. Nodes and
     /// administrators.
     Sync(Sync),
 }
 
-/// What is meant, by name, id or beginning of an id.
+/// A reference to an object, by name, id or beginning of an id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reference {
@@ -105,25 +111,25 @@ pub struct NetworkCreate {
     pub name: String,
     /// Subnet; `None` takes the next free one of the default pool.
     pub subnet: Option<Ipv4Net>,
-    /// Allocate from here only; must lie in the subnet.
+    /// Range to allocate addresses from; must lie in the subnet.
     pub ip_range: Option<Ipv4Net>,
     /// Gateway; `None` takes the first address of the subnet.
     pub gateway: Option<Ipv4Addr>,
-    /// IPv6 beside IPv4; `None` for IPv4 alone.
+    /// IPv6 beside IPv4; `None` for IPv4 only.
     pub ipv6: Option<NetworkCreateIpv6>,
-    /// Addresses never to allocate, by name.
+    /// Addresses that are never allocated, by name.
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// VNI; `None` takes the next free one.
     pub vni: Option<u32>,
     /// MTU; `None` follows the underlay.
     pub mtu: Option<u32>,
-    /// What becomes of multicast and broadcast.
+    /// How the network handles multicast and broadcast.
     pub multicast: Multicast,
-    /// No way out.
+    /// Whether the network has no egress.
     pub internal: bool,
-    /// Standalone containers may join.
+    /// Whether standalone containers may join.
     pub attachable: bool,
-    /// The network for published ports; at most one.
+    /// Whether it is the ingress network, which carries published ports. There is at most one.
     pub ingress: bool,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -143,7 +149,7 @@ pub struct NetworkCreateIpv6 {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeUpdate {
-    /// Which node.
+    /// Name, id or beginning of an id of the node.
     pub reference: String,
     /// Whether its backends take new flows.
     pub availability: Availability,
@@ -153,9 +159,9 @@ pub struct NodeUpdate {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeRemove {
-    /// Which node.
+    /// Name, id or beginning of an id of the node.
     pub reference: String,
-    /// Also when it is ready.
+    /// Remove the node even if it is ready.
     #[serde(default)]
     pub force: bool,
 }
@@ -171,22 +177,22 @@ pub struct TokenCreate {
 /// A join token with its secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Token {
-    /// What goes after `overlay join --token`.
+    /// The argument of `overlay join --token`.
     pub token: String,
-    /// What is listed of it.
+    /// The token's entry in listings.
     pub info: TokenInfo,
 }
 
-/// What is listed of a join token: never its secret.
+/// A join token's entry in listings. It never contains the secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenInfo {
     /// Identifier.
     pub id: Id,
-    /// What nodes become with it.
+    /// Role of the nodes that join with it.
     pub role: Role,
     /// When it was made.
     pub created: Timestamp,
-    /// When it stops working.
+    /// When it expires.
     pub expires: Timestamp,
 }
 
@@ -194,7 +200,7 @@ pub struct TokenInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
-    /// What the token proves itself with: its last two parts, `ID-SECRET`.
+    /// Proof of the token: its last two parts, `ID-SECRET`.
     pub secret: String,
     /// Name of the node.
     pub name: String,
@@ -221,9 +227,9 @@ pub struct Joined {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointCreate {
-    /// The node; must be the caller.
+    /// The node of the container; must be the caller.
     pub node: Id,
-    /// The container's id, chosen by the caller, so that a repeated call is recognized.
+    /// The container's id. The caller chooses it, so that a repeated call is recognized.
     pub container: Id,
     /// Name of the container.
     pub name: String,
@@ -250,8 +256,8 @@ pub struct EndpointCreate {
 pub struct NodeAddresses {
     /// The caller.
     pub node: Id,
-    /// All IPv6 addresses on which it answers published ports, no more than
-    /// [`crate::model::MAX_ADDRESSES6`], in any order.
+    /// All IPv6 addresses on which the host answers published ports, in any order; at most
+    /// [`crate::model::MAX_ADDRESSES6`].
     pub addresses6: Vec<Ipv6Addr>,
 }
 
@@ -261,7 +267,7 @@ pub struct NodeAddresses {
 pub struct EndpointUpdate {
     /// The container.
     pub container: Id,
-    /// State of all its endpoints.
+    /// New state of all its endpoints.
     pub state: EndpointState,
 }
 
@@ -271,7 +277,7 @@ pub struct EndpointUpdate {
 pub struct EndpointHealth {
     /// The container.
     pub container: Id,
-    /// Health of all its endpoints that serve a service with a check.
+    /// Health of all its endpoints that are backends of a service with a health check.
     pub health: Health,
 }
 
@@ -281,7 +287,8 @@ pub struct EndpointHealth {
 pub struct EndpointWeight {
     /// The container: name, id or at least four characters of the beginning of an id.
     pub container: String,
-    /// Its share of its service's new flows beside that of other backends; 0: it takes none.
+    /// Weight: its share of the service's new flows, relative to other backends. With 0 it takes
+    /// none.
     pub weight: u16,
 }
 
@@ -301,8 +308,8 @@ pub struct Heartbeat {
     pub node: Id,
     /// Highest revision that its maps show.
     pub applied: u64,
-    /// How many flows of its own conntrack table go to draining backends, by number; only those
-    /// that were counted since its maps show that they drain.
+    /// Number of flows in its own conntrack table to each draining backend, by backend number. Only
+    /// flows that were counted after its maps marked the backend as draining.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<u32, u64>,
 }
@@ -310,7 +317,7 @@ pub struct Heartbeat {
 /// Answer to `flows_left`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsLeft {
-    /// How many flows all ready nodes together have; `None` while one has not counted.
+    /// Total number of flows on all ready nodes; `None` until every node has counted.
     pub flows: Option<u64>,
 }
 
@@ -325,22 +332,22 @@ pub struct HeartbeatAnswer {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
-    /// The revision; `None` means the current one.
+    /// The revision to wait for; `None` means the current one.
     pub revision: Option<u64>,
-    /// Give up after so many milliseconds.
+    /// Longest wait, in milliseconds.
     pub timeout_ms: u64,
 }
 
 /// Answer to `sync`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SyncAnswer {
-    /// The revision waited for.
+    /// The revision that the call waited for.
     pub revision: u64,
-    /// Names of ready nodes that had not applied it by the end of the wait.
+    /// Names of the ready nodes that had not applied it by the end of the wait.
     pub lagging: Vec<String>,
 }
 
-/// What kind of failure an [`ApiError`] is.
+/// Kind of the failure of an [`ApiError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
@@ -350,20 +357,20 @@ pub enum ErrorCode {
     Unauthenticated,
     /// The caller may not do this (403).
     Forbidden,
-    /// What was named does not exist (404).
+    /// The named object does not exist (404).
     NotFound,
-    /// It exists already, is in use, or the port is taken (409).
+    /// The object already exists or is in use, or the port is taken (409).
     Conflict,
     /// No address, VNI or port is left (507).
     Exhausted,
     /// No manager is reachable (503).
     Unavailable,
-    /// A failure of ours or of the kernel (500).
+    /// A failure of this program or of the kernel (500).
     Internal,
 }
 
 impl ErrorCode {
-    /// HTTP status.
+    /// Returns the HTTP status.
     pub const fn status(self) -> u16 {
         match self {
             Self::Invalid => 400,
@@ -378,26 +385,26 @@ impl ErrorCode {
     }
 }
 
-/// A failed call: what went wrong and what to do.
+/// A failed call: the failure and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}{}", .hint.as_ref().map(|h| format!("\n{h}")).unwrap_or_default())]
 pub struct ApiError {
-    /// What kind of failure.
+    /// Kind of the failure.
     pub code: ErrorCode,
-    /// What was asked and what was found.
+    /// The requested operation and the reason why it failed.
     pub message: String,
-    /// What to do.
+    /// The remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl ApiError {
-    /// An error without a hint.
+    /// Makes an error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
 
-    /// Adds what to do.
+    /// Adds a remedy.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -405,13 +412,13 @@ impl ApiError {
     }
 }
 
-/// Who calls.
+/// The caller of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// Root on the manager's host, through the unix socket.
     Administrator,
-    /// A node, by its certificate.
+    /// A node, identified by its certificate.
     Node(Id),
-    /// Nobody we know: TLS without a client certificate.
+    /// An unknown caller: TLS without a client certificate.
     Anonymous,
 }

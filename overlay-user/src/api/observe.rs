@@ -1,4 +1,4 @@
-//! What the agent of a host tells of its traffic.
+//! Information of a host's agent about its traffic.
 
 use std::{
     collections::BTreeSet,
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::packet::Headers;
 
-/// Packets of one endpoint, or of a network those that are no endpoint's, for one reason in one
-/// direction.
+/// Packets of one endpoint for one reason in one direction; or those packets of a network that
+/// belong to no endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficRow {
-    /// VNI of the network; 0 where the packet is of no network that is known here.
+    /// VNI of the network; 0 if the packet belongs to no network of this node.
     pub vni: u32,
     /// Name of the network.
     pub network: Option<String>,
@@ -22,7 +22,8 @@ pub struct TrafficRow {
     pub endpoint: Option<String>,
     /// Address of the endpoint.
     pub ip: Option<String>,
-    /// `sent` by the endpoint, or `received`: for it, or for the network.
+    /// `sent` if the endpoint sent the packets; `received` if they were for the endpoint or the
+    /// network.
     pub traffic: String,
     /// `forward` or `drop`.
     pub direction: String,
@@ -60,59 +61,61 @@ pub enum EventKind {
 }
 
 /// Parameters of `POST /v1/local/events`, which streams [`EventMessage`]s, one JSON object a line,
-/// until the caller hangs up. What is not given is not asked for.
+/// until the caller closes the connection. An absent filter matches everything.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventRequest {
-    /// What to tell of.
+    /// Kinds of events to report.
     pub kinds: BTreeSet<EventKind>,
-    /// Only of this network, by name or id.
+    /// Report only events of this network, by name or id.
     pub network: Option<String>,
-    /// Only of this endpoint of the host, by name; with several networks, also name the network.
+    /// Report only events of this endpoint of the host, by name. If it has several networks, also
+    /// name the network.
     pub endpoint: Option<String>,
-    /// Only with this reason.
+    /// Report only events with this reason.
     pub reason: Option<String>,
-    /// Only with this IP protocol number.
+    /// Report only events with this IP protocol number.
     pub protocol: Option<u8>,
-    /// Only to or from this TCP or UDP port.
+    /// Report only events to or from this TCP or UDP port.
     pub port: Option<u16>,
-    /// Only to or from this address.
+    /// Report only events to or from this address.
     pub host: Option<IpAddr>,
-    /// Most bytes of a captured packet; `None`: [`DEFAULT_SNAPLEN`].
+    /// Longest captured part of a packet, in bytes; `None`: [`DEFAULT_SNAPLEN`].
     pub snaplen: Option<u32>,
-    /// Of so many captured packets one is told, at random.
+    /// Report one of this many captured packets, at random.
     pub sample: Option<u32>,
 }
 
-/// Bytes of a captured packet unless asked otherwise: any that is no aggregate of segments, whole.
+/// Default length of a captured packet, in bytes. It holds any packet as a whole that is not an
+/// aggregate of segments.
 pub const DEFAULT_SNAPLEN: u32 = 2_048;
 
 /// One line of the stream of events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventMessage {
-    /// From here on everything is told that is asked for: the first line.
+    /// The first line. From here on, every matching event is reported.
     Watching,
     /// Something happened.
     Event(Box<Event>),
-    /// So many events were lost before the next line: there were more than this reader took.
+    /// Number of events that were lost before the next line, because the reader was too slow.
     Lost(u64),
 }
 
 /// Something that happened to a packet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// When.
+    /// Time of the event.
     pub time: Timestamp,
-    /// What.
+    /// Kind of the event.
     pub kind: EventKind,
-    /// Name of the reason for which the packet went on or was dropped.
+    /// Name of the reason for which the packet was forwarded or dropped.
     pub reason: String,
     /// Whether a captured packet was dropped.
     pub dropped: bool,
-    /// `sent` or `received`, seen from the endpoint; of flows nothing.
+    /// `sent` or `received`, from the endpoint's point of view; `None` for flows.
     pub traffic: Option<String>,
-    /// VNI of the network; 0 where it is not known.
+    /// VNI of the network; 0 if it is unknown.
     pub vni: u32,
     /// Name of the network.
     pub network: Option<String>,
@@ -120,28 +123,28 @@ pub struct Event {
     pub endpoint: Option<String>,
     /// Address of the endpoint.
     pub ip: Option<String>,
-    /// Name or number of the host's interface that the packet came in by.
+    /// Name or number of the host's interface on which the packet arrived.
     pub interface: Option<String>,
-    /// Bytes of the packet.
+    /// Length of the packet in bytes.
     pub length: u32,
     /// The packet or its beginning, in hexadecimal.
     pub packet: String,
-    /// Its headers; of captured packets the reader has to look himself.
+    /// Its headers; `None` for captured packets, which the reader must parse.
     pub headers: Option<Headers>,
     /// The flow.
     pub flow: Option<NewFlow>,
 }
 
-/// A flow that was given a backend.
+/// A flow that got a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewFlow {
     /// tcp or udp.
     pub protocol: String,
-    /// Who asks.
+    /// The client.
     pub source: SocketAddr,
-    /// What is asked: a VIP or a published port.
+    /// The original destination: a VIP or a published port.
     pub destination: SocketAddr,
-    /// The source that the backend sees.
+    /// The source address and port that the backend sees.
     pub new_source: SocketAddr,
     /// The backend's address and port.
     pub new_destination: SocketAddr,

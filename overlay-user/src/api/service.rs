@@ -1,4 +1,4 @@
-//! What managers are asked about services.
+//! Calls to managers about services.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ pub struct ServiceCreate {
     pub ports: Vec<Port>,
     /// How the name resolves.
     pub mode: EndpointMode,
-    /// How new flows are shared.
+    /// How new flows are distributed.
     pub balance: BalanceChange,
-    /// How backends are checked; without a probe they are not.
+    /// How backends are checked. Without a probe they are not checked.
     pub health: HealthChange,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -32,16 +32,16 @@ pub struct ServiceCreate {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceUpdate {
-    /// Which service.
+    /// Name, id or beginning of an id of the service.
     pub reference: String,
     /// Ports to publish.
     pub publish_add: Vec<Port>,
-    /// Published ports to give up, by published port (or target, where that is unambiguous) and
+    /// Published ports to remove, by published port (or target, if that is unambiguous) and
     /// protocol.
     pub publish_remove: Vec<Port>,
-    /// How new flows are shared from now on.
+    /// Changes of how new flows are distributed.
     pub balance: BalanceChange,
-    /// How backends are checked from now on.
+    /// Changes of how backends are checked.
     pub health: HealthChange,
     /// Labels to set.
     pub label_add: BTreeMap<String, String>,
@@ -51,27 +51,27 @@ pub struct ServiceUpdate {
     pub drain_ms: Option<u64>,
 }
 
-/// What `service_create` and `service_update` say about health checks. What is `None` stays as it
-/// is; a new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
+/// Health check settings of `service_create` and `service_update`. A setting that is `None` stays
+/// unchanged. A new check has an interval of 5 s, a timeout of 2 s, 3 retries and no start period.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthChange {
-    /// No check any more; goes with nothing else.
+    /// Remove the check. Excludes all other settings.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub remove: bool,
-    /// What is tried.
+    /// The probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
-    /// From the end of one try to the next, in milliseconds.
+    /// Time from the end of one check to the start of the next, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
-    /// Longest a try may take, in milliseconds.
+    /// Longest duration of a check, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// Failures in a row that make a backend unhealthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
-    /// For how long after its start failures do not count, in milliseconds.
+    /// Time after a backend's start in which failures do not count, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_period_ms: Option<u64>,
 }

@@ -1,12 +1,12 @@
-//! The IPv6 addresses that a node says its published ports answer on.
+//! The IPv6 addresses on which a node reports that its published ports answer.
 
 use std::net::Ipv6Addr;
 
-/// Most addresses that a node says.
+/// Most addresses that a node reports.
 pub const MAX_ADDRESSES6: usize = 64;
 
-/// Whether other hosts may know a host by the address: it is one host's alone, and means the same
-/// on every link.
+/// Returns true if other hosts can use the address to reach this host: it belongs to one host alone
+/// and has the same meaning on every link.
 pub fn is_reachable6(address: &Ipv6Addr) -> bool {
     let is_out_of_reach = address.is_unspecified()
         || address.is_loopback()
@@ -16,8 +16,8 @@ pub fn is_reachable6(address: &Ipv6Addr) -> bool {
     !is_out_of_reach
 }
 
-/// What a host with these addresses says of them: those that others may know it by, sorted, each
-/// once, and no more than [`MAX_ADDRESSES6`].
+/// Returns the addresses that a host reports: those on which others can reach it, sorted, without
+/// duplicates, and at most [`MAX_ADDRESSES6`].
 pub fn reachable6(addresses: &[Ipv6Addr]) -> Vec<Ipv6Addr> {
     let mut reachable: Vec<_> = addresses.iter().copied().filter(is_reachable6).collect();
     reachable.sort_unstable();

@@ -1,9 +1,9 @@
-//! How a service shares new flows among its backends.
+//! How a service distributes new flows among its backends.
 //!
-//! One setting stands here in each of its shapes: in [`Balance`] as the store and the agents have
-//! it, in [`BalanceChange`] as the command line and the API ask for it, in [`BalanceInspect`] as
-//! `overlay service inspect` shows it. The functions between them name every field, so that the
-//! compiler tells what a new setting still lacks.
+//! This file has three forms of the same settings: [`Balance`] in the store and in the agents,
+//! [`BalanceChange`] in requests of the command line and the API, and [`BalanceInspect`] in the
+//! output of `overlay service inspect`. The functions between them name every field, so that the
+//! compiler reports each place that a new setting misses.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub enum Scheduler {
 }
 
 impl Scheduler {
-    /// The name, as on the command line.
+    /// Returns the name, as on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rr => "rr",
@@ -42,7 +42,7 @@ impl Scheduler {
         }
     }
 
-    /// What is hashed when nothing else is said; `None` for schedulers that do not hash.
+    /// Returns the default hash; `None` for schedulers that do not hash.
     pub const fn hash(self) -> Option<HashBy> {
         match self {
             Self::Sh => Some(HashBy::Address),
@@ -68,25 +68,25 @@ pub enum HashBy {
     Flow,
 }
 
-/// How a service shares new flows among its backends.
+/// How a service distributes new flows among its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Balance {
     /// The scheduler.
     pub scheduler: Scheduler,
-    /// What it hashes, where that is not what it does by itself.
+    /// Hash of the scheduler, if it differs from the scheduler's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashBy>,
-    /// For how many seconds after its last new flow a client keeps its backend; 0 when it does not.
+    /// How many seconds after its last new flow a client keeps its backend; 0 disables affinity.
     pub affinity_secs: u32,
-    /// For how many seconds an established TCP or SCTP flow may be idle; 0 for the default, 7,500.
+    /// How many seconds an established TCP or SCTP flow may be idle; 0 for the default, 7,500.
     pub tcp_idle_secs: u16,
-    /// For how many seconds a UDP flow may be idle; 0 for the default, 60, and 300 once both sides
-    /// have spoken.
+    /// How many seconds a UDP flow may be idle; 0 for the default, which is 60, and 300 once both
+    /// sides have sent.
     pub udp_idle_secs: u16,
-    /// What becomes of TCP connections whose backend has gone.
+    /// How TCP connections with a stale backend are handled.
     pub on_loss: OnLoss,
-    /// Which way replies to clients outside take.
+    /// Path of the replies to clients outside.
     #[serde(rename = "return", skip_serializing_if = "ReturnPath::is_default")]
     pub return_path: ReturnPath,
 }
@@ -107,7 +107,7 @@ pub enum ReturnPath {
 }
 
 impl ReturnPath {
-    /// Whether it need not be written down.
+    /// Returns true for the default, which is not written out.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     fn is_default(&self) -> bool {
         *self == Self::default()
@@ -136,7 +136,7 @@ pub struct BalanceChange {
     #[arg(long, value_enum, value_name = "SCHEDULER")]
     pub lb: Option<Scheduler>,
     /// What sh and maglev hash [default: address for sh, flow for maglev]
-    // `None` beside another scheduler: what that one hashes by itself.
+    // With another scheduler `None` means that scheduler's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub lb_hash: Option<HashBy>,
@@ -164,33 +164,33 @@ pub struct BalanceChange {
     pub return_path: Option<ReturnPath>,
 }
 
-/// Longest time for which flows may be idle: what the packet path's entries hold.
+/// Longest idle time that an entry of the datapath can hold.
 const MAX_IDLE_MS: u64 = u16::MAX as u64 * 1000;
 
-/// Longest affinity: a day.
+/// Longest affinity: one day.
 const MAX_AFFINITY_MS: u64 = 24 * 3600 * 1000;
 
-/// Why a [`BalanceChange`] cannot be made.
+/// Why a [`BalanceChange`] is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBalance {
-    /// A hash for a scheduler that has none.
+    /// A hash for a scheduler that does not hash.
     #[error("scheduler {0} hashes nothing")]
     HashesNothing(Scheduler),
-    /// Too long an affinity, in milliseconds.
+    /// The affinity is too long, in milliseconds.
     #[error("affinity of {0} ms is longer than a day ({MAX_AFFINITY_MS} ms)")]
     Affinity(u64),
-    /// Too long an idle time.
+    /// The idle time is too long.
     #[error("{ms} ms without a packet is more than a {protocol} flow can have")]
     Idle {
-        /// Of flows of which protocol.
+        /// Protocol of the flows.
         protocol: &'static str,
-        /// In milliseconds.
+        /// Idle time in milliseconds.
         ms: u64,
     },
 }
 
 impl InvalidBalance {
-    /// What to do instead.
+    /// Returns the remedy.
     pub fn hint(&self) -> String {
         match self {
             Self::HashesNothing(_) => {
@@ -205,15 +205,15 @@ impl InvalidBalance {
 }
 
 impl Balance {
-    /// What is hashed; `None` where nothing is.
+    /// Returns the hash in use; `None` if the scheduler does not hash.
     pub fn hashed(&self) -> Option<HashBy> {
         self.scheduler.hash().map(|usual| self.hash.unwrap_or(usual))
     }
 
-    /// The settings after a change.
+    /// Returns the settings after a change.
     ///
     /// # Errors
-    /// Combinations that mean nothing, and times out of range.
+    /// Combinations without a meaning, and times out of range.
     pub fn changed(self, change: &BalanceChange) -> Result<Self, InvalidBalance> {
         let BalanceChange {
             lb,
@@ -225,7 +225,7 @@ impl Balance {
             return_path,
         } = *change;
         let scheduler = lb.unwrap_or(self.scheduler);
-        // What one scheduler was told to hash means nothing to another.
+        // The hash of one scheduler has no meaning for another one.
         let kept = self.hash.filter(|_| scheduler == self.scheduler);
         if lb_hash.is_some() && scheduler.hash().is_none() {
             return Err(InvalidBalance::HashesNothing(scheduler));
@@ -251,7 +251,7 @@ impl Balance {
     }
 }
 
-/// For how many seconds a client keeps its backend. The programs count in whole seconds.
+/// Returns for how many seconds a client keeps its backend. The programs count in whole seconds.
 fn affinity(ms: u64) -> Result<u32, InvalidBalance> {
     if ms > MAX_AFFINITY_MS {
         return Err(InvalidBalance::Affinity(ms));
@@ -259,7 +259,7 @@ fn affinity(ms: u64) -> Result<u32, InvalidBalance> {
     u32::try_from(ms.div_ceil(1000)).map_err(|_| InvalidBalance::Affinity(ms))
 }
 
-/// For how many seconds flows may be idle. The programs count in whole seconds.
+/// Returns how many seconds flows may be idle. The programs count in whole seconds.
 fn idle(protocol: &'static str, ms: u64) -> Result<u16, InvalidBalance> {
     let too_long = InvalidBalance::Idle { protocol, ms };
     if ms > MAX_IDLE_MS {
@@ -275,11 +275,11 @@ pub struct BalanceInspect {
     scheduler: Scheduler,
     #[serde(skip_serializing_if = "Option::is_none")]
     hash: Option<HashBy>,
-    /// 0: no affinity.
+    /// 0 means no affinity.
     affinity_seconds: u32,
-    /// 0: the default.
+    /// 0 means the default.
     tcp_timeout_seconds: u16,
-    /// 0: the default.
+    /// 0 means the default.
     udp_timeout_seconds: u16,
     on_loss: OnLoss,
     #[serde(rename = "Return")]
@@ -309,7 +309,7 @@ impl From<&Balance> for BalanceInspect {
     }
 }
 
-/// A backend's share when nothing else is said.
+/// Default weight of a backend.
 pub const DEFAULT_WEIGHT: u16 = 1;
 
 /// [`DEFAULT_WEIGHT`], for serde.
@@ -317,7 +317,7 @@ pub(super) fn default_weight() -> u16 {
     DEFAULT_WEIGHT
 }
 
-/// Whether a weight need not be written down.
+/// Returns true for the default weight, which is not written out.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 pub(super) fn is_default_weight(weight: &u16) -> bool {
     *weight == DEFAULT_WEIGHT

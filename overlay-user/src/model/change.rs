@@ -25,7 +25,7 @@ impl Kind {
     pub const ALL: [Self; 5] =
         [Self::Cluster, Self::Network, Self::Node, Self::Service, Self::Endpoint];
 
-    /// First part of the key.
+    /// Returns the first part of the key.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "cluster",
@@ -54,7 +54,7 @@ pub enum Object {
 }
 
 impl Object {
-    /// Its kind.
+    /// Returns its kind.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Cluster(_) => Kind::Cluster,
@@ -65,7 +65,7 @@ impl Object {
         }
     }
 
-    /// Its identifier.
+    /// Returns its identifier.
     pub const fn id(&self) -> &Id {
         match self {
             Self::Cluster(o) => &o.id,
@@ -96,16 +96,17 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WatchEvent {
-    /// Everything, at the start of a stream or when the watcher fell behind.
+    /// The whole state, at the start of a stream or after the watcher fell behind.
     Snapshot(ClusterState),
     /// The changes of one transaction.
     Changes {
         /// Revision after the transaction.
         revision: u64,
-        /// What it wrote, in order.
+        /// The changes of the transaction, in order.
         changes: Vec<Change>,
     },
-    /// Nothing happened; sent every half second so that both sides notice a dead connection.
+    /// A sign of life without a change. It is sent every half second, so that both sides notice a
+    /// dead connection.
     Alive {
         /// Current revision.
         revision: u64,

@@ -1,23 +1,23 @@
-//! How a service's backends are checked, and what came of it.
+//! How a service's backends are checked, and the results of the checks.
 
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// What is tried to tell whether a backend is healthy.
+/// The probe of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Probe {
-    /// A TCP connection to this port of the backend comes about.
+    /// A TCP connection to this port of the backend. It passes if the connection is established.
     Tcp(u16),
-    /// A GET is answered with a status from 200 to 399.
+    /// An HTTP GET. It passes with a status from 200 to 399.
     Http {
         /// Port of the backend.
         port: u16,
-        /// Path, with the slash at its beginning.
+        /// Path, with its leading slash.
         path: String,
     },
-    /// A command, run by `/bin/sh -c` in the backend's namespaces, ends with status 0.
+    /// A command, run by `/bin/sh -c` in the backend's namespaces. It passes with exit status 0.
     Command(String),
 }
 
@@ -34,57 +34,58 @@ impl fmt::Display for Probe {
 /// How the backends of a service are checked. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
-    /// What is tried.
+    /// The probe.
     pub probe: Probe,
-    /// From the end of one try to the next.
+    /// Time from the end of one check to the start of the next.
     pub interval_ms: u64,
-    /// A try that takes longer has failed.
+    /// A check that takes longer has failed.
     pub timeout_ms: u64,
-    /// So many failures in a row make a backend unhealthy; one success makes it healthy.
+    /// Failures in a row that make a backend unhealthy. One success makes it healthy.
     pub retries: u32,
-    /// For so long after its start failures of a backend that was never healthy do not count.
+    /// Time after a backend's start in which failures do not count, unless it was healthy before.
     pub start_period_ms: u64,
 }
 
 impl HealthCheck {
-    /// What is said when nothing else is: every 5 s, within 2 s, three times.
+    /// Returns a check with the default settings: every 5 s, a timeout of 2 s, three retries.
     pub const fn new(probe: Probe) -> Self {
         Self { probe, interval_ms: 5000, timeout_ms: 2000, retries: 3, start_period_ms: 0 }
     }
 
-    /// From the end of one try to the next.
+    /// Returns the time from the end of one check to the start of the next.
     pub const fn interval(&self) -> Duration {
         Duration::from_millis(self.interval_ms)
     }
 
-    /// A try that takes longer has failed.
+    /// Returns the longest duration of a check.
     pub const fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }
 
-    /// For so long after its start failures do not count.
+    /// Returns the time after a backend's start in which failures do not count.
     pub const fn start_period(&self) -> Duration {
         Duration::from_millis(self.start_period_ms)
     }
 }
 
-/// What the checks of a backend have shown.
+/// The result of a backend's checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// It is not checked, or runs for longer than it is checked and was not found unhealthy.
+    /// No check has a result. The backend is not checked, or it was running before its service got
+    /// a check and was not found unhealthy since.
     #[default]
     Unknown,
-    /// It is checked from its start on and has passed no check yet.
+    /// The backend has been checked since its start and has passed no check yet.
     Starting,
-    /// The last check passed, or too few have failed since.
+    /// The last check passed, or too few checks have failed since.
     Healthy,
     /// Too many checks in a row have failed.
     Unhealthy,
 }
 
 impl Health {
-    /// Whether it need not be written down.
+    /// Returns true for the default, which is not written out.
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) fn is_unknown(&self) -> bool {
         *self == Self::Unknown

@@ -1,7 +1,8 @@
-//! The cluster's state: what managers store, agents watch and `compile` turns into map entries.
+//! The cluster's state: managers store it, agents watch it, and `compile` converts it to map
+//! entries.
 //!
-//! Every object has a readable JSON form and a key `KIND/ID` under the store's prefix. Secrets
-//! (the CA's key, join tokens) are not part of this state: agents never see them.
+//! Every object has a readable JSON form and a key `KIND/ID` under the store's prefix. Secrets (the
+//! CA's key, join tokens) are not part of this state, so agents never see them.
 
 mod addresses;
 mod balance;
@@ -33,13 +34,13 @@ pub use port::{Port, PortParseError, Protocol, PublishMode};
 use serde::{Deserialize, Serialize};
 pub use standing::Standing;
 
-/// A random identifier: 25 lower-case letters and digits, as Docker's swarm objects have.
+/// A random identifier: 25 lower-case letters and digits, like Docker's swarm objects have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Id(String);
 
 impl Id {
-    /// A new random identifier (129 bits).
+    /// Makes a new random identifier (129 bits).
     pub fn random() -> Self {
         use rand::RngExt as _;
         const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
@@ -47,17 +48,17 @@ impl Id {
         Self((0..25).map(|_| char::from(ALPHABET[rng.random_range(0..36)])).collect())
     }
 
-    /// From text that is one already.
+    /// Wraps a text that is already an identifier.
     pub fn from_text(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first 12 characters, as listings show.
+    /// Returns the first 12 characters, as in listings.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
     }
@@ -69,10 +70,10 @@ impl fmt::Display for Id {
     }
 }
 
-/// Everything about a cluster at one revision of the store.
+/// The whole state of a cluster at one revision of the store.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterState {
-    /// Revision of the store: grows by one with every write.
+    /// Revision of the store. It grows by one with every write.
     pub revision: u64,
     /// The cluster itself; `None` only in an empty store.
     pub cluster: Option<Cluster>,
@@ -86,45 +87,46 @@ pub struct ClusterState {
     pub endpoints: BTreeMap<Id, Endpoint>,
 }
 
-/// Settings of the whole cluster and the counters that must never go back.
+/// Settings of the whole cluster, and counters that must never decrease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
     /// Identifier.
     pub id: Id,
     /// When it was made.
     pub created: Timestamp,
-    /// Networks without a `--subnet` get theirs from here.
+    /// Pool that networks without a `--subnet` take theirs from.
     pub default_pool: Ipv4Net,
     /// Prefix length of such subnets.
     pub pool_prefix: u8,
     /// UDP port of VXLAN on every node.
     pub data_path_port: u16,
-    /// Next VNI to hand out.
+    /// Next VNI to allocate.
     pub next_vni: u32,
     /// Next number for services and backends in the maps; never reused.
     pub next_number: u32,
-    /// A node that has not been heard of for so long is down. Milliseconds.
+    /// A node is down after this silence. Milliseconds.
     pub node_timeout_ms: u64,
 }
 
-/// What a network is made of.
+/// Kind of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// Spans the nodes over VXLAN.
     Overlay,
-    /// Lives on each node by itself: same subnet everywhere, nothing shared.
+    /// Local to each node: it has the same subnet on every node, and the nodes share nothing.
     Bridge,
 }
 
-/// What becomes of multicast and broadcast on a network.
+/// How a network handles multicast and broadcast.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Multicast {
-    /// It is dropped and counted.
+    /// Drops and counts them.
     #[default]
     Drop,
-    /// It is copied to all endpoints, within [`overlay_common::maps::MAX_FLOOD`].
+    /// Copies them to all endpoints (head-end replication), up to
+    /// [`overlay_common::maps::MAX_FLOOD`].
     Replicate,
 }
 
@@ -137,11 +139,11 @@ pub struct Network {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
-    /// What it is made of.
+    /// Kind of the network.
     pub driver: Driver,
     /// VXLAN network identifier, 24 bits, unique.
     pub vni: u32,
-    /// The subnet; overlaps no other network's.
+    /// The subnet. It does not overlap another network's.
     pub subnet: Ipv4Net,
     /// Addresses are allocated from here only.
     pub ip_range: Option<Ipv4Net>,
@@ -151,61 +153,62 @@ pub struct Network {
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// MTU of the containers' interfaces; `None` means the underlay's less 50.
     pub mtu: Option<u32>,
-    /// What becomes of multicast and broadcast.
+    /// How multicast and broadcast are handled.
     #[serde(default)]
     pub multicast: Multicast,
-    /// No way out and no published ports.
+    /// Whether it has no egress and no published ports.
     pub internal: bool,
-    /// Standalone containers may join (`overlay run` without `--service`).
+    /// Whether standalone containers may join (`overlay run` without `--service`).
     pub attachable: bool,
-    /// The one network that carries published ports for services without a network.
+    /// Whether it is the ingress network, which carries published ports for services without a
+    /// network.
     pub ingress: bool,
-    /// `--label`.
+    /// Labels from `--label`.
     pub labels: BTreeMap<String, String>,
-    /// `--opt`, except those that have a field of their own.
+    /// Options from `--opt`, except those that have their own field.
     pub options: BTreeMap<String, String>,
-    /// Where the next search for a free address starts, so that a freed one rests.
+    /// Start of the next search for a free address, so that a freed one is not reused at once.
     pub next_address: Ipv4Addr,
-    /// Its IPv6 side; `None` for networks of IPv4 alone.
+    /// Its IPv6 side; `None` for IPv4-only networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<NetworkIpv6>,
 }
 
-/// The IPv6 side of a dual-stack network: every endpoint has an address of either family.
+/// The IPv6 side of a dual-stack network. Every endpoint has an address of each family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkIpv6 {
-    /// The subnet; overlaps no other network's.
+    /// The subnet. It does not overlap another network's.
     pub subnet: Ipv6Net,
     /// The gateway: an anycast address on every node.
     pub gateway: Ipv6Addr,
-    /// Where the next search for a free address starts.
+    /// Start of the next search for a free address.
     pub next_address: Ipv6Addr,
 }
 
 impl Network {
-    /// True for `bridge`: state of it never leaves the node.
+    /// Returns true for `bridge`. Its endpoints matter only on their own node.
     pub fn is_local(&self) -> bool {
         self.driver == Driver::Bridge
     }
 }
 
-/// What a node may do.
+/// Role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Owns cluster state, and runs an agent.
+    /// Owns the cluster's state, and runs an agent.
     Manager,
-    /// Programs its own kernel.
+    /// Programs only its own kernel.
     Agent,
 }
 
-/// Whether a node is heard of.
+/// Whether a node's agent reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// Its agent reports.
+    /// The agent reports.
     Ready,
-    /// Its agent has been silent for longer than the cluster's node timeout.
+    /// The agent has been silent for longer than the cluster's node timeout.
     Down,
 }
 
@@ -213,9 +216,9 @@ pub enum NodeState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
-    /// They do.
+    /// They take new flows.
     Active,
-    /// They keep their flows and take no new ones.
+    /// They keep their flows but take no new ones.
     Drain,
 }
 
@@ -226,34 +229,35 @@ pub struct Node {
     pub id: Id,
     /// Host name, unique among nodes.
     pub name: String,
-    /// What it may do.
+    /// Its role.
     pub role: Role,
     /// When it joined.
     pub created: Timestamp,
-    /// Its VTEP, unique among nodes and of one family on all of them.
+    /// Its VTEP: unique among the nodes, and of the same family on all of them.
     pub data_path_addr: IpAddr,
-    /// Where its manager listens (managers only).
+    /// Address on which its manager listens (managers only).
     pub api_addr: Option<SocketAddr>,
-    /// Its own address on the ingress network; 0.0.0.0 while there is no such network.
+    /// Its own address on the ingress network; 0.0.0.0 if there is no such network.
     pub ingress_ip: Ipv4Addr,
-    /// Whether it is heard of.
+    /// Whether its agent reports.
     pub state: NodeState,
     /// Whether its backends take new flows.
     pub availability: Availability,
-    /// IPv6 addresses on which it answers published ports, as its agent says: sorted, at most
-    /// [`MAX_ADDRESSES6`].
+    /// IPv6 addresses on which it answers published ports, as its agent reports them: sorted, at
+    /// most [`MAX_ADDRESSES6`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses6: Vec<Ipv6Addr>,
 }
 
 impl Node {
-    /// What the maps call the node: see [`vtep`].
+    /// Returns the node's key in the maps: see [`vtep`].
     pub fn vtep(&self) -> Be32 {
         vtep(self.data_path_addr)
     }
 }
 
-/// What the maps call a node with this VTEP: the address, or a number for an IPv6 one.
+/// Returns the key in the maps of a node with this VTEP: the address itself, or a number for an
+/// IPv6 address.
 pub fn vtep(address: IpAddr) -> Be32 {
     match address {
         IpAddr::V4(address) => address.into(),
@@ -261,14 +265,14 @@ pub fn vtep(address: IpAddr) -> Be32 {
     }
 }
 
-/// How clients of a service find its backends by name.
+/// How a service's name resolves for its clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointMode {
     /// The name resolves to a virtual IP.
     #[default]
     Vip,
-    /// The name resolves to the backends' addresses in changing order.
+    /// The name resolves to the backends' addresses in random order.
     Dnsrr,
 }
 
@@ -299,31 +303,32 @@ pub struct Service {
     pub mode: EndpointMode,
     /// Its networks; published ports go to the backends on the first one.
     pub networks: Vec<ServiceNetwork>,
-    /// Its published ports, every one with a port of its own.
+    /// Its published ports. Each has its published port set.
     pub ports: Vec<Port>,
-    /// How new flows are shared among its backends.
+    /// How new flows are distributed among its backends.
     #[serde(default)]
     pub balance: Balance,
-    /// How its backends are checked; `None`: they are not.
+    /// How its backends are checked; `None` if they are not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Box<HealthCheck>>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// How long a draining backend keeps its flows, in milliseconds.
     pub drain_ms: u64,
-    /// Set when the service only carries `overlay run -p` of this endpoint; it goes with it.
+    /// The endpoint with the ports from `overlay run -p` that this service carries, if it carries
+    /// only those. The service is removed with the endpoint.
     pub owner: Option<Id>,
 }
 
-/// Life of an endpoint.
+/// Life cycle of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndpointState {
-    /// It has an address; its node is wiring it, or its service does not listen yet.
+    /// It has an address. Its node is still wiring it, or its service does not listen yet.
     Starting,
-    /// It takes flows.
+    /// It takes new flows.
     Running,
-    /// It keeps its flows and takes no new ones.
+    /// It keeps its flows but takes no new ones.
     Draining,
 }
 
@@ -334,9 +339,9 @@ pub struct Endpoint {
     pub id: Id,
     /// Its number in the maps (as a backend); never reused.
     pub number: u32,
-    /// Name of the container: unique on the network, resolvable there.
+    /// Name of the container. It is unique on the network and resolves there.
     pub name: String,
-    /// The container: endpoints with the same one share a network namespace.
+    /// The container. Endpoints of the same container share a network namespace.
     pub container: Id,
     /// The network.
     pub network: Id,
@@ -347,19 +352,20 @@ pub struct Endpoint {
     /// Its IPv6 address, on dual-stack networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip6: Option<Ipv6Addr>,
-    /// Further names it answers to on this network.
+    /// Further names that resolve to it on this network.
     pub aliases: Vec<String>,
     /// The service it is a backend of.
     pub service: Option<Id>,
-    /// Its share of the service's new flows beside that of other backends; 0: it takes none.
+    /// Weight: its share of the service's new flows, relative to other backends. With 0 it takes
+    /// none.
     #[serde(
         default = "balance::default_weight",
         skip_serializing_if = "balance::is_default_weight"
     )]
     pub weight: u16,
-    /// Life.
+    /// State in its life cycle.
     pub state: EndpointState,
-    /// What the checks of its service have shown.
+    /// Result of its service's health checks.
     #[serde(default, skip_serializing_if = "Health::is_unknown")]
     pub health: Health,
     /// When it was made.
@@ -367,32 +373,33 @@ pub struct Endpoint {
 }
 
 impl ClusterState {
-    /// The network with this name, id or unambiguous beginning of an id (at least 4 characters).
+    /// Returns the network with this name, id or unambiguous beginning of an id (at least 4
+    /// characters).
     pub fn network(&self, reference: &str) -> Option<&Network> {
         find(&self.networks, reference, |n| &n.name)
     }
 
-    /// The service with this name, id or beginning of an id.
+    /// Returns the service with this name, id or beginning of an id.
     pub fn service(&self, reference: &str) -> Option<&Service> {
         find(&self.services, reference, |s| &s.name)
     }
 
-    /// The node with this name, id or beginning of an id.
+    /// Returns the node with this name, id or beginning of an id.
     pub fn node(&self, reference: &str) -> Option<&Node> {
         find(&self.nodes, reference, |n| &n.name)
     }
 
-    /// The network that carries published ports.
+    /// Returns the network that carries published ports.
     pub fn ingress(&self) -> Option<&Network> {
         self.networks.values().find(|n| n.ingress)
     }
 
-    /// The endpoints of a network, in the order of their ids.
+    /// Returns the endpoints of a network, in the order of their ids.
     pub fn endpoints_of<'a>(&'a self, network: &'a Id) -> impl Iterator<Item = &'a Endpoint> + 'a {
         self.endpoints.values().filter(move |e| e.network == *network)
     }
 
-    /// The endpoints of a service on a network.
+    /// Returns the endpoints of a service on a network.
     pub fn backends_of<'a>(
         &'a self,
         service: &'a Id,
@@ -401,7 +408,7 @@ impl ClusterState {
         self.endpoints_of(network).filter(move |e| e.service.as_ref() == Some(service))
     }
 
-    /// Applies one change; the caller sets the revision.
+    /// Applies one change. The caller sets the revision.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Put(Object::Cluster(cluster)) => self.cluster = Some(cluster),

@@ -1,6 +1,6 @@
-//! Which names are allowed.
+//! Rules for names.
 
-/// A name that is not allowed, and why.
+/// A name that is not allowed, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid {what} name {name:?}: use 1 to 63 letters, digits, '-', '_' or '.', starting and \
@@ -11,11 +11,11 @@ pub struct InvalidName {
     name: String,
 }
 
-/// Checks the name of a `what` (network, service, container, node): what fits a DNS label plus
-/// the underscore and dot that Docker allows.
+/// Checks the name of a `what` (network, service, container, node). A valid name fits a DNS label,
+/// or has the underscore and the dot that Docker also allows.
 ///
 /// # Errors
-/// [`InvalidName`] quotes the name and says what is allowed.
+/// [`InvalidName`] quotes the name and explains the rules.
 pub fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let bytes = name.as_bytes();

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Transport of a published port.
+/// Transport protocol of a published port.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -15,12 +15,12 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// SCTP. Published and target port are the same.
+    /// SCTP. The published port equals the target port.
     Sctp,
 }
 
 impl Protocol {
-    /// IP protocol number.
+    /// Returns the IP protocol number.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => overlay_common::wire::PROTO_TCP,
@@ -40,7 +40,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// On which nodes a published port answers.
+/// The nodes on which a published port answers.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -49,24 +49,24 @@ pub enum PublishMode {
     /// On every node.
     #[default]
     Ingress,
-    /// On the nodes that have a backend, for those backends.
+    /// On the nodes that have a backend, and only for those backends.
     Host,
 }
 
 /// One published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Port {
-    /// The hosts' port; `None` in a request means: choose one from 30000 to 32767.
+    /// Port of the hosts; `None` in a request chooses one from 30000 to 32767.
     pub published: Option<u16>,
-    /// The backends' port.
+    /// Port of the backends.
     pub target: u16,
-    /// Transport.
+    /// Transport protocol.
     pub protocol: Protocol,
-    /// On which nodes.
+    /// The nodes on which it answers.
     pub mode: PublishMode,
 }
 
-/// Why a port was not understood.
+/// Why the text of a port could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid port {text:?}: {why} (write PUBLISHED:TARGET[/tcp|udp|sctp], TARGET alone, or \
@@ -82,7 +82,7 @@ impl Port {
     /// long form (`published=8080,target=80,protocol=tcp,mode=host`). A range gives several ports.
     ///
     /// # Errors
-    /// [`PortParseError`] quotes the text and says what is wrong with it.
+    /// [`PortParseError`] quotes the text and explains the error.
     pub fn parse(text: &str) -> Result<Vec<Self>, PortParseError> {
         let parsed = if text.contains('=') { parse_long(text) } else { parse_short(text) };
         parsed.map_err(|why| PortParseError { text: text.to_owned(), why })
@@ -178,7 +178,7 @@ fn parse_long(text: &str) -> Result<Vec<Port>, String> {
 impl FromStr for Port {
     type Err = PortParseError;
 
-    /// As [`Port::parse`], for exactly one port.
+    /// Like [`Port::parse`], for exactly one port.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match Self::parse(text)?[..] {
             [port] => Ok(port),

@@ -1,4 +1,4 @@
-//! Whether an endpoint takes new flows, and if not, why.
+//! Whether an endpoint takes new flows, and the reason if it does not.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize};
 
 use super::{Availability, ClusterState, Endpoint, EndpointState, Health, NodeState};
 
-/// Whether an endpoint takes new flows as a backend, and if not, why. Flows that it has go on in
-/// any case.
+/// Whether an endpoint takes new flows as a backend, and the reason if it does not. Its existing
+/// flows continue in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// It does.
+    /// It takes new flows.
     Running,
     /// It is being wired, or its service does not listen yet.
     Starting,
-    /// It is being taken out.
+    /// It is draining.
     Draining,
     /// It has passed no health check yet.
     Unchecked,
     /// Its health checks fail.
     Unhealthy,
-    /// Its node is drained.
+    /// Its node is draining.
     NodeDrained,
-    /// Nothing but that its node is not heard of.
+    /// Its node is down. There is no other reason.
     NodeDown,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Standing {
 }
 
 impl ClusterState {
-    /// How an endpoint stands. One whose node does not exist is that of a node that is down.
+    /// Returns the standing of an endpoint. If its node does not exist, its node counts as down.
     pub fn standing(&self, endpoint: &Endpoint) -> Standing {
         match endpoint.state {
             EndpointState::Starting => return Standing::Starting,
@@ -56,7 +56,7 @@ impl ClusterState {
         }
         let Some(node) = self.nodes.get(&endpoint.node) else { return Standing::NodeDown };
         match (node.availability, node.state) {
-            // Only backends are drained with their node.
+            // Draining a node drains only its backends.
             (Availability::Drain, _) if endpoint.service.is_some() => Standing::NodeDrained,
             (_, NodeState::Down) => Standing::NodeDown,
             (_, NodeState::Ready) => Standing::Running,
