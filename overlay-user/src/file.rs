@@ -1,4 +1,4 @@
-//! Files that are replaced in one step.
+//! Atomic replacement of files.
 
 use std::{
     fs,
@@ -7,10 +7,11 @@ use std::{
     path::Path,
 };
 
-/// Writes a file in one step with mode 0600: to a temporary neighbour, synced, then renamed.
+/// Writes a file atomically with mode 0600: writes a temporary file beside it, syncs it and renames
+/// it.
 ///
 /// # Errors
-/// What the system said.
+/// The system's error.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = fs::OpenOptions::new()

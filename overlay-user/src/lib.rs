@@ -1,8 +1,7 @@
-//! `overlay`: cross-host container networking whose packet path is eBPF.
+//! `overlay`: a container network across hosts with a datapath in eBPF.
 //!
-//! State flows one way: [`store`] -> watch -> [`agent`] (pure) -> [`datapath::diff`] ->
-//! an idempotent apply. The kernel is behind two traits, [`datapath::Datapath`] and
-//! [`link::Links`].
+//! State flows in one direction: [`store`] -> watch -> [`agent`] (pure) -> [`datapath::diff`] -> an
+//! idempotent apply. Two traits hide the kernel: [`datapath::Datapath`] and [`link::Links`].
 
 pub mod agent;
 pub mod api;

@@ -1,4 +1,4 @@
-//! The headers of a packet in words, as far as it has them: what is cut short is shown up to there.
+//! Readable form of a packet's headers. A truncated packet is read as far as it goes.
 
 use std::{
     fmt,
@@ -15,18 +15,18 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Next header of ICMPv6 (RFC 4443, section 1).
 const PROTO_ICMPV6: u8 = 58;
 
-/// What the headers of a frame say.
+/// The headers of a frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Headers {
     /// Source MAC address.
     pub source_mac: String,
     /// Destination MAC address.
     pub destination_mac: String,
-    /// What the frame carries.
+    /// Protocol of the frame's payload.
     pub ethertype: u16,
-    /// Source address; in ARP the sender's.
+    /// Source address; for ARP the sender's address.
     pub source: Option<IpAddr>,
-    /// Destination address; in ARP the one asked for.
+    /// Destination address; for ARP the target address.
     pub destination: Option<IpAddr>,
     /// IP protocol number.
     pub protocol: Option<u8>,
@@ -38,11 +38,11 @@ pub struct Headers {
     pub tcp_flags: Option<String>,
     /// Type and code of ICMP or ICMPv6.
     pub icmp: Option<(u8, u8)>,
-    /// Operation of ARP: 1 for a request, 2 for a reply.
+    /// ARP operation: 1 for a request, 2 for a reply.
     pub arp: Option<u16>,
     /// VNI of VXLAN.
     pub vni: Option<u32>,
-    /// What the tunnel carries.
+    /// Headers of the tunnel's payload.
     pub inner: Option<Box<Headers>>,
 }
 
@@ -67,7 +67,7 @@ impl Headers {
             ethertype: half(packet, 12)?,
             ..Self::default()
         };
-        // What is not there ends the reading; what was read before stays.
+        // A missing header ends the parsing. The headers before it stay.
         let _ = match headers.ethertype {
             ETHERTYPE_ARP => headers.read_arp(packet),
             ETHERTYPE_IPV4 => headers.read_ipv4(packet, vxlan_port),
@@ -139,13 +139,13 @@ impl Headers {
         Some(())
     }
 
-    /// The packet that matters: the one in the tunnel, if there is one.
+    /// Returns the headers inside the tunnel if there is one, else the outer headers.
     pub fn innermost(&self) -> &Self {
         self.inner.as_deref().unwrap_or(self)
     }
 }
 
-/// Name of an IP protocol, its number where it has none here.
+/// Returns the name of an IP protocol, or its number if no name is listed here.
 pub fn protocol_name(number: u8) -> String {
     match number {
         PROTO_ICMP => "icmp".to_owned(),
@@ -202,7 +202,7 @@ impl fmt::Display for Headers {
 mod tests {
     use super::*;
 
-    /// Ethernet and IPv4 headers, and what follows them.
+    /// Builds Ethernet and IPv4 headers with this payload.
     fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
         packet.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol, 0, 0]);

@@ -1,8 +1,8 @@
-//! Where the daemon of a host keeps its files.
+//! Paths of the daemon's files.
 
 use std::path::PathBuf;
 
-/// The directories of one host's daemon. All are settable, so that several hosts can live on one
+/// The directories of a host's daemon. All of them can be set, so that several hosts can share one
 /// machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -15,52 +15,54 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The API's unix socket.
+    /// Returns the API's unix socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("overlay.sock")
     }
 
-    /// Locked by the running daemon.
+    /// Returns the file that the running daemon locks.
     pub fn lock(&self) -> PathBuf {
         self.run_dir.join("overlay.lock")
     }
 
-    /// The socket of the process that keeps DNS sockets open while no daemon runs.
+    /// Returns the socket of the process that keeps DNS sockets open while no daemon runs.
     pub fn keeper(&self) -> PathBuf {
         self.run_dir.join("sockets.sock")
     }
 
-    /// `crate::agent::AgentConfig` as JSON.
+    /// Returns the file with `crate::agent::AgentConfig` as JSON.
     pub fn config(&self) -> PathBuf {
         self.state_dir.join("agent.json")
     }
 
-    /// The manager's store.
+    /// Returns the manager's store.
     pub fn store(&self) -> PathBuf {
         self.state_dir.join("cluster.redb")
     }
 
-    /// Last state heard of, so that a host without managers keeps forwarding.
+    /// Returns the file with the last received state, so that a host without managers keeps
+    /// forwarding.
     pub fn cached_state(&self) -> PathBuf {
         self.state_dir.join("last-state.json")
     }
 
-    /// Containers attached on this host.
+    /// Returns the file with the containers attached on this host.
     pub fn containers(&self) -> PathBuf {
         self.state_dir.join("containers.json")
     }
 
-    /// The node's key (mode 0600), certificate and the CA's certificate.
+    /// Returns the directory of the node's key (mode 0600), its certificate and the CA's
+    /// certificate.
     pub fn pki_dir(&self) -> PathBuf {
         self.state_dir.join("pki")
     }
 
-    /// What a detached daemon prints.
+    /// Returns the file with the output of a detached daemon.
     pub fn log(&self) -> PathBuf {
         self.state_dir.join("agent.log")
     }
 
-    /// Namespaces that `overlay run` made.
+    /// Returns the directory of the namespaces that `overlay run` made.
     pub fn netns_dir(&self) -> PathBuf {
         self.run_dir.join("netns")
     }

@@ -16,7 +16,7 @@ use crate::model::{EndpointState, Id, Port, Role};
 pub enum LocalRequest {
     /// Answer: [`Status`].
     Status {},
-    /// Makes an endpoint of a network namespace. Answer: [`Attached`].
+    /// Makes endpoints for a network namespace. Answer: [`Attached`].
     Attach(Attach),
     /// Drains (unless `force`), unwires and removes a container's endpoints. Answer: list of the
     /// removed endpoints.

@@ -1,4 +1,4 @@
-//! The names that this host's containers may see, indexed.
+//! An index of the names that this host's containers can resolve.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,8 +13,8 @@ use crate::model::{
 
 /// The networks of some containers, with every name and address on them.
 ///
-/// Built in one pass over the cluster's state, so that a question costs a few look-ups however many
-/// services and endpoints there are.
+/// It is built in one pass over the cluster's state, so that a query costs a few lookups for any
+/// number of services and endpoints.
 #[derive(Debug, Default)]
 pub struct Directory {
     networks: BTreeMap<Id, NetworkNames>,
@@ -61,11 +61,11 @@ struct Host {
     container: Id,
     draining: bool,
     node_ready: bool,
-    /// Takes new flows: the same condition as for the slots of the maps.
+    /// Takes new flows. The slots of the maps use the same condition.
     active: bool,
 }
 
-/// The addresses that a name stands for. Only on dual-stack networks there are IPv6 ones.
+/// The addresses of a name. Only dual-stack networks have IPv6 ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     pub v4: Vec<Ipv4Addr>,
@@ -83,7 +83,7 @@ impl Addresses {
     }
 }
 
-/// Who has an address; `node` is `None` for VIPs.
+/// The owner of an address. `node` is `None` for VIPs.
 #[derive(Debug)]
 struct Owner {
     name: String,
@@ -100,7 +100,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Directory {
-    /// The names on all networks of `containers`.
+    /// Builds the directory of the names on all networks of `containers`.
     pub fn build(state: &ClusterState, containers: &BTreeSet<Id>) -> Self {
         let mut directory = Self::default();
         for endpoint in state.endpoints.values() {
@@ -109,7 +109,8 @@ impl Directory {
             }
         }
         for attachments in directory.containers.values_mut() {
-            // Numbers are handed out in the order in which the networks were asked for.
+            // Endpoint numbers are allocated in the order in which the container requested its
+            // networks.
             attachments.sort_by_key(|a| a.number);
         }
         for service in state.services.values() {
@@ -135,7 +136,7 @@ impl Directory {
 
     fn add_service(&mut self, service: &Service) {
         if service.owner.is_some() {
-            // It only carries the ports of a container, whose name is the container's.
+            // The service only carries the ports of a container and has the container's name.
             return;
         }
         for on in &service.networks {
@@ -154,7 +155,8 @@ impl Directory {
         }
     }
 
-    /// A container's networks, first one first; `None` when the state knows no endpoint of it.
+    /// Returns a container's networks, the first one first; `None` if the state has no endpoint of
+    /// it.
     pub(super) fn scopes<'a>(&'a self, container: &'a Id) -> Option<Vec<Scope<'a>>> {
         let attachments = self.containers.get(container)?;
         let scope = |a: &'a Attachment| {
@@ -165,7 +167,7 @@ impl Directory {
 }
 
 impl NetworkNames {
-    /// Whether an address belongs to the network.
+    /// Returns true if an address belongs to the network.
     pub fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(ip) => self.subnet.contains(&ip),
@@ -198,7 +200,7 @@ impl NetworkNames {
             let owner = Owner { name: endpoint.name.clone(), node: Some(endpoint.node.clone()) };
             self.addresses.entry(ip).or_default().push(owner);
         }
-        // As in Docker a container also answers to the beginning of its id.
+        // As in Docker, the beginning of a container's id is also a name.
         let names: BTreeSet<String> = std::iter::once(endpoint.name.as_str())
             .chain(endpoint.aliases.iter().map(String::as_str))
             .chain(std::iter::once(endpoint.container.short()))
@@ -227,18 +229,18 @@ impl Host {
 }
 
 impl Scope<'_> {
-    /// A node-local network has the same addresses on every node: only those of the container's
-    /// own node are meant.
+    /// Returns true if endpoints of this node are visible. A node-local network has the same
+    /// addresses on every node, so only those of the container's own node are.
     fn is_here(&self, node: &Id) -> bool {
         !self.network.local || node == self.node
     }
 
-    /// Whether the network has a way out.
+    /// Returns true if the network has egress.
     pub fn leads_out(&self) -> bool {
         !self.network.internal
     }
 
-    /// What the name of a service stands for; `None` when there is no such service.
+    /// Returns the addresses of a service's name; `None` if there is no such service.
     pub fn service(&self, name: &str) -> Option<Addresses> {
         let service = self.network.services.get(name)?;
         match (service.mode, service.vip) {
@@ -249,16 +251,16 @@ impl Scope<'_> {
         }
     }
 
-    /// The backends of a service that take new flows; `None` when there is no such service.
+    /// Returns the backends of a service that take new flows; `None` if there is no such service.
     pub fn tasks(&self, service: &str) -> Option<Addresses> {
         let backends = self.network.services.get(service)?.backends.iter();
         Some(Addresses::of(backends.filter(|b| b.active && self.is_here(&b.node))))
     }
 
-    /// The containers of this name or alias; `None` when there is none.
+    /// Returns the containers with this name or alias; `None` if there is none.
     ///
-    /// Draining ones are left out, as the first step of a drain is that nobody finds them any more;
-    /// those of nodes that are down are given only when there is nothing better.
+    /// Draining containers are left out, because the first step of a drain is to remove them from
+    /// name resolution. Containers on down nodes are returned only if there are no others.
     pub fn hosts(&self, name: &str) -> Option<Addresses> {
         let hosts = self.network.hosts.get(name)?.iter();
         let here: Vec<&Host> = hosts.filter(|h| self.is_here(&h.node)).collect();
@@ -274,7 +276,7 @@ impl Scope<'_> {
         Some(best)
     }
 
-    /// The full name (`NAME.NETWORK`) of whoever has an address of this network.
+    /// Returns the full name (`NAME.NETWORK`) of the owner of an address of this network.
     pub fn name_of(&self, address: IpAddr) -> Option<String> {
         let owners = self.network.addresses.get(&address)?;
         let owner = owners.iter().find(|o| o.node.as_ref().is_none_or(|n| self.is_here(n)))?;

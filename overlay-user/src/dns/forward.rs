@@ -1,8 +1,8 @@
-//! Questions to the upstreams, from the agent's own network namespace.
+//! Queries to the upstreams, from the agent's own network namespace.
 //!
-//! A reply counts only when it comes from the address and port that was asked (the socket is
-//! connected), to the port that asked (chosen at random by the kernel for every query), with the id
-//! (random as well) and the question that was sent.
+//! A reply must match the query in four ways: it comes from the address and port of the upstream
+//! (the socket is connected), goes to the source port (the kernel chooses it at random for every
+//! query), and has the id (also random) and the question of the query.
 
 use std::{
     io,
@@ -25,10 +25,12 @@ use super::{
     resolv_conf::{MAX_NAMESERVERS, is_usable},
 };
 
-/// Asks the upstreams one after the other, each for at most `wait`. The reply has the client's id.
+/// Queries the upstreams one after the other, each for at most `wait`. The reply has the client's
+/// id.
 ///
-/// SERVFAIL, REFUSED, silence and unreachability lead to the next one; every other reply counts,
-/// NXDOMAIN too. When none is left the last failure is the reply, or else SERVFAIL.
+/// After SERVFAIL, REFUSED, a timeout or an unreachable upstream the next one is queried. Any other
+/// reply is final, NXDOMAIN too. If no upstream is left, the reply is the last failed one, or
+/// SERVFAIL if there was none.
 pub(super) async fn ask(request: &Request, upstreams: &[SocketAddr], wait: Duration) -> Vec<u8> {
     let mut failure = None;
     for upstream in upstreams.iter().filter(|u| is_usable(u)).take(MAX_NAMESERVERS) {
@@ -52,13 +54,13 @@ pub(super) async fn ask(request: &Request, upstreams: &[SocketAddr], wait: Durat
     }
 }
 
-/// One question to one upstream: over UDP, and over TCP when the reply was cut.
+/// Sends a query to one upstream: over UDP, and over TCP after a truncated reply.
 async fn exchange(request: &Request, upstream: SocketAddr) -> io::Result<Vec<u8>> {
     let reply = over_udp(request, upstream).await?;
     if reply.truncated {
         match over_tcp(request, upstream).await {
             Ok(whole) => return Ok(whole),
-            // Better a cut reply than none: the client may know what to do with it.
+            // A truncated reply is better than none: the client may be able to use it.
             Err(error) => tracing::debug!(%upstream, "no reply over TCP: {error}"),
         }
     }
@@ -79,7 +81,7 @@ async fn over_udp(request: &Request, upstream: SocketAddr) -> io::Result<UdpRepl
     socket.connect(upstream).await?;
     let (id, query) = with_new_id(request);
     socket.send(&query).await?;
-    // One byte more than is allowed, so that a longer datagram is noticed.
+    // The buffer has one byte more than the limit, so that a longer datagram is noticed.
     let mut buffer = vec![0; MAX_UDP + 1];
     loop {
         let length = socket.recv(&mut buffer).await?;
@@ -87,7 +89,7 @@ async fn over_udp(request: &Request, upstream: SocketAddr) -> io::Result<UdpRepl
         let cut = length > MAX_UDP;
         buffer.truncate(length.min(MAX_UDP));
         if cut {
-            // Mark it, in case TCP fails.
+            // Marks the reply as truncated, in case TCP fails.
             buffer[2] |= 0b0000_0010;
         }
         return Ok(UdpReply { bytes: buffer, truncated: cut || header.truncation });
@@ -106,13 +108,13 @@ async fn over_tcp(request: &Request, upstream: SocketAddr) -> io::Result<Vec<u8>
     }
 }
 
-/// A message with its length in front (RFC 1035, 4.2.2).
+/// Puts the length in front of a message (RFC 1035, 4.2.2).
 pub(super) fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     Ok([&length.to_be_bytes(), message].concat())
 }
 
-/// The client's query under an id that nobody else knows.
+/// Returns the client's query with a new secret id.
 fn with_new_id(request: &Request) -> (u16, Vec<u8>) {
     let id: u16 = rand::random();
     let mut query = request.bytes.clone();
@@ -120,7 +122,7 @@ fn with_new_id(request: &Request) -> (u16, Vec<u8>) {
     (id, query)
 }
 
-/// The header of a reply to our question; `None` for anything else.
+/// Returns the header of a reply to our query; `None` for any other message.
 fn reply_header(bytes: &[u8], id: u16, query: &Query) -> Option<Header> {
     let mut decoder = BinDecoder::new(bytes);
     let header = Header::read(&mut decoder).ok()?;
@@ -128,11 +130,11 @@ fn reply_header(bytes: &[u8], id: u16, query: &Query) -> Option<Header> {
         return None;
     }
     if header.counts.queries == 0 && bytes.len() == HEADER_LEN {
-        // Some servers refuse without repeating the question; there is nothing in it to believe.
+        // Some servers send an error without the question. Such a reply contains no data to forge.
         return (header.response_code != ResponseCode::NoError).then_some(header);
     }
     let asked = Query::read(&mut decoder).ok()?;
-    // Names compare without regard to case.
+    // Names compare case-insensitively.
     (header.counts.queries == 1 && asked == *query).then_some(header)
 }
 

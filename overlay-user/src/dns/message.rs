@@ -1,4 +1,4 @@
-//! Queries and replies on the wire.
+//! Wire format of queries and replies.
 
 use hickory_proto::{
     op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
@@ -11,13 +11,13 @@ use super::{TTL_SECONDS, resolve::Answer};
 /// Bytes of a header (RFC 1035, 4.1.1).
 pub(super) const HEADER_LEN: usize = 12;
 
-/// Largest UDP message we take, and send when the other side takes it too.
+/// Largest UDP message that we accept. We also send this size if the client accepts it.
 pub(super) const MAX_UDP: usize = 4096;
 
 /// Largest UDP message without EDNS (RFC 1035, 4.2.1).
 const MIN_UDP: usize = 512;
 
-/// How a query came.
+/// Transport of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     Udp,
@@ -27,9 +27,9 @@ pub(super) enum Transport {
 /// A well-formed query.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
-    /// As it came, for forwarding.
+    /// The unchanged message, for forwarding.
     pub bytes: Vec<u8>,
-    /// Its one question.
+    /// Its only question.
     pub query: Query,
     metadata: Metadata,
     edns: Option<Edns>,
@@ -37,17 +37,17 @@ pub(super) struct Request {
     limit: usize,
 }
 
-/// Why there is no [`Request`].
+/// Why a message is rejected.
 #[derive(Debug)]
 pub(super) enum Rejected {
-    /// To be dropped: an answer to it could start a loop, or there is no header to answer to.
+    /// Dropped: a reply could start a loop, or the message has no header to reply to.
     Silently,
-    /// To be answered with this.
+    /// Answered with this reply.
     With(Vec<u8>),
 }
 
 impl Request {
-    /// Reads a query; anything else is rejected.
+    /// Reads a query. Rejects any other message.
     pub fn parse(bytes: &[u8], transport: Transport) -> Result<Self, Rejected> {
         let Ok(header) = Header::read(&mut BinDecoder::new(bytes)) else {
             return Err(Rejected::Silently);
@@ -78,7 +78,7 @@ impl Request {
         Ok(request)
     }
 
-    /// The reply for an answer of ours.
+    /// Encodes the reply for one of our answers.
     pub fn reply(&self, answer: &Answer) -> Vec<u8> {
         match answer {
             Answer::Addresses(addresses) => {
@@ -102,18 +102,19 @@ impl Request {
         }
     }
 
-    /// A reply without records.
+    /// Encodes a reply without records.
     pub fn error(&self, code: ResponseCode) -> Vec<u8> {
         encode(&self.message(code))
     }
 
-    /// An upstream's reply as the client may have it: with its own id and not too long.
+    /// Adapts an upstream's reply for the client: sets the client's id and limits the length.
     pub fn relay(&self, mut reply: Vec<u8>) -> Vec<u8> {
         let Ok(header) = Header::read(&mut BinDecoder::new(&reply)) else {
             return self.error(ResponseCode::ServFail);
         };
         if header.counts.queries != 1 {
-            // An error without the question, which some resolvers would not know as theirs.
+            // The upstream's error has no question, so some resolvers would not match it to their
+            // query.
             return self.error(header.response_code);
         }
         if reply.len() > self.limit {
@@ -126,8 +127,8 @@ impl Request {
         reply
     }
 
-    /// As many of the records as fit. A cut reply has TC set, and still holds records for those
-    /// resolvers that do not ask again over TCP (musl before 1.2.4).
+    /// Encodes as many of the records as fit. A truncated reply has TC set. It still contains
+    /// records, for resolvers that do not ask again over TCP (musl before 1.2.4).
     fn records(&self, records: Vec<RData>) -> Vec<u8> {
         let mut message = self.message(ResponseCode::NoError);
         message.metadata.authoritative = true;
@@ -155,7 +156,7 @@ impl Request {
         message.metadata.response_code = code;
         message.add_query(self.query.clone());
         if let Some(asked) = &self.edns {
-            // RFC 6891, 6.1.1: an OPT record in the query means one in the reply.
+            // RFC 6891, 6.1.1: an OPT record in the query requires one in the reply.
             let mut edns = Edns::new();
             edns.set_max_payload(MAX_UDP as u16);
             edns.set_version(0);
@@ -166,7 +167,7 @@ impl Request {
     }
 }
 
-/// A reply to what could be read only up to the header.
+/// Encodes a reply to a message if only its header could be read.
 fn header_only(metadata: &Metadata, code: ResponseCode) -> Vec<u8> {
     let mut message = Message::response(metadata.id, metadata.op_code);
     message.metadata = Metadata::response_from_request(metadata);
@@ -174,7 +175,7 @@ fn header_only(metadata: &Metadata, code: ResponseCode) -> Vec<u8> {
     encode(&message)
 }
 
-/// Encoding fails only for messages over 64 KiB; those become a bare SERVFAIL.
+/// Encodes a message. This fails only for messages over 64 KiB, which become an empty SERVFAIL.
 fn encode(message: &Message) -> Vec<u8> {
     message.to_vec().unwrap_or_else(|error| {
         tracing::warn!("a DNS reply cannot be encoded: {error}");

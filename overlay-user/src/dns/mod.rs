@@ -1,12 +1,12 @@
 //! The DNS server of every container: 127.0.0.11, port 53, UDP and TCP, inside its namespace.
 //!
-//! The names of the cluster come from the state that the maps are compiled from: [`Directory`] is
-//! the part of it that this host's containers may see, [`fn@resolve`] is a pure function over that.
-//! Everything else goes to the upstreams through sockets of the agent's own namespace.
+//! The names of the cluster come from the same state as the maps. [`Directory`] is the part of the
+//! state that this host's containers can resolve, and [`fn@resolve`] is a pure function over it.
+//! All other queries go to the upstreams through sockets in the agent's own namespace.
 //!
-//! The wire format is hickory-proto's. The server around it is our own: hickory-server encodes
-//! every reply anew, which would not relay an upstream's answer as it came, and it starts a task
-//! for every query, which leaves no place for a limit.
+//! The wire format is hickory-proto's, but the server is our own. hickory-server encodes every
+//! reply again, so it would not relay an upstream's answer unchanged. It also starts a task for
+//! every query, so it has no place for a limit.
 
 mod directory;
 mod forward;
@@ -35,7 +35,7 @@ pub use sockets::DnsError;
 
 use crate::model::ClusterState;
 
-/// Where a container's server listens: Docker's address, so that images which know it keep working.
+/// Address of a container's server. It is Docker's, so that images that rely on it keep working.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Port of the server.
@@ -43,37 +43,39 @@ pub const PORT: u16 = 53;
 
 /// Time to live of our own records, in seconds.
 ///
-/// Shorter than a service's default drain time (5 s): a client that caches what it was told has
-/// forgotten a draining backend before that one stops, and a VIP or address that moved is stale for
-/// no longer. Not 0, which some caches read as "ask for every packet" and others as "for ever".
+/// It is shorter than a service's default drain time (5 s). So a client that caches an answer
+/// forgets a draining backend before that backend stops, and a moved VIP or address is stale for no
+/// longer than this. It is not 0, because some caches read 0 as "ask for every packet" and others
+/// as "for ever".
 pub const TTL_SECONDS: u32 = 2;
 
-/// What all servers answer from; swapped as a whole.
+/// The data from which all servers answer. It is replaced as a whole.
 #[derive(Clone, Debug, Default)]
 pub struct DnsView {
-    /// The cluster as last heard of.
+    /// The last received state of the cluster.
     pub state: Arc<ClusterState>,
-    /// Where other names are asked, in this order; the first [`MAX_NAMESERVERS`] usable ones count.
+    /// Servers for all other names, in the order of use. The first [`MAX_NAMESERVERS`] usable ones
+    /// count.
     pub upstreams: Vec<SocketAddr>,
 }
 
-/// What one container's server may use.
+/// Limits of one container's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long one upstream may take, UDP and a repetition over TCP together.
+    /// Timeout of one upstream, for UDP and a repetition over TCP together.
     pub upstream_timeout: Duration,
-    /// Forwarded queries under way at once; further ones are refused. Per container, so that one
-    /// cannot use up what the others need.
+    /// Most forwarded queries under way; further ones are rejected. The limit is per container, so
+    /// that one container cannot use up the capacity of the others.
     pub forwards: usize,
-    /// Open TCP connections; further ones are closed.
+    /// Most open TCP connections; further ones are closed.
     pub connections: usize,
-    /// How long a TCP connection may be silent.
+    /// Longest silence on a TCP connection.
     pub idle_timeout: Duration,
 }
 
 impl Default for Limits {
-    /// Docker's 4 s and 1024. Two upstreams of 4 s leave the second one time to answer before a
-    /// resolver's usual 5 s are over.
+    /// Docker's values: 4 s and 1024. With a timeout of 4 s the second upstream still has time to
+    /// answer within a resolver's usual 5 s.
     fn default() -> Self {
         Self {
             upstream_timeout: Duration::from_secs(4),

@@ -1,4 +1,4 @@
-//! The host's own name servers.
+//! The host's name servers.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
@@ -7,7 +7,7 @@ use std::{
 
 use super::{ADDRESS, PORT};
 
-/// As many as the C library's resolver uses (MAXNS).
+/// The C library's resolver uses as many (MAXNS).
 pub const MAX_NAMESERVERS: usize = 3;
 
 /// Why `resolv.conf` cannot be read.
@@ -21,10 +21,11 @@ pub struct ResolvConfError {
     source: std::io::Error,
 }
 
-/// The name servers of a `resolv.conf`, at most [`MAX_NAMESERVERS`]; none when it names none.
+/// Reads the name servers of a `resolv.conf`, at most [`MAX_NAMESERVERS`]. Returns none if it names
+/// none.
 ///
-/// 127.0.0.11 is left out: that is an address of servers like ours, and if the host's namespace is
-/// itself a container of this cluster the query would come back. Other loopback addresses are fine
+/// 127.0.0.11 is left out, because servers like ours have that address. If the host's namespace is
+/// itself a container of this cluster, the query would loop. Other loopback addresses are fine
 /// (systemd-resolved's 127.0.0.53), because queries are forwarded from the host's namespace.
 ///
 /// # Errors
@@ -52,7 +53,7 @@ fn nameserver(line: &str) -> Option<SocketAddr> {
     is_usable(&server).then_some(server)
 }
 
-/// An address, IPv6 with a zone (`fe80::1%eth0`) included.
+/// Parses an address, or an IPv6 address with a zone (`fe80::1%eth0`).
 fn address(text: &str) -> Option<SocketAddr> {
     let Some((address, zone)) = text.split_once('%') else {
         return text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, PORT));
@@ -65,7 +66,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddrV6::new(address, PORT, 0, index).into())
 }
 
-/// Whether a query may be sent there without coming back to us.
+/// Returns true if a query to this server cannot come back to us.
 pub(super) fn is_usable(server: &SocketAddr) -> bool {
     server.ip().to_canonical() != IpAddr::V4(ADDRESS) && server.port() != 0
 }

@@ -1,4 +1,4 @@
-//! Question in, answer out, with no input or output of any other kind.
+//! Maps a question to an answer, without any I/O.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,29 +10,29 @@ use hickory_proto::{
 use super::directory::{self, Directory, Scope};
 use crate::model::Id;
 
-/// What a container is told.
+/// An answer to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// These addresses, in the order of the state; the server shuffles them.
     Addresses(Vec<Ipv4Addr>),
-    /// As above, asked for IPv6.
+    /// These IPv6 addresses, in the order of the state; the server shuffles them.
     Addresses6(Vec<Ipv6Addr>),
     /// This name, for an address.
     Name(String),
-    /// The name is known and has no such record (NOERROR and empty).
+    /// The name exists but has no such record (NOERROR with no records).
     NoData,
-    /// The name would be ours and does not exist (NXDOMAIN).
+    /// The name is in our namespace but does not exist (NXDOMAIN).
     NameError,
-    /// The name is none of ours: ask the upstreams.
+    /// The name is not ours, so the upstreams are queried.
     Forward,
-    /// Not here (REFUSED): zone transfers, and other people's names for a container whose networks
-    /// all are internal.
+    /// REFUSED: a zone transfer, or a name that is not ours if the container has only internal
+    /// networks.
     Refused,
-    /// The state does not know the container yet (SERVFAIL, so that it asks again).
+    /// The state does not contain the container yet (SERVFAIL, so that it asks again).
     NotReady,
 }
 
-/// What `container` is told when it asks `query`.
+/// Returns the answer to `query` from `container`.
 pub fn resolve(directory: &Directory, container: &Id, query: &Query) -> Answer {
     if matches!(query.query_type, RecordType::AXFR | RecordType::IXFR) {
         return Answer::Refused;
@@ -41,7 +41,7 @@ pub fn resolve(directory: &Directory, container: &Id, query: &Query) -> Answer {
         return Answer::NotReady;
     };
     let ours = || {
-        // Names of the cluster exist in class IN only; ANY asks for it among others.
+        // Names of the cluster exist only in class IN. Class ANY includes it.
         if !matches!(query.query_class, DNSClass::IN | DNSClass::ANY) {
             return None;
         }
@@ -53,17 +53,17 @@ pub fn resolve(directory: &Directory, container: &Id, query: &Query) -> Answer {
     };
     match ours() {
         Some(answer) => answer,
-        // DNS would be a way out of networks that have none (CVE-2024-29018).
+        // Forwarding would give egress to containers without egress (CVE-2024-29018).
         None if scopes.iter().any(Scope::leads_out) => Answer::Forward,
         None => Answer::Refused,
     }
 }
 
-/// The name in lower case without the final dot; `None` when it cannot be one of ours.
+/// Returns the name in lower case without the final dot; `None` if it cannot be one of ours.
 fn text(name: &Name) -> Option<String> {
     let mut text = String::with_capacity(name.len());
     for label in name.iter() {
-        // A dot inside a label would read as two labels.
+        // A dot inside a label would look like two labels.
         if label.iter().any(|b| *b == b'.' || !b.is_ascii_graphic()) {
             return None;
         }
@@ -75,7 +75,7 @@ fn text(name: &Name) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The address that `D.C.B.A.in-addr.arpa` or 32 nibbles under `ip6.arpa` stand for.
+/// Returns the address in `D.C.B.A.in-addr.arpa` or in 32 nibbles under `ip6.arpa`.
 fn address_of_reverse(name: &str) -> Option<IpAddr> {
     if let Some(nibbles) = name.strip_suffix(".ip6.arpa") {
         return address_of_nibbles(nibbles).map(IpAddr::V6);
@@ -85,7 +85,7 @@ fn address_of_reverse(name: &str) -> Option<IpAddr> {
     octets.join(".").parse().ok().map(IpAddr::V4)
 }
 
-/// The address of 32 hexadecimal digits, the last one first (RFC 3596, section 2.5).
+/// Parses an address of 32 hexadecimal digits, the last one first (RFC 3596, section 2.5).
 fn address_of_nibbles(nibbles: &str) -> Option<Ipv6Addr> {
     let digit = |label: &str| match label.as_bytes() {
         [digit] => char::from(*digit).to_digit(16),
@@ -104,7 +104,7 @@ fn reverse(scopes: &[Scope<'_>], address: IpAddr, asked: RecordType) -> Option<A
     Some(match (scope.name_of(address), asked) {
         (Some(name), RecordType::PTR | RecordType::ANY) => Answer::Name(name),
         (Some(_), _) => Answer::NoData,
-        // The subnet is ours alone, nobody upstream knows better.
+        // The subnet belongs to us alone, so no upstream knows the name.
         (None, _) => Answer::NameError,
     })
 }
@@ -114,7 +114,7 @@ fn forward(scopes: &[Scope<'_>], name: &str, asked: RecordType) -> Option<Answer
         return is_tasks(scopes, name).then_some(Answer::NameError);
     };
     match asked {
-        // To ANY a part of the records is an answer (RFC 8482, section 4.1).
+        // A subset of the records is a valid answer to ANY (RFC 8482, section 4.1).
         RecordType::A | RecordType::ANY if !addresses.v4.is_empty() => {
             Some(Answer::Addresses(addresses.v4))
         }
@@ -123,15 +123,15 @@ fn forward(scopes: &[Scope<'_>], name: &str, asked: RecordType) -> Option<Answer
     }
 }
 
-/// What a name stands for, alone or followed by the name of a network.
+/// Returns the addresses of a name, with or without the name of a network after it.
 fn addresses(scopes: &[Scope<'_>], name: &str) -> Option<directory::Addresses> {
     let qualified =
         || scopes.iter().find_map(|s| bare(std::slice::from_ref(s), without_network(s, name)?));
     bare(scopes, name).or_else(qualified)
 }
 
-/// Services win over containers, on whichever network they are; among the networks the
-/// container's first one wins.
+/// Returns the addresses of a name without a network. Services on any network win over containers.
+/// Among the networks, the container's first one wins.
 fn bare(scopes: &[Scope<'_>], name: &str) -> Option<directory::Addresses> {
     let tasks = |s: &Scope<'_>| s.tasks(name.strip_prefix("tasks.")?);
     scopes
@@ -145,8 +145,8 @@ fn without_network<'a>(scope: &Scope<'_>, name: &'a str) -> Option<&'a str> {
     name.strip_suffix(scope.network.name.as_str())?.strip_suffix('.')
 }
 
-/// Whether an unknown name has the form `tasks.SERVICE` or `tasks.SERVICE.NETWORK`. Others that
-/// begin with `tasks.` may be somebody's host.
+/// Returns true if an unknown name has the form `tasks.SERVICE` or `tasks.SERVICE.NETWORK`. Other
+/// names that start with `tasks.` may exist outside the cluster.
 fn is_tasks(scopes: &[Scope<'_>], name: &str) -> bool {
     let Some(service) = name.strip_prefix("tasks.") else { return false };
     !service.contains('.') || scopes.iter().any(|s| without_network(s, service).is_some())

@@ -1,4 +1,4 @@
-//! One container's server: what comes in at its two sockets, and what goes out.
+//! The server of one container: reads queries from its two sockets and sends replies.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::model::Id;
 
-/// How long to wait after an error that may stay, such as too many open files.
+/// Pause after an error that may last, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers the queries of one container.
@@ -32,13 +32,13 @@ pub(super) struct Responder {
     slots: Arc<Semaphore>,
 }
 
-/// What becomes of a message.
+/// How a message is handled.
 enum Outcome {
-    /// Nothing.
+    /// No reply.
     Ignore,
     /// This reply.
     Reply(Vec<u8>),
-    /// The upstreams' reply, once there is one.
+    /// The upstreams' reply, when it arrives.
     Forward(Request, OwnedSemaphorePermit),
 }
 
@@ -86,7 +86,7 @@ impl Responder {
     }
 }
 
-/// Serves until dropped; whatever is under way ends with it.
+/// Serves until this is dropped. All queries under way end with it.
 pub(super) async fn serve(sockets: Arc<Sockets>, responder: Arc<Responder>) {
     let udp = serve_udp(Arc::clone(&sockets), Arc::clone(&responder));
     tokio::join!(udp, serve_tcp(&sockets.tcp, responder));
@@ -124,7 +124,7 @@ async fn serve_udp(sockets: Arc<Sockets>, responder: Arc<Responder>) {
     }
 }
 
-/// A lost reply is the client's to ask for again.
+/// Sends a reply. If it is lost, the client must ask again.
 async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
     if let Err(error) = socket.send_to(reply, client).await {
         tracing::debug!(%client, "a DNS reply was not sent: {error}");
@@ -159,7 +159,8 @@ async fn serve_tcp(listener: &TcpListener, responder: Arc<Responder>) {
     }
 }
 
-/// One connection: query after query, in order, until the client closes or is silent.
+/// Serves one connection: answers query after query, in order, until the client closes or is
+/// silent.
 async fn converse(mut stream: TcpStream, responder: &Responder) -> io::Result<()> {
     let idle = responder.limits.idle_timeout;
     loop {
@@ -185,7 +186,7 @@ async fn converse(mut stream: TcpStream, responder: &Responder) -> io::Result<()
     }
 }
 
-/// The next message; `None` when the client has closed.
+/// Reads the next message; `None` if the client has closed.
 async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let length = match stream.read_u16().await {
         Ok(length) => length,

@@ -1,4 +1,4 @@
-//! The servers of all containers of this host.
+//! The DNS servers of all containers of this host.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::model::{ClusterState, Id};
 
-/// The servers of all containers of this host, all answering from one view.
+/// The DNS servers of all containers of this host. All of them answer from one view.
 pub struct DnsServers {
     directories: Arc<Directories>,
     limits: Limits,
@@ -31,16 +31,16 @@ pub struct DnsServers {
     attempts: AtomicU64,
 }
 
-/// A container's server; ends when dropped.
+/// A container's server. It ends when this is dropped.
 struct Server {
     namespace: NamespaceId,
-    /// Which call of `ensure` made it: when calls overlap the last one counts.
+    /// The call of `ensure` that made it. If calls overlap, the last one wins.
     attempt: u64,
     /// `None` while it binds.
     running: Option<Running>,
 }
 
-/// What a server has once it listens.
+/// The parts of a server that listens.
 struct Running {
     task: AbortHandle,
     sockets: Arc<Sockets>,
@@ -61,12 +61,12 @@ impl fmt::Debug for DnsServers {
 }
 
 impl DnsServers {
-    /// No server yet. Whatever is stored in `view` counts from the next question on.
+    /// Starts without servers. A new value of `view` applies from the next question on.
     pub fn new(view: Arc<ArcSwap<DnsView>>) -> Self {
         Self::with_limits(view, Limits::default())
     }
 
-    /// As [`Self::new`], with other limits than Docker's.
+    /// Like [`Self::new`], with other limits than Docker's.
     pub fn with_limits(view: Arc<ArcSwap<DnsView>>, limits: Limits) -> Self {
         let directories = Arc::new(Directories::new(view));
         let (servers, attempts) = (Mutex::default(), AtomicU64::new(0));
@@ -74,34 +74,34 @@ impl DnsServers {
         Self { directories, limits, keeper: None, answering, servers, attempts }
     }
 
-    /// With a keeper: the sockets stay open when this process ends, and those that an earlier one
-    /// left are taken over.
+    /// Adds a keeper: the sockets stay open when this process ends, and sockets that an earlier
+    /// process left are taken over.
     pub fn kept_by(self, keeper: Arc<Keeper>) -> Self {
         Self { keeper: Some(keeper), ..self }
     }
 
-    /// Until [`Self::answer`] is called, queries wait: those that were kept for this process come
-    /// before it knows what to answer.
+    /// Makes queries wait until [`Self::answer`] is called. Kept sockets may have queries before
+    /// this process has the data to answer them.
     pub fn waiting(self) -> Self {
         self.answering.send_replace(false);
         self
     }
 
-    /// Answers from now on, what has waited first.
+    /// Answers queries from now on, the waiting ones first.
     pub fn answer(&self) {
         self.answering.send_replace(true);
     }
 
     /// Makes sure that a server for `container` listens on 127.0.0.11:53, UDP and TCP, inside the
-    /// namespace at `netns`. One that listens there already is left alone; one in another
-    /// namespace is replaced.
+    /// namespace at `netns`. A server that already listens there stays unchanged. A server in
+    /// another namespace is replaced.
     ///
-    /// Must be called in a tokio runtime whose threads are in the host's namespace, as the
-    /// upstreams are asked from there. The server's sockets keep the namespace alive until
-    /// [`Self::remove`], or [`Self::retain`] of a later process.
+    /// Must be called in a tokio runtime with threads in the host's namespace, because the
+    /// upstreams are queried from there. The server's sockets keep the namespace alive until
+    /// [`Self::remove`], or until [`Self::retain`] of a later process.
     ///
     /// # Errors
-    /// [`DnsError`] says why it cannot listen; the container then has no server.
+    /// [`DnsError`] explains why it cannot listen. The container then has no server.
     pub async fn ensure(&self, container: &Id, netns: &Path) -> Result<(), DnsError> {
         let namespace = Namespace::open(netns)?;
         let Some(attempt) = self.reserve(container, &namespace)? else {
@@ -114,7 +114,7 @@ impl DnsServers {
         };
         let mut servers = lock(&self.servers);
         let Some(server) = servers.get_mut(container).filter(|s| s.attempt == attempt) else {
-            // Removed or replaced in the meantime: the sockets close here.
+            // The server was removed or replaced in the meantime, so the sockets close here.
             return sockets.map(drop);
         };
         let sockets = match sockets {
@@ -131,7 +131,7 @@ impl DnsServers {
         let serving = server::serve(Arc::clone(&sockets), Arc::new(responder));
         let mut answering = self.answering.subscribe();
         let task = tokio::spawn(async move {
-            // Fails only once there are no servers any more.
+            // Fails only when the servers are gone.
             if answering.wait_for(|answering| *answering).await.is_ok() {
                 serving.await;
             }
@@ -142,7 +142,8 @@ impl DnsServers {
         Ok(())
     }
 
-    /// Ends a container's server; its namespace may be gone already. No server is no error.
+    /// Ends a container's server. The namespace may already be gone. It is no error if there is no
+    /// server.
     pub fn remove(&self, container: &Id) {
         let mut servers = lock(&self.servers);
         servers.remove(container);
@@ -152,12 +153,12 @@ impl DnsServers {
         }
     }
 
-    /// Lets go of what an earlier process left for other containers than these.
+    /// Drops the sockets that an earlier process left for other containers.
     pub async fn retain(&self, containers: BTreeSet<Id>) {
         self.with_keeper(move |keeper| keeper.retain(&containers)).await;
     }
 
-    /// The sockets that an earlier process left for a container.
+    /// Returns the sockets that an earlier process left for a container.
     async fn kept(&self, container: &Id, namespace: NamespaceId) -> Option<Sockets> {
         let name = container.clone();
         let kept = self.with_keeper(move |keeper| keeper.take(&name, namespace)).await?;
@@ -170,7 +171,7 @@ impl DnsServers {
         }
     }
 
-    /// Gives a server's sockets to a keeper that may have been started since.
+    /// Gives a server's sockets to the keeper, which may have been restarted.
     async fn keep_again(&self, container: &Id) {
         self.with_keeper(Keeper::awake).await;
         if let Some(server) = lock(&self.servers).get(container) {
@@ -178,14 +179,14 @@ impl DnsServers {
         }
     }
 
-    /// Under the lock, so that nothing is kept after [`Self::remove`].
+    /// Runs under the lock, so that no sockets are kept after [`Self::remove`].
     fn keep(&self, container: &Id, server: &Server) {
         if let (Some(keeper), Some(running)) = (&self.keeper, &server.running) {
             keeper.store(container, server.namespace, &running.sockets.handles());
         }
     }
 
-    /// Off the runtime's threads: a keeper may have to be started.
+    /// Runs outside the runtime's threads, because a keeper may have to be started.
     async fn with_keeper<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Keeper) -> T + Send + 'static,
@@ -195,8 +196,8 @@ impl DnsServers {
         Some(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
     }
 
-    /// Puts down that `container` is to be served in `namespace`, and ends its server elsewhere.
-    /// `None` when it is served there already.
+    /// Records that `container` is served in `namespace`, and ends its server in another namespace.
+    /// Returns `None` if it is already served there.
     fn reserve(&self, container: &Id, namespace: &Namespace) -> Result<Option<u64>, DnsError> {
         let mut servers = lock(&self.servers);
         if servers.get(container).is_some_and(|s| s.serves(namespace.id)) {
@@ -220,18 +221,18 @@ impl Server {
     }
 }
 
-/// The view, and the [`Directory`] of it for the containers that are served.
+/// The view, and its [`Directory`] for the containers that are served.
 ///
-/// It is built when the first question after a change comes, so that a burst of changes costs
-/// nothing while nobody asks.
+/// The directory is built at the first question after a change, so that a burst of changes without
+/// questions costs nothing.
 pub(super) struct Directories {
     view: Arc<ArcSwap<DnsView>>,
     served: Mutex<BTreeSet<Id>>,
     built: ArcSwapOption<Built>,
 }
 
-/// A directory and the state it was built from. Weak: the old state must not live on because nobody
-/// has asked for a name since.
+/// A directory and the state that it was built from. The reference to the state is weak, because
+/// otherwise the old state would stay in memory until the next question.
 struct Built {
     state: Weak<ClusterState>,
     directory: Arc<Directory>,
@@ -242,7 +243,7 @@ impl Directories {
         Self { view, served: Mutex::default(), built: ArcSwapOption::empty() }
     }
 
-    /// The directory of the state as it is now.
+    /// Returns the directory of the current state.
     pub fn current(&self) -> Arc<Directory> {
         let state = Arc::clone(&self.view.load().state);
         if let Some(directory) = self.built_from(&state) {
@@ -258,12 +259,12 @@ impl Directories {
         directory
     }
 
-    /// The upstreams as they are now.
+    /// Returns the current upstreams.
     pub fn upstreams(&self) -> Vec<SocketAddr> {
         self.view.load().upstreams.clone()
     }
 
-    /// From now on the directory covers this container.
+    /// Adds this container to the directory from now on.
     pub fn start_serving(&self, container: &Id) {
         let mut served = lock(&self.served);
         if served.insert(container.clone()) {
@@ -278,12 +279,12 @@ impl Directories {
     fn built_from(&self, state: &Arc<ClusterState>) -> Option<Arc<Directory>> {
         let built = self.built.load();
         let built = built.as_ref()?;
-        // The weak reference keeps the address from being used again.
+        // The weak reference prevents reuse of the address.
         std::ptr::eq(built.state.as_ptr(), Arc::as_ptr(state)).then(|| Arc::clone(&built.directory))
     }
 }
 
-/// The data of these locks is whole at every point where a panic could happen.
+/// The data under these locks is consistent at every point that can panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

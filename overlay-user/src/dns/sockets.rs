@@ -36,10 +36,10 @@ pub enum DnsError {
     NoNamespace {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is a file of another kind, or the agent may not enter it.
+    /// The path is another kind of file, or the agent may not enter the namespace.
     #[error(
         "cannot enter the network namespace {path}: {reason}; it must be a file such as \
          /run/netns/NAME or /proc/PID/ns/net, and the agent needs CAP_SYS_ADMIN"
@@ -47,10 +47,10 @@ pub enum DnsError {
     Enter {
         /// Its path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         reason: Errno,
     },
-    /// `lo` is down there.
+    /// `lo` is down in the namespace.
     #[error(
         "the DNS server cannot listen on {ADDRESS} in the network namespace {path}: its loopback \
          interface is down or has lost 127.0.0.1/8; `nsenter --net={path} ip link set lo up`",
@@ -60,7 +60,7 @@ pub enum DnsError {
         /// The namespace.
         path: PathBuf,
     },
-    /// Something else listens there.
+    /// Another process already listens there.
     #[error(
         "the DNS server cannot listen on {ADDRESS}:{PORT} ({transport}) in the network namespace \
          {path}: something else listens on port {PORT} there; `nsenter --net={path} ss -lnp` \
@@ -84,7 +84,7 @@ pub enum DnsError {
         /// The other container.
         other: Id,
     },
-    /// The kernel refused something else.
+    /// Any other error of the kernel.
     #[error(
         "the DNS server cannot listen on {ADDRESS}:{PORT} ({transport}) in the network namespace \
          {path}: {source}",
@@ -95,21 +95,21 @@ pub enum DnsError {
         path: PathBuf,
         /// UDP or TCP.
         transport: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Room for queries while the daemon is restarted: some thousands. The kernel counts the memory of
-/// a whole buffer for each, which is used only while they wait.
+/// Buffer size for the queries during a restart of the daemon. Some thousands fit. The kernel
+/// counts the memory of a whole buffer for each query, but uses it only while queries wait.
 const QUEUE_BYTES: usize = 2 << 20;
 
-/// A network namespace, opened: it cannot vanish or be mistaken for another one.
+/// An open network namespace. It cannot vanish or be confused with another one.
 #[derive(Debug)]
 pub(super) struct Namespace {
     path: PathBuf,
     file: File,
-    /// What identifies it.
+    /// Identifies the namespace.
     pub id: NamespaceId,
 }
 
@@ -117,7 +117,7 @@ pub(super) struct Namespace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NamespaceId(pub u64, pub u64);
 
-/// Where a server listens.
+/// Sockets of a server.
 #[derive(Debug)]
 pub(super) struct Sockets {
     pub udp: tokio::net::UdpSocket,
@@ -125,8 +125,8 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Takes over sockets that were bound by an earlier daemon, with all that waits in them.
-    /// `None` when they are not one of each on our address.
+    /// Takes over sockets that an earlier daemon has bound, with all waiting queries. Returns
+    /// `None` unless there is one of each kind, bound to our address.
     pub fn adopt(kept: Vec<OwnedFd>) -> io::Result<Option<Self>> {
         let (mut udp, mut tcp) = (None, None);
         for socket in kept {
@@ -141,12 +141,13 @@ impl Sockets {
         if udp.local_addr()? != address || tcp.local_addr()? != address {
             return Ok(None);
         }
-        // Bound without blocking, which is a property of the socket and not of its copies.
+        // The socket is already non-blocking, because that is a property of the socket that all
+        // copies share.
         let udp = tokio::net::UdpSocket::from_std(udp)?;
         Ok(Some(Self { udp, tcp: tokio::net::TcpListener::from_std(tcp)? }))
     }
 
-    /// What a keeper must have to keep them open.
+    /// Returns the descriptors that a keeper needs to keep the sockets open.
     pub fn handles(&self) -> [BorrowedFd<'_>; 2] {
         [self.udp.as_fd(), self.tcp.as_fd()]
     }
@@ -168,8 +169,8 @@ impl Namespace {
         &self.path
     }
 
-    /// Binds both sockets. Waits for a thread that lives for this alone: `setns` moves a thread for
-    /// good, and none of the runtime's may be left in a container.
+    /// Binds both sockets. Uses a temporary thread and waits for it, because `setns` moves a thread
+    /// for good, and no thread of the runtime may stay in a container.
     pub async fn listen(self) -> Result<Sockets, DnsError> {
         let path = self.path.clone();
         let failed = |source| DnsError::Listen { path: path.clone(), transport: "UDP", source };
@@ -189,7 +190,7 @@ impl Namespace {
         })
     }
 
-    /// Moves this thread into the namespace.
+    /// Moves this thread into the namespace and binds the sockets.
     fn enter_and_bind(self) -> Result<(std::net::UdpSocket, std::net::TcpListener), DnsError> {
         let Self { path, file, .. } = self;
         setns(&file, CloneFlags::CLONE_NEWNET)
@@ -200,7 +201,7 @@ impl Namespace {
         let error = |transport: &'static str| {
             let path = path.clone();
             move |errno: Errno| match errno {
-                // Without a route to 127.0.0.0/8 the address is nobody's.
+                // Without a route to 127.0.0.0/8 the address is not local.
                 Errno::EADDRNOTAVAIL => DnsError::LoopbackDown { path },
                 Errno::EADDRINUSE => DnsError::Taken { path, transport },
                 errno => DnsError::Listen { path, transport, source: errno.into() },
@@ -211,8 +212,8 @@ impl Namespace {
     }
 }
 
-/// Asked for apart from binding, because in a namespace that never had a route the kernel lets
-/// sockets bind any address.
+/// Returns true if `lo` is up. Binding does not show this: in a namespace that never had a route,
+/// the kernel lets sockets bind any address.
 fn loopback_is_up() -> bool {
     getifaddrs().is_ok_and(|mut interfaces| {
         let up = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_LOOPBACK;
@@ -222,7 +223,8 @@ fn loopback_is_up() -> bool {
 
 fn bind_udp(address: SocketAddr) -> nix::Result<std::net::UdpSocket> {
     let socket = open(SockType::Datagram, address)?;
-    // Beyond what is usual by the rights of the daemon; without them the usual size does.
+    // The daemon's privileges allow more than the usual size. Without them the usual size is
+    // enough.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &QUEUE_BYTES);
     Ok(socket.into())
 }
@@ -233,8 +235,8 @@ fn bind_tcp(address: SocketAddr) -> nix::Result<std::net::TcpListener> {
     Ok(listener.into())
 }
 
-/// A bound socket that shares its port: name servers in containers bind all addresses, and many of
-/// them with one of these two options set. Ours is the more specific one and gets its queries.
+/// Opens a bound socket that shares its port. Name servers in containers bind all addresses, and
+/// many of them set one of these two options. Our socket is more specific, so it gets its queries.
 fn open(kind: SockType, address: SocketAddr) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Inet, kind, flags, None)?;

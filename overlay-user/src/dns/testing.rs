@@ -33,7 +33,7 @@ pub fn id(text: &str) -> Id {
     Id::from_text(text)
 }
 
-/// Builds a state; every name is also the id.
+/// Builds a state. Every name is also the id.
 #[derive(Default)]
 pub struct Cluster {
     pub state: ClusterState,
@@ -91,7 +91,7 @@ impl Cluster {
         self
     }
 
-    /// A service in vip mode where there is a VIP, in dnsrr mode where there is none.
+    /// Adds a service: in vip mode with a VIP, in dnsrr mode without one.
     pub fn service(mut self, name: &str, network: &str, vip: Option<&str>) -> Self {
         let on = ServiceNetwork {
             network: id(network),
@@ -121,7 +121,7 @@ impl Cluster {
         self
     }
 
-    /// A running endpoint `NAME@NETWORK` of the container `NAME`.
+    /// Adds a running endpoint `NAME@NETWORK` of the container `NAME`.
     pub fn endpoint(mut self, name: &str, network: &str, node: &str, ip: &str) -> Self {
         let endpoint = Endpoint {
             id: id(&format!("{name}@{network}")),
@@ -155,7 +155,7 @@ impl Cluster {
         })
     }
 
-    /// What a host that serves all containers knows.
+    /// Returns the directory of a host that serves all containers.
     pub fn directory(&self) -> Directory {
         let containers: BTreeSet<Id> =
             self.state.endpoints.values().map(|e| e.container.clone()).collect();
@@ -172,7 +172,7 @@ pub fn question(name: &str, kind: RecordType) -> Query {
     Query::query(Name::from_ascii(name).expect("a name"), kind)
 }
 
-/// A query as a container's resolver sends it.
+/// Makes a query as a container's resolver does.
 pub fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
@@ -192,7 +192,7 @@ pub fn request(message: &Message, transport: Transport) -> Request {
     Request::parse(&bytes(message), transport).expect("a well-formed query")
 }
 
-/// The addresses in a reply, sorted.
+/// Returns the addresses in a reply, sorted.
 pub fn addresses(reply: &Message) -> Vec<Ipv4Addr> {
     let address = |r: &Record| match r.data {
         RData::A(rdata::A(ip)) => Some(ip),
@@ -203,7 +203,7 @@ pub fn addresses(reply: &Message) -> Vec<Ipv4Addr> {
     addresses
 }
 
-/// What an upstream says to `query`: these addresses, or an error.
+/// Makes an upstream's reply to `query`: these addresses, or an error.
 pub fn upstream_reply(query: &[u8], outcome: Result<&[Ipv4Addr], ResponseCode>) -> Message {
     let query = decoded(query);
     let mut reply = Message::response(query.metadata.id, OpCode::Query);
@@ -221,8 +221,8 @@ pub fn upstream_reply(query: &[u8], outcome: Result<&[Ipv4Addr], ResponseCode>) 
     reply
 }
 
-/// A name server on a free port of 127.0.0.1 that answers every datagram with all of what `answer`
-/// makes of it. It ends with the test's runtime.
+/// Starts a name server on a free port of 127.0.0.1. It answers every datagram with all results of
+/// `answer`. It ends with the test's runtime.
 pub async fn upstream(answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let (udp, _) = bind_pair().await;
     let address = udp.local_addr().expect("bound");
@@ -240,20 +240,20 @@ pub async fn serve_udp(udp: UdpSocket, answer: impl Fn(&[u8]) -> Vec<Vec<u8>>) {
     }
 }
 
-/// UDP and TCP on the same free port.
+/// Binds UDP and TCP on the same free port.
 pub async fn bind_pair() -> (UdpSocket, TcpListener) {
     loop {
         let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
         let address = udp.local_addr().expect("bound");
-        // Another test may have this port for TCP.
+        // Another test may use this port for TCP.
         if let Ok(tcp) = TcpListener::bind(address).await {
             return (udp, tcp);
         }
     }
 }
 
-/// A network namespace that lives as long as this: that of a thread, so that it has no name that
-/// could clash, and ends with the process whatever happens.
+/// A network namespace that lives as long as this. It belongs to a thread, so it has no name that
+/// could collide, and it ends with the process in any case.
 pub struct TestNamespace {
     path: PathBuf,
     jobs: Option<mpsc::Sender<Job>>,
@@ -263,7 +263,8 @@ pub struct TestNamespace {
 type Job = Box<dyn FnOnce() + Send>;
 
 impl TestNamespace {
-    /// A fresh namespace with `lo` down; `None`, with a word on stderr, for others than root.
+    /// Makes a new namespace with `lo` down. Returns `None`, with a message on stderr, if the user
+    /// is not root.
     pub fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: only root may make a network namespace");
@@ -285,7 +286,7 @@ impl TestNamespace {
         &self.path
     }
 
-    /// Runs inside the namespace.
+    /// Runs a job inside the namespace.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         let job = Box::new(move || drop(done.send(job())));
@@ -304,7 +305,7 @@ impl Drop for TestNamespace {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
-            // A job that panicked has failed the test already.
+            // If the job panicked, the test has already failed.
             drop(thread.join());
         }
     }

@@ -72,8 +72,8 @@ impl HealthCheck {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// No check has a result. The backend is not checked, or it was running before its service got
-    /// a check and was not found unhealthy since.
+    /// The backend is not checked, or it was already running when its service got the check and was
+    /// not found unhealthy since.
     #[default]
     Unknown,
     /// The backend has been checked since its start and has passed no check yet.

@@ -186,7 +186,7 @@ pub struct NetworkIpv6 {
 }
 
 impl Network {
-    /// Returns true for `bridge`. Its endpoints matter only on their own node.
+    /// Returns true for `bridge`. Its state never leaves the node.
     pub fn is_local(&self) -> bool {
         self.driver == Driver::Bridge
     }

@@ -17,13 +17,14 @@ use crate::model::{Id, Role};
 
 const DAY: u64 = 24 * 3600;
 const AUTHORITY_DAYS: u64 = 7300;
-/// Long, because membership is decided by the cluster's state on every call and not by expiry, and
-/// a cluster must not stop when nobody looked at it for a while.
+/// Lifetime of a node's certificate. It is long for two reasons: the cluster's state decides about
+/// membership on every call, not the expiry; and a cluster must not stop because it was not
+/// maintained for a while.
 const NODE_DAYS: u64 = 3650;
-/// How far another host's clock may be behind.
+/// How far the clock of another host may be behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
-/// The authority with its key: a secret of the managers.
+/// The authority with its key, which only managers have.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authority {
     /// Its certificate, PEM.
@@ -37,22 +38,22 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a certificate is to say.
+/// Contents of a certificate.
 #[derive(Clone, Copy, Debug)]
 pub struct CertificateFor<'a> {
-    /// The node: common name.
+    /// The node, as common name.
     pub node: &'a Id,
-    /// Its role: organization. Managers' certificates are valid for [`MANAGER_NAME`].
+    /// Its role, as organization. Certificates of managers are valid for [`MANAGER_NAME`].
     pub role: Role,
-    /// Its addresses: subject alternative names.
+    /// Its addresses, as subject alternative names.
     pub addresses: &'a [IpAddr],
 }
 
 impl Authority {
-    /// A new authority for a cluster.
+    /// Makes a new authority for a cluster.
     ///
     /// # Errors
-    /// [`PkiError::Crypto`] when no key can be made.
+    /// [`PkiError::Crypto`] if no key can be made.
     pub fn new(cluster: &Id) -> Result<Self, PkiError> {
         let key = KeyPair::generate().map_err(crypto)?;
         let mut params = params(AUTHORITY_DAYS);
@@ -63,11 +64,11 @@ impl Authority {
         Ok(Self { certificate_pem, key_pem: key.serialize_pem() })
     }
 
-    /// Signs the public key of a request. Nothing else is taken from the request: what the
-    /// certificate says is decided here.
+    /// Signs the public key of a request. Everything else in the certificate is decided here and
+    /// not taken from the request.
     ///
     /// # Errors
-    /// [`PkiError::Request`] when the request is malformed or not signed with its own key.
+    /// [`PkiError::Request`] if the request is malformed or not signed with its own key.
     pub fn sign(&self, csr_pem: &str, subject: CertificateFor<'_>) -> Result<String, PkiError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem)
             .map_err(|e| PkiError::Request(e.to_string()))?;
@@ -95,7 +96,7 @@ impl Authority {
     }
 }
 
-/// A node's new key and the request to have it signed.
+/// A node's new key and its signing request.
 pub struct NodeKey {
     /// Private key, PEM (PKCS #8).
     pub key_pem: String,
@@ -104,14 +105,14 @@ pub struct NodeKey {
 }
 
 impl NodeKey {
-    /// A new key (ECDSA, P-256).
+    /// Generates a new key (ECDSA, P-256).
     ///
     /// # Errors
-    /// [`PkiError::Crypto`] when no key can be made.
+    /// [`PkiError::Crypto`] if no key can be made.
     pub fn generate() -> Result<Self, PkiError> {
         let key = KeyPair::generate().map_err(crypto)?;
         let mut params = CertificateParams::default();
-        // The authority decides about names; an empty subject asks for none.
+        // The authority decides about names, so the request has an empty subject.
         params.distinguished_name = DistinguishedName::new();
         let csr = params.serialize_request(&key).map_err(crypto)?;
         Ok(Self { key_pem: key.serialize_pem(), csr_pem: csr.pem().map_err(crypto)? })
@@ -223,7 +224,7 @@ mod tests {
     fn a_request_that_is_malformed_or_signed_by_another_key_is_refused() {
         let authority = Authority::new(&Id::random()).expect("an authority");
         let good = NodeKey::generate().expect("a key").csr_pem;
-        // A letter shortly before the end belongs to the signature.
+        // A letter shortly before the end is part of the signature.
         let at = good.find("\n-----END").expect("PEM") - 8;
         let letter = if &good[at..=at] == "A" { "B" } else { "A" };
         let mut forged = good.clone();

@@ -1,8 +1,8 @@
-//! Who is who between nodes: the cluster's certificate authority, the nodes' keys and
-//! certificates, join tokens, and the TLS configurations made of them.
+//! Identities of nodes: the cluster's certificate authority, the nodes' keys and certificates, join
+//! tokens, and the TLS configurations that use them.
 //!
-//! A node's certificate has its id as common name and its role as organization. There is no
-//! revocation list: managers refuse a node that is not in the cluster's state any more.
+//! A node's certificate has the node's id as common name and its role as organization. There is no
+//! revocation list: managers reject a node that is no longer in the cluster's state.
 
 mod ca;
 mod tls;
@@ -27,20 +27,20 @@ pub enum PkiError {
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A key or certificate is not what it should be.
+    /// A key or certificate is malformed or does not match.
     #[error("{what} cannot be used: {reason}")]
     Damaged {
-        /// Which one.
+        /// The key or certificate.
         what: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// A signing request is not acceptable.
+    /// A signing request is rejected.
     #[error("the certificate signing request cannot be used: {0}")]
     Request(String),
     /// Making a key or a certificate failed.
@@ -48,7 +48,7 @@ pub enum PkiError {
     Crypto(String),
 }
 
-/// What a node proves itself with.
+/// A node's credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NodePki {
     /// Certificate of the cluster's authority, PEM.
@@ -64,7 +64,7 @@ const CERT_FILE: &str = "node.pem";
 const KEY_FILE: &str = "node-key.pem";
 
 impl NodePki {
-    /// Writes the three files; the directory is made with mode 0700, the files have 0600.
+    /// Writes the three files. The directory gets mode 0700, the files get mode 0600.
     ///
     /// # Errors
     /// [`PkiError::Io`] names the file.
@@ -88,7 +88,7 @@ impl NodePki {
     /// Reads the three files and checks that they belong together.
     ///
     /// # Errors
-    /// [`PkiError::Io`] names the file that is missing, [`PkiError::Damaged`] what does not fit.
+    /// [`PkiError::Io`] names the missing file, [`PkiError::Damaged`] the part that does not match.
     pub fn load(dir: &Path) -> Result<Self, PkiError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -100,10 +100,10 @@ impl NodePki {
         Ok(pki)
     }
 
-    /// The node that the certificate is for.
+    /// Returns the node that the certificate is for.
     ///
     /// # Errors
-    /// [`PkiError::Damaged`] when the certificate names none.
+    /// [`PkiError::Damaged`] if the certificate names no node.
     pub fn node(&self) -> Result<Id, PkiError> {
         node_of(&certificate("the node's certificate", &self.cert_pem)?)
     }
@@ -115,10 +115,10 @@ impl fmt::Debug for NodePki {
     }
 }
 
-/// The node that a certificate is for: its common name.
+/// Returns the node that a certificate is for, which is its common name.
 ///
 /// # Errors
-/// [`PkiError::Damaged`] when it names none.
+/// [`PkiError::Damaged`] if it names no node.
 pub fn node_of(certificate: &CertificateDer<'_>) -> Result<Id, PkiError> {
     let damaged = |reason: String| PkiError::Damaged { what: "the certificate".to_owned(), reason };
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate.as_ref())
@@ -130,10 +130,11 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Result<Id, PkiError> {
     }
 }
 
-/// SHA-256 of a certificate's DER, in lower-case hexadecimal: what tokens carry of the CA.
+/// Returns the SHA-256 of a certificate's DER, in lower-case hexadecimal. Tokens contain it for the
+/// CA's certificate.
 ///
 /// # Errors
-/// [`PkiError::Damaged`] when there is no certificate in the text.
+/// [`PkiError::Damaged`] if the text contains no certificate.
 pub fn fingerprint(certificate_pem: &str) -> Result<String, PkiError> {
     Ok(hex(&Sha256::digest(certificate("the certificate", certificate_pem)?)))
 }

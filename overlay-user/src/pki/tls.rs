@@ -1,4 +1,5 @@
-//! TLS configurations: version 1.3 only, both sides with certificates of the cluster's authority.
+//! TLS configurations: version 1.3 only, with certificates of the cluster's authority on both
+//! sides.
 
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{NodePki, PkiError, certificate, hex};
 
-/// The name that managers' certificates are valid for. Clients ask for it, whatever address they
-/// dial: so an agent's certificate is no good for pretending to be a manager, and a manager may
-/// have addresses that its certificate does not know of.
+/// The name that managers' certificates are valid for. Clients check for this name and not for the
+/// address that they connect to. So an agent cannot pose as a manager with its own certificate, and
+/// a manager may have addresses that its certificate does not list.
 pub const MANAGER_NAME: &str = "manager.overlay.internal";
 
 const ALPN: &[u8] = b"http/1.1";
@@ -34,11 +35,12 @@ fn damaged(what: &str, reason: impl std::fmt::Display) -> PkiError {
 }
 
 impl NodePki {
-    /// A manager's side: the client may show a certificate; if it does, it must be of this
-    /// cluster. The chain contains the CA, so that a client that knows only its digest finds it.
+    /// Returns the configuration of a manager. The client may show a certificate, which must then
+    /// be of this cluster. The chain contains the CA, so that a client that knows only the CA's
+    /// digest can verify it.
     ///
     /// # Errors
-    /// [`PkiError::Damaged`] when key and certificates do not fit.
+    /// [`PkiError::Damaged`] if the key and the certificates do not match.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, PkiError> {
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, provider())
             .allow_unauthenticated()
@@ -51,15 +53,16 @@ impl NodePki {
             .with_single_cert(self.chain()?, self.key()?)
             .map_err(|e| damaged("the node's certificate", e))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // Without resumption every connection shows its certificate anew.
+        // Without session resumption, each connection shows its certificate again.
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
 
-    /// A node's side: shows the node's certificate and accepts managers of this cluster.
+    /// Returns the configuration of a node. It shows the node's certificate and accepts managers of
+    /// this cluster.
     ///
     /// # Errors
-    /// [`PkiError::Damaged`] when key and certificates do not fit.
+    /// [`PkiError::Damaged`] if the key and the certificates do not match.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, PkiError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
@@ -92,11 +95,11 @@ impl NodePki {
     }
 }
 
-/// A joining node's side: it has no certificate yet, and knows the CA by the digest in its token
-/// (SHA-256 of the DER, lower-case hexadecimal).
+/// Returns the configuration of a joining node. The node has no certificate yet. It knows the CA by
+/// the digest in its token (SHA-256 of the DER, lower-case hexadecimal).
 ///
 /// # Errors
-/// [`PkiError::Damaged`] when TLS cannot be set up.
+/// [`PkiError::Damaged`] if TLS cannot be set up.
 pub fn pinned_client_config(ca_digest: &str) -> Result<Arc<ClientConfig>, PkiError> {
     let verifier = PinnedCa { digest: ca_digest.to_owned(), provider: provider() };
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -109,7 +112,7 @@ pub fn pinned_client_config(ca_digest: &str) -> Result<Arc<ClientConfig>, PkiErr
     Ok(Arc::new(config))
 }
 
-/// Accepts servers whose chain leads to the CA with a known digest.
+/// Accepts servers if their certificate chain leads to the CA with a given digest.
 #[derive(Debug)]
 struct PinnedCa {
     digest: String,

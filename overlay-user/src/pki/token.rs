@@ -1,7 +1,7 @@
 //! Join tokens: `OVLTKN-1-<SHA-256 of the CA's certificate>-<token id>-<secret>`.
 //!
-//! The digest lets the joining node recognize the manager before it sends the secret. Managers
-//! keep only a hash of the secret, which has 129 random bits, so that a fast hash is enough.
+//! The joining node uses the digest to verify the manager before it sends the secret. Managers keep
+//! only a hash of the secret. The secret has 129 random bits, so a fast hash is enough.
 
 use std::{fmt, str::FromStr};
 
@@ -15,29 +15,29 @@ use crate::model::Id;
 const PREFIX: &str = "OVLTKN";
 const VERSION: &str = "1";
 
-/// A join token as the administrator hands it to a new node.
+/// A join token. The administrator gives it to a new node.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     /// SHA-256 of the CA certificate's DER, in lower-case hexadecimal.
     pub ca_digest: String,
-    /// Which token it is.
+    /// Id of the token.
     pub id: Id,
     /// The secret.
     pub secret: String,
 }
 
-/// A text that is no join token.
+/// The text is not a join token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is no join token: {0}")]
 pub struct TokenError(&'static str);
 
 impl JoinToken {
-    /// What the new node sends of it: `ID-SECRET`.
+    /// Returns the part that the new node sends: `ID-SECRET`.
     pub fn credential(&self) -> String {
         format!("{}-{}", self.id, self.secret)
     }
 
-    /// Takes apart what [`Self::credential`] put together.
+    /// Splits a credential made by [`Self::credential`].
     pub fn split_credential(credential: &str) -> Option<(Id, &str)> {
         let (id, secret) = credential.split_once('-')?;
         (is_part(id) && is_part(secret)).then(|| (Id::from_text(id), secret))
@@ -84,12 +84,12 @@ impl FromStr for JoinToken {
     }
 }
 
-/// True for what [`Id::random`] makes.
+/// Returns true if the text has the form of an [`Id::random`].
 fn is_part(text: &str) -> bool {
     text.len() == 25 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
-/// What is stored of a secret.
+/// The stored form of a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SecretHash(String);
@@ -101,7 +101,7 @@ impl SecretHash {
     }
 }
 
-/// What is stored of a secret.
+/// Returns the stored form of a secret.
 pub fn secret_hash(secret: &str) -> SecretHash {
     SecretHash(hex(&Sha256::digest(secret.as_bytes())))
 }

@@ -16,9 +16,9 @@ use crate::dns::{
 const GOOD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const BAD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
 
-/// Long enough that no upstream here misses it by being slow.
+/// Timeout that no upstream here can miss because it is slow.
 const LONG: Duration = Duration::from_secs(60);
-/// For tests in which one upstream is silent; the others answer well within it.
+/// Timeout for tests with one silent upstream. The others answer well within it.
 const SHORT: Duration = Duration::from_secs(1);
 
 async fn good() -> SocketAddr {
@@ -162,7 +162,7 @@ async fn every_query_has_an_id_and_a_port_of_its_own() {
     ids.dedup();
     ports.sort();
     ports.dedup();
-    // A few may coincide by chance.
+    // A few may be equal by chance.
     assert!(ids.len() > 15 && ports.len() > 15, "{ids:?} {ports:?}");
 }
 
@@ -179,8 +179,8 @@ async fn an_error_without_the_question_counts_as_one() {
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
 }
 
-/// An upstream that cuts its UDP replies and gives `count` addresses over TCP. Also counts the
-/// TCP connections.
+/// Starts an upstream that truncates its UDP replies and returns `count` addresses over TCP. Also
+/// counts the TCP connections.
 async fn cutting(count: u32) -> (SocketAddr, Arc<AtomicUsize>) {
     let (udp, tcp) = bind_pair().await;
     let address = udp.local_addr().expect("bound");

@@ -1,4 +1,4 @@
-//! The daemon's end: asks the keeper, and starts one where there is none.
+//! The daemon's side: it calls the keeper, and starts one if there is none.
 
 use std::{
     collections::BTreeSet,
@@ -26,10 +26,10 @@ use super::{
 };
 use crate::model::Id;
 
-/// How long the keeper may take to answer, which it does at once, or to end.
+/// Timeout for the keeper to answer or to end. A working keeper answers at once.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long after a failed start the next one is tried.
+/// Pause after a failed start before the next attempt.
 const START_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why sockets are not kept.
@@ -38,44 +38,44 @@ pub enum KeeperError {
     /// There is no keeper.
     #[error("nobody listens on {path}: {source}")]
     Unreachable {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// None could be started.
+    /// No keeper could be started.
     #[error("`overlay keep-sockets` could not be started: {0}")]
     Start(io::Error),
-    /// It said no.
+    /// The keeper rejected a request.
     #[error("the keeper of DNS sockets refused: {0}")]
     Refused(String),
-    /// Whoever listens there is no keeper that can be used.
+    /// The process that listens there cannot be used as keeper.
     #[error("the keeper of DNS sockets on {path}: {reason}")]
     Broken {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What it did.
+        /// The reason.
         reason: String,
     },
 }
 
-/// Starts a keeper; returns when it listens.
+/// Starts a keeper and returns once it listens.
 type Start = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
-/// The keeper of this host. Its calls block, for microseconds unless a keeper must be started or
-/// is stuck. Whatever fails is logged, once, and leaves sockets that are not kept.
+/// The keeper of this host. Its calls block for microseconds, or longer if a keeper must be started
+/// or hangs. Each new failure is logged once. After a failure, the sockets are not kept.
 pub struct Keeper {
     path: PathBuf,
     start: Start,
     starting: Mutex<Starting>,
-    /// The last failure, logged when it was new.
+    /// The last failure. It was logged when it was new.
     trouble: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
 struct Starting {
     failed: Option<Instant>,
-    /// It was told to end: nothing is kept any more.
+    /// True after the keeper was told to end. No sockets are kept any more.
     over: bool,
 }
 
@@ -86,7 +86,7 @@ impl fmt::Debug for Keeper {
 }
 
 impl Keeper {
-    /// The keeper that listens on `path`, which is started when needed: this program, detached.
+    /// Uses the keeper that listens on `path`. If needed, starts this program as a detached keeper.
     pub fn new(path: PathBuf) -> Self {
         let start = {
             let path = path.clone();
@@ -95,7 +95,7 @@ impl Keeper {
         Self::started_by(path, Box::new(start))
     }
 
-    /// As [`Self::new`], with another way of starting it.
+    /// Like [`Self::new`], with another way to start the keeper.
     pub(super) fn started_by(path: PathBuf, start: Start) -> Self {
         Self { path, start, starting: Mutex::default(), trouble: Mutex::default() }
     }
@@ -106,14 +106,15 @@ impl Keeper {
         self.note(awake);
     }
 
-    /// The sockets that an earlier daemon left for a container, if they are in this namespace.
+    /// Takes the sockets that an earlier daemon left for a container, if they are in this
+    /// namespace.
     pub(in crate::dns) fn take(&self, name: &Id, namespace: NamespaceId) -> Vec<OwnedFd> {
         let request = Request::Take { name: name.as_str().to_owned(), namespace };
         let taken = self.try_awake().and_then(|()| self.call(&request, &[]));
         self.note(taken).map(|(_, sockets)| sockets).unwrap_or_default()
     }
 
-    /// Gives the keeper copies of a container's sockets, in place of those it had.
+    /// Gives the keeper copies of a container's sockets. They replace earlier ones.
     pub(in crate::dns) fn store(
         &self,
         name: &Id,
@@ -125,7 +126,7 @@ impl Keeper {
         self.note(stored);
     }
 
-    /// Lets go of a container's sockets. What nobody keeps is let go of already.
+    /// Drops a container's sockets. Without a keeper there are none to drop.
     pub(in crate::dns) fn forget(&self, name: &Id) {
         match self.call(&Request::Drop { name: name.as_str().to_owned() }, &[]) {
             Err(KeeperError::Unreachable { .. }) => {}
@@ -133,7 +134,7 @@ impl Keeper {
         }
     }
 
-    /// Lets go of the sockets of all other containers: they keep their namespaces alive.
+    /// Drops the sockets of all other containers, because kept sockets keep their namespaces alive.
     pub(in crate::dns) fn retain(&self, containers: &BTreeSet<Id>) {
         match self.try_retain(containers) {
             Err(KeeperError::Unreachable { .. }) => {}
@@ -141,10 +142,11 @@ impl Keeper {
         }
     }
 
-    /// Ends the keeper and waits for its end. `None` when there was none. No other is started.
+    /// Ends the keeper and waits for its end. Returns `None` if there was none. No other keeper is
+    /// started afterwards.
     ///
     /// # Errors
-    /// [`KeeperError::Broken`] when it does not end.
+    /// [`KeeperError::Broken`] if it does not end.
     pub fn end(&self) -> Result<Option<u32>, KeeperError> {
         lock(&self.starting).over = true;
         process::quit(&self.path)
@@ -180,7 +182,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// One request, on a connection of its own.
+    /// Sends one request on a separate connection.
     fn call(
         &self,
         request: &Request,
@@ -189,13 +191,14 @@ impl Keeper {
         let connection = Connection::open(&self.path)?;
         let outcome = connection.ask(request, sockets);
         if matches!(outcome, Err(KeeperError::Broken { .. })) {
-            // Its sockets would go on to take queries that nobody reads (SO_REUSEPORT).
+            // Without this, its sockets would still receive queries (SO_REUSEPORT), and no process
+            // would read them.
             connection.replace();
         }
         outcome
     }
 
-    /// Logs a failure unless it was the last one's.
+    /// Logs a failure if it differs from the last one.
     fn note<T>(&self, outcome: Result<T, KeeperError>) -> Option<T> {
         let mut trouble = lock(&self.trouble);
         match outcome {
@@ -205,7 +208,7 @@ impl Keeper {
                 }
                 Some(value)
             }
-            // Of the failures after a failed start, that of the start says most.
+            // After a failed start, the error of the start says more than the later ones.
             Err(KeeperError::Unreachable { .. }) if trouble.is_some() => None,
             Err(error) => {
                 let error = error.to_string();
@@ -219,11 +222,11 @@ impl Keeper {
     }
 }
 
-/// A connection to a keeper of a user who may be one.
+/// A connection to a keeper of a permitted user.
 pub(super) struct Connection {
     path: PathBuf,
     socket: OwnedFd,
-    /// The keeper's process: that which listens.
+    /// The process that listens, which is the keeper.
     pub pid: Pid,
 }
 
@@ -266,21 +269,21 @@ impl Connection {
         }
     }
 
-    /// Waits for the keeper to end; closing its end of this is the last thing it does.
+    /// Waits for the keeper to end. The last thing it does is close its end of this connection.
     pub fn wait_for_end(&self) -> Result<(), KeeperError> {
         match receive::<Reply>(&self.socket, RecvFlags::empty()) {
             Err(ProtocolError::Closed) => Ok(()),
-            // It was killed with something unread.
+            // It was killed while a message was unread.
             Err(ProtocolError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => Ok(()),
             _ => Err(self.broken(format!("it goes on for {} s", ANSWER_WITHIN.as_secs()))),
         }
     }
 
-    /// Makes way for another keeper: ends the process and removes its socket.
+    /// Ends the process and removes its socket, so that another keeper can start.
     pub fn replace(&self) {
-        // A keeper in a thread of this process is one of a test.
+        // A keeper of a test runs in a thread of this process.
         if self.pid != getpid() && kill_process(self.pid, Signal::KILL).is_ok() {
-            // If it does not end even so, the next one serves beside it.
+            // If it still does not end, the next keeper runs beside it.
             let _ = self.wait_for_end();
         }
         let _ = std::fs::remove_file(&self.path);
@@ -291,7 +294,7 @@ impl Connection {
     }
 }
 
-/// The data of these locks is whole at every point where a panic could happen.
+/// The data under these locks is consistent at every point that can panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

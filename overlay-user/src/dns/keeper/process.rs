@@ -25,9 +25,9 @@ use super::{
     server::Server,
 };
 
-/// Starts a keeper that listens on `path` and outlives this process; returns when it listens.
+/// Starts a keeper that listens on `path` and outlives this process. Returns once it listens.
 pub(super) fn start(path: &Path) -> io::Result<()> {
-    // This very program, also when its file was replaced by a newer one.
+    // Runs the same program even if its file was replaced by a newer one.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("overlay").arg("keep-sockets").arg(path).current_dir("/");
     let output = command.stdin(Stdio::null()).stdout(Stdio::null()).output()?;
@@ -39,11 +39,11 @@ pub(super) fn start(path: &Path) -> io::Result<()> {
     Err(io::Error::other(if said.is_empty() { output.status.to_string() } else { said.into() }))
 }
 
-/// Ends the keeper that listens on `path` and waits for its end. Returns its process id; `None`
-/// when there is none.
+/// Ends the keeper that listens on `path` and waits for its end. Returns its process id, or `None`
+/// if there was none.
 ///
 /// # Errors
-/// [`KeeperError::Broken`] when it does not end.
+/// [`KeeperError::Broken`] if it does not end.
 pub(super) fn quit(path: &Path) -> Result<Option<u32>, KeeperError> {
     let connection = match Connection::open(path) {
         Ok(connection) => connection,
@@ -52,23 +52,23 @@ pub(super) fn quit(path: &Path) -> Result<Option<u32>, KeeperError> {
     };
     let quit = connection.ask(&Request::Quit {}, &[]).and_then(|_| connection.wait_for_end());
     if quit.is_err() {
-        // One that does not understand or is stuck has no say in this.
+        // A keeper that does not understand the request or hangs is ended by force.
         connection.replace();
     }
     Ok(Some(connection.pid.as_raw_nonzero().get().cast_unsigned()))
 }
 
-/// What `overlay keep-sockets` does: detaches from whoever started it, and keeps sockets. Returns
-/// as soon as the detached process listens; that one never returns.
+/// Implements `overlay keep-sockets`: detaches from the calling process and keeps sockets. Returns
+/// once the detached process listens. The detached process itself never returns.
 ///
-/// Must be called while this process has one thread and has opened nothing.
+/// Must be called while this process has one thread and has opened no files.
 ///
 /// # Errors
-/// Why it cannot listen on `path`.
+/// The reason why it cannot listen on `path`.
 pub fn keep_sockets(path: &Path) -> anyhow::Result<ExitCode> {
     close_inherited();
     if Connection::open(path).is_ok() {
-        // Two would each have a part of the sockets.
+        // With two keepers, each would have only some of the sockets.
         return Ok(ExitCode::SUCCESS);
     }
     let (listens, tell) = pipe_with(PipeFlags::CLOEXEC).context("a pipe")?;
@@ -76,11 +76,12 @@ pub fn keep_sockets(path: &Path) -> anyhow::Result<ExitCode> {
     if let ForkResult::Parent { .. } = unsafe { fork() }.context("fork")? {
         drop(tell);
         let listens = File::from(listens).read_exact(&mut [0]).is_ok();
-        // Otherwise the child has said why.
+        // On failure, the child has already reported the reason.
         return Ok(if listens { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     drop(listens);
-    // Out of the session and the process group that a terminal's or a shell's signals go to.
+    // Leaves the session and the process group, so that signals of a terminal or a shell do not
+    // reach it.
     setsid().context("setsid")?;
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
@@ -90,23 +91,25 @@ pub fn keep_sockets(path: &Path) -> anyhow::Result<ExitCode> {
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     drop(null);
-    // The starter waits for this byte; if it is gone, the sockets are kept all the same.
+    // The calling process waits for this byte. If that process is gone, the keeper still keeps
+    // sockets.
     let _ = File::from(tell).write_all(&[1]);
     server.run();
-    // Its connections are closed by the end of the process and not before it: whoever has told it
-    // to quit waits for that.
+    // The connections must close at the end of the process and not earlier, because the process
+    // that sent the quit request waits for that.
     std::process::exit(0)
 }
 
-/// Closes all descriptors but standard input, output and error: a lock of the daemon's would be
-/// held for ever, and whoever reads its log from a pipe would wait for ever.
+/// Closes all descriptors but standard input, output and error. Otherwise the keeper would hold a
+/// lock of the daemon for ever, and a process that reads the daemon's log from a pipe would wait
+/// for ever.
 fn close_inherited() {
     // SAFETY: nothing in this process has opened anything yet, so no descriptor above 2 is owned by
     // a value. Kernel 5.9 and later have the call; the daemon's are closed on exec in any case.
     unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
 }
 
-/// How many descriptors this process may have, after it has raised that as far as it can.
+/// Raises the limit of descriptors as far as possible and returns it.
 fn most_descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

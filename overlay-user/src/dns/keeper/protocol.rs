@@ -1,4 +1,4 @@
-//! What daemon and keeper say to each other, over a `SOCK_SEQPACKET` unix socket.
+//! Messages between daemon and keeper, over a `SOCK_SEQPACKET` unix socket.
 //!
 //! A message is one packet: the version, then JSON. Sockets travel as `SCM_RIGHTS` (unix(7)). A
 //! connection carries any number of requests, each followed by its reply.
@@ -18,74 +18,74 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::NamespaceId;
 
-/// Version of all that follows it in a packet.
+/// Version of the protocol, the first byte of a packet.
 pub const VERSION: u8 = 1;
 
 /// Longest packet, in bytes.
 pub const MAX_PACKET: usize = 4096;
 
-/// Most sockets in a message: UDP and TCP, and room for as many again.
+/// Most sockets in a message: UDP and TCP, and space for two more.
 pub const MAX_SOCKETS: usize = 4;
 
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 128;
 
-/// What a daemon asks for. Names are containers' ids.
+/// A request of the daemon. Names are containers' ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Keep the sockets that come with this, in place of what was kept under the name.
+    /// Keep the attached sockets. They replace those that are kept under the name.
     Store { name: String, namespace: NamespaceId },
-    /// Give copies of what is kept under the name, if it is in this namespace.
+    /// Return copies of the sockets that are kept under the name, if they are in this namespace.
     Take { name: String, namespace: NamespaceId },
-    /// Say which names there are after this one, in order, as many as a packet holds.
+    /// List the names after this one, in order, as many as fit in a packet.
     List { after: String },
-    /// Close what is kept under the name.
+    /// Close the sockets that are kept under the name.
     Drop { name: String },
-    /// Close everything and end.
+    /// Close all sockets and end.
     Quit {},
 }
 
-/// What the keeper says to that.
+/// A reply of the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
-    /// It is done; also for dropping what is not there.
+    /// The request is done. Also the reply to a drop of an unknown name.
     Done {},
-    /// The sockets come with this.
+    /// The sockets are attached.
     Sockets {},
-    /// Nothing is kept under that name in that namespace.
+    /// No sockets are kept under that name in that namespace.
     Unknown {},
-    /// Names in order; none after the last one.
+    /// Names in order; empty after the last one.
     Names { names: Vec<String> },
-    /// Nothing was changed.
+    /// The request was rejected and changed nothing.
     Refused { reason: String },
 }
 
 /// Why a message could not be sent or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
-    /// What the system said.
+    /// The system's error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The other end has closed.
+    /// The other side closed the connection.
     #[error("the connection was closed")]
     Closed,
-    /// The packet was cut off.
+    /// The packet was truncated.
     #[error("a message of more than {MAX_PACKET} bytes")]
     TooLong,
-    /// Sockets were lost on the way.
+    /// Attached sockets were lost.
     #[error("more than {MAX_SOCKETS} descriptors, or more than this process may have open")]
     Descriptors,
-    /// The other end is of another time.
+    /// The other side uses another version.
     #[error("version {0} of the protocol; this is version {VERSION}")]
     Version(u8),
-    /// It is no message.
+    /// The packet is not a valid message.
     #[error("not understood: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
-/// Sends one message and the sockets that belong to it.
+/// Sends one message with its sockets.
 pub fn send(
     socket: impl AsFd,
     message: &impl Serialize,
@@ -99,19 +99,19 @@ pub fn send(
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    // The space has some more, for alignment.
+    // The buffer has some extra space, for alignment.
     let fit = sockets.len() <= MAX_SOCKETS;
     if !fit || !sockets.is_empty() && !control.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(ProtocolError::Descriptors);
     }
     let flags = flags | SendFlags::NOSIGNAL;
-    // A timeout keeps the kernel from going on by itself after a signal (signal(7)).
+    // With a timeout set, the kernel does not restart the call after a signal (signal(7)).
     retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(&packet)], &mut control, flags))
         .map_err(io::Error::from)?;
     Ok(())
 }
 
-/// Reads one message. Sockets of a message that is refused are closed.
+/// Reads one message. If the message is rejected, its sockets are closed.
 pub fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     flags: RecvFlags,
@@ -122,7 +122,7 @@ pub fn receive<T: DeserializeOwned>(
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let mut read = || recvmsg(&socket, &mut [IoSliceMut::new(&mut packet)], &mut control, flags);
     let received = retry_on_intr(&mut read).map_err(io::Error::from)?;
-    // Taken out whatever else is wrong, so that they are closed.
+    // The sockets are taken out even if the message has other errors, so that they are closed.
     let mut sockets = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
@@ -138,7 +138,7 @@ pub fn receive<T: DeserializeOwned>(
     match packet.get(..received.bytes) {
         Some([VERSION, json @ ..]) => Ok((serde_json::from_slice(json)?, sockets)),
         Some([version, ..]) => Err(ProtocolError::Version(*version)),
-        // An empty packet looks the same (recv(2)); there is no use for one.
+        // An empty packet looks the same (recv(2)), but the protocol has none.
         _ => Err(ProtocolError::Closed),
     }
 }
@@ -180,7 +180,7 @@ mod tests {
         let many = [watched.as_fd(); MAX_SOCKETS + 1];
         let refused = send(&here, &Reply::Done {}, &many, SendFlags::empty());
         assert!(matches!(refused, Err(ProtocolError::Descriptors)), "{refused:?}");
-        // A peer with its own ideas.
+        // A peer that breaks the protocol.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS + 20))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let many = [watched.as_fd(); MAX_SOCKETS + 20];

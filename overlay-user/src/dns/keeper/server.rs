@@ -27,24 +27,24 @@ use super::{
     protocol::{MAX_NAME, MAX_PACKET, MAX_SOCKETS, ProtocolError, Reply, Request, receive, send},
 };
 
-/// Open connections at once: a daemon has one for the time of a call.
+/// Most open connections. A daemon has one for the duration of a call.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Descriptors that are not for sockets to keep: connections, the listener, stdio, what a message
-/// brings before it is refused.
+/// Descriptors that are not available for kept sockets: connections, the listener, stdio, and the
+/// sockets of a message before it is rejected.
 const RESERVED: usize = MAX_CONNECTIONS + 2 * MAX_SOCKETS + 16;
 
-/// How often it looks whether it can still be reached.
+/// Interval at which the keeper checks that its socket file still exists.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// How long to wait after an error that may stay, such as a system without free files.
+/// Pause after an error that may last, such as a lack of free files.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A keeper that listens.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
-    /// Device and inode of the socket's file: another keeper may take the path over.
+    /// Device and inode of the socket's file. Another keeper may take the path over.
     file: (u64, u64),
     listener: OwnedFd,
     connections: Vec<OwnedFd>,
@@ -59,7 +59,7 @@ struct Kept {
     sockets: Vec<OwnedFd>,
 }
 
-/// What comes after a request.
+/// What the loop does after a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Another,
@@ -68,10 +68,11 @@ enum Next {
 }
 
 impl Server {
-    /// Listens at `path`, in place of a keeper that is gone, with so many descriptors at most.
+    /// Listens at `path`, where it replaces the socket of an ended keeper. May use this many
+    /// descriptors.
     ///
     /// # Errors
-    /// What the system said.
+    /// The system's error.
     pub fn listen(path: &Path, descriptors: usize) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -79,8 +80,8 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        // The file gets the socket's own mode (unix_bind in the kernel): at no time may others
-        // connect to it.
+        // The file gets the mode of the socket itself (unix_bind in the kernel), so other users can
+        // never connect to it.
         fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
         bind(&listener, &SocketAddrUnix::new(path)?)?;
         listen(&listener, 64)?;
@@ -90,8 +91,9 @@ impl Server {
         Ok(Self { path: path.to_owned(), file, listener, connections, kept, capacity })
     }
 
-    /// Answers until told to quit, or until the file of its socket is gone, so that nobody could
-    /// ever reach it again. Whoever told it sees its end when this is dropped.
+    /// Answers requests until it is told to quit, or until its socket file is gone and no daemon
+    /// could reach it any more. The process that sent the quit request sees the end when this is
+    /// dropped.
     pub fn run(&mut self) {
         loop {
             match self.wait() {
@@ -102,7 +104,8 @@ impl Server {
             }
             if self.serve() == Next::Quit {
                 if self.is_reachable() {
-                    // One that stays is taken for that of a killed keeper, and replaced.
+                    // If the file stays, the next daemon takes it for that of a killed keeper and
+                    // replaces it.
                     let _ = std::fs::remove_file(&self.path);
                 }
                 return;
@@ -111,7 +114,7 @@ impl Server {
         }
     }
 
-    /// Waits until something comes; 0 when nothing has.
+    /// Waits for an event or the timeout. Returns 0 on a timeout.
     fn wait(&self) -> rustix::io::Result<usize> {
         let all = std::iter::once(&self.listener).chain(&self.connections);
         let mut waited: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -136,14 +139,14 @@ impl Server {
                 continue;
             }
             if self.connections.len() == MAX_CONNECTIONS {
-                // One that is left open and silent must not keep a daemon out.
+                // An idle open connection must not lock out a daemon.
                 self.connections.remove(0);
             }
             self.connections.push(connection);
         }
     }
 
-    /// One request of every connection that has one.
+    /// Answers one request of every connection that has one.
     fn serve(&mut self) -> Next {
         for connection in std::mem::take(&mut self.connections) {
             match self.converse(&connection) {
@@ -217,7 +220,8 @@ impl Server {
     }
 
     fn names_after(&self, after: &str) -> Vec<String> {
-        // A byte of a name takes six at most in JSON; quotes and comma, and the reply around it.
+        // In JSON, a byte of a name takes at most six bytes. Each name also needs quotes and a
+        // comma, and the reply needs space around the names.
         let mut room = MAX_PACKET - 64;
         let names = self.kept.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
         let fits = |name: &&String| {
@@ -233,7 +237,7 @@ fn refused(reason: impl ToString) -> Reply {
     Reply::Refused { reason: reason.to_string() }
 }
 
-/// Whether a process of this user may ask a keeper of the other one.
+/// Returns true if a process of user `peer` may call a keeper of user `own`.
 pub fn may_ask(peer: u32, own: u32) -> bool {
     peer == 0 || peer == own
 }

@@ -1,4 +1,4 @@
-//! Keepers in threads of a test.
+//! Keepers in threads, for tests.
 
 use std::{
     path::PathBuf,
@@ -12,14 +12,14 @@ use tempfile::TempDir;
 
 use super::{Keeper, client::Connection, protocol::Request, server::Server};
 
-/// Descriptors that a keeper of a test may have.
+/// Descriptors that a keeper of a test may use.
 pub const DESCRIPTORS: usize = 1024;
 
-/// A host where keepers may run, one after the other.
+/// A host on which keepers can run, one after the other.
 pub struct Place {
     _dir: TempDir,
     pub path: PathBuf,
-    /// How many were started.
+    /// Number of started keepers.
     pub started: Arc<AtomicUsize>,
 }
 
@@ -30,7 +30,7 @@ impl Place {
         Self { _dir: dir, path, started: Arc::default() }
     }
 
-    /// What one daemon has of the keeper.
+    /// Returns a daemon's handle of the keeper.
     pub fn keeper(&self) -> Arc<Keeper> {
         let (path, started) = (self.path.clone(), Arc::clone(&self.started));
         let start = move || {
@@ -42,7 +42,7 @@ impl Place {
         Arc::new(Keeper::started_by(self.path.clone(), Box::new(start)))
     }
 
-    /// Ends the keeper as a signal would: no daemon has asked for it.
+    /// Ends the keeper like a signal does, without a request of the daemon.
     pub fn kill(&self) {
         let connection = Connection::open(&self.path).expect("a keeper");
         connection.ask(&Request::Quit {}, &[]).expect("done");

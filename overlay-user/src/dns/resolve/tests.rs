@@ -6,7 +6,7 @@ use crate::{
     model::{Availability, Driver, EndpointState, NodeState},
 };
 
-/// `client` is on mynet, then on team.net; `closed` is on the internal network alone.
+/// `client` is on mynet first and on team.net second; `closed` is only on the internal network.
 fn cluster() -> Cluster {
     Cluster::default()
         .node("n1", NodeState::Ready, Availability::Active)

@@ -36,7 +36,7 @@ fn responder(view: DnsView, limits: Limits) -> Responder {
     Responder::new(id("client"), directories, limits)
 }
 
-/// A server on a free port of 127.0.0.1; it ends with the test's runtime.
+/// Starts a server on a free port of 127.0.0.1. It ends with the test's runtime.
 async fn start(upstreams: Vec<SocketAddr>, limits: Limits) -> SocketAddr {
     let (udp, tcp) = bind_pair().await;
     let address = udp.local_addr().expect("bound");
@@ -195,7 +195,7 @@ async fn addresses_come_in_changing_order() {
         assert_eq!(addresses(&reply).len(), 8);
         firsts.insert(format!("{:?}", reply.answers[0].data));
     }
-    // One of eight is missing from a hundred draws once in 80,000 runs; half of them never.
+    // A hundred draws miss one of eight values once in 80,000 runs. They never miss half of them.
     assert!(firsts.len() > 4, "{firsts:?}");
 }
 

@@ -42,7 +42,7 @@ fn servers() -> DnsServers {
     DnsServers::new(view(cluster(), vec![]))
 }
 
-/// Asks as a program in the namespace does; `None` when nobody listens there.
+/// Sends a query as a program in the namespace does. Returns `None` if no server listens there.
 async fn ask(container: &Arc<TestNamespace>, message: Message) -> Option<Message> {
     let container = Arc::clone(container);
     let asked = move || {
@@ -51,7 +51,8 @@ async fn ask(container: &Arc<TestNamespace>, message: Message) -> Option<Message
             socket.connect((ADDRESS, PORT)).expect("connected");
             socket.set_read_timeout(Some(Duration::from_secs(1))).expect("set");
             let mut buffer = [0; 4096];
-            // As a resolver does: a query that meets a server which is just ending is lost.
+            // Repeats the query like a resolver, because a query to a server that is about to end
+            // is lost.
             for _ in 0..60 {
                 let exchange = socket.send(&bytes(&message)).and_then(|_| socket.recv(&mut buffer));
                 match exchange {
@@ -88,14 +89,14 @@ async fn hello(container: &Arc<TestNamespace>) -> Option<Vec<Ipv4Addr>> {
     ask(container, query("hello.", RecordType::A)).await.map(|r| addresses(&r))
 }
 
-/// A namespace with `lo` up; `None`, with a word, for others than root.
+/// Makes a namespace with `lo` up. Returns `None`, with a message, if the user is not root.
 fn namespace() -> Option<Arc<TestNamespace>> {
     let namespace = TestNamespace::new()?;
     namespace.bring_lo_up();
     Some(Arc::new(namespace))
 }
 
-/// Waits until nobody listens in the namespace any more.
+/// Waits until no server listens in the namespace any more.
 async fn until_closed(container: &Arc<TestNamespace>) {
     while hello(container).await.is_some() {}
 }
@@ -103,7 +104,7 @@ async fn until_closed(container: &Arc<TestNamespace>) {
 #[tokio::test]
 async fn a_container_asks_over_udp_and_tcp_and_the_upstreams_are_asked_from_outside() {
     let Some(container) = namespace() else { return };
-    // It listens in this test's namespace, not in the container's.
+    // The upstream listens in the test's namespace, not in the container's.
     let upstream = upstream(|q| vec![bytes(&upstream_reply(q, Ok(&[OUTSIDE])))]).await;
     let servers = DnsServers::new(view(cluster(), vec![upstream]));
     servers.ensure(&id("client"), container.path()).await.expect("listens");
@@ -174,7 +175,7 @@ async fn servers_made_anew_bind_while_those_of_the_old_agent_still_end() {
     assert_eq!(hello(&container).await.expect("a reply"), [VIP]);
 }
 
-/// A daemon's servers on a host with a keeper.
+/// Returns a daemon's servers on a host with a keeper.
 fn kept_servers(place: &Place) -> DnsServers {
     servers().kept_by(place.keeper())
 }
@@ -187,7 +188,7 @@ async fn what_is_asked_while_no_server_runs_is_answered_by_the_next_one() {
     old.ensure(&id("client"), container.path()).await.expect("listens");
     assert_eq!(hello(&container).await.expect("a reply"), [VIP]);
     stop(old, "client").await;
-    // Sent before the next server is made: they wait for it.
+    // These are sent before the next server is made, so they wait for it.
     let (udp, mut tcp) = container.run(|| {
         use std::io::Write as _;
         let message = bytes(&query("hello.", RecordType::A));
@@ -282,7 +283,7 @@ async fn a_keeper_that_died_is_given_the_sockets_again() {
     assert_eq!(keeper.take(&id("client"), namespace.id).len(), 2);
 }
 
-/// Ends servers as the end of their process does: nobody is told.
+/// Ends servers as the end of their process does, without any notice.
 async fn stop(servers: DnsServers, container: &str) {
     let task = {
         let servers = lock(&servers.servers);

@@ -100,7 +100,7 @@ fn a_keeper_of_another_time_makes_way() {
     bind(&other, &SocketAddrUnix::new(&place.path).expect("a path")).expect("bound");
     listen(&other, 4).expect("listens");
     let answering = std::thread::spawn(move || {
-        // The first connection only looks whether somebody is there.
+        // The first connection only checks that a process listens.
         let _looking = accept(&other).expect("accepted");
         let connection = accept(&other).expect("accepted");
         recv(&connection, &mut [0; 128][..], RecvFlags::empty()).expect("a request");

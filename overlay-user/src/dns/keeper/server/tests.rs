@@ -11,7 +11,7 @@ use crate::dns::keeper::{
 const HERE: NamespaceId = NamespaceId(4, 17);
 const ELSEWHERE: NamespaceId = NamespaceId(4, 18);
 
-/// A keeper in a thread, which ends with the test.
+/// A keeper in a thread. It ends with the test.
 struct Running {
     _dir: TempDir,
     path: PathBuf,
