@@ -37,7 +37,7 @@ pub(super) struct Request {
     limit: usize,
 }
 
-/// Why a message is rejected.
+/// Why a message is not a [`Request`].
 #[derive(Debug)]
 pub(super) enum Rejected {
     /// Dropped: a reply could start a loop, or the message has no header to reply to.

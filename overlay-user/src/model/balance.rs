@@ -290,7 +290,7 @@ impl From<&Balance> for BalanceInspect {
     fn from(balance: &Balance) -> Self {
         let &Balance {
             scheduler,
-            hash: _, // Shown as it is in force, with what the scheduler hashes by itself.
+            hash: _, // Shown as `hashed`, with the scheduler's default.
             affinity_secs,
             tcp_idle_secs,
             udp_idle_secs,

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `meta` | `format`, `revision` | numbers |
 //! | `objects` | `KIND/ID` | the object as JSON |
-//! | `secrets` | `ca`, `token/ID` | what agents never see |
+//! | `secrets` | `ca`, `token/ID` | secrets, never sent to agents |
 
 use std::{
     fs::OpenOptions,
