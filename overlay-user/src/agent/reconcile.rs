@@ -1,4 +1,4 @@
-//! Makes the maps show the state: compile, diff against what they hold, apply.
+//! Makes the maps match the state: compile, diff against their contents, apply.
 
 use std::{
     collections::BTreeSet,
@@ -24,12 +24,12 @@ use crate::{
     lock::lock,
 };
 
-/// Where the reconciler finds what the maps hold.
+/// Where the reconciler finds the contents of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     /// In its memory, if the last apply succeeded.
     Memory,
-    /// In the maps themselves: repairs what another program changed.
+    /// In the maps themselves: this repairs changes by another program.
     Maps,
 }
 
@@ -39,7 +39,7 @@ pub struct Reconciler<D, L> {
     cluster: Arc<Cluster>,
     events: Arc<Hub<D, L>>,
     facts: Mutex<LocalFacts>,
-    /// What the maps hold; `None` when only the maps know.
+    /// The contents of the maps; `None` when they must be read first.
     applied: Mutex<Option<DatapathState>>,
     /// Whether to look for addresses of stale backends.
     stale_due: AtomicBool,
@@ -64,12 +64,13 @@ impl<D: Datapath, L: Links> Reconciler<D, L> {
         }
     }
 
-    /// What this host is, besides the cluster's state. A change is applied by the next reconciling.
+    /// The facts about this host, besides the cluster's state. The next reconciliation applies a
+    /// change.
     pub fn facts(&self) -> MutexGuard<'_, LocalFacts> {
         lock(&self.facts)
     }
 
-    /// Looks at what the maps hold; `None` when only the maps know.
+    /// Looks at the contents of the maps; `None` when they must be read first.
     pub fn applied<T>(&self, look: impl FnOnce(&DatapathState) -> T) -> Option<T> {
         lock(&self.applied).as_ref().map(look)
     }
@@ -136,7 +137,7 @@ impl<D: Datapath, L: Links> Reconciler<D, L> {
         Ok(())
     }
 
-    /// What the maps hold, of which `remembered` was applied.
+    /// The contents of the maps, after `remembered` was applied.
     fn current(
         &self,
         remembered: Option<DatapathState>,

@@ -29,13 +29,13 @@ const LIVE_WITHIN: Duration = Duration::from_secs(3);
 /// How often the host's addresses, the containers' namespaces and their flows to the outside are
 /// looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often the real maps and interfaces are compared with what they should be.
+/// How often the real maps and interfaces are compared with the wanted ones.
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
 
 const LOOKING: &str = "looking at the underlay interface";
 const REPAIRING: &str = "comparing the kernel with the state";
 
-/// What counts beside the programs.
+/// The counters besides those of the programs.
 pub(super) struct Counters<D, L> {
     pub(super) draining: Arc<DrainingFlows<D, L>>,
     pub(super) backends: Arc<BackendFlows<D, L>>,
@@ -137,11 +137,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         self.events.close();
     }
 
-    /// Sets up the host, adopts what an earlier daemon left, and starts to follow the managers.
-    /// Returns when the maps show a state, or no state is known yet.
+    /// Sets up the host, adopts the objects of an earlier daemon, and starts to follow the managers.
+    /// Returns when the maps match a state, or when no state is known yet.
     ///
     /// # Errors
-    /// [`AgentError`] when the host refuses; what this call made is removed again.
+    /// [`AgentError`] when the host rejects a step; this call then removes everything it made.
     pub async fn start(self: &Arc<Self>) -> Result<Tasks<D, L>, AgentError> {
         let fresh = self.context.datapath.attachments()?.is_empty()
             && self.context.links.list(OWN_PREFIX).await?.is_empty();
@@ -215,7 +215,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         }
     }
 
-    /// Compares maps, links and attachments with what they should be and puts right what differs.
+    /// Compares maps, links and attachments with the wanted ones and repairs differences.
     pub(super) async fn repair(&self) -> Result<(), AgentError> {
         self.attachments.repair_links().await?;
         self.host.bring_up(Look::Maps).await?;

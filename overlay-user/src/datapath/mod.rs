@@ -56,7 +56,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
-    /// What `xdp_underlay` may do in this mode on an underlay, as [`maps::Config::flags`].
+    /// The flags of [`maps::Config::flags`] that allow `xdp_underlay` its work in this mode.
     pub fn flags(self, underlay: &UnderlayFacts) -> u32 {
         let may_decapsulate = match self {
             Self::Generic => true,
@@ -73,17 +73,17 @@ pub enum DatapathError {
     /// The host lacks something.
     #[error("{what}; {remedy}")]
     Unsupported {
-        /// What is missing.
+        /// The missing feature.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// Loading, pinning or attaching failed.
     #[error("{action}: {reason}")]
     Kernel {
-        /// What was tried.
+        /// The operation that failed.
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         reason: String,
     },
     /// A pin holds something of another layout.
@@ -94,7 +94,7 @@ pub enum DatapathError {
     Pin {
         /// Which pin.
         path: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
 }
@@ -136,8 +136,8 @@ pub struct ConntrackRow {
     pub ipv6: bool,
     /// VNI the packet is seen on, 0 for the underlay.
     pub vni: u32,
-    /// Source as seen. Of an IPv6 address that nobody knows any more the number that the maps have
-    /// for it, as an IPv4 address; so below.
+    /// Source as seen on the wire. If the IPv6 address is no longer known, this is its address id,
+    /// written as an IPv4 address. The same holds for the addresses below.
     pub source: std::net::SocketAddr,
     /// Destination as seen.
     pub destination: std::net::SocketAddr,
@@ -204,12 +204,12 @@ pub struct RealServer {
     pub inactive: u64,
     /// Those of both that it still has while it drains.
     pub drained: u64,
-    /// What went through this node since it is a backend here.
+    /// Traffic through this node since it became a backend here.
     #[serde(default)]
     pub stats: ServerStats,
 }
 
-/// What went between clients and a backend.
+/// Traffic between clients and a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ServerStats {
     /// Flows that began.
@@ -225,16 +225,16 @@ pub struct ServerStats {
 }
 
 /// The datapath of one host. Every method is an idempotent *set*: calling it again changes
-/// nothing, and a new process adopts what an earlier one left pinned.
+/// nothing. A new process adopts the pins that an earlier one left.
 pub trait Datapath: Send + Sync + 'static {
-    /// Sets what the programs know about the node. What they must know of the kernel
-    /// ([`maps::Config::decap_flags`]) is filled in here.
+    /// Sets the programs' configuration of the node. This call fills in the flags that depend on
+    /// the kernel ([`maps::Config::decap_flags`]).
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.
     fn set_config(&self, config: &maps::Config) -> Result<(), DatapathError>;
 
-    /// What the agent's maps hold.
+    /// Reads the contents of the agent's maps.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be read.
@@ -302,27 +302,27 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] when a map cannot be read.
     fn fills(&self) -> Result<BTreeMap<maps::Lru, Fill>, DatapathError>;
 
-    /// What was counted for the endpoints with these slots, and all drops.
+    /// Reads the counters of the endpoints with these slots, and all drops.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be read.
     fn breakdown(&self, slots: &BTreeSet<u32>) -> Result<Breakdown, DatapathError>;
 
-    /// Forgets what was counted for the endpoints with these slots, and the drops of these
-    /// networks that are no endpoint's.
+    /// Resets the counters of the endpoints with these slots, and the drops of these networks that
+    /// belong to no endpoint.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be written.
     fn forget(&self, slots: &BTreeSet<u32>, networks: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
-    /// Sets what the programs tell of, and the slots of the endpoints whose packets are captured.
+    /// Sets the events that the programs report, and the slots of the endpoints to capture.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when a map cannot be written.
     fn set_watch(&self, watch: &Watch, slots: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
-    /// Waits up to `within` for what the programs tell and hands over some records
-    /// ([`overlay_common::event`]). For one thread at a time.
+    /// Waits up to `within` for events of the programs and returns some records
+    /// ([`overlay_common::event`]). Only one thread may call it at a time.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when it cannot wait.
@@ -387,7 +387,8 @@ pub trait Datapath: Send + Sync + 'static {
     /// [`DatapathError::Kernel`] when the map cannot be written.
     fn set_active(&self, backend: u32, flows: maps::Active) -> Result<(), DatapathError>;
 
-    /// What went between clients and backends, by backend and the way that its service is asked.
+    /// Reads the traffic between clients and backends, by backend and by the way in which clients
+    /// reach its service.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be read.
@@ -395,7 +396,7 @@ pub trait Datapath: Send + Sync + 'static {
         &self,
     ) -> Result<BTreeMap<maps::BackendStatsKey, maps::BackendStats>, DatapathError>;
 
-    /// Removes what is counted for these backends.
+    /// Removes the counters of these backends.
     ///
     /// # Errors
     /// [`DatapathError::Kernel`] when the map cannot be written.

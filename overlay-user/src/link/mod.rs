@@ -44,7 +44,7 @@ pub enum LinkError {
         /// The interface.
         name: String,
     },
-    /// The VXLAN port is in use by somebody else.
+    /// The VXLAN port is in use by another program.
     #[error(
         "UDP port {port} is taken by another vxlan device or socket on this host; stop what uses \
          it (`ss -ulpn`, `ip -d link show type vxlan`) or make the cluster with another \
@@ -57,14 +57,14 @@ pub enum LinkError {
     /// The kernel refused.
     #[error("{action}: {reason}")]
     Kernel {
-        /// What was tried.
+        /// The operation that failed.
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         reason: String,
     },
 }
 
-/// What must be known about the underlay interface.
+/// The properties of the underlay interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnderlayFacts {
     /// Interface index.
@@ -73,7 +73,7 @@ pub struct UnderlayFacts {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Whether what it receives has its checksums filled in, as on the wire of a NIC.
+    /// Whether received packets have complete checksums, as on the wire of a NIC.
     pub checksums: bool,
 }
 
@@ -84,8 +84,8 @@ pub struct WayOut {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// The address that the host's own packets leave by it with; without one nothing of ours leaves
-    /// by it.
+    /// The source address of the host's own packets on this interface. Without one, the overlay sends
+    /// no packets through it.
     pub address: Option<Ipv4Addr>,
 }
 
@@ -135,7 +135,7 @@ pub struct LinkIpv6 {
     pub gateway: Option<Ipv6Addr>,
 }
 
-/// Links of one host. Every `ensure_*` may be called again and repairs what is missing.
+/// Links of one host. Every `ensure_*` may be called again and repairs missing parts.
 pub trait Links: Send + Sync + 'static {
     /// Facts about an interface of the host.
     fn underlay(
@@ -162,9 +162,10 @@ pub trait Links: Send + Sync + 'static {
         not_on: &[&str],
     ) -> impl Future<Output = Result<Vec<Ipv6Addr>, LinkError>> + Send;
 
-    /// The interfaces by which packets come from outside except those of `not_on`, by name:
-    /// Ethernet, up, with an IPv4 address or without one. What is without and in a bridge, a bond
-    /// or the like is left out: its packets are not the host's own, or come in by that once more.
+    /// The interfaces, by name, on which packets arrive from outside, except those of `not_on`.
+    /// They are Ethernet and up, with or without an IPv4 address. An interface without an address
+    /// that is part of a bridge, a bond or the like is left out: its packets are not for the host,
+    /// or they arrive on the bridge or bond as well.
     fn ways_out(
         &self,
         not_on: &[&str],

@@ -60,7 +60,7 @@ struct Watchers {
     reading: bool,
     /// No more watchers: the daemon ends.
     closed: bool,
-    /// What the programs were last told.
+    /// The settings that the programs last got.
     told: Watch,
     /// Losses that were reported, by kind.
     lost: [u64; EVENT_KINDS],
@@ -70,7 +70,7 @@ struct Watcher {
     filter: Filter,
     queue: mpsc::Sender<EventMessage>,
     lost: u64,
-    /// When it came, in ns of CLOCK_MONOTONIC: the ring may hold what is older.
+    /// When the watcher came, in ns of CLOCK_MONOTONIC: the ring may hold older records.
     since: u64,
 }
 
@@ -79,7 +79,7 @@ impl Watcher {
     fn tell(&mut self, message: EventMessage) {
         self.tell_losses();
         if self.lost > 0 {
-            // What was lost must be told before what comes after it.
+            // Lost events must be reported before later events.
             self.lost += 1;
         } else if let Err(TrySendError::Full(_)) = self.queue.try_send(message) {
             self.lost += 1;
@@ -94,7 +94,7 @@ impl Watcher {
 }
 
 impl Watchers {
-    /// What the programs must tell of for all watchers together, and of which endpoints.
+    /// The events that all watchers together want, and their endpoints.
     fn wanted(&self) -> (Watch, BTreeSet<u32>) {
         filter::union(self.all.iter().map(|watcher| &watcher.filter), &self.owners)
     }
@@ -113,13 +113,13 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         watchers.all.clear();
     }
 
-    /// Begins to tell of events: the receiver gets them until it is dropped, beginning with
-    /// [`EventMessage::Watching`]. `names` are those beside the numbers; without them the reader
-    /// ends.
+    /// Begins to report events. The receiver gets them until it is dropped, beginning with
+    /// [`EventMessage::Watching`]. `names` are the names that accompany the numbers; without them
+    /// the reader ends.
     ///
     /// # Errors
-    /// [`AgentError::Api`] when what is asked for does not exist, [`AgentError::Datapath`] when
-    /// the programs cannot be told.
+    /// [`AgentError::Api`] when a requested object does not exist, [`AgentError::Datapath`] when
+    /// the programs' settings cannot be written.
     pub fn watch(
         self: &Arc<Self>,
         request: &EventRequest,
@@ -176,8 +176,8 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         Ok(())
     }
 
-    /// Forgets watchers that are gone, asks for what the others want, and tells them what was
-    /// lost. False when none is left.
+    /// Removes closed watchers, enables the events that the others want, and reports lost events
+    /// to them. False when no watcher is left.
     fn attend(&self, renewed: &mut Instant) -> Result<bool, AgentError> {
         let mut watchers = lock(&self.watchers);
         let before = watchers.all.len();
@@ -194,8 +194,8 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         Ok(watchers.reading)
     }
 
-    /// Counts what did not fit the ring since the last time, for each watcher that may have wanted
-    /// it.
+    /// Counts the events that did not fit the ring since the last time, for each watcher that may
+    /// have wanted them.
     fn share_losses(&self, watchers: &mut Watchers) -> Result<(), AgentError> {
         let lost = self.context.datapath.lost_events()?;
         let reported = std::mem::replace(&mut watchers.lost, lost);
@@ -209,7 +209,7 @@ impl<D: Datapath, L: Links> Hub<D, L> {
         Ok(())
     }
 
-    /// Reads what is there and hands it to the watchers that want it.
+    /// Reads the available records and sends them to the watchers that want them.
     fn pass_on(&self, names: &mut Cached<'_>) -> Result<(), AgentError> {
         let mut records = Vec::new();
         self.context

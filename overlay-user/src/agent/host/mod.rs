@@ -1,5 +1,5 @@
-//! What the agent sets up on its host besides endpoints: the vxlan device, the host link, the
-//! programs' configuration and their places.
+//! The agent's setup of its host, besides endpoints: the vxlan device, the host link, and the
+//! configuration and the attachments of the programs.
 
 mod egress;
 mod remove;
@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const RECONCILING: &str = "bringing the maps up to date";
 const SOCKETS: &str = "attaching the socket programs";
 
-/// What the setup depends on.
+/// The inputs of the setup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Inputs {
     underlay: UnderlayFacts,
@@ -46,7 +46,7 @@ struct Inputs {
     ingress: Option<(HostLink, std::net::Ipv4Addr)>,
 }
 
-/// What was set up.
+/// The result of the setup.
 #[derive(Default)]
 struct Setup {
     done: Option<Inputs>,
@@ -54,7 +54,7 @@ struct Setup {
     over: bool,
 }
 
-/// What [`crate::api::Status`] tells of the setup.
+/// The part of [`crate::api::Status`] that describes the setup.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Facts of the underlay interface.
@@ -86,7 +86,7 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
         Self { context, cluster, reconciler, setup: Default::default(), report: Mutex::default() }
     }
 
-    /// What is known of the setup.
+    /// The known facts about the setup.
     pub fn report(&self) -> Report {
         lock(&self.report).clone()
     }
@@ -100,7 +100,7 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
     /// Changes that arrive while it works are done together the next time.
     pub async fn reconcile_loop(self: Arc<Self>) {
         let mut states = self.cluster.states();
-        // What is known when the loop starts is news to it.
+        // The loop must also see the facts that are known when it starts.
         states.mark_changed();
         loop {
             tokio::select! {
@@ -198,11 +198,11 @@ impl<D: Datapath, L: Links> HostSetup<D, L> {
         Some((link, ingress.gateway))
     }
 
-    /// Sets up the host, brings the maps up to date and attaches the programs, in the order in
-    /// which no program runs before it is configured. What is there already is adopted.
+    /// Sets up the host, brings the maps up to date and attaches the programs. In this order no
+    /// program runs before it is configured. Existing objects are adopted.
     ///
     /// # Errors
-    /// [`AgentError`] says what the kernel refused.
+    /// [`AgentError`] names the operation that the kernel rejected.
     pub async fn bring_up(&self, look: Look) -> Result<(), AgentError> {
         let mut setup = self.setup.lock().await;
         if setup.over {

@@ -1,4 +1,5 @@
-//! What the agent asks of its host. Behind traits, so that a unit test can have several hosts.
+//! The agent's interface to its host. It consists of traits, so that a unit test can have several
+//! hosts.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +26,7 @@ pub struct NamespaceId {
     pub inode: u64,
 }
 
-/// What the agent asks its host, besides netlink and BPF.
+/// The agent's requests to its host, besides netlink and BPF.
 pub trait Host: Send + Sync + 'static {
     /// Which network namespace is at a path.
     ///
@@ -36,20 +37,20 @@ pub trait Host: Send + Sync + 'static {
     /// Cookie of the host's network namespace.
     ///
     /// # Errors
-    /// What the system said.
+    /// The system's error.
     fn netns_cookie(&self) -> Result<u64, AgentError>;
 
     /// Cookie of another network namespace.
     ///
     /// # Errors
-    /// `LinkError::NoNamespace` when there is none at the path, or what the system said.
+    /// `LinkError::NoNamespace` when there is none at the path, or the system's error.
     fn netns_cookie_of(&self, netns: &Path) -> Result<u64, AgentError>;
 
-    /// Cookies of the TCP sockets that connect, are connected, or were a moment ago. They are those
-    /// of one network namespace; `None` is the host's own.
+    /// Cookies of the TCP sockets of one network namespace that connect, are connected, or were a
+    /// moment ago. `None` means the host's namespace.
     ///
     /// # Errors
-    /// What the system said.
+    /// The system's error.
     fn tcp_sockets(&self, netns: Option<&Path>) -> Result<BTreeSet<u64>, AgentError>;
 
     /// Where cgroup v2 is mounted.
@@ -69,10 +70,10 @@ pub trait Host: Send + Sync + 'static {
         probe: &'a Probe,
     ) -> BoxFuture<'a, Result<(), String>>;
 
-    /// Detaches all programs and removes the pins. Returns what was removed.
+    /// Detaches all programs and removes the pins. Returns the removed objects.
     ///
     /// # Errors
-    /// [`DatapathError`] names the pin that resists.
+    /// [`DatapathError`] names the pin that could not be removed.
     fn unload(&self) -> Result<Vec<String>, DatapathError>;
 }
 
@@ -91,10 +92,10 @@ pub trait NameServers: Send + Sync + 'static {
     /// Stops serving all containers but these, as an earlier daemon may have left them.
     fn retain(&self, containers: BTreeSet<Id>) -> BoxFuture<'_, ()>;
 
-    /// Ends the processes that would outlive this daemon. Returns what they were.
+    /// Ends the processes that would outlive this daemon. Returns a description of them.
     ///
     /// # Errors
-    /// What does not end.
+    /// The processes that do not end.
     fn end(&self) -> BoxFuture<'_, Result<Option<String>, AgentError>>;
 
     /// Begins to answer; before that queries wait.

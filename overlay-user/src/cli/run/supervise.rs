@@ -48,7 +48,7 @@ pub(super) enum Namespace {
     Existing(PathBuf),
 }
 
-/// What happens while the command runs.
+/// An event while the command runs.
 enum Event {
     Ended(WaitStatus),
     Signal(Received),
@@ -67,19 +67,19 @@ pub(super) struct Supervised {
 impl Supervised {
     /// Starts the child and waits until its namespaces are made.
     ///
-    /// A child that serves gets a process group of its own: an interrupt from the terminal then
-    /// reaches us alone, and it is drained before it is told to stop. As it cannot read from the
-    /// terminal then, it gets an empty standard input in its place.
+    /// A child that serves gets a process group of its own. An interrupt from the terminal then
+    /// reaches only this process, which drains the child before it stops it. Such a child cannot
+    /// read from the terminal, so it gets an empty standard input.
     ///
     /// # Errors
-    /// What was tried and refused; nothing is left behind.
+    /// The step that failed; nothing is left behind.
     pub(super) async fn spawn(
         namespace: &Namespace,
         command: &[OsString],
         serves: bool,
     ) -> anyhow::Result<Self> {
         let signals = Signals::take().context("take signals")?;
-        // What the command leaves behind becomes our child, so that we can end it.
+        // Processes that the command leaves behind become our children, so that we can end them.
         prctl::set_child_subreaper(true).context("adopt orphans")?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -247,7 +247,7 @@ impl Supervised {
     }
 
     fn tell(&self, signal: Signal) {
-        // It fails only if the command has just ended, which is what follows.
+        // It fails only if the command has just ended, and the next step waits for that.
         let _ = kill(self.pid, signal);
     }
 
@@ -258,7 +258,7 @@ impl Supervised {
         }
     }
 
-    /// Ends what the command left behind and gives its exit status.
+    /// Ends the processes that the command left behind and returns its exit status.
     async fn finish(mut self, status: WaitStatus) -> anyhow::Result<ExitCode> {
         let give_up = Instant::now() + ORPHANS_TIMEOUT;
         loop {
@@ -311,7 +311,7 @@ pub(super) fn signalled(signal: Signal) -> ExitCode {
     ExitCode::from((128 + signal as i32).to_le_bytes()[0])
 }
 
-/// What the child does between fork and exec.
+/// The child's steps between fork and exec.
 #[derive(Clone, Copy)]
 struct Fork {
     parent: Pid,

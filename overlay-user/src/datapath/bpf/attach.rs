@@ -38,8 +38,8 @@ pub(super) struct Attacher {
 }
 
 impl Attacher {
-    /// Attaches a classifier to the ingress of an interface, before the programs of others: one
-    /// that passes a packet ends the chain, and ours is what checks the source.
+    /// Attaches a classifier to the ingress of an interface, before the programs of others. A
+    /// program that passes a packet ends the chain, and only our program checks the source.
     pub(super) fn classifier(&mut self, name: &str, iface: &str) -> Result<(), DatapathError> {
         let action = || format!("attach {name} to the ingress of {iface}");
         let ifindex = ifindex(iface, &action)?;
@@ -74,7 +74,7 @@ impl Attacher {
         };
         match outcome {
             Ok(()) => Ok(wanted),
-            // Nobody asked for native mode: TC does everything that XDP does.
+            // Native mode was not requested, and TC does everything that XDP does.
             Err(e) if mode == XdpMode::Auto => {
                 tracing::warn!("XDP stays off: {e}");
                 self.pins.remove_link(LinkKind::Xdp, iface)?;
@@ -157,7 +157,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Removes pins whose interface or cgroup is gone.
+    /// Removes the pins of interfaces and cgroups that no longer exist.
     pub(super) fn prune(&self) -> Result<(), DatapathError> {
         for (kind, name) in self.pins.list_links()? {
             let gone = match kind {
@@ -174,7 +174,7 @@ impl Attacher {
         Ok(())
     }
 
-    /// Detaches everything from an interface; what is not there is no error.
+    /// Detaches everything from an interface. A missing attachment is no error.
     pub(super) fn detach(&self, iface: &str) -> Result<(), DatapathError> {
         self.pins.remove_link(LinkKind::Tcx, iface)?;
         self.pins.remove_link(LinkKind::Xdp, iface)?;
@@ -195,7 +195,7 @@ impl Attacher {
     }
 }
 
-/// A place for one program: the pin of its link and what the link must be attached to.
+/// A place for one program: the pin of its link and the required target of the link.
 struct Place<'a> {
     pins: &'a Pins,
     kind: LinkKind,
@@ -204,8 +204,8 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Puts the program into the link that is pinned here. False when there is none of this
-    /// target; what was pinned for another one is removed.
+    /// Puts the program into the link that is pinned here. False when no link of this target is
+    /// pinned; the pin of a link to another target is removed.
     fn replace(
         &self,
         program: Result<&ProgramFd, ProgramError>,

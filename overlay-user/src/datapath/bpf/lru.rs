@@ -1,4 +1,4 @@
-//! How full the LRU maps are, and what the kernel has thrown out of them.
+//! Fill levels of the LRU maps, and the number of entries that the kernel has evicted.
 
 use std::{collections::BTreeMap, os::fd::AsFd as _};
 
@@ -15,17 +15,17 @@ use crate::datapath::{DatapathError, Fill};
 /// The map with the programs' counters.
 pub(super) const LRU_STATS: &str = "lru_stats";
 
-/// The LRU maps and what is counted of them.
+/// The LRU maps and their counters.
 pub(super) struct LruTables {
     lru_stats: PerCpuArray<MapData, LruStats>,
     maps: Vec<(Lru, MapData)>,
-    /// What was told: a counter does not go back.
+    /// The last reported values: a counter never decreases.
     evicted: BTreeMap<Lru, u64>,
 }
 
 impl LruTables {
-    /// Takes the counters. If they are new (`is_new`), what is in the maps was made before, by
-    /// programs that counted nothing.
+    /// Takes the counters. If they are new (`is_new`), the entries in the maps are older: programs
+    /// without counters made them.
     pub(super) fn take(ebpf: &mut Ebpf, pins: &Pins, is_new: bool) -> Result<Self, DatapathError> {
         let open = |lru: Lru| {
             let path = pins.map(lru.name());
@@ -74,7 +74,7 @@ impl LruTables {
     }
 }
 
-/// What a map holds, and how much it could.
+/// The number of entries of a map, and its capacity.
 fn held(lru: Lru, map: &MapData) -> Result<Fill, DatapathError> {
     let failed = |e: String| kernel(format!("count the entries of the map {}", lru.name()), e);
     let info = map.info().map_err(|e| failed(words(&e)))?;

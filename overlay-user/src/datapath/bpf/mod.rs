@@ -71,7 +71,7 @@ pub enum TcFlavour {
 }
 
 impl TcFlavour {
-    /// What this kernel offers.
+    /// The features of this kernel.
     pub fn detect() -> Self {
         if host::kernel_version() >= (6, 6) { Self::Tcx } else { Self::Clsact }
     }
@@ -96,12 +96,12 @@ pub struct BpfDatapath {
 
 impl BpfDatapath {
     /// Loads the programs against the maps pinned in the pin directory, or new ones, and pins
-    /// everything. Attachments stay as they are until they are set again; pins of interfaces that
-    /// are gone are removed.
+    /// everything. Attachments stay as they are until they are set again. Pins of interfaces that
+    /// no longer exist are removed.
     ///
     /// # Errors
-    /// [`DatapathError::Pin`] when what is pinned does not fit, [`DatapathError::Kernel`] when the
-    /// kernel refuses. Then nothing is left of a first load.
+    /// [`DatapathError::Pin`] when a pin does not fit, [`DatapathError::Kernel`] when the kernel
+    /// rejects a load. After such an error, a first load leaves nothing behind.
     pub fn load(options: &LoadOptions) -> Result<Self, DatapathError> {
         Self::load_as(options, TcFlavour::detect())
     }
@@ -218,13 +218,14 @@ impl BpfDatapath {
         })
     }
 
-    /// Detaches and removes everything in a pin directory, of whatever version: links, filters
-    /// and the qdiscs left empty by them, programs, maps, directories. Returns what was removed, in
-    /// words; nothing when nothing was loaded. To be called in the network namespace of the
-    /// interfaces.
+    /// Detaches and removes everything in a pin directory, of any version: links, filters and the
+    /// qdiscs that they leave empty, programs, maps, directories. Returns a description of each
+    /// removed object; the list is empty if nothing was loaded. Call it in the network namespace of
+    /// the interfaces.
     ///
     /// # Errors
-    /// [`DatapathError::Kernel`] names the first thing that could not be removed; the others are.
+    /// [`DatapathError::Kernel`] names the first object that could not be removed. The removal
+    /// continues with the others.
     pub fn unload(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
         pins::remove_all(pin_dir)
     }
@@ -388,22 +389,23 @@ impl Datapath for BpfDatapath {
     }
 }
 
-/// A panic elsewhere is reported there; what the locks guard is whole after every call.
+/// Ignores the poison of a lock: a panic is reported where it happens, and the guarded data is
+/// consistent after every call.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A [`DatapathError::Kernel`] out of what was tried and what the kernel said.
+/// Makes a [`DatapathError::Kernel`] from the operation and the kernel's error.
 fn kernel(action: impl Into<String>, reason: impl std::fmt::Display) -> DatapathError {
     DatapathError::Kernel { action: action.into(), reason: reason.to_string() }
 }
 
-/// The error for a pin that cannot be opened as what it should be.
+/// The error for a pin that does not open as the expected kind of object.
 fn bad_pin(path: &Path, error: &dyn std::error::Error) -> DatapathError {
     DatapathError::Pin { path: path.display().to_string(), reason: words(error) }
 }
 
-/// An error with its causes: aya's outer errors leave out what the system said.
+/// An error with its causes: aya's outer errors leave out the system's error.
 fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -72,7 +72,8 @@ pub(super) const MAPS: [&str; 46] = [
 
 /// The socket programs, which are attached to a cgroup.
 pub(super) const SOCKET_PROGRAMS: [&str; 8] = [
-    // In this order: what is noted of a socket is removed and shown before anything is noted.
+    // The order matters: the programs that remove and show a socket's entry come before the
+    // programs that make one.
     "sock_release",
     "getpeername4",
     "getpeername6",
@@ -90,8 +91,8 @@ pub const TAIL_CALLED: [(&str, u32); 3] = [
     ("tunnel_flow6", maps::TAIL_CALL_TUNNEL),
 ];
 
-/// All programs, by their names in the object, which are those of their pins. Those that are called
-/// are there before what calls them.
+/// All programs, by their names in the object, which are also the names of their pins. The targets
+/// of tail calls come before their callers.
 pub(super) const PROGRAMS: [&str; 17] = [
     TAIL_CALLED[0].0,
     TAIL_CALLED[1].0,
@@ -166,11 +167,11 @@ pub(super) fn missing(what: &str, name: &str) -> DatapathError {
     )
 }
 
-/// The program that tells what this kernel's `bpf_skb_adjust_room` knows.
+/// The program that probes the flags of this kernel's `bpf_skb_adjust_room`.
 const PROBE: &str = "probe_decap";
 
-/// What is to be written to [`maps::Config::decap_flags`] on this kernel: the flags that were added
-/// after the oldest one supported and that it accepts.
+/// The value of [`maps::Config::decap_flags`] for this kernel: the flags that it accepts and that
+/// are newer than the oldest supported kernel.
 ///
 /// # Errors
 /// [`DatapathError::Kernel`] when the probe cannot be loaded or run.
@@ -196,11 +197,11 @@ const LOAD_ATTEMPTS: u32 = 5;
 
 /// Loads a program of the object into the kernel.
 ///
-/// The verifier gives up with EAGAIN when a signal or other work waits for the thread, which on a
-/// busy machine happens; such a load is tried again.
+/// The verifier gives up with EAGAIN when a signal or other work waits for the thread. This
+/// happens on a busy machine, so such a load is tried again.
 ///
 /// # Errors
-/// What the verifier said.
+/// The verifier's error.
 pub fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
@@ -233,7 +234,7 @@ fn pin_program(program: &mut Program, path: &Path) -> Result<(), DatapathError> 
     std::fs::rename(temporary, path).map_err(|e| failed(e.to_string()))
 }
 
-/// A verifier log can be megabytes; what is wrong stands at its end.
+/// The end of a verifier log, which names the problem. A log can be megabytes long.
 fn verifier(error: &ProgramError) -> String {
     let text = words(error);
     let lines: Vec<&str> = text.lines().collect();
@@ -245,8 +246,8 @@ fn verifier(error: &ProgramError) -> String {
     }
 }
 
-/// aya takes whatever is pinned under a map's name; what does not fit would be read and written as
-/// something that it is not.
+/// aya takes any map that is pinned under the right name. It would then read and write a map of
+/// another layout with the wrong types.
 fn check_pinned_maps(pins: &Pins) -> Result<(), DatapathError> {
     let object =
         Object::parse(OBJECT).map_err(|e| kernel("read the embedded object", words(&e)))?;

@@ -118,7 +118,7 @@ impl Pins {
         Ok(links)
     }
 
-    /// Opens a pinned link and says what it is attached to. `None` when there is no such pin.
+    /// Opens a pinned link and returns its target. `None` when there is no such pin.
     pub(super) fn open_link(
         &self,
         kind: LinkKind,
@@ -136,7 +136,7 @@ impl Pins {
         }
     }
 
-    /// Moves the pin of an attachment here, without any effect on what is attached.
+    /// Moves the pin of an attachment here, without any effect on the attachment.
     pub(super) fn adopt_link(
         &self,
         from: &Self,
@@ -147,7 +147,7 @@ impl Pins {
             .map_err(|e| kernel(format!("move the pin {} to {}", old.display(), new.display()), e))
     }
 
-    /// Removes the pins of maps and programs, and the directories. What is attached stays attached.
+    /// Removes the pins of maps and programs, and the directories. Attachments stay.
     pub(super) fn forget(&self) -> Result<(), DatapathError> {
         let mut errors = Vec::new();
         for dir in [self.programs(), self.maps()] {
@@ -226,8 +226,8 @@ fn versions(pin_dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
     Ok(names(pin_dir)?.iter().filter(|n| is_version(n)).map(|n| pin_dir.join(n)).collect())
 }
 
-/// Removes everything pinned in `pin_dir`, whatever its layout version, and what is attached with
-/// it. Goes on after an error, and reports the first ones. Returns what was removed.
+/// Removes everything pinned in `pin_dir`, of any layout version, together with its attachments.
+/// Continues after an error, and reports the first ones. Returns the removed objects.
 pub(super) fn remove_all(pin_dir: &Path) -> Result<Vec<String>, DatapathError> {
     let mut removed = Vec::new();
     let mut errors = Vec::new();
@@ -273,7 +273,7 @@ fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// What is pinned, for people.
+/// A readable description of the pins.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Inventory {
     /// The pinned maps.
@@ -339,7 +339,7 @@ impl Inventory {
     /// Reads what is pinned in `pin_dir`; empty when nothing is loaded.
     ///
     /// # Errors
-    /// [`DatapathError::Pin`] when a pin holds something else than it should.
+    /// [`DatapathError::Pin`] when a pin does not hold the expected object.
     pub fn read(pin_dir: &Path) -> Result<Self, DatapathError> {
         let pins = Pins::new(pin_dir);
         let maps = names(&pins.maps())?.into_iter().map(|n| pinned_map(&pins, n));

@@ -13,7 +13,7 @@ use std::{
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
 
-/// What a link is attached to.
+/// The target that a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// TC ingress of the interface with this index.
@@ -22,13 +22,13 @@ pub(super) enum Target {
     Xdp(u32),
     /// The cgroup with this id, which is the inode number of its directory.
     Cgroup(u64),
-    /// What it was attached to is gone.
+    /// The target no longer exists.
     Gone,
     /// Something that we never attach to.
     Other,
 }
 
-/// What the kernel says about a link.
+/// The kernel's information about a link.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkInfo {
     pub(super) program: u32,
@@ -41,7 +41,7 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
     let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
-    // SAFETY: the command returns a new descriptor that nobody else owns.
+    // SAFETY: the command returns a new descriptor that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -205,7 +205,7 @@ pub(super) fn next_key(
     found(bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr))
 }
 
-/// What a map is made as.
+/// The attributes of a new map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MapShape {
     /// One of `BPF_MAP_TYPE_*`.
@@ -232,7 +232,7 @@ pub(super) fn create_map(shape: MapShape, inner: Option<BorrowedFd<'_>>) -> io::
     create.map_flags = shape.flags;
     create.inner_map_fd = inner.map_or(0, |inner| inner.as_raw_fd().cast_unsigned());
     let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
-    // SAFETY: the command returns a new descriptor that nobody else owns.
+    // SAFETY: the command returns a new descriptor that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -272,8 +272,8 @@ fn some_or_gone<T: Default + PartialEq>(id: T, target: impl FnOnce(T) -> Target)
 }
 
 fn zeroed() -> bpf_attr {
-    // SAFETY: a union of structures of integers; zero is a valid value of each, and the kernel
-    // demands it of what a command does not use.
+    // SAFETY: this is a union of structures of integers. Zero is a valid value of each, and the
+    // kernel demands zero in the fields that a command does not use.
     unsafe { std::mem::zeroed() }
 }
 

@@ -1,4 +1,4 @@
-//! What one layout's maps hold, carried into the other's.
+//! Copies the entries of one layout's maps into the maps of the other layout.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,18 +21,18 @@ pub struct Carried {
     later: Later,
 }
 
-/// What becomes of an entry that the old programs wrote after it was carried.
+/// How to treat an entry that the old programs wrote after it was carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Later {
-    /// Only the agent writes the map, or what the programs write there the agent corrects.
+    /// Only the agent writes the map, or the agent corrects the programs' writes.
     Nothing,
     /// It is carried again if the new programs have none.
     Missing,
-    /// What both sides have seen of a flow is merged.
+    /// The states that both sides have of a flow are merged.
     Merged,
     /// The one that was used last stays.
     Newest,
-    /// What was counted since is added.
+    /// The counts since then are added.
     Added,
 }
 
@@ -44,9 +44,10 @@ const fn renamed(old: &'static str, new: &'static str, later: Later) -> Carried 
     Carried { old, new, key: Key::Same, value: Value::Longer, later }
 }
 
-/// The maps that are carried as bytes, first those that packets need soonest. Not among them:
-/// `epoch`, whose caches begin anew; `watch`, `watched` and `events`, which no watcher is left for;
-/// `calls`, which the loader fills; and `lb_tables`, whose tables both layouts share.
+/// The maps that are carried as bytes. Those that packets need soonest come first. Some maps are
+/// not carried: `epoch`, because the caches begin anew; `watch`, `watched` and `events`, because
+/// no watcher is left; `calls`, because the loader fills it; and `lb_tables`, because both layouts
+/// share its tables.
 pub const CARRIED: [Carried; 40] = [
     Carried { value: Value::Flow, ..renamed("opening", "ct_new", Later::Merged) },
     Carried { value: Value::Flow, ..same("conntrack", Later::Merged) },
@@ -90,18 +91,19 @@ pub const CARRIED: [Carried; 40] = [
     same("lost_events", Later::Added),
 ];
 
-/// What was carried of a map, as the old layout has it.
+/// The carried entries of a map, in the old layout.
 type Seen = HashMap<Vec<u8>, Vec<u8>>;
 
-/// What was carried so far.
+/// The entries that were carried so far.
 #[derive(Default)]
 pub struct Progress {
     seen: BTreeMap<&'static str, Seen>,
 }
 
 impl Progress {
-    /// For a process that goes on where an earlier one was interrupted after the programs began to
-    /// be replaced: which flows it carried is not known, and what it counted is not counted again.
+    /// For a process that continues after an earlier one was interrupted while it replaced the
+    /// programs. The flows that the earlier one carried are unknown, and its counts are not added
+    /// again.
     pub fn resumed(old: &Pins) -> Result<Self, DatapathError> {
         let mut progress = Self::default();
         for map in CARRIED.iter().filter(|map| map.later == Later::Added) {
@@ -113,7 +115,7 @@ impl Progress {
         Ok(progress)
     }
 
-    /// Carries what is new in the old maps, or has changed, since the last time.
+    /// Carries the entries of the old maps that are new or have changed since the last time.
     pub fn follow(&mut self, old: &Pins, new: &Pins) -> Result<(), DatapathError> {
         for map in CARRIED.iter().filter(|map| map.later != Later::Nothing) {
             if old.map(map.old).exists() {
@@ -138,8 +140,8 @@ impl Progress {
     }
 }
 
-/// Carries all that the maps of one layout hold into those of the other, whose programs run nowhere
-/// yet. Returns what was carried.
+/// Carries all entries of one layout's maps into those of the other, before any program of the
+/// other runs. Returns the carried entries.
 pub fn carry(way: Way, from: &Pins, to: &Pins) -> Result<Progress, DatapathError> {
     if way == Way::Up {
         make_secret(from)?;
@@ -200,7 +202,7 @@ impl Carried {
         Ok(())
     }
 
-    /// What the new map is to hold instead of what is `there`, for the old map has `value` now.
+    /// The value that replaces `there` in the new map, now that the old map has `value`.
     fn later(
         &self,
         value: &[u8],
