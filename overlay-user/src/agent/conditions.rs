@@ -1,4 +1,4 @@
-//! What the agent fails to do at the moment, for its status and its log.
+//! The agent's current failures, for its status and its log.
 
 use std::{collections::BTreeMap, fmt::Display, sync::Mutex};
 

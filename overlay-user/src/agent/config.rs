@@ -1,4 +1,4 @@
-//! What `init` and `join` decided for a host.
+//! The decisions of `init` and `join` for a host.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +13,7 @@ use crate::{
     model::{Id, Role},
 };
 
-/// What `overlay init` or `overlay join` decided for this host; `agent.json`.
+/// The decisions of `overlay init` or `overlay join` for this host; `agent.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
@@ -77,7 +77,7 @@ pub enum ConfigError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// It is damaged.
@@ -85,7 +85,7 @@ pub enum ConfigError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// It was written by a newer version.
@@ -104,7 +104,7 @@ impl AgentConfig {
     /// Reads `agent.json`.
     ///
     /// # Errors
-    /// [`ConfigError`] says what to do.
+    /// [`ConfigError`] names the remedy.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,

@@ -1,4 +1,4 @@
-//! What every part of the agent works with.
+//! The data that every part of the agent uses.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::{
     paths::Paths,
 };
 
-/// What an [`Agent`](super::Agent) is made of.
+/// The parts of an [`Agent`](super::Agent).
 pub struct Parts<D, L> {
     /// Where the host keeps files.
     pub paths: Paths,
-    /// What `init` or `join` decided.
+    /// The decisions of `init` or `join`.
     pub config: AgentConfig,
     /// The kernel's programs and maps.
     pub datapath: D,
@@ -43,7 +43,7 @@ pub struct Context<D, L> {
     pub control: Arc<dyn Control>,
     pub names: Arc<dyn NameServers>,
     pub host: Arc<dyn Host>,
-    /// What fails at the moment.
+    /// The current failures.
     pub conditions: Arc<Conditions>,
 }
 

@@ -1,4 +1,4 @@
-//! What an agent needs of its managers, wherever they run.
+//! The agent's interface to its managers, wherever they run.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     model::WatchEvent,
 };
 
-/// What a watch yields; after an error it is over.
+/// An item of a watch; the watch ends after an error.
 pub type Watch = BoxStream<'static, Result<WatchEvent, ApiError>>;
 
 /// The managers of the cluster as one node reaches them.
@@ -65,7 +65,7 @@ impl Control for Controller {
     }
 }
 
-/// Longest wait for an answer of a manager, besides what the call itself may wait for.
+/// Longest wait for an answer of a manager, in addition to the time that the call itself may wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A call with an answer of a known type, within bounded time.

@@ -31,11 +31,11 @@ use crate::{
     store::{RedbStore, StoreError},
 };
 
-/// Runs the daemon of this host until SIGTERM, SIGINT or `leave`. Ending it detaches nothing:
-/// traffic goes on, and the next daemon adopts what is there.
+/// Runs the daemon of this host until SIGTERM, SIGINT or `leave`. Its end detaches nothing:
+/// traffic continues, and the next daemon adopts the existing objects.
 ///
 /// # Errors
-/// What the host lacks, what is damaged or taken, and what to do.
+/// A missing feature of the host, or a damaged or occupied resource, with the remedy.
 pub async fn daemon(paths: Paths) -> anyhow::Result<()> {
     // Asked for first: a signal during the start ends the daemon after it, not in the middle.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;

@@ -26,17 +26,17 @@ pub enum AgentError {
     Io {
         /// Which file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file of the state directory is not what the agent wrote.
+    /// A file of the state directory has contents that the agent did not write.
     #[error("{path} is damaged: {reason}; {remedy}")]
     Damaged {
         /// Which file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// Another daemon runs.
@@ -53,7 +53,7 @@ pub enum AgentError {
     /// The names of a container could not be served.
     #[error("the DNS server of the container could not be started: {0}")]
     Names(String),
-    /// What keeps the DNS servers' sockets could not be ended.
+    /// The processes that keep the DNS servers' sockets could not be ended.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// Something of the host is not there.

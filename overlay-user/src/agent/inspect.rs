@@ -59,7 +59,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         })
     }
 
-    /// What the maps hold at the moment, read from the maps themselves.
+    /// The current contents of the maps, read from the maps themselves.
     ///
     /// # Errors
     /// [`AgentError::Datapath`] when a map cannot be read.
@@ -92,7 +92,7 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         })
     }
 
-    /// What the numbers in the maps are called.
+    /// The names of the numbers in the maps.
     pub fn names(&self) -> Names {
         let mut names = Names::new(&self.cluster.state());
         names.interfaces.extend(self.attachments.interfaces());

@@ -10,7 +10,7 @@ use crate::file::write_atomically;
 /// Reads a file; `None` when there is none.
 ///
 /// # Errors
-/// [`AgentError::Damaged`], with `remedy`, when it is not what the agent wrote.
+/// [`AgentError::Damaged`], with `remedy`, when the agent did not write its contents.
 pub fn read<T: DeserializeOwned>(
     path: &Path,
     remedy: &'static str,

@@ -12,12 +12,12 @@ use crate::{
 
 impl<D: Datapath, L: Links> Agent<D, L> {
     /// Detaches all containers, removes the node from the cluster, then links, programs, pins and
-    /// files. What cannot be removed is an error, after everything else was tried; nothing of the
-    /// state directory is touched in that case, so that the call can be repeated.
+    /// files. If an object cannot be removed, the call removes the others and then returns an
+    /// error. It leaves the state directory as it is in that case, so that it can be repeated.
     ///
     /// # Errors
     /// [`ErrorCode::Conflict`] without `force` while containers are attached or on the last
-    /// manager; otherwise what could not be removed.
+    /// manager; otherwise the objects that could not be removed.
     pub async fn leave(self: &Arc<Self>, request: Leave) -> Result<Left, ApiError> {
         if !request.force {
             self.may_leave()?;

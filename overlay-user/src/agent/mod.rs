@@ -1,4 +1,4 @@
-//! The daemon of a host: follows the cluster's state and makes its kernel show it.
+//! The daemon of a host: follows the cluster's state and applies it to the kernel.
 //!
 //! ```text
 //! follow --state--> reconcile: compile (pure) -> diff against the maps -> apply
@@ -11,8 +11,7 @@
 //! Each part owns its state and knows the parts below it: `run` assembles the parts; `serve`,
 //! `inspect` and `leave` answer callers; `attach`, `count` and `report` work on containers, flows
 //! and reports; `host` sets up the host; `reconcile` writes the maps; `events` tells watchers;
-//! `follow` has the cluster's state. `compile` and `show` are pure. `context` is what all of them
-//! work with.
+//! `follow` has the cluster's state. `compile` and `show` are pure. All of them use `context`.
 
 mod attach;
 mod blocking;

@@ -137,8 +137,8 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         self.events.close();
     }
 
-    /// Sets up the host, adopts the objects of an earlier daemon, and starts to follow the managers.
-    /// Returns when the maps match a state, or when no state is known yet.
+    /// Sets up the host, adopts the objects of an earlier daemon, and starts to follow the
+    /// managers. Returns when the maps match a state, or when no state is known yet.
     ///
     /// # Errors
     /// [`AgentError`] when the host rejects a step; this call then removes everything it made.

@@ -84,8 +84,8 @@ pub struct WayOut {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// The source address of the host's own packets on this interface. Without one, the overlay sends
-    /// no packets through it.
+    /// The source address of the host's own packets on this interface. Without one, the overlay
+    /// sends no packets through it.
     pub address: Option<Ipv4Addr>,
 }
 

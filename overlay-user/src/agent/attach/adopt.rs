@@ -1,4 +1,4 @@
-//! Takes over the containers of an earlier daemon, and mends what happens to their namespaces and
+//! Takes over the containers of an earlier daemon, and repairs changes to their namespaces and
 //! links.
 
 use std::{

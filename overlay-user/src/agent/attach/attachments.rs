@@ -1,4 +1,4 @@
-//! The containers of this host, and what the work on them needs.
+//! The containers of this host, and the shared data for the work on them.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

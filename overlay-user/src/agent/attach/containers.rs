@@ -64,12 +64,12 @@ impl Container {
         &self.id
     }
 
-    /// A copy of what is known of it.
+    /// A copy of its record.
     pub fn record(&self) -> Record {
         lock(&self.record).clone()
     }
 
-    /// Changes what is known of it.
+    /// Changes its record.
     pub fn change(&self, change: impl FnOnce(&mut Record)) {
         change(&mut lock(&self.record));
     }
@@ -128,8 +128,8 @@ impl Containers {
         Self { path, boot, by_id: Mutex::default(), writing: Mutex::default() }
     }
 
-    /// Takes over what an earlier daemon wrote down. Returns those of an earlier boot, of which
-    /// nothing can be left.
+    /// Takes over the records of an earlier daemon. Returns those of an earlier boot: nothing of
+    /// these containers can exist any more.
     ///
     /// # Errors
     /// [`AgentError::Damaged`] when the file is not ours.

@@ -1,4 +1,5 @@
-//! Unwires containers: what was made for one goes in the opposite order, whatever fails.
+//! Unwires containers: removes the objects of a container in the opposite order of their
+//! creation, and continues after an error.
 
 use std::sync::Arc;
 
@@ -88,7 +89,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         Ok(self.context.call(remove).await?)
     }
 
-    /// Removes what this host has of a container, without asking a manager.
+    /// Removes a container's objects on this host, without a call to a manager.
     pub async fn unwire_here(self: &Arc<Self>, container: &Container) -> Result<(), AgentError> {
         container.enter(Phase::Detaching);
         let record = container.record();

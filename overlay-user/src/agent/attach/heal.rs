@@ -31,7 +31,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
     pub async fn heal_loop(self: Arc<Self>) {
         let mut states = self.cluster.states();
         let mut connected = self.cluster.connections();
-        // What there is when the loop starts is news to it.
+        // The loop must also see the objects that exist when it starts.
         states.mark_changed();
         loop {
             tokio::select! {

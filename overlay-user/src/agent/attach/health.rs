@@ -1,4 +1,4 @@
-//! Checks the health of this node's backends and tells the managers what changed.
+//! Checks the health of this node's backends and reports changes to the managers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 const AT_A_TIME: usize = 64;
 
 const TELLING: &str = "telling the managers of the backends' health";
-/// How long until what could not be told to the managers is told again.
+/// Delay before a report that did not reach the managers is sent again.
 const TELL_AGAIN: Duration = Duration::from_millis(500);
 
 /// Makes the health checks of containers.

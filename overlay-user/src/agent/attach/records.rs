@@ -39,7 +39,7 @@ pub struct Record {
     pub wait_listen: bool,
     /// First part of its interfaces' names.
     pub interface_prefix: String,
-    /// What the manager was asked for, should it have to be asked again.
+    /// The request to the manager, kept in case it must be repeated.
     pub request: EndpointCreate,
 }
 
@@ -138,7 +138,7 @@ impl Records {
     /// Reads `containers.json`; none means no containers.
     ///
     /// # Errors
-    /// [`AgentError::Damaged`] when it is not what the agent wrote.
+    /// [`AgentError::Damaged`] when the agent did not write its contents.
     pub fn load(path: &Path) -> Result<Self, AgentError> {
         const REMEDY: &str = "move it away to start without the containers in it; they are then \
                               detached";

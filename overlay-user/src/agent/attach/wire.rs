@@ -35,7 +35,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
     /// Attaches a namespace. On any failure everything is as before.
     ///
     /// # Errors
-    /// [`ApiError`] says what was refused, and by which side.
+    /// [`ApiError`] names the rejected step and the side that rejected it.
     pub async fn attach(self: &Arc<Self>, request: Attach) -> Result<Attached, ApiError> {
         let record = self.examine(request)?;
         let container = self.containers.add(record)?;
@@ -43,7 +43,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         match self.wire(&container).await {
             Ok(attached) => Ok(attached),
             Err(error) => {
-                // What the caller must know is why it failed; what else fails is logged.
+                // The caller gets the first error; later errors are only logged.
                 if let Err(failure) = self.unwire(&container).await {
                     tracing::warn!("rolling back {}: {failure}", container.record().name);
                 }
@@ -52,7 +52,7 @@ impl<D: Datapath, L: Links> Attachments<D, L> {
         }
     }
 
-    /// Checks what can be checked without a call to a manager.
+    /// Makes the checks that need no call to a manager.
     fn examine(&self, attach: Attach) -> Result<Record, ApiError> {
         let invalid = |message: String| ApiError::new(ErrorCode::Invalid, message);
         let container = Id::random();

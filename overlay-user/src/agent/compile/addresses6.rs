@@ -35,8 +35,8 @@ pub fn compile(state: &ClusterState, me: &Node, facts: &LocalFacts, out: &mut Da
     add_asked(state, me, out);
 }
 
-/// The addresses of the other nodes, but for those that are this host's or in a network, which no
-/// reply may leave under: the programs look for nothing but what is here.
+/// The addresses of the other nodes, except those that belong to this host or to a network. No
+/// reply may leave under such an address, and the programs look only for the addresses here.
 fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
     // No two overlap: an address is in the last one that begins no later, or in none.
     let subnets = state.networks.values().filter_map(|network| Some(network.ipv6.as_ref()?.subnet));
@@ -63,7 +63,7 @@ fn add_asked(state: &ClusterState, me: &Node, out: &mut DatapathState) {
             }
         }
     }
-    // Replies to what either was asked go back through their node.
+    // Replies to requests at either address go back through its node.
     for key in ambiguous {
         out.frontends6.remove(&key);
     }
@@ -88,7 +88,7 @@ mod tests {
         cluster.state.nodes.get_mut(&id("h2")).expect("a node").addresses6 = addresses6;
     }
 
-    /// What `h1` makes of it, whose host has these addresses.
+    /// The compiled state of `h1`, if its host has these addresses.
     fn compiled(cluster: &TestCluster, addresses6: &[Ipv6Addr]) -> DatapathState {
         let facts = LocalFacts { addresses6: addresses6.to_vec(), ..LocalFacts::default() };
         let mut out = DatapathState::default();
@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn two_addresses_of_a_node_with_one_number_are_left_out() {
-        // In two of the address's words: what differs in one only never has the same number.
+        // They differ in two words of the address: addresses that differ in only one word never
+        // have the same id.
         let numbered = |n: u128| {
             let last = n.wrapping_mul(0x9e37_79b1) & 0xffff_ffff;
             Ipv6Addr::from_bits(0x2001_0db8 << 96 | n << 32 | last)
@@ -142,7 +143,7 @@ mod tests {
         let mut cluster = TestCluster::with_nodes(2);
         says(&mut cluster, (1..20_000).map(|n| Ipv6Addr::from_bits(1 << 100 | n)).collect());
         let held = compiled(&cluster, &[]).frontends6.len();
-        // But for what happens to have one number.
+        // Except addresses that happen to have the same id.
         assert!((FRONTENDS6_ENTRIES - 10..=FRONTENDS6_ENTRIES).contains(&held), "{held}");
     }
 }

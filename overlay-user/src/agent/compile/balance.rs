@@ -11,9 +11,9 @@ use crate::{
     model::{Balance, HashBy, OnLoss, ReturnPath, Scheduler},
 };
 
-/// Adds a service with the backends that take new flows, numbers and weights, of which those of
-/// weight 0 do not. A plain list goes to `slots`, where one more backend is one more entry; what
-/// takes more is a table, which is replaced as a whole.
+/// Adds a service with its backends, given as numbers and weights. Backends of weight 0 take no
+/// new flows. A plain list goes to `slots`, where one more backend is one more entry. Other
+/// schedulers need a table, which is replaced as a whole.
 pub fn add_service(
     number: u32,
     service: maps::Service,
@@ -66,19 +66,19 @@ pub fn add_service(
     out.tables.insert(key, table);
 }
 
-/// What the maps say of a scheduler.
+/// A scheduler as the maps describe it.
 struct Traits {
     /// `LB_*`.
     number: u8,
-    /// What it picks from.
+    /// The set that it picks from.
     entries: Entries,
-    /// What makes two flows differ where the scheduler hashes nothing: `LB_HASH_*`.
+    /// The hash input that tells flows apart if the scheduler itself hashes nothing: `LB_HASH_*`.
     draws_by: u8,
     /// Whether it needs the number of flows of each backend.
     counts_flows: bool,
 }
 
-/// What a scheduler picks from.
+/// The set that a scheduler picks from.
 #[derive(Clone, Copy)]
 enum Entries {
     /// A list of the backends, whatever their weights.

@@ -1,4 +1,4 @@
-//! What compiling needs besides the cluster's state.
+//! The inputs of compile besides the cluster's state.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use overlay_common::Mac;
 
 use crate::model::Id;
 
-/// What the node knows about itself and the cluster's state does not say.
+/// The node's own facts that are not part of the cluster's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalFacts {
     /// Index of the host-side interface of each wired endpoint.

@@ -39,8 +39,8 @@ use crate::{
     },
 };
 
-/// Set in a service's number when its backends are this node's own only: what the ports of mode
-/// host refer to. Numbers of the cluster stay below.
+/// Set in the number of a service that has only backends of this node. Published ports of mode
+/// host refer to such services. Numbers of the cluster are smaller.
 pub const HOST_MODE: u32 = 1 << 31;
 
 /// MTU of a network's interfaces in bytes, on a node with VTEP `vtep` whose underlay has
@@ -52,8 +52,8 @@ pub fn network_mtu(network: &Network, vtep: IpAddr, underlay_mtu: u32) -> u32 {
     network.mtu.unwrap_or(follows)
 }
 
-/// What the maps of `node` should hold for the cluster to be as `state` says. A node that is not
-/// part of the state gets empty maps. Slots of endpoints are given afterwards.
+/// Computes the contents of the maps of `node` for the cluster's `state`. A node that is not part
+/// of the state gets empty maps. Slots of endpoints are assigned afterwards.
 pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathState {
     let mut out = DatapathState::default();
     let Some(me) = state.nodes.get(node) else { return out };
@@ -76,8 +76,8 @@ pub fn compile(state: &ClusterState, node: &Id, facts: &LocalFacts) -> DatapathS
     let addresses = facts.addresses.iter().filter(|address| !address.is_loopback());
     out.local_addrs.extend(addresses.map(|address| (Be32::from(*address), 1)));
     out.egress.extend(facts.uplinks.iter().map(|(ifindex, ip)| (*ifindex, Be32::from(*ip))));
-    // Of all networks, not of those that are held only: what is inside does not depend on where
-    // a container runs.
+    // This covers all networks, not only those with containers here: whether an address is
+    // inside does not depend on where a container runs.
     out.subnets.extend(state.networks.values().map(|network| {
         let prefix = u32::from(network.subnet.prefix_len());
         (SubnetKey { prefix, ip: network.subnet.network().into() }, network.vni)

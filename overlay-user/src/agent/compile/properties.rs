@@ -1,4 +1,4 @@
-//! What must hold of compile and diff for every cluster.
+//! Properties of compile and diff that hold for every cluster.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ fn state_of(choice: u8) -> EndpointState {
 }
 
 /// The cluster of a spec and the facts of `h1` in it. An endpoint's id, number and address depend
-/// on its place in the list only, so that two specs differ by what they say.
+/// only on its place in the list, so that two clusters differ only where their specs differ.
 fn build(spec: &Spec) -> (TestCluster, LocalFacts) {
     let mut cluster = TestCluster::with_nodes(3);
     for (i, name) in NETWORKS.iter().enumerate().take(3) {
@@ -141,7 +141,7 @@ fn add_endpoint(
     endpoint.service = service.map(|s| id(SERVICES[s]));
 }
 
-/// Nothing refers to what is not there.
+/// Every reference has its target.
 fn dangling(state: &DatapathState) -> Option<String> {
     for (number, service) in &state.services {
         if service.table != 0 {

@@ -127,7 +127,7 @@ fn a_service_of_a_dual_stack_network_is_found_under_both_vips() {
     let vip = state.endpoints[&at(vni, [10, 0, 1, 200])];
     assert_eq!((vip.kind, vip.service), (ENDPOINT_SERVICE, cluster.number_of("web")));
     assert_eq!(state.endpoints6.get(&Endpoint6Key { vni, ip: ip6(200) }), Some(&vip));
-    // What the programs name by an IPv4 address has its IPv6 address there.
+    // Each IPv4 address that stands for an IPv6 address in the programs has its entry there.
     let names = [(200, 200), (11, 11), (12, 12)];
     let names = names.map(|(last, last6)| (at(vni, [10, 0, 1, last]), ip6(last6)));
     assert_eq!(state.addresses6, BTreeMap::from(names), "nothing of the other network");

@@ -88,8 +88,8 @@ fn live_flows(entries: &[(ConntrackKey, Conntrack)], now: u64) -> Flows {
     flows
 }
 
-/// What an endpoint's count must be: the live flows, and the flows that were opened while they were
-/// counted. Without a count only the time is renewed, which tells the programs that an agent runs.
+/// The new count of an endpoint: the live flows, plus the flows that were opened during the count.
+/// Without a count only the time is renewed, which shows the programs that an agent runs.
 fn corrected(
     before: &SnatUsage,
     after: &SnatUsage,

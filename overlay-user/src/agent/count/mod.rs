@@ -1,4 +1,4 @@
-//! What the agent counts beside the programs: flows that are alive, and sockets.
+//! The agent's own counts, besides those of the programs: live flows, and sockets.
 
 pub mod backends;
 pub mod draining;

@@ -1,4 +1,4 @@
-//! What one watcher asked for, and what all of them together need of the programs.
+//! The request of one watcher, and the union of all requests for the programs.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::{
     packet::Headers,
 };
 
-/// What a watcher asked for.
+/// The request of a watcher.
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     kinds: BTreeSet<EventKind>,
@@ -161,8 +161,8 @@ fn common<T: PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T
     values.all(|value| value.as_ref() == Some(&first)).then_some(first)
 }
 
-/// What the programs must tell of for every watcher to hear what it asked for, and the counter
-/// indexes of the endpoints to be captured. Each watcher then picks its own.
+/// The events that the programs must report to satisfy every watcher, and the counter indexes of
+/// the endpoints to capture. Each watcher then picks its own events.
 pub(super) fn union<'a>(
     filters: impl Iterator<Item = &'a Filter> + Clone,
     owners: &Owners,

@@ -23,7 +23,7 @@ use crate::{
 /// The endpoint with a counter index: its network and address.
 pub(super) type Owners = BTreeMap<u32, (u32, Be32)>;
 
-/// What a program told.
+/// A record of a program.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) kind: EventKind,
@@ -78,7 +78,7 @@ impl Record {
         self.header.time
     }
 
-    /// Finds the endpoint with the counter index, and reads the headers of what was dropped.
+    /// Finds the endpoint with the counter index, and reads the headers of the dropped packet.
     pub(super) fn locate(&mut self, owners: &Owners, vxlan_port: u16) {
         self.owner = owners.get(&self.header.counter).copied();
         if let Some((vni, _)) = self.owner {
@@ -94,8 +94,8 @@ impl Record {
         self.sockets = self.flow.map(|flow| Sockets::of(&flow.key, &flow.entry, numbers));
     }
 
-    /// What filters look at: the packet, what it carries in a tunnel, a flow before and after its
-    /// translation.
+    /// The headers that filters look at: the packet, the inner packet of a tunnel, and a flow before
+    /// and after its translation.
     pub(super) fn packets(&self) -> Vec<Headers> {
         match (self.flow.zip(self.sockets), &self.headers) {
             (Some((flow, sockets)), _) => {

@@ -1,5 +1,5 @@
 //! Published ports on which a program of this host listens as well. The datapath takes their
-//! packets first, so that program gets only what is sent to another address.
+//! packets first, so that program gets only packets to other addresses.
 
 use std::{path::Path, sync::Arc};
 

@@ -16,7 +16,7 @@ use crate::{
 /// Where the host's own name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The DNS servers of the containers and what they answer from.
+/// The DNS servers of the containers and the data for their answers.
 pub struct ContainerNames {
     servers: DnsServers,
     keeper: Arc<Keeper>,

@@ -47,7 +47,8 @@ pub async fn probe(backend: &Checked, probe: &Probe) -> Result<(), String> {
     }
 }
 
-/// Connects inside the namespace: what listens on loopback alone cannot be reached by others.
+/// Connects inside the namespace. A server that listens only on loopback is not reachable from
+/// elsewhere.
 async fn connect(backend: &Checked, port: u16) -> Result<TcpStream, String> {
     let address = SocketAddr::new(backend.address, port);
     let netns = backend.netns.clone();
@@ -98,7 +99,7 @@ async fn run(backend: &Checked, command: &str) -> Result<(), String> {
     let mut process = Command::new("/bin/sh");
     process.args(["-c", command]).env_clear().env("PATH", PATH).current_dir("/");
     process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // A group of its own, so that what it starts ends with it.
+    // The command gets a process group of its own, so that its children end with it.
     process.process_group(0);
     let enter = move || {
         for (file, kind) in &namespaces {

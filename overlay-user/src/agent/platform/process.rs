@@ -42,7 +42,7 @@ pub fn pidfd(process: Process) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just given us this descriptor, and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Only now does the number stand still: what it names is what the descriptor refers to.
+    // From here on the process id is stable: it names the process of the descriptor.
     if self::process(process.pid) == Some(process) { Ok(fd) } else { Err(ended()) }
 }
 

@@ -1,4 +1,4 @@
-//! What the API's calls do.
+//! The implementation of the API's calls.
 
 use std::sync::Arc;
 
@@ -45,11 +45,11 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         blocking(move || read(&agent)).await
     }
 
-    /// Begins to tell of events: the receiver gets them until it is dropped.
+    /// Begins to report events. The receiver gets them until it is dropped.
     ///
     /// # Errors
-    /// [`AgentError::Api`] when what is asked for does not exist, [`AgentError::Datapath`] when
-    /// the programs cannot be told.
+    /// [`AgentError::Api`] when a requested object does not exist, [`AgentError::Datapath`] when
+    /// the programs' settings cannot be written.
     pub fn watch_events(
         self: &Arc<Self>,
         request: &EventRequest,
@@ -59,14 +59,14 @@ impl<D: Datapath, L: Links> Agent<D, L> {
         self.events.watch(request, &self.cluster.state(), names)
     }
 
-    /// Answers a call to the managers. Where a manager runs on this host it is an administrator's
-    /// call; elsewhere only what a node may ask is passed on.
+    /// Answers a call to the managers. If a manager runs on this host, the call has an
+    /// administrator's rights. Otherwise only the calls that a node may make are passed on.
     ///
     /// # Errors
     /// [`ErrorCode::Forbidden`] names the managers; otherwise the manager's.
     pub async fn cluster(self: &Arc<Self>, request: Request) -> Result<Value, ApiError> {
         match &request {
-            // What only the container's own node may say.
+            // Only the container's own node may make these calls.
             Request::EndpointUpdate(update)
                 if self.attachments.containers.has(&update.container) =>
             {

@@ -43,7 +43,7 @@ impl LocalClient {
         self.send("/v1/", &request).await
     }
 
-    /// What happens to this host's packets, as far as asked for.
+    /// The requested events of this host's packets.
     ///
     /// # Errors
     /// The agent's, or [`ErrorCode::Unavailable`] when no daemon runs.
@@ -92,7 +92,7 @@ impl LocalClient {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| ended(&e))?;
         let task = tokio::spawn(async {
-            // The task that waits for the answer is told what goes wrong.
+            // The task that waits for the answer gets the error.
             let _ = connection.await;
         });
         let connection = Connection { task };

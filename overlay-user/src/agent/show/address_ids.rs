@@ -9,7 +9,7 @@ use overlay_common::{
 
 use crate::{agent::show::names::Names, datapath::Datapath};
 
-/// What the numbers of IPv6 flows stand for.
+/// The IPv6 addresses that the address ids of flows stand for.
 pub trait Numbers {
     /// The IPv6 address of the endpoint or VIP that has an IPv4 address of a network.
     fn inside(&self, vni: u32, number: Be32) -> Option<Ip6>;
@@ -27,7 +27,7 @@ impl<D: Datapath> Numbers for Live<'_, D> {
     }
 
     fn outside(&self, number: Be32) -> Option<Ip6> {
-        // What cannot be read is not known.
+        // An unreadable map counts as unknown.
         self.1.addr6(number).ok().flatten()
     }
 }
@@ -66,7 +66,7 @@ pub const fn network(side: u32) -> u32 {
     side & !VNI_FLAG_IPV6
 }
 
-/// What is called `number` in a flow on this side.
+/// The address with the id `number` in a flow on this side.
 fn address(side: u32, number: Be32, numbers: &impl Numbers) -> IpAddr {
     let found = match (is_ipv6(side), number.octets()[0]) {
         (false, _) => None,

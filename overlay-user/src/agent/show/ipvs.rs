@@ -1,4 +1,4 @@
-//! Services as IPVS shows its own: virtual servers, and what each of their backends has to do.
+//! Services in the form of IPVS: virtual servers, and the load of each of their backends.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -44,7 +44,7 @@ pub fn virtual_servers(
     served: &BTreeMap<BackendStatsKey, BackendStats>,
 ) -> Vec<VirtualServer> {
     let mut flows = flows(held, entries, now);
-    // Of sockets that were given a backend in place of the VIP, connections are all that there is.
+    // Sockets that connect to a backend in place of the VIP have only a count of connections.
     for socket in sockets.values().filter(|socket| socket.backend != 0) {
         let is_ipv6 = socket.asked.unmapped().is_none();
         let of = (PROTO_TCP, is_ipv6, socket.service, 0, socket.backend);
@@ -190,7 +190,7 @@ fn flows(
         if entry.action != CONNTRACK_FORWARD || entry.backend == 0 || is_expired(key, entry, now) {
             continue;
         }
-        // Of IPv6 the VIP's number is its IPv4 address as well.
+        // The address id of an IPv6 VIP is its IPv4 address.
         let vip = held.services.get(&entry.service).map(|service| service.vip);
         let port = if vip == Some(key.daddr) { Be16::ZERO } else { key.dport };
         let of = (key.proto, is_ipv6(key.vni), entry.service, port.get(), entry.backend);

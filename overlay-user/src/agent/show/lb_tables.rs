@@ -16,7 +16,7 @@ pub fn scheduler_word(scheduler: u8) -> &'static str {
     scheduler_of(scheduler).map_or("unknown", Scheduler::name)
 }
 
-/// What a service's scheduler hashes.
+/// The hash input of a service's scheduler.
 pub fn hash_word(service: &Service) -> &'static str {
     match scheduler_of(service.scheduler).and_then(Scheduler::hash) {
         Some(_) if service.hash == LB_HASH_FLOW => "flow",
@@ -25,7 +25,7 @@ pub fn hash_word(service: &Service) -> &'static str {
     }
 }
 
-/// A table as its map has it, and what it holds.
+/// A table as its map has it, and its contents.
 pub type Table = (TableKey, Vec<Slot>);
 
 /// The tables of schedulers, with the services of `held`.

@@ -1,4 +1,4 @@
-//! What the maps hold, in words: tables and views over a [`Snapshot`], and nothing but that.
+//! The contents of the maps in readable form: tables and views over a [`Snapshot`].
 
 pub mod address_ids;
 pub mod names;
@@ -27,7 +27,7 @@ use crate::{
 
 /// The maps at one moment.
 pub struct Snapshot {
-    /// What the agent writes.
+    /// The maps that the agent writes.
     pub held: DatapathState,
     /// Translated flows.
     pub conntrack: Vec<(ConntrackKey, Conntrack)>,

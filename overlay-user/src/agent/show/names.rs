@@ -7,7 +7,7 @@ use overlay_common::{Be32, Ip6, UNDERLAY_VNI};
 use super::words::ip;
 use crate::{agent::compile::HOST_MODE, model::ClusterState};
 
-/// What the numbers of the maps are called.
+/// The names of the numbers in the maps.
 #[derive(Default)]
 pub struct Names {
     pub networks: HashMap<u32, String>,

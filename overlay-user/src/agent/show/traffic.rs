@@ -11,8 +11,8 @@ use overlay_common::{
 use super::{names::Names, words::ip};
 use crate::{api::TrafficRow, datapath::Breakdown};
 
-/// What was counted for the endpoints behind `links` and for their networks, by network and
-/// endpoint. Rows without a packet are left out.
+/// The counters of the endpoints behind `links` and of their networks, by network and endpoint.
+/// Rows without a packet are left out.
 pub fn rows(counted: &Breakdown, links: &BTreeMap<u32, Link>, names: &Names) -> Vec<TrafficRow> {
     let by_counter: BTreeMap<u32, &Link> =
         links.values().map(|link| (link.counter, link)).collect();

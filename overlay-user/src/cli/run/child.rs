@@ -52,7 +52,7 @@ pub(in crate::cli) fn run(args: &ChildArgs) -> anyhow::Result<ExitCode> {
         Err(error) => Failure::ours(&error),
     };
     let status = failure.status;
-    // Without a parent there is nobody to tell.
+    // Without a parent no process reads the message.
     let _ = send(&mut control, &FromChild::Failed(failure));
     Ok(ExitCode::from(status))
 }
@@ -125,7 +125,7 @@ fn loopback_up() -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Becomes the command. Returns only what went wrong.
+/// Becomes the command. Returns only on an error.
 fn become_command(args: &ChildArgs, etc: &Etc) -> Failure {
     let prepared = etc
         .hostname
@@ -138,7 +138,7 @@ fn become_command(args: &ChildArgs, etc: &Etc) -> Failure {
     exec(&args.command)
 }
 
-/// Executes a command in place of this process. Returns only what went wrong.
+/// Executes a command in place of this process. Returns only on an error.
 pub(super) fn exec(command: &[OsString]) -> Failure {
     let error = std::process::Command::new(&command[0]).args(&command[1..]).exec();
     Failure::exec(&command[0], &error)

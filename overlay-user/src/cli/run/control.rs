@@ -1,4 +1,4 @@
-//! What parent and child of `overlay run` say to each other: JSON lines over a socket pair.
+//! The messages between parent and child of `overlay run`: JSON lines over a socket pair.
 
 use std::{ffi::OsStr, path::PathBuf};
 
@@ -22,7 +22,7 @@ pub(super) enum FromParent {
     Go(Etc),
 }
 
-/// What the command finds in `/etc`.
+/// The files in `/etc` for the command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Etc {
     /// Host name; `None` keeps the host's.
@@ -36,7 +36,7 @@ pub(super) struct Etc {
 pub(super) struct File {
     /// Where the command sees it.
     pub path: PathBuf,
-    /// What it says.
+    /// Its contents.
     pub text: String,
     /// Whether the command must not run without it.
     pub needed: bool,
@@ -47,7 +47,7 @@ pub(super) struct File {
 pub(super) struct Failure {
     /// Exit status of `overlay run`.
     pub status: u8,
-    /// What was tried, what was found, what to do.
+    /// The operation, the problem and the remedy.
     pub message: String,
 }
 
@@ -57,8 +57,8 @@ impl Failure {
         Self { status: 1, message: format!("{error:#}") }
     }
 
-    /// What the system said about the command: status 127 when there is no such command, 126 when
-    /// it cannot be executed, as shells have it.
+    /// The system's error for the command. As in shells, the status is 127 when there is no such
+    /// command and 126 when it cannot be executed.
     pub(super) fn exec(command: &OsStr, error: &std::io::Error) -> Self {
         let command = command.to_string_lossy();
         match error.kind() {

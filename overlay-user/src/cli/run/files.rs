@@ -56,7 +56,7 @@ pub(super) fn without_network(hostname: Option<&String>) -> Vec<File> {
     }
 }
 
-/// What a container that shares the namespace of `target` finds: the same as that one.
+/// The files of a container that shares the namespace of `target`: the same as those of `target`.
 pub(super) fn of_container(target: &LocalContainer) -> Etc {
     // Through the other's root its own mounts are seen. It may have been attached from elsewhere
     // and have no such files; then they follow from its name.
@@ -86,15 +86,15 @@ pub(super) enum FilesError {
     Missing {
         /// The file.
         path: String,
-        /// What was found.
+        /// The problem.
         what: String,
     },
     /// The system refused.
     #[error("{action}: {source}")]
     System {
-        /// What was tried.
+        /// The operation that failed.
         action: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -107,7 +107,7 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> FilesError {
 /// Shows files in place of the host's, in a mount namespace of our own.
 ///
 /// # Errors
-/// [`FilesError`] says what is missing or refused; the namespace must not be used then.
+/// [`FilesError`] names the missing file or the rejected step. The namespace must not be used then.
 pub(super) fn show(files: &[File]) -> Result<(), FilesError> {
     // Mounts of the host go on to appear here, ours do not appear there.
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
@@ -128,7 +128,7 @@ pub(super) fn show(files: &[File]) -> Result<(), FilesError> {
     bound
 }
 
-/// Opens what is to be mounted over. A symbolic link is followed to the file behind it.
+/// Opens the target of a mount. A symbolic link is followed to the file behind it.
 fn open_targets(files: &[File]) -> Result<Vec<(&File, OpenFile)>, FilesError> {
     let mut targets = Vec::new();
     for file in files {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::datapath::DatapathError;
 
-/// Before all others: what comes first decides about the packet.
+/// The priority before all others: the first filter decides about the packet.
 const PRIORITY: u16 = 1;
 /// Tells our filter from others of the same priority: the letters "ov".
 const HANDLE: u16 = 0x6f76;

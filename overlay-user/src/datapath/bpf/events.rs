@@ -18,7 +18,7 @@ use crate::datapath::DatapathError;
 /// Records taken at once, so that whoever waits for the others has a turn.
 const BATCH: usize = 1_024;
 
-/// What is watched.
+/// The watched events.
 pub(super) struct WatchTables {
     watch: Array<MapData, Watch>,
     watched: Array<MapData, Watched>,
@@ -33,7 +33,7 @@ impl WatchTables {
         Ok(Self { watch, watched, lost: take(ebpf, "lost_events")?, known: None })
     }
 
-    /// Writes which endpoints are captured, then what is watched.
+    /// Writes the captured endpoints, then the watched events.
     pub(super) fn set(
         &mut self,
         watch: &Watch,

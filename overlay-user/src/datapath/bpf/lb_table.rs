@@ -23,7 +23,7 @@ pub(super) type Outer<T = MapData> = HashOfMaps<T, TableKey, MapData>;
 /// Puts a table into the map or, with `None`, removes it.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn set<T: BorrowMut<MapData>>(
     tables: &mut HashOfMaps<T, TableKey, MapData>,
     key: TableKey,
@@ -47,12 +47,12 @@ pub fn set<T: BorrowMut<MapData>>(
     );
     let inner = MapData::create(array, "lb_table", None)?;
     sys::fill_array(inner.fd().as_fd(), &entries).map_err(MapError::IoError)?;
-    // What is under a key is what the key has the digest of.
+    // A key contains the digest of its table, so an existing key has the same contents.
     sys::freeze(inner.fd().as_fd()).map_err(MapError::IoError)?;
     tables.insert(key, &inner, 0)
 }
 
-/// What is in the map: keys and sizes.
+/// The tables in the map: keys and sizes.
 pub(super) fn read_all<T: Borrow<MapData>>(
     tables: &HashOfMaps<T, TableKey, MapData>,
 ) -> Result<BTreeMap<TableKey, LbTable>, DatapathError> {

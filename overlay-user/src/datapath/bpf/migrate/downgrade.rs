@@ -18,7 +18,7 @@ use super::{
 };
 use crate::datapath::DatapathError;
 
-/// What was handed over.
+/// The objects that were handed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Downgraded {
     /// Names of the maps of layout 1.
@@ -29,12 +29,12 @@ pub struct Downgraded {
 
 /// Fills maps of layout 1 from those of layout 2 and hands the pinned attachments over to it. The
 /// programs of this version stay in them, with their own maps, until an older version starts, which
-/// puts its programs there in one step each. What the programs note from now on that one does not
-/// find. `None` when nothing of layout 2 is loaded.
+/// puts its programs there in one step each. That version does not see entries that the programs
+/// make from now on. `None` when nothing of layout 2 is loaded.
 ///
 /// # Errors
-/// [`DatapathError::Kernel`]. Then the datapath of layout 2 is the one in force, and the next start
-/// of this version, or the next call, goes on.
+/// [`DatapathError::Kernel`]. The datapath of layout 2 then stays in force, and the next start of
+/// this version, or the next call, continues.
 pub fn downgrade(pin_dir: &Path) -> Result<Option<Downgraded>, DatapathError> {
     let (old, new) = (Pins::of(pin_dir, layout1::VERSION), Pins::new(pin_dir));
     if !new.map("config").exists() {
@@ -64,7 +64,7 @@ pub fn downgrade(pin_dir: &Path) -> Result<Option<Downgraded>, DatapathError> {
 fn make_maps(old: &Pins, new: &Pins) -> Result<(), DatapathError> {
     for (name, shape) in layout1::MAPS {
         let path = old.map(name);
-        // What an interrupted call has left.
+        // The leftovers of an interrupted call.
         remove_file(&path)?;
         let shape = MapShape { entries: entries(name, shape.entries, new)?, ..shape };
         make(name, shape)

@@ -18,7 +18,7 @@ pub enum Key {
 /// How a value changes; of a map that has one for each CPU, each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// What is new is at its end, and zero.
+    /// The new fields are at its end, and zero.
     Longer,
     /// It is an entry of conntrack.
     Flow,
@@ -34,7 +34,7 @@ pub enum Way {
 }
 
 impl Key {
-    /// The key in the other layout; `None` for what that one has no entry for.
+    /// The key in the other layout; `None` if that layout has no such entry.
     pub fn convert(self, way: Way, key: &[u8]) -> Option<Vec<u8>> {
         let reason = match way {
             Way::Up => layout1::reason_up,
@@ -113,8 +113,8 @@ pub fn flow_of(bytes: &[u8]) -> Option<Conntrack> {
     Some(unsafe { std::mem::transmute_copy(bytes) })
 }
 
-/// What two layouts' programs have noted of one flow, in layout 2: what is newer, with what either
-/// has seen where both lead to the same place.
+/// Merges the entries that two layouts' programs have of one flow, in layout 2: takes the newer
+/// entry, and adds the states that either has seen if both lead to the same place.
 pub fn merged(a: Conntrack, b: Conntrack) -> Conntrack {
     let (old, new) = if a.last_seen <= b.last_seen { (a, b) } else { (b, a) };
     let place = |flow: Conntrack| Conntrack { flags: 0, last_seen: 0, ..flow };
