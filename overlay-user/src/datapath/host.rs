@@ -1,4 +1,4 @@
-//! What the host must offer, and where it keeps it.
+//! The features that the host must offer, and their places.
 
 use std::{
     os::fd::AsRawFd as _,
@@ -23,7 +23,7 @@ const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Checks that the datapath can be loaded, and mounts bpffs when it is missing at its usual place.
 ///
 /// # Errors
-/// [`DatapathError::Unsupported`] says what is missing and what to do.
+/// [`DatapathError::Unsupported`] names the missing feature and the remedy.
 pub fn preflight(paths: &Paths) -> Result<(), DatapathError> {
     check_capabilities(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())?;
     check_kernel(kernel_version())?;
@@ -113,8 +113,8 @@ fn check_bpffs(pin_dir: &Path) -> Result<(), DatapathError> {
     ))
 }
 
-/// Mounts bpffs on `directory`, which is locked meanwhile: a second mount on top, by another
-/// daemon that starts now, would hide what the first one pins.
+/// Mounts bpffs on `directory`, which is locked meanwhile: another daemon that starts at the same
+/// time could mount on top, which would hide the pins of the first one.
 fn mount_bpffs(directory: &Path) -> Result<(), DatapathError> {
     let failed = |e: String| {
         unsupported(
@@ -155,7 +155,7 @@ fn parse_cgroup2(mountinfo: &str) -> Option<PathBuf> {
         let of_root = *fields.get(3)? == "/";
         kind.starts_with("cgroup2 ").then_some((of_root, unescape(fields.get(4)?)))
     });
-    // Of several, one that shows the whole tree.
+    // If there are several, take one that shows the whole tree.
     let mut mounts: Vec<_> = mounts.collect();
     mounts.sort_by_key(|(of_root, _)| !of_root);
     mounts.into_iter().next().map(|(_, path)| path)

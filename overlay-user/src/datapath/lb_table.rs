@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
-/// Most entries of a table by turns: weights whose sum is larger are scaled down to it.
+/// Most entries of a table by turns: weights with a larger sum are scaled down to it.
 pub const MAX_TURNS: u32 = 1 << 16;
 /// Sizes of Maglev tables: primes, so that every step through one visits all of it. The smallest
 /// that has 100 entries for each backend is taken, which keeps the backends' shares within a few
@@ -23,10 +23,10 @@ pub enum Filling {
     Maglev,
 }
 
-/// A table of `lb_tables`, as what it is made of: it is filled when it is written.
+/// The inputs of a table of `lb_tables`: the table is filled when it is written.
 ///
-/// Two are the same if they have one size, because they are only compared under one key, which has
-/// a digest of the rest ([`LbTable::digest`]).
+/// Two tables are equal if they have the same size. They are only compared under the same key,
+/// which contains a digest of the rest ([`LbTable::digest`]).
 #[derive(Clone, Debug)]
 pub struct LbTable {
     filling: Filling,
@@ -65,7 +65,7 @@ impl LbTable {
         self.size
     }
 
-    /// A number for what it is made of, never 0.
+    /// A digest of its inputs, never 0.
     pub fn digest(&self) -> u32 {
         let kind = match self.filling {
             Filling::Turns => 1,
@@ -116,8 +116,8 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The backends in an order in which each one's turns are evenly spread: the one whose turn is due
-/// first comes next, the smaller number where two are.
+/// The backends in an order that spreads the turns of each one evenly. The backend with the
+/// earliest due turn comes next; of two, the one with the smaller number.
 fn interleaved(turns: &[(u32, u32)]) -> Vec<u32> {
     // The k-th of n turns is due at (2k + 1) / 2n of the way.
     let due = |taken: u32, of: u32| (u64::from(2 * taken + 1) << 32) / u64::from(2 * of);
@@ -152,8 +152,9 @@ struct Walk {
     credit: u64,
 }
 
-/// The table: each backend in turn takes the next free place on its own way through it. Nothing but
-/// its number says what way that is, so that others' coming and going moves little.
+/// Fills the table: each backend in turn takes the next free place in its own permutation of the
+/// places. Its permutation depends only on its number, so that few places move when other backends
+/// come or go.
 fn maglev(backends: &[(u32, u16)], size: u32) -> Vec<u32> {
     let (size, largest) = (u64::from(size), backends.iter().map(|(_, w)| *w).max().unwrap_or(0));
     let largest = u64::from(largest);

@@ -154,8 +154,8 @@ fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     };
 }
 
-/// A datapath in memory. Clones share their state, so a test keeps one and gives one away; a clone
-/// given to a second agent is what a restart finds pinned.
+/// A datapath in memory. Clones share their state, so a test keeps one and gives one away. A clone
+/// for a second agent plays the part of the pins after a restart.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDatapath {
     kernel: Arc<Mutex<Kernel>>,
@@ -260,7 +260,7 @@ impl MemoryDatapath {
         self.kernel().breakdown.dropped.insert(key, counter);
     }
 
-    /// What is watched, and the slots of endpoints that are captured.
+    /// The watched events, and the slots of the captured endpoints.
     pub fn watch(&self) -> (Watch, BTreeSet<u32>) {
         self.kernel().watch.clone()
     }
@@ -270,7 +270,7 @@ impl MemoryDatapath {
         self.kernel().events.push_back(record);
     }
 
-    /// How many records nobody has read yet.
+    /// The number of unread records.
     pub fn events_left(&self) -> usize {
         self.kernel().events.len()
     }
@@ -424,7 +424,7 @@ impl Datapath for MemoryDatapath {
     ) -> Result<(), DatapathError> {
         let records = std::mem::take(&mut self.kernel().events);
         if records.is_empty() {
-            // Nobody wakes it; a test waits no longer than this.
+            // No wakeup ever comes; a test waits no longer than this.
             std::thread::sleep(within.min(Duration::from_millis(10)));
         }
         records.iter().for_each(|record| each(record));

@@ -1,4 +1,4 @@
-//! What the maps tell of the traffic beyond the counters by reason.
+//! The traffic statistics of the maps, besides the counters by reason.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the maps should hold or do hold, and the operations that lead from one to the other.
+//! The wanted or actual contents of the maps, and the operations that lead from one to the other.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub struct DatapathState {
     pub stale_backends: BTreeMap<EndpointKey, StaleBackend>,
 }
 
-/// One write to one map. `None` as a value removes the key; removing what is not there is no error.
+/// One write to one map. `None` as a value removes the key; a missing key is no error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapOp {
     /// `networks`
@@ -141,13 +141,13 @@ fn removes<K: Ord + Copy, V>(
     }
 }
 
-/// The operations that turn `old` into `new`, in an order in which no packet in between meets a
-/// reference to something missing: what is pointed to is written before what points to it, and
+/// The operations that turn `old` into `new`. Their order ensures that no packet in between meets
+/// a reference to a missing entry: the target of a reference is written before the reference, and
 /// removed after it.
 pub fn diff(old: &DatapathState, new: &DatapathState) -> Vec<MapOp> {
     let mut ops = Vec::new();
     puts(&old.flood, &new.flood, &mut ops, MapOp::Flood);
-    // What is inside is known before anything may go outside.
+    // The addresses inside are written before any packet may go outside.
     puts(&old.subnets, &new.subnets, &mut ops, MapOp::Subnet);
     puts(&old.subnets6, &new.subnets6, &mut ops, MapOp::Subnet6);
     puts(&old.networks, &new.networks, &mut ops, MapOp::Network);

@@ -39,8 +39,8 @@ pub(super) fn disable_ipv6(device: &str) -> Result<(), LinkError> {
     set_sysctl("ipv6", device, "disable_ipv6", "1")
 }
 
-/// IPv6 forwarding on, for what is looked up as if it came in by the interface. An interface that
-/// has no IPv6 (see [`disable_ipv6`]) is left alone.
+/// Turns IPv6 forwarding on, for route lookups with this interface as the input interface. An
+/// interface without IPv6 (see [`disable_ipv6`]) is left alone.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] names the sysctl.
@@ -92,8 +92,8 @@ const ETHTOOL_SGRO: u32 = 0x2c;
 /// `ETHTOOL_GDRVINFO` of linux/ethtool.h.
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 
-/// Turns GRO on, as `ethtool -K DEVICE gro on` does. On a veth this is what starts NAPI, without
-/// which XDP_REDIRECT into it drops every packet.
+/// Turns GRO on, as `ethtool -K DEVICE gro on` does. On a veth this starts NAPI. Without NAPI,
+/// XDP_REDIRECT into the veth drops every packet.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] names the interface.
@@ -133,17 +133,17 @@ pub(crate) fn is_physical(device: &str) -> bool {
     ethtool(device, &raw mut info).is_ok() && info.bus[0] != 0 && !info.bus.starts_with(b"N/A")
 }
 
-/// Whether what the interface receives has its checksums filled in. A NIC's wire carries nothing
-/// else, and a driver that is handed unfinished packets by its other side (virtio) turns that off
-/// for XDP. On a veth the sender leaves the work undone unless its own offload is off, which nobody
-/// can see from here; a pair that is set up as a wire has it off at both ends, so this end is
-/// looked at.
+/// Whether packets that the interface receives have complete checksums. On the wire of a NIC they
+/// always do. A driver that may get unfinished packets from its other side (virtio) turns that off
+/// for XDP. On a veth the sender leaves the checksum incomplete unless its own offload is off. The
+/// sender's setting is not visible from here, but a pair that is set up as a wire has the offload
+/// off at both ends, so this function looks at this end.
 pub(super) fn receives_checksums(device: &str) -> bool {
     let mut value = EthtoolValue { command: ETHTOOL_GTXCSUM, data: 1 };
     is_physical(device) || (ethtool(device, &raw mut value).is_ok() && value.data == 0)
 }
 
-/// One `SIOCETHTOOL` call. `argument` points to a structure whose first word is the command.
+/// One `SIOCETHTOOL` call. `argument` points to a structure with the command as its first word.
 fn ethtool<T>(device: &str, argument: *mut T) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))

@@ -44,8 +44,8 @@ fn refuse_own(home: &Namespace, namespace: &Namespace) -> Result<(), LinkError> 
     Ok(())
 }
 
-/// Whether the pair exists as it should. A half of ours that does not fit is removed, an interface
-/// of somebody else's is left alone and refused.
+/// Whether the pair exists as wanted. A half of ours that does not fit is removed. A foreign
+/// interface is left alone and rejected.
 async fn adopt(outside: &Rtnl, inside: &Rtnl, link: &EndpointLink) -> Result<bool, LinkError> {
     if let Some(outer) = outside.device(&link.host_name).await? {
         let inner = inside.device(&link.name).await?;

@@ -10,7 +10,8 @@ use super::{
 
 /// Makes, adopts or repairs the vxlan device. Returns its index.
 ///
-/// It claims the port, lets GRO aggregate tunnel packets, and takes what the programs hand back.
+/// It claims the port, lets GRO aggregate tunnel packets, and takes the packets of the kernel
+/// encap and decap fallback.
 pub(super) async fn ensure_vxlan(
     home: &Namespace,
     name: &str,
@@ -32,7 +33,7 @@ pub(super) async fn ensure_vxlan(
             .collect_metadata(true)
             .learning(false)
             .port(port)
-            // What the programs send over IPv6 has no outer checksum (RFC 6935).
+            // Tunnel packets of the programs over IPv6 have no outer checksum (RFC 6935).
             .udp_zero_csum6_rx(true)
             .build();
         rtnl.add(message).await.map_err(|e| vxlan_error(name, port, &e))?;

@@ -1,4 +1,4 @@
-//! Whether somebody in a namespace serves a port, read from /proc/net.
+//! Whether a process in a namespace serves a port, read from /proc/net.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::{
 const LISTEN: u8 = 0x0a;
 
 /// Whether a socket in the namespace serves any of `ports` (protocol number, port) on an address
-/// that others can reach: what is bound to a loopback address does not count.
+/// that others can reach. A socket on a loopback address does not count.
 pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkError> {
     let tables = [
         (PROTO_TCP, "tcp"),
@@ -49,7 +49,7 @@ pub(super) fn listens(netns: &Path, ports: &[(u8, u16)]) -> Result<bool, LinkErr
     })?
 }
 
-/// What a line of `/proc/net/{tcp,udp}[6]` or of /proc/net/sctp/eps says about a socket.
+/// The socket in a line of `/proc/net/{tcp,udp}[6]` or of /proc/net/sctp/eps.
 #[derive(Debug, PartialEq, Eq)]
 struct Socket {
     loopback: bool,

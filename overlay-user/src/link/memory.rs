@@ -117,7 +117,7 @@ impl MemoryLinks {
         self.host().failures.remove(&call);
     }
 
-    /// Says whether somebody serves a port in a namespace.
+    /// Sets whether a process serves a port in a namespace.
     pub fn set_listening(&self, netns: impl Into<PathBuf>, port: (u8, u16), on: bool) {
         let entry = (netns.into(), port.0, port.1);
         let mut host = self.host();

@@ -197,7 +197,7 @@ pub trait Links: Send + Sync + 'static {
     /// Removes an interface of the host; a missing one is no error.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Names and indexes of the host's interfaces whose name starts with `prefix`.
+    /// Names and indexes of the host's interfaces with a name that starts with `prefix`.
     fn list(
         &self,
         prefix: &str,

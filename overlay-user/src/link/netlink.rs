@@ -63,7 +63,7 @@ impl Links for NetlinkLinks {
         Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    /// Link-local addresses are left out as well: without an interface they name nobody.
+    /// Link-local addresses are left out as well: without an interface they identify no host.
     async fn addresses6(&self, not_on: &[&str]) -> Result<Vec<Ipv6Addr>, LinkError> {
         let rtnl = Rtnl::open(&self.home)?;
         let excluded = indexes(&rtnl, not_on).await?;
@@ -88,8 +88,8 @@ impl Links for NetlinkLinks {
                     let (name, ifindex) = (device.name, device.index);
                     return device.is_free.then_some(WayOut { name, ifindex, address: None });
                 };
-                // As the kernel chooses for its own sockets: what the route prefers, else the
-                // interface's first address.
+                // The same choice as the kernel's for its own sockets: the preferred source of the
+                // route, else the interface's first address.
                 let mut through = routes.iter().filter(|r| r.device == Some(device.index));
                 let preferred = through.find_map(|route| route.source);
                 let preferred = preferred.filter(|ip| own.any(|(_, net)| net.addr() == *ip));

@@ -159,7 +159,7 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LinkErro
     })
 }
 
-/// A [`LinkError::Kernel`] out of what was tried and what the kernel said.
+/// Makes a [`LinkError::Kernel`] from the operation and the kernel's error.
 pub(super) fn kernel(action: String, reason: impl std::fmt::Display) -> LinkError {
     LinkError::Kernel { action, reason: reason.to_string() }
 }

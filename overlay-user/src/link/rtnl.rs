@@ -40,7 +40,7 @@ pub(super) struct Device {
     /// Whether it is in no bridge, bond or the like, which would take its packets. A VRF takes
     /// none: they come in by the interface itself.
     pub(super) is_free: bool,
-    /// Of a vxlan device: its port, and whether it is in collect-metadata mode.
+    /// For a vxlan device: its port, and whether it is in collect-metadata mode.
     pub(super) vxlan: Option<(u16, bool)>,
 }
 
@@ -199,8 +199,8 @@ impl Rtnl {
         }
     }
 
-    /// Removes what a failed call made. The error to report is that of the call; what stays is
-    /// found and repaired or removed by the next one.
+    /// Removes the objects that a failed call made. The error to report is that of the call. The
+    /// next call finds any leftovers and repairs or removes them.
     pub(super) async fn abandon(&self, name: &str) {
         let outcome = match self.device(name).await {
             Ok(Some(device)) => self.delete(&device).await,
@@ -212,7 +212,7 @@ impl Rtnl {
         }
     }
 
-    /// Brings MTU and MAC (where given) to what they should be.
+    /// Sets MTU and MAC (where given) to the wanted values.
     pub(super) async fn repair(
         &self,
         device: &Device,
@@ -265,7 +265,7 @@ impl Rtnl {
         while let Some(message) = all.try_next().await.map_err(|e| failed(&e))? {
             let is_it = |attribute: &AddressAttribute| match attribute {
                 AddressAttribute::Local(own) => *own == address,
-                // Of IPv6 the kernel tells no other.
+                // For IPv6 the kernel reports no other.
                 AddressAttribute::Address(own) => address.is_ipv6() && *own == address,
                 _ => false,
             };

@@ -25,8 +25,8 @@ const COOKIE: usize = 44;
 /// States that a connection goes through: all but CLOSE (7) and LISTEN (10), as bits.
 const STATES: u32 = 0xfff & !(1 << 7) & !(1 << 10);
 
-/// Cookies of the TCP sockets in the namespace of the calling thread that are connected or being
-/// connected, also of those whose connection is being closed.
+/// Cookies of the TCP sockets in the namespace of the calling thread that are connected, are being
+/// connected, or are being closed.
 ///
 /// # Errors
 /// [`LinkError::Kernel`] when the kernel cannot tell (it was built without `CONFIG_INET_DIAG`).

@@ -1,4 +1,4 @@
-//! What the tests on the real kernel share: they run as root, in namespaces of their own.
+//! Helpers for the tests on the real kernel, which run as root, in namespaces of their own.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,7 @@ use std::{
 
 use super::netns::{self, Namespace};
 
-/// Whether the test may touch the kernel; says what is skipped when not.
+/// Whether the test may touch the kernel; if not, prints the name of the skipped test.
 pub(crate) fn is_root(what: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -63,7 +63,7 @@ impl TestNetns {
         })
     }
 
-    /// Runs a command inside and returns what it printed; fails the test when it fails.
+    /// Runs a command inside and returns its output; fails the test when the command fails.
     pub(crate) fn command(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
         let mut command = std::process::Command::new(words.next().expect("a program"));

@@ -94,8 +94,8 @@ impl Record {
         self.sockets = self.flow.map(|flow| Sockets::of(&flow.key, &flow.entry, numbers));
     }
 
-    /// The headers that filters look at: the packet, the inner packet of a tunnel, and a flow before
-    /// and after its translation.
+    /// The headers that filters look at: the packet, the inner packet of a tunnel, and a flow
+    /// before and after its translation.
     pub(super) fn packets(&self) -> Vec<Headers> {
         match (self.flow.zip(self.sockets), &self.headers) {
             (Some((flow, sockets)), _) => {

@@ -65,7 +65,7 @@ impl TrafficTables {
         Ok(Breakdown { forwarded, dropped })
     }
 
-    /// What went between clients and backends, of all CPUs together.
+    /// The traffic between clients and backends, summed over all CPUs.
     pub(super) fn backend_stats(
         &self,
     ) -> Result<BTreeMap<BackendStatsKey, BackendStats>, DatapathError> {
@@ -86,7 +86,7 @@ impl TrafficTables {
         Ok(all)
     }
 
-    /// Removes what is counted for backends.
+    /// Removes the counters of backends.
     pub(super) fn forget_backend_stats(
         &mut self,
         backends: &BTreeSet<u32>,

@@ -336,7 +336,7 @@ pub struct PinnedAttachment {
 }
 
 impl Inventory {
-    /// Reads what is pinned in `pin_dir`; empty when nothing is loaded.
+    /// Reads the pins in `pin_dir`; empty when nothing is loaded.
     ///
     /// # Errors
     /// [`DatapathError::Pin`] when a pin does not hold the expected object.

@@ -1,4 +1,4 @@
-//! The maps with their types: what the agent reads and writes.
+//! The maps that the agent reads and writes, with their types.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -91,7 +91,7 @@ impl AgentTables {
             stale_backends: take(ebpf, "stale_backends")?,
             generation: take(ebpf, "generation")?,
         };
-        // Whoever had the maps before may have ended between a write and what follows it.
+        // An earlier process may have ended between a write and the next one.
         tables.next_generation()?;
         Ok(tables)
     }
@@ -171,7 +171,7 @@ impl AgentTables {
         }
     }
 
-    /// Makes the programs forget what they remember of `endpoints` and `links`.
+    /// Makes the programs drop their cached entries of `endpoints` and `links`.
     fn next_generation(&mut self) -> Result<(), DatapathError> {
         let next = self.generation.get(&0, 0).map(|generation| generation.wrapping_add(1).max(1));
         let written = next.and_then(|next| self.generation.set(0, next, 0));
@@ -382,7 +382,7 @@ fn set<K: Pod, V: Pod>(map: &mut Table<K, V>, key: &K, value: &Option<V>) -> Res
     }
 }
 
-/// What a trie holds; `key` makes its keys of the prefixes' lengths and addresses.
+/// The entries of a trie; `key` makes its keys from the lengths and addresses of the prefixes.
 fn prefixes<K: Ord, A: Pod + Ord, V: Pod>(
     name: &str,
     map: &LpmTrie<MapData, A, V>,

@@ -352,7 +352,7 @@ fn the_first_program_on_the_underlay_is_ours() {
         return;
     }
     let Some(host) = Host::new() else { return };
-    // Somebody else's: another datapath on the same interface, attached earlier.
+    // A foreign program: another datapath on the same interface, attached earlier.
     let Some(other) = Host::new() else { return };
     let theirs = host.netns.run(|| BpfDatapath::load(&other.options()).expect("loaded"));
     host.netns.run(|| theirs.attach_container("eth0").expect("attached"));
@@ -402,7 +402,7 @@ fn a_pin_of_another_layout_is_refused_and_left_alone() {
     let Some(host) = Host::new() else { return };
     drop(host.load(TcFlavour::detect()));
     let pins = Pins::new(&host.pin_dir());
-    // What another version might have left: a map of another size under the same name.
+    // A possible leftover of another version: a map of another size under the same name.
     std::fs::remove_file(pins.map("config")).expect("removed");
     std::fs::rename(pins.map("networks"), pins.map("config")).expect("renamed");
     let refused = BpfDatapath::load(&host.options()).err();

@@ -22,7 +22,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
     "/../tests/fixtures/layout-1.o"
 ));
 
-/// What the last version of layout 1 did when it started.
+/// The start of the last version with layout 1.
 struct Old {
     attacher: Attacher,
 }
@@ -142,7 +142,7 @@ fn fill(before: &Old) {
     before.put("sock_flows", &77_u64.to_ne_bytes(), &bytes(&socket));
 }
 
-/// What layout 2 must hold of [`fill`].
+/// The entries of [`fill`] that layout 2 must hold.
 fn check(after: &BpfDatapath) {
     let flows: BTreeMap<_, _> =
         after.conntrack(100).expect("read").into_iter().map(|(k, e)| (bytes(&k), e)).collect();
@@ -269,7 +269,7 @@ fn going_back_hands_flows_and_attachments_to_the_older_version() {
     fill(&before);
     drop(before);
     let new = host.load(flavour);
-    // A service whose scheduler has a table, which both layouts share.
+    // The scheduler of this service has a table, which both layouts share.
     let table = LbTable::new(Filling::Turns, &[(1, 1), (2, 3)]);
     let at = TableKey { service: 5, table: table.digest() };
     new.apply(&[MapOp::Table(at, Some(table))]).expect("written");
