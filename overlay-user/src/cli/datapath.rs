@@ -204,7 +204,7 @@ async fn config(args: &LoadArgs) -> anyhow::Result<maps::Config> {
     })
 }
 
-/// What `unload` removed.
+/// The objects that `unload` removed.
 #[derive(Serialize)]
 struct Unloaded {
     removed: Vec<String>,

@@ -104,7 +104,7 @@ impl AttachOptions {
             ));
         }
         if networks.first().is_some_and(|network| network == "bridge") {
-            // Node-local: there is nothing of it on other hosts that could answer there.
+            // Node-local: no endpoint of it on another host could answer there.
             ports.iter_mut().for_each(|port| port.mode = PublishMode::Host);
         }
         let (ip, ip6) = fixed(&ip)?;
@@ -182,7 +182,7 @@ pub(super) async fn run(context: &Context, command: EndpointCommand) -> anyhow::
     }
 }
 
-/// What `--netns` means: a path and, where a process was given, its id.
+/// The meaning of `--netns`: a path and, for a process, its id.
 fn namespace(text: &str) -> anyhow::Result<(PathBuf, Option<u32>)> {
     let missing = |what: String| {
         refuse(
@@ -225,7 +225,7 @@ async fn attach(context: &Context, args: AttachArgs) -> anyhow::Result<()> {
     })
 }
 
-/// What was attached, in words.
+/// A readable description of the attached endpoint.
 fn attached_words(attached: &Attached) -> String {
     let Attached { container, name, interfaces, ports } = attached;
     let header = ["interface", "network", "address", "mac", "gateway", "mtu"];
@@ -244,7 +244,7 @@ fn attached_words(attached: &Attached) -> String {
     format!("{name} ({})\n{}{ports}", container.short(), table(&header, rows))
 }
 
-/// What there is of either family.
+/// The addresses of both families that exist.
 fn both(v4: impl ToString, v6: Option<impl ToString>) -> String {
     let v6 = v6.map(|v6| format!(", {}", v6.to_string())).unwrap_or_default();
     format!("{}{v6}", v4.to_string())

@@ -1,4 +1,4 @@
-//! How failures reach the user: `overlay: MESSAGE` and what to do on the next line, on stderr.
+//! The form of errors for the user: `overlay: MESSAGE`, and the remedy on the next line, on stderr.
 
 use std::process::ExitCode;
 
@@ -22,12 +22,12 @@ pub(super) fn usage_error(message: impl Into<String>, hint: impl Into<String>) -
     exit_with(2, format!("{}\n{}", message.into(), hint.into()))
 }
 
-/// A refusal: what was asked and found, and what to do. Exit status 1.
+/// A rejected request: the request, the problem and the remedy. Exit status 1.
 pub(super) fn refuse(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     ApiError::new(ErrorCode::Invalid, message).hint(hint).into()
 }
 
-/// No such thing: names what was asked for and how to list what there is.
+/// No such object: names the requested one and the command that lists the existing ones.
 pub(super) fn not_found(what: &str, name: &str) -> anyhow::Error {
     ApiError::new(ErrorCode::NotFound, format!("there is no {what} {name:?}"))
         .hint(format!("`overlay {what} ls` lists them"))
@@ -41,7 +41,7 @@ pub(super) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(own.map_or(1, |exit| exit.status))
 }
 
-/// Prints what the parser has to say (help and version included) and gives the exit status.
+/// Prints the parser's message (help and version included) and returns the exit status.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // A reader that has seen enough, such as `head`, is no failure.

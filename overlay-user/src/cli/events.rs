@@ -1,5 +1,5 @@
-//! What `overlay monitor` and `overlay capture` share: what is asked for, when it is over, and how
-//! an event is told in a line.
+//! The common part of `overlay monitor` and `overlay capture`: the request, its end, and the line
+//! for an event.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -40,7 +40,7 @@ pub(super) struct PacketArgs {
 }
 
 impl PacketArgs {
-    /// What to ask the daemon for.
+    /// The request to the daemon.
     pub(super) fn request(&self) -> EventRequest {
         EventRequest {
             network: self.network.clone(),
@@ -67,7 +67,7 @@ pub(super) struct Told {
 pub(super) enum Next {
     /// With the next event.
     More,
-    /// No more: whoever reads what we write has seen enough.
+    /// The end: the reader of the output has closed it.
     Enough,
 }
 
@@ -127,7 +127,7 @@ pub(super) fn print_line(text: &str) -> anyhow::Result<Next> {
     }
 }
 
-/// An event in a line: when, what and why, whose, and the packet.
+/// An event in a line: time, event and reason, endpoint, and the packet.
 pub(super) fn line(event: &Event) -> String {
     let time = event.time.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S%.6f");
     if let Some(flow) = &event.flow {

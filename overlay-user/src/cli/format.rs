@@ -110,7 +110,7 @@ fn in_words(distance: SignedDuration) -> Option<String> {
     Some(format!("{count} {unit}{}", if count == 1 { "" } else { "s" }))
 }
 
-/// Joins what is listed in one cell; `-` when there is nothing.
+/// Joins the items of one cell; `-` when there is none.
 pub(super) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     if items.is_empty() { "-".to_owned() } else { items.join(", ") }

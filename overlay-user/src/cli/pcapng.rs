@@ -1,5 +1,5 @@
 //! Captured packets as pcapng (draft-ietf-opsawg-pcapng), which tcpdump and Wireshark read: an
-//! interface for each endpoint, and with each packet its direction and what became of it.
+//! interface for each endpoint, and with each packet its direction and its outcome.
 
 use std::{borrow::Cow, collections::BTreeMap, io::Write, time::Duration};
 
@@ -42,7 +42,7 @@ impl<W: Write> CaptureFile<W> {
     /// Begins a capture of packets of at most `snaplen` bytes.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The writer's error.
     pub(super) fn new(writer: W, snaplen: u32) -> anyhow::Result<Self> {
         let program = concat!("overlay ", env!("CARGO_PKG_VERSION"));
         let section = SectionHeaderBlock {
@@ -62,7 +62,7 @@ impl<W: Write> CaptureFile<W> {
     /// Writes a packet, with its endpoint's interface if it is the first one there.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The writer's error.
     pub(super) fn write(&mut self, event: &Event) -> anyhow::Result<()> {
         let interface_id = self.interface(event)?;
         let direction = if event.traffic.as_deref() == Some("sent") { OUTBOUND } else { INBOUND };
@@ -116,19 +116,19 @@ impl<W: Write> CaptureFile<W> {
         self.lost += count;
     }
 
-    /// Writes what is buffered.
+    /// Flushes the buffer.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The writer's error.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
         Ok(self.writer.get_mut().flush()?)
     }
 
-    /// Writes the statistics and what is buffered. Whose packets were lost nobody knows: they are
-    /// told once, with the first interface.
+    /// Writes the statistics and flushes the buffer. The endpoints of lost packets are unknown, so
+    /// the loss is reported once, with the first interface.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The writer's error.
     pub(super) fn finish(mut self) -> anyhow::Result<()> {
         let mut interfaces: Vec<_> = self.interfaces.values().copied().collect();
         interfaces.sort_unstable();

@@ -1,4 +1,4 @@
-//! A sign of life for what takes longer than a second.
+//! A progress message for operations that take longer than a second.
 
 use std::{future::Future, io::IsTerminal as _, time::Duration};
 
@@ -34,8 +34,8 @@ pub(super) async fn wait_for<T>(message: &str, work: impl Future<Output = T>) ->
 /// How long commands that change the cluster wait for every node to show it.
 const SETTLE_MS: u64 = 10_000;
 
-/// Waits until every ready node's datapath shows the newest state. What was asked for is done in
-/// any case, so a node that lags is told on stderr and is no failure.
+/// Waits until every ready node's datapath has the newest state. The request itself has succeeded
+/// in any case, so a node that lags is reported on stderr and is no failure.
 pub(super) async fn settle(context: &Context) {
     let client = context.client();
     let request = Request::Sync(Sync { revision: None, timeout_ms: SETTLE_MS });

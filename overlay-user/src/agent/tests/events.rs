@@ -150,8 +150,8 @@ async fn a_watcher_that_does_not_keep_up_loses_with_a_count() {
         for _ in 0..part {
             test.datapath.push_event(record(header, &frame()));
         }
-        // Each event comes to the one that watches longer first: what the quick one has, the slow
-        // one was told of.
+        // Each event goes to the older watcher first: an event that the quick one has was also sent
+        // to the slow one.
         for _ in 0..part {
             next_event(&mut quick).await;
         }

@@ -1,4 +1,4 @@
-//! Health checks: what they change in the maps of every node, and what they do not.
+//! Health checks: their effect on the maps of every node, and its limits.
 
 use super::*;
 use crate::{

@@ -1,4 +1,4 @@
-//! A container's life on a host whose manager answers.
+//! A container's life on a host with a manager that answers.
 
 use overlay_common::{
     Be16,

@@ -203,12 +203,12 @@ struct MemoryHost {
     local_ports: Mutex<Option<(u16, u16)>>,
     served: Mutex<BTreeSet<Id>>,
     shown: AtomicU64,
-    /// What was shown when the DNS servers began to answer.
+    /// The state that was applied when the DNS servers began to answer.
     answered_from: AtomicU64,
     names_fail: std::sync::atomic::AtomicBool,
-    /// Namespaces whose health checks fail.
+    /// Namespaces in which health checks fail.
     unhealthy: Mutex<BTreeSet<PathBuf>>,
-    /// Namespaces whose health checks never end.
+    /// Namespaces in which health checks never end.
     hanging: Mutex<BTreeSet<PathBuf>>,
 }
 
@@ -313,7 +313,7 @@ impl NameServers for MemoryHost {
     }
 }
 
-/// One host: what outlives its daemon.
+/// One host: the parts that outlive its daemon.
 struct TestHost {
     dir: TempDir,
     node: Node,
@@ -404,7 +404,7 @@ impl TestHost {
         (agent, tasks)
     }
 
-    /// What a caller says to attach a container, whose namespace is made.
+    /// The request to attach a container. Its namespace is made here.
     fn attach(&self, name: &str, network: &str) -> Attach {
         let netns = format!("/run/netns/{name}");
         self.host.add_namespace(&netns);

@@ -1,4 +1,4 @@
-//! What the world does to a host, put right.
+//! Repairs after changes to a host from elsewhere.
 
 use super::*;
 use crate::agent::testing::ipv4_of;
@@ -82,7 +82,7 @@ async fn new_addresses_of_the_host_answer_published_ports() {
     test.links.set_addresses6("eth0", &[]);
     agent.host.look_around().await.expect("looked");
     eventually("until it goes", || held().is_empty() && told().is_empty()).await;
-    // What fails is told again.
+    // A failed report is sent again.
     test.wire.fail("node_addresses");
     test.links.set_addresses6("eth0", &[third, "fe80::1".parse().expect("an address")]);
     agent.host.look_around().await.expect("looked");

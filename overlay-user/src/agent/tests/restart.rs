@@ -3,7 +3,7 @@
 use super::*;
 use crate::{agent::testing::port, datapath::MapOp, model::EndpointState};
 
-/// A host with two backends of a service, whose daemon has ended.
+/// A host with two backends of a service, after the end of its daemon.
 async fn stopped_host(world: &World) -> (TestHost, Service) {
     world.network("mynet").await;
     let service = world.service("web", "mynet", &[port(8080, 80)], 0).await;

@@ -11,7 +11,7 @@ fn cookie(test: &TestHost, name: &str) -> u64 {
     test.host.netns_cookie_of(&path).expect("a namespace")
 }
 
-/// A host with backend `w1` of service `web`, and what its sockets are connected to.
+/// A host with backend `w1` of service `web`, and the peers of its sockets.
 async fn with_backend(
     world: &World,
     drain_ms: u64,

@@ -67,7 +67,7 @@ pub(in crate::cli) struct InitArgs {
     format: FormatArg,
 }
 
-/// What `init --format json` prints.
+/// The output of `init --format json`.
 #[derive(Debug, Serialize)]
 struct Made {
     cluster: Id,
@@ -102,7 +102,7 @@ pub(in crate::cli) async fn run(context: &Context, args: InitArgs) -> anyhow::Re
     }
 }
 
-/// What was decided before anything is made.
+/// The decisions before anything is made.
 struct Plan {
     underlay: Underlay,
     manager: SocketAddr,
@@ -163,7 +163,7 @@ impl Plan {
     }
 }
 
-/// Refuses an address that somebody listens on.
+/// Rejects an address on which another process listens.
 fn refuse_taken(manager: SocketAddr) -> anyhow::Result<()> {
     match std::net::TcpListener::bind(manager) {
         Ok(_) => Ok(()),
@@ -202,7 +202,7 @@ async fn create(
     )?;
     let token = first_token(store).await?;
     pki.save(&paths.pki_dir())?;
-    // Last, because it is what makes this host a member.
+    // Last, because this step makes the host a member.
     let config = AgentConfig { cluster: cluster.id.clone(), node: node.id.clone(), ..config };
     config.save(&paths.config())?;
     if !args.host.no_start {

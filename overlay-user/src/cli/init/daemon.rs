@@ -100,7 +100,7 @@ impl Daemon {
         }
     }
 
-    /// What it has written to the log.
+    /// Its output in the log.
     fn said(&self) -> String {
         let read = || {
             let mut file = File::open(&self.log)?;
@@ -133,7 +133,7 @@ impl Daemon {
     }
 }
 
-/// Whether the node is ready; if not, what it waits for.
+/// Whether the node is ready; if not, the reason why it waits.
 async fn is_ready(context: &Context) -> Result<Result<Status, String>, ApiError> {
     let client = context.client();
     let status: Status = client.local(LocalRequest::Status {}).await?;

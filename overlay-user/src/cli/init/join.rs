@@ -75,7 +75,7 @@ pub(in crate::cli) async fn run(context: &Context, args: JoinArgs) -> anyhow::Re
     }
 }
 
-/// What was decided before anybody is asked.
+/// The decisions before any manager is called.
 struct Plan {
     manager: SocketAddr,
     underlay: Underlay,
@@ -210,7 +210,7 @@ async fn join(
         data_path_port: joined.data_path_port,
         ..config
     };
-    // Last, because it is what makes this host a member.
+    // Last, because this step makes the host a member.
     config.save(&paths.config())?;
     if !args.host.no_start {
         let daemon = undo.daemon.insert(Daemon::start(context)?);

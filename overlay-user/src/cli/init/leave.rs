@@ -24,7 +24,7 @@ pub(in crate::cli) struct LeaveArgs {
 /// How long the daemon may take to end after it has left.
 const END_WITHIN: Duration = Duration::from_secs(15);
 
-/// Leaves, and says what was removed.
+/// Leaves, and prints the removed objects.
 pub(in crate::cli) async fn run(context: &Context, args: &LeaveArgs) -> anyhow::Result<()> {
     let name = match AgentConfig::load(&context.paths.config()) {
         Ok(config) => Some(config.name),
@@ -70,7 +70,7 @@ pub(in crate::cli) async fn run(context: &Context, args: &LeaveArgs) -> anyhow::
     print(&format!("{lines}{who} is in no cluster any more.\n"))
 }
 
-/// Waits until the daemon's process is gone: only then is nothing of it left.
+/// Waits until the daemon's process has ended: only then are all its resources free.
 async fn ended(daemon: u32) -> anyhow::Result<()> {
     let give_up = Instant::now() + END_WITHIN;
     while runs(daemon) {

@@ -157,12 +157,12 @@ async fn refuse_occupied(links: &impl crate::link::Links) -> anyhow::Result<()> 
     ))
 }
 
-/// What the host lacks is said before anything is made.
+/// Reports missing features of the host before anything is made.
 fn preflight(context: &Context) -> anyhow::Result<()> {
     Ok(crate::datapath::host::preflight(&context.paths)?)
 }
 
-/// Waits for a signal to give up: what was made must not stay half made.
+/// Waits for a signal to give up, so that no partial setup stays.
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut hang_up)) =

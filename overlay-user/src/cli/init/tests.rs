@@ -1,4 +1,4 @@
-//! Flags of `init` and `join`, and what is refused before anything is made.
+//! Flags of `init` and `join`, and the requests that are rejected before anything is made.
 
 use clap::Parser as _;
 

@@ -1,4 +1,4 @@
-//! What `init` and `join` made, so that it can be unmade.
+//! Removal of the objects that `init` and `join` made.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{
     paths::Paths,
 };
 
-/// What was made so far.
+/// The objects that were made so far.
 pub(super) struct Undo {
     paths: Paths,
     /// Directories that were not there before, outermost first.
@@ -43,7 +43,7 @@ impl Undo {
         Ok(Self { paths: paths.clone(), new_dirs, daemon: None })
     }
 
-    /// Removes everything again: first the daemon, then what it made in the kernel, then files.
+    /// Removes everything again: first the daemon, then its kernel objects, then files.
     pub(super) async fn undo(self) {
         let Self { paths, new_dirs, daemon } = self;
         if let Some(daemon) = daemon {
@@ -52,14 +52,14 @@ impl Undo {
         }
         remove_state(&paths);
         for dir in new_dirs.iter().rev() {
-            // One that somebody else uses meanwhile stays.
+            // One that another process uses meanwhile stays.
             let _ = std::fs::remove_dir(dir);
         }
     }
 }
 
-/// Removes pins, interfaces and keeper of a daemon that is gone. Goes on where something fails, and
-/// says so. Returns what was removed.
+/// Removes pins, interfaces and keeper of a daemon that has ended. Continues after an error, and
+/// reports it. Returns the removed objects.
 pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
     let warn = |what: &str, error: &dyn std::fmt::Display| {
         eprintln!("overlay: warning: {what} left: {error}");
@@ -95,14 +95,14 @@ pub(super) async fn remove_from_kernel(paths: &Paths) -> Vec<String> {
     removed
 }
 
-/// Whether an interface has a name that the daemon gives: `ovl-` and what it is for, or `ov` and
-/// the first twelve characters of an endpoint's id.
+/// Whether an interface has a name that the daemon gives: `ovl-` and its purpose, or `ov` and the
+/// first twelve characters of an endpoint's id.
 fn is_ours(name: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|b| b.is_ascii_alphanumeric());
     name.starts_with("ovl-") || name.strip_prefix("ov").is_some_and(is_id)
 }
 
-/// Removes the files of a daemon that is gone. Returns what was removed.
+/// Removes the files of a daemon that has ended. Returns the removed files.
 pub(super) fn remove_state(paths: &Paths) -> Vec<String> {
     let files = [
         paths.config(),

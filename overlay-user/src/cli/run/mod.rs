@@ -152,11 +152,11 @@ async fn run_attached(
     tokio::pin!(attach);
     let (attached, stop) = tokio::select! {
         biased;
-        // A failure drops `child`, which ends it; the daemon has undone what it did.
+        // A failure drops `child`, which ends it; the daemon has undone its own steps.
         attached = &mut attach => (attached?, None),
         signal = child.stop_signal() => {
             let Ok(attached) = tokio::time::timeout(ATTACH_ON_STOP, attach).await else {
-                // The child ends with us, and the daemon then undoes what it did.
+                // The child ends with us, and the daemon then undoes its own steps.
                 return Ok(supervise::signalled(signal?));
             };
             (attached?, Some(signal?))
@@ -178,7 +178,7 @@ async fn run_attached(
     result
 }
 
-/// What the container's `/etc` says.
+/// The contents of the container's `/etc`.
 fn etc(args: &RunArgs, attached: &Attached) -> Etc {
     let hostname = args.hostname.clone().unwrap_or_else(|| attached.name.clone());
     let addresses: Vec<_> = attached.interfaces.iter().flat_map(|i| i.addresses()).collect();

@@ -1,4 +1,4 @@
-//! What `--network` and the other options of `overlay run` mean together.
+//! The combined meaning of `--network` and the other options of `overlay run`.
 
 use std::{convert::Infallible, str::FromStr};
 
@@ -68,7 +68,7 @@ impl RunArgs {
         Ok(mode)
     }
 
-    /// Refuses what needs an endpoint of its own, with the reason.
+    /// Rejects options that need an endpoint of their own, with the reason.
     fn refuse_options(&self, mode: &str, reason: &str) -> anyhow::Result<()> {
         let options = &self.options;
         let hostname = self.hostname.is_some() && mode != "none";

@@ -1,4 +1,4 @@
-//! Signals as a stream of events, with who sent them.
+//! Signals as a stream of events, with their senders.
 
 use std::io;
 

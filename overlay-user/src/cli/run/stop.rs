@@ -1,4 +1,4 @@
-//! What `overlay run` asks of the daemon when a container stops.
+//! The requests of `overlay run` to the daemon when a container stops.
 
 use std::time::Duration;
 

@@ -155,8 +155,8 @@ pub(super) fn read_entries(
         batch.values = values.as_mut_ptr() as u64;
         batch.count = BATCH as u32;
         let outcome = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
-        // SAFETY: as above; the kernel returns the earlier entries also when it reports the end of the
-        // map.
+        // SAFETY: as above; the kernel returns the earlier entries also when it reports the end of
+        // the map.
         let count = unsafe { attr.batch.count } as usize;
         let ended = match outcome {
             Ok(_) => false,

@@ -11,7 +11,7 @@ pub enum Key {
     Same,
     /// It is the index of a reason.
     Reason,
-    /// It is a `DropKey`, whose seventh byte is a reason.
+    /// It is a `DropKey`, which has a reason as its seventh byte.
     Drop,
 }
 

@@ -1,5 +1,5 @@
-//! Layout 1, frozen: what its maps were, and the types of entries that layout 2 changed. Nothing
-//! but the migration uses it. `tests/fixtures/layout-1.o` is the witness of what stands here.
+//! Layout 1, frozen: its maps, and the types of entries that layout 2 changed. Only the migration
+//! uses it. Tests compare it with `tests/fixtures/layout-1.o`.
 
 use overlay_common::maps;
 
@@ -96,7 +96,7 @@ pub const TABLE: MapShape = MapShape { kind: ARRAY, key: 4, value: 4, entries: 1
 /// An entry of `conntrack` and `opening`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conntrack {
-    /// What comes before `action` is as in layout 2.
+    /// The fields before `action` are as in layout 2.
     pub before: [u8; 28],
     /// One of `CONNTRACK_*`, which are those of layout 2.
     pub action: u8,
@@ -112,7 +112,7 @@ impl Conntrack {
     /// Bytes of an entry.
     pub const SIZE: usize = 40;
 
-    /// What a map of layout 1 holds.
+    /// The contents of a map of layout 1.
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
         let mut entry = Self {
             action: bytes[28],

@@ -1,14 +1,13 @@
-//! From the datapath of layout 1 to that of layout 2 without a packet between, and back.
+//! The change from the datapath of layout 1 to that of layout 2 without interruption, and back.
 //!
-//! The programs of layout 1 go on with their maps while those of layout 2 are loaded and their maps
-//! are filled (`carry`). Then the new programs take the places of the old ones in the links that
-//! are pinned (`switch`), one atomic step for each, and what the old ones have noted meanwhile is
-//! carried once more. At last the pins of layout 1 go.
+//! The programs of layout 1 continue with their maps while those of layout 2 are loaded and their
+//! maps are filled (`carry`). Then the new programs replace the old ones in the pinned links
+//! (`switch`), one atomic step for each, and the entries that the old ones made meanwhile are
+//! carried once more. Finally the pins of layout 1 are removed.
 //!
-//! A mark is pinned among the maps of layout 2 from the moment before the first program is
-//! replaced: without it the maps of layout 1 are the ones in force and those of layout 2 are made
-//! anew, with it it is the other way round. So a process that is killed anywhere leaves what the
-//! next one goes on with.
+//! A mark is pinned among the maps of layout 2 just before the first program is replaced. Without
+//! the mark, the maps of layout 1 are in force and those of layout 2 are made anew; with the mark,
+//! it is the other way round. So the next process can continue wherever an earlier one was killed.
 
 mod carry;
 mod downgrade;
@@ -49,7 +48,7 @@ pub enum Step {
     OneMoved,
     /// The pins of all links have.
     AllMoved,
-    /// What changed meanwhile is carried.
+    /// Entries that changed meanwhile are carried.
     Followed,
     /// The pins of layout 1 are gone.
     Forgotten,
@@ -147,8 +146,8 @@ impl Migration {
         } else {
             let mut progress = carry::carry(entry::Way::Up, &self.old, new)?;
             self.reached(Step::Carried)?;
-            // Again, for what came while the large maps were read: the less there is, the sooner
-            // what comes until the last program is replaced is carried.
+            // Again, for entries that came while the large maps were read: with fewer entries left,
+            // those that come until the last program is replaced are carried sooner.
             progress.follow(&self.old, new)?;
             self.mark(new)?;
             progress

@@ -27,7 +27,7 @@ struct Place {
     name: String,
     /// The link; none of a filter of clsact.
     link: Option<OwnedFd>,
-    /// The program in it, whose name the new one has too.
+    /// The program in it. The new one has the same name.
     program: String,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn switch(
     reached(Step::AllMoved)
 }
 
-/// All attachments that are there; pins of what is gone are removed.
+/// All existing attachments; pins of targets that no longer exist are removed.
 fn places(old: &Pins) -> Result<Vec<Place>, DatapathError> {
     let mut places = Vec::new();
     for (kind, name) in old.list_links()? {

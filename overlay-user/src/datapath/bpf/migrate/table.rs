@@ -55,7 +55,7 @@ impl Table {
         Ok(Self { name, fd, shape, values })
     }
 
-    /// What it was made as.
+    /// The attributes that it was made with.
     pub const fn shape(&self) -> MapShape {
         self.shape
     }
