@@ -137,7 +137,7 @@ impl<D: Datapath, L: Links> Reconciler<D, L> {
         Ok(())
     }
 
-    /// The contents of the maps, after `remembered` was applied.
+    /// The contents of the maps, to which `remembered` was applied last.
     fn current(
         &self,
         remembered: Option<DatapathState>,

@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Adds a service with its backends, given as numbers and weights. Backends of weight 0 take no
-/// new flows. A plain list goes to `slots`, where one more backend is one more entry. Other
-/// schedulers need a table, which is replaced as a whole.
+/// new flows. A plain list goes to `slots`, where one more backend is one more entry. If a list is
+/// not enough, the service gets a table, which is replaced as a whole.
 pub fn add_service(
     number: u32,
     service: maps::Service,

@@ -234,7 +234,7 @@ fn pin_program(program: &mut Program, path: &Path) -> Result<(), DatapathError> 
     std::fs::rename(temporary, path).map_err(|e| failed(e.to_string()))
 }
 
-/// The end of a verifier log, which names the problem. A log can be megabytes long.
+/// An error with the end of its verifier log, which names the problem. A log can be megabytes long.
 fn verifier(error: &ProgramError) -> String {
     let text = words(error);
     let lines: Vec<&str> = text.lines().collect();
