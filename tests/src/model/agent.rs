@@ -1,4 +1,5 @@
-//! What the agent says of addresses, ports and networks, and how addresses of flows are named.
+//! The agent's state as the model reads it: addresses, ports and networks, and the names of
+//! addresses of flows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -28,21 +29,21 @@ pub fn link_local(mac: Mac) -> Ipv6Addr {
     Ipv6Addr::from(0xfe80 << 112 | u128::from(u64::from_be_bytes(id)))
 }
 
-/// Whether an interface's IPv6 subnet has an address.
+/// Whether an address is in the IPv6 subnet of an interface.
 pub fn has_subnet(link: &Link6, ip: Ipv6Addr) -> bool {
     let bits = |ip: Ip6| Ipv6Addr::from(ip).to_bits();
     let mask = bits(link.mask);
     ip.to_bits() & mask == bits(link.ip) & mask
 }
 
-/// Whether a network's IPv4 subnet has an address.
+/// Whether an address is in the IPv4 subnet of a network.
 pub fn is_of(network: &Network, ip: Ipv4Addr) -> bool {
     u32::from(ip) & network.mask.get() == network.subnet.get()
 }
 
 impl Tables {
-    /// What an address of a network is. "Link-local addresses follow from the MAC." The node itself
-    /// is reached by IPv4 only, and VIPs have no link.
+    /// The endpoint with an address of a network. "Link-local addresses follow from the MAC." The
+    /// node itself is reached by IPv4 only, and VIPs have no link.
     pub fn endpoint(&self, vni: u32, ip: IpAddr) -> Option<Endpoint> {
         let agent = &self.agent;
         let ip = match ip {
@@ -71,20 +72,20 @@ impl Tables {
         self.network(vni).map(|network| Mac::of_ip(network.gateway))
     }
 
-    /// What is published under a port.
+    /// The published port with this protocol and number.
     pub fn published(&self, proto: u8, port: u16) -> Option<Published> {
         let key = PublishedKey { port: Be16::new(port), proto, pad: 0 };
         self.agent.published.get(&key).copied()
     }
 
-    /// What is published under a port of an address of this host. "A port answers on the host's
-    /// IPv6 addresses too where its backends have IPv6."
+    /// The published port at an address of this host. "A port answers on the host's IPv6 addresses
+    /// too where its backends have IPv6."
     pub fn published_at(&self, ip: IpAddr, proto: u8, port: u16) -> Option<Published> {
         let published = self.published(proto, port).filter(|_| self.is_local(ip));
         published.filter(|published| ip.is_ipv4() || published.flags & PUBLISHED_IPV6 != 0)
     }
 
-    /// Whether an address is one of this host.
+    /// Whether this host has an address.
     pub fn is_local(&self, ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => self.agent.local_addrs.contains_key(&ip.into()),
@@ -92,7 +93,7 @@ impl Tables {
         }
     }
 
-    /// Whether an address is of a network of the cluster.
+    /// Whether an address belongs to a network of the cluster.
     pub fn is_inside(&self, ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => self.agent.subnets.keys().any(|subnet| {
@@ -133,18 +134,18 @@ impl Tables {
         if ipv6 { Name::inside(self.ids.address(link.vni, ip)) } else { Name::inside(ip) }
     }
 
-    /// Whether a node of the cluster has part in a network, or in the cluster.
+    /// Whether a node of the cluster takes part in a network, or in the cluster.
     pub fn is_peer(&self, vni: u32, node: Ipv4Addr) -> bool {
         self.agent.peers.contains_key(&PeerKey { vni, node: node.into() })
     }
 
-    /// Whether an IPv6 address has an endpoint on a network under which flows know it.
+    /// Whether an endpoint of a network has this IPv6 address, and flows name it by the address.
     pub fn has_inside6(&self, vni: u32, ip: Ipv6Addr) -> bool {
         let endpoint = self.agent.endpoints6.get(&Endpoint6Key { vni, ip: ip.into() });
         vni != UNDERLAY_VNI && endpoint.is_some_and(|e| e.flags & ENDPOINT_FLAG_HOST == 0)
     }
 
-    /// Whether an IPv6 address outside has a name.
+    /// Whether an IPv6 address outside has an address id.
     pub fn has_client(&self, ip: Ipv6Addr) -> bool {
         self.clients.contains(&ip) || self.clients_new.contains(&ip)
     }
@@ -201,7 +202,7 @@ impl Tables {
         Mac::of_ip(self.ids.id(name))
     }
 
-    /// Whether a client poses as a container of the backend's network.
+    /// Whether the address of a client outside is that of a container in the backend's network.
     pub fn poses_as_inside(&self, backend: &Backend, client: IpAddr) -> bool {
         match client {
             IpAddr::V4(ip) => self.network(backend.vni).is_some_and(|network| is_of(&network, ip)),

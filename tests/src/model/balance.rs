@@ -1,4 +1,4 @@
-//! Which backend a new flow to a service gets, and what of its flows is counted.
+//! Selects the backend of a new flow to a service, and counts the flow's packets.
 
 use overlay_common::{
     Be16, Be32, Ip6, Reason, UNDERLAY_VNI, hash,
@@ -15,7 +15,7 @@ use super::{
     walk::Walk,
 };
 
-/// Where a service's packet goes.
+/// The destination of a service's packet.
 pub struct Target {
     /// The service's number.
     pub service: u32,
@@ -29,15 +29,15 @@ pub struct Target {
     pub port: u16,
     /// How long the flow may be idle, in seconds; 0 by default.
     pub idle: u16,
-    /// What the entry begins with: [`Marks::VIP`] and [`Marks::DSR`].
+    /// The first marks of the entry: [`Marks::VIP`] and [`Marks::DSR`].
     pub marks: Marks,
 }
 
-/// What became of a flow to a service.
+/// The result of balancing a flow to a service.
 pub enum Balanced {
     /// It has a backend.
     To(Entry, Backend),
-    /// No backend takes it.
+    /// No backend accepts it.
     Rejected,
     /// Its backend is stale, and its client may be told.
     Lost,
@@ -130,7 +130,7 @@ impl Walk<'_> {
         (backend != 0).then(|| self.tables.stats.entry(key).or_default())
     }
 
-    /// Counts a client's packet as it is now.
+    /// Counts a client's packet with its present length.
     pub fn count_received(&mut self, flow: &Flow, entry: &Entry) {
         let length = self.frame.len() as u64;
         if let Some(stats) = self.stats(flow, entry, flow.key.dport) {

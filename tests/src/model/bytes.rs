@@ -67,7 +67,7 @@ impl Ethernet {
         Self { dst, src, kind: if ipv6 { IPV6 } else { IPV4 } }
     }
 
-    /// Whether it is in front of an IPv6 packet; `None` where it is in front of no IP packet.
+    /// Whether the header is in front of an IPv6 packet; `None` if it is in front of no IP packet.
     pub fn is_ip(&self) -> Option<bool> {
         match self.kind {
             IPV4 => Some(false),
@@ -76,7 +76,7 @@ impl Ethernet {
         }
     }
 
-    /// As on the wire.
+    /// The header in wire format.
     pub fn bytes(&self) -> [u8; 14] {
         let mut out = [0; 14];
         put(&mut out, 0, &self.dst.bytes());

@@ -32,7 +32,7 @@ impl Flow {
         (self.key.proto == UDP && self.part != Part::Quoted) || self.opens()
     }
 
-    /// What the client's packet says of its backend's direction.
+    /// The marks that the client's packet tells the entry of its backend's direction.
     fn told(&self) -> Marks {
         let fin = if self.seen.any(Marks::FIN) { Marks::OTHER_FIN } else { Marks::default() };
         self.seen.without(Marks::FIN) | fin
@@ -75,8 +75,8 @@ impl Entry {
         self.is_over(proto, now) && (!waits || since > 62 * SECOND)
     }
 
-    /// What an attempt to get a tuple finds of another flow: "four ports out of TIME-WAIT, then
-    /// four that need not be".
+    /// Whether an attempt to get a tuple may take it from this flow: "four ports out of TIME-WAIT,
+    /// then four that need not be".
     fn is_given_up(&self, attempt: u32, proto: u8, now: u64) -> bool {
         if attempt < 4 { self.is_free_again(proto, now) } else { self.is_over(proto, now) }
     }
@@ -86,7 +86,7 @@ impl Entry {
         self.marks.any(Marks::FIN | Marks::RST)
     }
 
-    /// The client of a reply entry, and what it asked.
+    /// The client of a reply entry, and the destination that the client sent to.
     pub fn client(&self) -> (Action, FlowKey) {
         (self.action, self.tuple(0))
     }
@@ -96,15 +96,15 @@ impl Entry {
         self.tuple(proto).reversed()
     }
 
-    /// A live entry as it was, with what a packet of its flow tells noted in it.
+    /// Notes a packet in a live entry. Returns the entry as it was before.
     fn note(&mut self, flow: &Flow, now: u64) -> Option<Self> {
         // The tuple of a connection that has ended may be used again.
         if self.is_over(flow.key.proto, now) || (flow.opens() && self.has_ended()) {
             return None;
         }
         let was = *self;
-        // At the backend's node only the client's own packets say so: the backend may not have
-        // heard of its reset yet.
+        // At the backend's node only the client's own packets are noted: the backend may not have
+        // received the reset yet.
         if flow.goes_on() && self.action != Action::Reverse {
             self.marks = self.marks.without(Marks::RST);
         }
@@ -141,7 +141,7 @@ impl Entry {
 }
 
 impl Walk<'_> {
-    /// The live entry of a flow as it was; what the packet tells of the flow is noted in the table.
+    /// The live entry of a flow, as it was before this packet. The table notes the packet.
     pub fn find(&mut self, flow: &Flow) -> Option<Entry> {
         let now = self.now;
         let known = self.tables.conntrack.get_mut(&flow.key).and_then(|e| e.note(flow, now));
@@ -158,7 +158,7 @@ impl Walk<'_> {
         Some(begun)
     }
 
-    /// As [`Self::find`], only entries with this action.
+    /// Like [`Self::find`], but only for entries with this action.
     pub fn find_action(&mut self, flow: &Flow, action: Action) -> Option<Entry> {
         self.find(flow).filter(|entry| entry.action == action)
     }
@@ -259,8 +259,8 @@ impl Walk<'_> {
         Err(Reason::TupleTaken)
     }
 
-    /// Takes a tuple that no other flow has. What another one has given up among the flows in use
-    /// is removed also where a new flow is in the way.
+    /// Takes a tuple that no other flow has. A flow in use that has given its tuple up is removed,
+    /// also if a new flow then has the tuple.
     fn take(&mut self, key: &FlowKey, attempt: u32, is_own: impl Fn(&Entry) -> bool) -> bool {
         let now = self.now;
         let is_others = |old: &Entry| !is_own(old) && !old.is_given_up(attempt, key.proto, now);
@@ -336,7 +336,7 @@ impl Walk<'_> {
         true
     }
 
-    /// The port of a flow that was given another one, whose entry is there.
+    /// Notes the port of a remapped flow that has an entry.
     fn note_remapped(&mut self, flow: &Flow, through: FlowKey) -> u16 {
         let now = self.now;
         let is_new = !self.tables.conntrack.contains_key(&through);
@@ -345,7 +345,7 @@ impl Walk<'_> {
         known.renew(flow, flow.seen, now);
         let known = *known;
         let key = FlowKey { dport: known.sport, ..flow.key.reversed() };
-        // "A reset by the client ends both", and neither when it goes on.
+        // "A reset by the client ends both". If the client goes on, neither ends.
         if let Some(reply) = self.tables.held(&key) {
             if was_reset && flow.goes_on() {
                 reply.marks = reply.marks.without(Marks::RST);

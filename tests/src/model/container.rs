@@ -32,7 +32,7 @@ use super::{
 /// A packet that has passed the checks of its interface.
 struct Sent {
     link: Link,
-    /// Of an interface that speaks IPv6.
+    /// Configuration of the interface, which has IPv6.
     own: Link6,
     ethernet: Ethernet,
     ip: Ip,
@@ -47,7 +47,7 @@ impl Sent {
         self.ip.is_ipv6()
     }
 
-    /// Whether it is from the address under which flows know its sender: "flows have no link-local
+    /// Whether the source is the address that flows name its sender by: "flows have no link-local
     /// addresses".
     fn is_own(&self) -> bool {
         !self.is_ipv6() || self.ip.src == Ipv6Addr::from(self.own.ip)
@@ -103,7 +103,8 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     }
 }
 
-/// What goes to all on the link: groups, which IPv4 networks may copy, and neighbour discovery.
+/// Handles packets to all endpoints of the link: groups, which IPv4 networks may copy, and
+/// neighbour discovery.
 fn to_link(walk: &mut Walk<'_>, sent: &Sent) -> Option<Outcome> {
     let Sent { link, own, ethernet, ip } = sent;
     let to_group = ethernet.dst.is_group();
@@ -271,7 +272,7 @@ fn to_backend(
     tunnel(walk, sent, way, Some(&translated))
 }
 
-/// To an address of no endpoint.
+/// Handles a packet to an address that no endpoint has.
 fn to_no_endpoint(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     let network = walk.tables.network(sent.link.vni);
     let of_network = match sent.ip.dst {
@@ -310,7 +311,8 @@ fn to_stale_backend(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     reject(walk, ip, Rejected::tcp(part, ip.payload()), &Balanced::Lost)
 }
 
-/// Out of the network: to a port of this host, on the way that its flow came in, or out.
+/// Handles a packet that leaves the network: to a port of this host, back along the reverse path,
+/// or out through the uplink.
 fn to_egress(walk: &mut Walk<'_>, sent: &Sent, network: &Network) -> Outcome {
     if sent.is_ipv6() {
         let said = walk.said(&sent.ip).map_err(|_| Reason::NoWayOut)?;
@@ -329,7 +331,7 @@ fn to_egress(walk: &mut Walk<'_>, sent: &Sent, network: &Network) -> Outcome {
             Some(entry) if entry.action == Action::Reverse => {
                 reverse(walk, sent, network, (flow, entry))
             }
-            // There is no way out for IPv6.
+            // IPv6 has no egress.
             _ => Err(Reason::NoWayOut),
         };
     }

@@ -1,5 +1,5 @@
-//! Direct server return: what a backend's node is told of the frontend, and when a reply leaves
-//! from there.
+//! Direct server return: how a backend's node learns the frontend, and which replies it sends
+//! directly.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -23,8 +23,8 @@ pub type Frontend = (Name, u16);
 const MARK: [u8; 4] = *b"\x06ask";
 
 /// The header inside the tunnel: "the destination is 02:42 and the frontend's address, the source
-/// 06:61:73:6b and its port". Of IPv6, "instead of the address its number", by which other hosts
-/// know it. Not for a flow whose source port was changed here.
+/// 06:61:73:6b and its port". For IPv6, "instead of the address its number", by which other hosts
+/// know it. A flow whose source port was changed here has no such header.
 pub fn header(flow: &Flow, entry: &Entry, frontend: IpAddr, otherwise: Ethernet) -> Ethernet {
     if !entry.marks.any(Marks::DSR) || entry.sport != flow.key.sport {
         return otherwise;
@@ -38,8 +38,8 @@ pub fn header(flow: &Flow, entry: &Entry, frontend: IpAddr, otherwise: Ethernet)
     Ethernet { src: Mac::new([a, b, c, d, e, f]), dst: Mac::of_ip(address), ..otherwise }
 }
 
-/// What a frame of a node says. An IPv6 address is one of those that its node is known to have, and
-/// has a name here from then on.
+/// Reads the frontend from a node's frame. An IPv6 address must be one that its node is known to
+/// have, and gets an address id here.
 pub fn said(tables: &mut Tables, frame: &Ethernet, node: Ipv4Addr, ipv6: bool) -> Option<Frontend> {
     let [mark @ .., e, f] = frame.src.bytes();
     if mark != MARK {
@@ -57,16 +57,16 @@ pub fn said(tables: &mut Tables, frame: &Ethernet, node: Ipv4Addr, ipv6: bool) -
     Some((name, u16::from_be_bytes([e, f])))
 }
 
-/// What is believed of that: "only of a port that is published here too, to the port that the
-/// backend is asked on, of a service that says so", and nothing about this host itself or a
-/// container as the client, or as the frontend.
+/// Accepts that frontend under conditions: "only of a port that is published here too, to the port
+/// that the backend is asked on, of a service that says so". Neither the client nor the frontend
+/// may be this host or a container.
 pub fn believed(tables: &Tables, flow: &Flow, said: Option<Frontend>) -> Option<Frontend> {
     let (name, port) = said?;
     let published = tables.published(flow.key.proto, port)?;
     let service = tables.service(published.service)?;
     let is_right = published.target.get() == flow.key.dport && service.flags & SERVICE_DSR != 0;
     let is_elsewhere = |name: Name| !tables.is_local(name.ip) && !tables.is_inside(name.ip);
-    // An IPv6 frontend is one that the agent has said; the port must be one of IPv6.
+    // The agent must have declared an IPv6 frontend, and the port must be an IPv6 port.
     let may_be = match first_octet(name) {
         Some(octet) => !matches!(octet, 0 | 127 | 224..) && is_elsewhere(name),
         None => published.flags & PUBLISHED_IPV6 != 0,
@@ -74,7 +74,8 @@ pub fn believed(tables: &Tables, flow: &Flow, said: Option<Frontend>) -> Option<
     (is_right && may_be && is_elsewhere(flow.key.src)).then_some((name, port))
 }
 
-/// Whether a reply leaves from here: not the first one, no SYN, no FIN, no reset and no ICMP error.
+/// Whether this node sends a reply directly. It does not send the first reply, a SYN, a FIN, a
+/// reset or an ICMP error so.
 pub fn applies(flow: &Flow, entry: &Entry) -> bool {
     entry.marks.any(Marks::DSR)
         && entry.marks.any(Marks::ANSWERED)

@@ -1,4 +1,4 @@
-//! What the kernel answers on the rig's host: one NIC, one subnet, two known neighbours.
+//! The kernel's answers on the rig's host: one NIC, one subnet, two known neighbours.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -17,12 +17,12 @@ pub struct Host {
     pub vxlan: u32,
 }
 
-/// Where a packet leaves.
+/// The next hop of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// The NIC's MAC and the neighbour's; zero both when the neighbour is not resolved.
     pub macs: (Mac, Mac),
-    /// Whether it is.
+    /// Whether the neighbour is resolved.
     pub resolved: bool,
     /// The interface.
     pub ifindex: u32,
@@ -37,9 +37,9 @@ impl Host {
         Self { nic: rig.underlay, no_forwarding: [1, rig.no_forwarding], vxlan: rig.vxlan }
     }
 
-    /// Whether the kernel takes a copy, a frame of `length` bytes, for an interface: any that
-    /// exists and is up. A veth wants it to fit the MTU and an Ethernet header with a VLAN tag
-    /// (`is_skb_forwardable`).
+    /// Whether the kernel accepts a copy, a frame of `length` bytes, for an interface. It must
+    /// exist and be up. A veth also requires that the frame fits the MTU and an Ethernet header
+    /// with a VLAN tag (`is_skb_forwardable`).
     pub fn takes(&self, ifindex: u32, length: usize) -> bool {
         let [loopback, other_end] = self.no_forwarding;
         let is_veth = ifindex == self.nic || ifindex == other_end;

@@ -42,9 +42,9 @@ pub fn sealed([src, dst]: [IpAddr; 2], protocol: u8, body: &[u8]) -> u16 {
     ones_complement(&[&octets(src), &octets(dst), &length[..], &[0, 0, 0, protocol], body].concat())
 }
 
-/// Tells the sender of the packet that IP packets of `mtu` bytes fit. What must not be answered
-/// (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e) stays a drop. Of IPv6 the answer fills 1280
-/// bytes.
+/// Tells the sender of the packet that IP packets of `mtu` bytes fit. A packet that must not be
+/// answered (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e) remains a drop. The answer to an
+/// IPv6 packet fills 1280 bytes.
 pub fn too_big(walk: &mut Walk<'_>, router: Router, mtu: usize) -> Outcome {
     let frame = &walk.frame;
     let ipv6 = router.ip.is_ipv6();
@@ -66,7 +66,7 @@ fn is_error(kind: u8) -> bool {
     [3, 4, 5, 11, 12].contains(&kind)
 }
 
-/// Whether an address is that of one host, which may be answered.
+/// Whether an address belongs to one host, so that it may be answered.
 pub fn is_host(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !matches!(ip.octets()[0], 0 | 127 | 224..),
@@ -97,8 +97,8 @@ pub fn unreachable(walk: &mut Walk<'_>, frontend: Router, proto: u8) -> Outcome 
     Ok(End::Sent(Reason::NoBackendAnswered))
 }
 
-/// What is quoted of an IPv4 packet: of a short one the least, and of TCP the whole header; nothing
-/// of a short one with options.
+/// The quoted part of an IPv4 packet: the least for a short packet, and the whole header for TCP. A
+/// short packet with options is not quoted.
 fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
     let ip = Ip::at(&walk.frame, ETHERNET, false)?;
     let length = match (walk.frame.len() >= ETHERNET + 128, ip.is_plain(), ip.protocol) {

@@ -152,7 +152,7 @@ fn usage(usage: &Usage) -> maps::SnatUsage {
     maps::SnatUsage { flows: usage.flows, pad: 0, counted: usage.counted }
 }
 
-/// What the maps hold that the programs write.
+/// The content of the maps that the programs write.
 #[derive(Clone, Debug, Default)]
 pub struct Maps {
     flows: [HashMap<ConntrackKey, Conntrack>; 2],
@@ -166,7 +166,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// What they hold where the tables are these.
+    /// The content that the maps have for these tables.
     pub fn of(tables: &Tables) -> Self {
         let ids = &tables.ids;
         let flows = |flows: &HashMap<FlowKey, Entry>| {
@@ -196,7 +196,7 @@ impl Maps {
         }
     }
 
-    /// What the rig's maps hold, of the services and backends with these numbers.
+    /// Reads the rig's maps, for the services and backends with these numbers.
     pub fn read(rig: &Rig, numbers: RangeInclusive<u32>) -> Self {
         Self {
             flows: FLOWS.map(|map| rig.flows(map).into_iter().collect()),
@@ -210,8 +210,8 @@ impl Maps {
         }
     }
 
-    /// Makes the rig's maps, which hold `before`, hold this. What is not in it is left: only
-    /// [`Maps::clear`] removes flows. Statistics are the programs' own.
+    /// Brings the rig's maps, which hold `before`, to this content. Entries that are absent here
+    /// stay: only [`Maps::clear`] removes flows. Only the programs write statistics.
     pub fn write(&self, rig: &mut Rig, before: &Self, numbers: RangeInclusive<u32>) {
         for (map, (new, old)) in FLOWS.iter().zip(self.flows.iter().zip(&before.flows)) {
             changed(new, old, |key, entry| rig.set_flow(map, key, Some(entry)));
@@ -228,7 +228,7 @@ impl Maps {
         rig.set_snat_usage(self.usage);
     }
 
-    /// Empties the rig's maps of what the programs remember of packets, and sets the secret.
+    /// Removes all that the programs remember of packets from the rig's maps, and sets the secret.
     pub fn clear(rig: &mut Rig, ids: &AddressIds) {
         for map in FLOWS {
             rig.flows(map).into_iter().for_each(|(key, _)| rig.set_flow(map, key, None));
@@ -242,11 +242,11 @@ impl Maps {
         rig.set_addr6_secret(ids.secret);
     }
 
-    /// Whether the model's maps are those of the rig. Times that the model set to `now` may lie
+    /// Checks that the model's maps are those of the rig. Times that the model set to `now` may lie
     /// anywhere in `span` in the kernel.
     ///
     /// # Errors
-    /// What differs.
+    /// The first difference.
     pub fn check(&self, real: &Self, now: u64, span: (u64, u64)) -> Result<(), String> {
         let time = |model: u64, real: u64| {
             model == real || (model == now && (span.0..=span.1).contains(&real))

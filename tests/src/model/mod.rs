@@ -7,13 +7,12 @@
 //! an IPv6 address.
 //!
 //! Both families differ in these places: ARP and neighbour discovery (`neighbour`), ICMP errors
-//! (`icmp`), headers in bytes (`packet`, `rewrite`, `tunnel`), the names of IPv6 addresses
-//! outside (`agent`), and what only IPv4 has: a way out (`snat`), replication and the host's
-//! own endpoint.
+//! (`icmp`), headers in bytes (`packet`, `rewrite`, `tunnel`), and the names of IPv6 addresses
+//! outside (`agent`). Only IPv4 has egress (`snat`), head-end replication and the host's own
+//! endpoint.
 //!
-//! `run` takes what the tables hold, the time and a packet, and says what the program must do
-//! with it. Where the answer is the kernel's (routes, neighbours, MTU), `Host` holds what the rig
-//! set up.
+//! `run` takes the content of the tables, the time and a packet, and predicts the program's action.
+//! Where the kernel decides (routes, neighbours, MTU), `Host` holds the rig's setup.
 //!
 //! [`IpAddr`]: std::net::IpAddr
 
@@ -53,7 +52,7 @@ pub use state::{
 
 use crate::rig::Told;
 
-/// Which program a packet meets.
+/// The program that receives a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `from_container`
@@ -82,7 +81,7 @@ impl Program {
     }
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes to the host, untouched.
@@ -93,7 +92,7 @@ pub enum Verdict {
     Sent,
 }
 
-/// What a program must do with a packet.
+/// The action that a program must take on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Predicted {
     /// The verdict.
@@ -102,7 +101,7 @@ pub struct Predicted {
     pub packet: Vec<u8>,
     /// The counters that move, and how far.
     pub moved: BTreeMap<Reason, Counter>,
-    /// What is counted for endpoints and networks.
+    /// The counters of endpoints and networks.
     pub told: Told,
 }
 

@@ -1,4 +1,5 @@
-//! What gateways, endpoints and VIPs answer themselves: ARP, neighbour discovery and echo requests.
+//! Packets that gateways, endpoints and VIPs answer themselves: ARP, neighbour discovery and echo
+//! requests.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,7 +47,7 @@ pub fn arp(walk: &mut Walk<'_>, link: &Link) -> Outcome {
     Ok(End::Sent(Reason::ArpAnswered))
 }
 
-/// Whether an ICMPv6 message is one of neighbour discovery: solicitations, advertisements and
+/// Whether an ICMPv6 message belongs to neighbour discovery: solicitations, advertisements and
 /// redirects (RFC 4861, section 4).
 pub fn is_discovery(kind: u8) -> bool {
     (133..=137).contains(&kind)
@@ -146,7 +147,7 @@ pub fn echo(walk: &mut Walk<'_>, ip: &Ip) -> Outcome {
     let frame = &mut walk.frame;
     put(frame, at, &reply);
     put(frame, at + 2, &updated(checksum, &request, &reply).to_be_bytes());
-    // A checksum does not change where what it covers changes places.
+    // A checksum stays the same when the words under it only change places.
     let addresses = ip.at + if ip.is_ipv6() { 8 } else { 12 };
     put(frame, addresses, &[octets(ip.dst), octets(ip.src)].concat());
     put(frame, 0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..ethernet }.bytes());

@@ -1,4 +1,5 @@
-//! For whom a packet is counted: "the endpoint that sent it or that it was for, and its network".
+//! Selects the counters of a packet: "the endpoint that sent it or that it was for, and its
+//! network".
 
 use overlay_common::{
     Reason, UNDERLAY_VNI,
@@ -13,7 +14,7 @@ use super::{
 /// The endpoint of this node that a packet is of, as far as the program got.
 #[derive(Clone, Copy, Debug)]
 pub struct Party {
-    /// Whether it sent the packet.
+    /// Whether the endpoint sent the packet.
     pub traffic: Traffic,
     /// Its network.
     pub vni: u32,
@@ -22,7 +23,7 @@ pub struct Party {
 }
 
 impl Party {
-    /// No endpoint, for a packet from the underlay.
+    /// A packet from the underlay has no endpoint.
     pub const fn none() -> Self {
         Self { traffic: Traffic::Received, vni: UNDERLAY_VNI, counter: 0 }
     }
@@ -46,7 +47,7 @@ impl Walk<'_> {
         verdict
     }
 
-    /// Counts a packet that goes on for its sender and for the endpoint that it went into.
+    /// Counts a forwarded packet for its sender and for the endpoint that received it.
     fn tell_forwarded(&mut self, reason: Reason, length: usize) {
         let sender = if self.party.traffic == Traffic::Sent { self.party.counter } else { 0 };
         for (counter, traffic) in [(sender, Traffic::Sent), (self.delivered, Traffic::Received)] {
@@ -64,8 +65,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Counts a packet that is dropped. What a packet says of its network counts only where there
-    /// is such a network.
+    /// Counts a packet that is dropped. The packet's network counts only if it exists.
     pub fn tell_dropped(&mut self, reason: Reason, length: usize) {
         let Party { traffic, vni, counter } = self.party;
         let vni = if self.tables.network(vni).is_some() { vni } else { UNDERLAY_VNI };

@@ -112,13 +112,13 @@ impl Ip {
         self.at + self.header
     }
 
-    /// Whether it carries the control messages of its family.
+    /// Whether the packet carries the ICMP of its family.
     pub fn is_icmp(&self) -> bool {
         self.protocol == if self.is_ipv6() { ICMPV6 } else { ICMP }
     }
 
-    /// Whether the header is possible and the frame as long as it says. What an aggregate says of
-    /// its length holds for none of its segments.
+    /// Checks that the header is possible and that the frame is as long as the header says. The
+    /// length field of an aggregate describes none of its segments.
     pub fn check(&self, walk: &Walk<'_>) -> Result<(), Reason> {
         let is_aggregate = walk.segment != 0;
         let is_possible = match self.is_ipv6() {
@@ -138,7 +138,7 @@ impl Ip {
     }
 }
 
-/// What of a flow a packet is.
+/// The part of a flow that a packet is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// A packet, or the first fragment of one.
@@ -149,7 +149,7 @@ pub enum Part {
     Quoted,
 }
 
-/// What a packet says of its flow.
+/// The flow of a packet, as its headers describe it.
 #[derive(Clone, Copy)]
 pub struct Said {
     /// Source and destination of the flow.
@@ -158,14 +158,14 @@ pub struct Said {
     pub proto: u8,
     /// Source and destination port; of a later fragment none.
     pub ports: [u16; 2],
-    /// What of the flow it is.
+    /// The part of the flow that it is.
     pub part: Part,
     /// Offset of the transport header.
     pub transport: usize,
     seen: Marks,
     /// Identification, where it is a fragment.
     fragment: Option<u32>,
-    /// What is wrong behind the ports.
+    /// The fault behind the ports.
     pub fault: Option<Reason>,
 }
 
@@ -176,13 +176,13 @@ pub struct Flow {
     pub key: FlowKey,
     /// Offset of the transport header.
     pub transport: usize,
-    /// What the packet says of the connection.
+    /// The state of the connection that the packet shows.
     pub seen: Marks,
-    /// What of the flow the packet is.
+    /// The part of the flow that the packet is.
     pub part: Part,
 }
 
-/// What is behind the IP header and its extension headers.
+/// The transport header behind the IP header and its extension headers.
 struct Upper {
     proto: u8,
     at: usize,
@@ -194,7 +194,7 @@ struct Upper {
 /// 4302; RFC 6275; RFC 7401; RFC 5533).
 const EXTENSIONS: [u8; 7] = [0, 43, 51, 60, 135, 139, 140];
 
-/// What follows the extension header of a kind at an offset, and where.
+/// The next header after an extension header of this kind at this offset, and its offset.
 pub fn behind(frame: &[u8], kind: u8, at: usize) -> Option<Result<(u8, usize), Reason>> {
     if !EXTENSIONS.contains(&kind) {
         return None;
@@ -236,7 +236,7 @@ impl Walk<'_> {
         Ok(Upper { proto, at, fragment, later })
     }
 
-    /// What a packet says of its flow.
+    /// Reads the packet's flow.
     pub fn said(&self, ip: &Ip) -> Result<Said, Reason> {
         let frame = &self.frame;
         let Upper { proto, at, fragment, later } = self.upper(ip)?;
@@ -262,7 +262,7 @@ impl Walk<'_> {
         if later {
             return Ok(said);
         }
-        // What is behind the packet's own end is padding, not ports. SCTP has a chunk at least.
+        // Bytes behind the packet's own end are padding, not ports. SCTP has at least one chunk.
         let shortest = match proto {
             TCP => 20,
             SCTP => 16,
@@ -305,7 +305,7 @@ impl Walk<'_> {
         let transport = at + 8 + header;
         let start: [u8; 8] = bytes(frame, transport)
             .or_else(|| {
-                // Of IPv6 only the ports need be there.
+                // For IPv6 only the ports need to be present.
                 let [a, b, c, d]: [u8; 4] = bytes(frame, transport).filter(|_| ipv6)?;
                 Some([a, b, c, d, 0, 0, 0, 0])
             })
@@ -358,7 +358,7 @@ impl Walk<'_> {
         Ok(Some(Flow { key, transport, seen, part }))
     }
 
-    /// Both, for a packet whose flow is known if there is one.
+    /// The flow and its entry, for a packet with a known flow.
     pub fn flow(&mut self, ip: &Ip, vni: u32) -> Result<Option<Flow>, Reason> {
         let said = self.said(ip)?;
         self.named(&said, vni, Naming::default())
@@ -377,7 +377,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What was kept of a later fragment's first one: "for 30 seconds".
+    /// The ports kept from the first fragment for a later one: "for 30 seconds".
     pub fn first_fragment(&self, key: &FragmentKey) -> Result<[u8; 8], Reason> {
         let kept = self.tables.fragments.get(key).ok_or(Reason::Fragment)?;
         let is_old = self.now.saturating_sub(kept.seen) > 30 * SECOND;

@@ -22,8 +22,8 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// How an IPv4 packet without options goes on behind its header. A later fragment is what its first
-/// one was.
+/// The first bytes behind the header of an IPv4 packet without options. A later fragment has those
+/// of its first fragment.
 pub fn head(walk: &mut Walk<'_>, ip: &Ip) -> Option<[u8; 8]> {
     if ip.later {
         let key = walk.fragments_of(ip, UNDERLAY_VNI)?;
@@ -37,7 +37,8 @@ pub fn dest(head: &[u8; 8]) -> u16 {
     u16::from_be_bytes([head[2], head[3]])
 }
 
-/// To an address of the host, as far as can be told. The rest is the host's.
+/// Handles a packet to an address of the host, if it is known as one. All other packets go to the
+/// host.
 pub fn to_host(walk: &mut Walk<'_>) -> Outcome {
     let ipv6 = Ethernet::at(&walk.frame, 0).ok().and_then(|ethernet| ethernet.is_ip());
     let Some(ip) = ipv6.and_then(|ipv6| Ip::at(&walk.frame, ETHERNET, ipv6)) else {
@@ -73,8 +74,8 @@ pub fn to_host(walk: &mut Walk<'_>) -> Outcome {
     to_published(walk, &ip, &flow, &published)
 }
 
-/// The flow of an IPv6 packet to a published port, or of an error about one. A client has a name
-/// only where the port is known, so what is wrong with the packet counts from there on.
+/// The flow of an IPv6 packet to a published port, or of an error about one. A client gets an
+/// address id only if the port is known, so faults of the packet count from there on.
 fn find6(walk: &mut Walk<'_>, ip: &Ip) -> Result<Option<(Flow, Published)>, Reason> {
     if !walk.tables.is_local(ip.dst) {
         return Ok(None);
@@ -101,7 +102,7 @@ fn find6(walk: &mut Walk<'_>, ip: &Ip) -> Result<Option<(Flow, Published)>, Reas
     Ok(Some((flow, published)))
 }
 
-/// From a client outside.
+/// Handles a packet from a client outside.
 fn to_published(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, published: &Published) -> Outcome {
     let target = (published.target.get(), Marks::default());
     let (entry, backend) = match walk.balance(flow, published.service, target)? {
@@ -132,7 +133,7 @@ fn to_published(walk: &mut Walk<'_>, ip: &Ip, flow: &Flow, published: &Published
     }
 }
 
-/// The way to a backend elsewhere, whose node is told of the frontend.
+/// The path to a backend on another node, which learns the frontend.
 pub fn way(
     frontend: IpAddr,
     (flow, entry): (&Flow, &Entry),
@@ -145,7 +146,7 @@ pub fn way(
 }
 
 impl Walk<'_> {
-    /// The names of both ends of a flow in use are kept as long as it is.
+    /// Keeps the address ids of both ends of a flow as long as the flow.
     pub fn keep_both(&mut self, flow: &Flow, entry: &Entry) {
         if entry.action == Action::Forward && entry.marks.any(Marks::ANSWERED) {
             self.tables.keep(flow.key.src);

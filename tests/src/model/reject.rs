@@ -1,5 +1,5 @@
 //! "A service without a backend rejects at once": TCP gets a reset (RFC 9293, section 3.10.7.1),
-//! UDP and SCTP an ICMP error, from the frontend. What may not be answered is dropped.
+//! UDP and SCTP an ICMP error, from the frontend. A packet that must not be answered is dropped.
 
 use overlay_common::Reason;
 
@@ -11,7 +11,7 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// What is to be rejected.
+/// The packet to reject.
 #[derive(Clone, Copy)]
 pub struct Rejected {
     proto: u8,
@@ -26,7 +26,7 @@ impl From<&Flow> for Rejected {
 }
 
 impl Rejected {
-    /// A TCP packet whose flow is not asked for.
+    /// A TCP packet to reject, without a lookup of its flow.
     pub fn tcp(part: Part, transport: usize) -> Self {
         Self { proto: TCP, part, transport }
     }
@@ -43,7 +43,7 @@ pub fn reject(
     if !matches!(balanced, Balanced::Lost) {
         return answer(walk, ip, of);
     }
-    // "A connection whose backend is stale is reset", and nothing else is told.
+    // "A connection whose backend is stale is reset". Nothing else is sent.
     let told = of.proto == TCP && of.part != Part::Quoted && answer(walk, ip, of).is_ok();
     let gone = End::Sent(Reason::BackendGoneAnswered);
     if told { Ok(gone) } else { Err(Reason::BackendGone) }

@@ -18,7 +18,7 @@ use super::{
 /// IGMP, which is not copied.
 const IGMP: u8 = 2;
 
-/// From an endpoint.
+/// Replicates a packet from an endpoint.
 pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
     if !is_copied(walk, link.vni, dst, ip).unwrap_or(false) {
         return Err(Reason::Multicast);
@@ -33,7 +33,7 @@ pub fn send(walk: &mut Walk<'_>, link: &Link, dst: Mac, ip: &Ip) -> Outcome {
     Ok(End::Copied(Reason::Replicated))
 }
 
-/// From another node.
+/// Replicates a packet from another node.
 pub fn receive(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), dst: Mac, ip: &Ip) -> Outcome {
     if !is_copied(walk, vni, dst, ip).ok_or(Reason::NoEndpoint)? {
         return Err(Reason::Multicast);
@@ -49,7 +49,7 @@ pub fn receive(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), dst: Mac, ip
     Ok(End::Copied(Reason::Replicated))
 }
 
-/// Whether the network copies the packet; nothing where it is not known.
+/// Whether the network copies the packet. An unknown network copies none.
 fn is_copied(walk: &Walk<'_>, vni: u32, dst: Mac, ip: &Ip) -> Option<bool> {
     let network = walk.tables.network(vni)?;
     let IpAddr::V4(group) = ip.dst else { return Some(false) };

@@ -20,7 +20,7 @@ fn ports(source: u16, dest: u16) -> Vec<u8> {
     [source.to_be_bytes(), dest.to_be_bytes()].concat()
 }
 
-/// Where the addresses are behind an IP header's beginning.
+/// The offset of the addresses from the beginning of an IP header.
 fn addresses(ipv6: bool) -> usize {
     if ipv6 { 8 } else { 12 }
 }
@@ -101,7 +101,7 @@ impl Walk<'_> {
         let before = frame.clone();
         let (icmp, quote) = (ip.payload(), ip.payload() + 8);
         let quoted = Ip::at(frame, quote, ipv6).ok_or(Reason::Truncated)?;
-        // What is quoted goes the other way.
+        // The quoted packet has the opposite direction.
         let (old, new) = (octets([quoted.src, quoted.dst]), octets([ends[1], ends[0]]));
         let at = flow.transport;
         let id = (entry.sport | entry.dport).to_be_bytes();
@@ -149,9 +149,9 @@ impl Walk<'_> {
         Ok(own)
     }
 
-    /// Gives a packet its own tuple back: its sender must find what it sent in an answer.
+    /// Restores a packet's own tuple: an answer must quote the packet that its sender sent.
     pub fn undo(&mut self, flow: &Flow, entry: &Entry) -> Result<(), Reason> {
-        // No error is answered with another one.
+        // An error is never answered with an error.
         if flow.part == Part::Quoted {
             return Err(Reason::TooBig);
         }

@@ -1,4 +1,4 @@
-//! The way out: source NAT, which only IPv4 has.
+//! Egress: source NAT, which only IPv4 has.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,8 +19,8 @@ use super::{
 
 const SECOND: u64 = 1_000_000_000;
 
-/// The flow of an echo request (RFC 792): its identifier is the source port. Other ICMP has no way
-/// out.
+/// The flow of an echo request (RFC 792): its identifier is the source port. Other ICMP has no
+/// egress.
 pub fn echo_request(walk: &mut Walk<'_>, ip: &Ip, vni: u32) -> Result<Flow, Reason> {
     let key = walk.fragments_of(ip, vni).ok_or(Reason::NoWayOut)?;
     let head = if ip.later {
@@ -76,7 +76,7 @@ pub fn leave(
     Ok(End::Sent(Reason::Masqueraded))
 }
 
-/// Not from an internal network, and not to this host or a network of the cluster.
+/// Rejects flows from an internal network, and flows to this host or to a network of the cluster.
 fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
     let to = flow.key.dst;
     let accepts = flow.seen.any(Marks::SYN) && flow.seen.any(Marks::ACK);
@@ -151,14 +151,14 @@ fn keep_limit(walk: &mut Walk<'_>) -> Result<(), Reason> {
     if usage.flows < limit { Ok(()) } else { Err(Reason::MasqueradeLimit) }
 }
 
-/// Whether the other entry is to be told: once a second, and of a reset.
+/// Whether the other entry must be updated: once a second, and for a reset.
 fn is_news(flow: &Flow, entry: &Entry, now: u64) -> bool {
     let resets = flow.seen.any(Marks::RST) && !entry.marks.any(Marks::RST);
     now.wrapping_sub(entry.last_seen) > SECOND || resets
 }
 
-/// Tells the way back that the container speaks. False when there is none, or the address is no
-/// longer one of this host.
+/// Updates the reply entry when the container sends. Returns false without such an entry, or if
+/// this host no longer has the address.
 fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) -> bool {
     let now = walk.now;
     if !is_news(flow, entry, now) {
@@ -178,7 +178,7 @@ fn remind_reply(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) -> bool {
     true
 }
 
-/// Tells the way out that the outside has answered.
+/// Updates the forward entry when the outside has answered.
 fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) {
     let now = walk.now;
     let is_first = flow.key.proto == UDP && !entry.marks.any(Marks::ANSWERED);
@@ -198,8 +198,9 @@ fn remind_forward(walk: &mut Walk<'_>, flow: &Flow, entry: &Entry) {
     }
 }
 
-/// What comes to a port that flows leave from, or an ICMP error about one. `None` is for others.
-/// `head` is how the packet goes on behind its header; of a later fragment, how its first one did.
+/// Handles a packet to a port that egress flows use, or an ICMP error about one. Returns `None` for
+/// other packets. `head` has the first bytes behind the packet's header; for a later fragment,
+/// those of its first fragment.
 pub fn receive(walk: &mut Walk<'_>, ip: &Ip, head: &[u8; 8]) -> Option<Outcome> {
     let [first, last] = walk.tables.config.outside_ports;
     let is_ours = |port: u16| (first..=last).contains(&port);

@@ -1,5 +1,4 @@
-//! What the datapath remembers, by addresses: flows, clients, fragments and what is counted of
-//! them.
+//! The datapath's memory, by addresses: flows, clients, fragments and their counters.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,8 +16,8 @@ use super::maps::AddressIds;
 pub struct Name {
     /// The address.
     pub ip: IpAddr,
-    /// An IPv6 address that is taken for one outside, whatever it is on its network. IPv4 addresses
-    /// are named by what they are, and this is false.
+    /// Whether an IPv6 address is treated as one outside, even if its network has it too. IPv4
+    /// addresses have one name only, and this is false.
     pub outside: bool,
 }
 
@@ -34,7 +33,7 @@ impl Name {
     }
 }
 
-/// A tuple as it is seen on arrival, before any translation.
+/// A tuple on arrival, before any translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// The network it is seen on; 0 is the underlay.
@@ -49,7 +48,8 @@ pub struct FlowKey {
     pub dport: u16,
     /// IP protocol number of the flow.
     pub proto: u8,
-    /// The ingress node of a flow whose tuple another node's flow has on the backend's node.
+    /// The ingress node of a flow, if a flow of another node has the same tuple on the backend's
+    /// node.
     pub through: Option<Ipv4Addr>,
 }
 
@@ -65,24 +65,24 @@ impl FlowKey {
     }
 }
 
-/// What an entry does to the packets of its flow.
+/// The action of an entry on the packets of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// From a client to its backend.
+    /// Translates packets from a client to its backend.
     Forward,
-    /// From a backend to its client, on the ingress node.
+    /// Translates packets from a backend to its client, on the ingress node.
     Reply,
-    /// From a backend to its client, on the backend's node: the reverse path.
+    /// Sends packets from a backend to its client along the reverse path, on the backend's node.
     Reverse,
-    /// From a container to the outside.
+    /// Translates packets from a container to the outside.
     Snat,
-    /// From the outside to a container.
+    /// Translates packets from the outside to a container.
     Unsnat,
     /// None of these.
     Unknown(u8),
 }
 
-/// What was seen of a flow.
+/// The observed state of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks(pub u32);
 
@@ -95,7 +95,7 @@ impl Marks {
     pub const FIN: Self = Self(4);
     /// A reset.
     pub const RST: Self = Self(8);
-    /// Both sides have spoken.
+    /// Both sides have sent packets.
     pub const ANSWERED: Self = Self(16);
     /// The client asked a VIP.
     pub const VIP: Self = Self(32);
@@ -104,7 +104,7 @@ impl Marks {
     /// A FIN in the other direction.
     pub const OTHER_FIN: Self = Self(128);
 
-    /// Whether one of them is set.
+    /// Whether at least one of these marks is set.
     pub const fn any(self, of: Self) -> bool {
         self.0 & of.0 != 0
     }
@@ -152,9 +152,9 @@ pub struct Entry {
     pub backend: u32,
     /// The ingress node, on the backend's node.
     pub node: Option<Ipv4Addr>,
-    /// What it does.
+    /// The action on the flow's packets.
     pub action: Action,
-    /// What was seen.
+    /// The observed state of the flow.
     pub marks: Marks,
     /// Seconds that the flow may be idle; 0 by default.
     pub idle: u16,
@@ -163,7 +163,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What leaves a tuple as it is.
+    /// An entry that leaves a tuple unchanged.
     pub fn unchanged(key: &FlowKey, action: Action, now: u64) -> Self {
         let FlowKey { src, dst, sport, dport, vni, .. } = *key;
         Self {
@@ -189,7 +189,7 @@ impl Entry {
     }
 }
 
-/// What the fragments of one packet have in common.
+/// The fields that all fragments of one packet share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     /// The network.
@@ -224,7 +224,7 @@ pub struct AffinityKey {
     pub client: Name,
 }
 
-/// Which backend a client keeps.
+/// The backend that a client keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Affinity {
     /// The backend's number.
@@ -248,7 +248,7 @@ pub struct StatsKey {
     pub ipv6: bool,
 }
 
-/// What went between clients and a backend.
+/// Traffic between clients and a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Flows that began.
@@ -273,17 +273,17 @@ pub struct Usage {
 pub struct Tables {
     /// The configuration.
     pub config: Config,
-    /// What the agent fills in.
+    /// The state that the agent writes.
     pub agent: DatapathState,
     /// How many picks each service has made.
     pub cursors: BTreeMap<u32, u32>,
     /// About how many flows counted backends have.
     pub active: BTreeMap<u32, u32>,
-    /// Which backends clients keep.
+    /// The backends that clients keep.
     pub affinity: HashMap<AffinityKey, Affinity>,
     /// Flows in use.
     pub conntrack: HashMap<FlowKey, Entry>,
-    /// New flows: those whose client has not gone on after an answer.
+    /// New flows: the client has not sent again after an answer.
     pub ct_new: HashMap<FlowKey, Entry>,
     /// IPv6 addresses outside, of flows in use.
     pub clients: BTreeSet<Ipv6Addr>,
@@ -291,13 +291,13 @@ pub struct Tables {
     pub clients_new: BTreeSet<Ipv6Addr>,
     /// Backend statistics, summed over the CPUs.
     pub stats: BTreeMap<StatsKey, Stats>,
-    /// Packets whose first fragment was seen.
+    /// The first fragments seen, by packet.
     pub fragments: HashMap<FragmentKey, Fragment>,
     /// Flows to the outside, by interface.
     pub usage: BTreeMap<u32, Usage>,
-    /// Whether the underlay is IPv6: the programs' constant.
+    /// Whether the underlay is IPv6: a constant of the programs.
     pub ipv6: bool,
-    /// What number stands for an IPv6 address.
+    /// The address ids of IPv6 addresses.
     pub ids: AddressIds,
 }
 

@@ -1,5 +1,5 @@
-//! The tunnel: outer headers (RFC 7348), the ECN field (RFC 6040), and what is left to the kernel's
-//! vxlan device.
+//! The tunnel: outer headers (RFC 7348), the ECN field (RFC 6040), and the kernel encap and decap
+//! fallback.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +13,7 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// Where a packet goes in the tunnel.
+/// The destination of a packet in the tunnel.
 #[derive(Clone, Copy)]
 pub struct Way {
     /// The network.
@@ -78,16 +78,17 @@ impl Walk<'_> {
     }
 
     /// "What is too big and has no DF is given to the kernel's vxlan device, which fragments
-    /// outside", and so is what the programs cannot push headers onto: "aggregates other than TCP's
-    /// and UDP's", which those of BPF_PROG_TEST_RUN are, whatever is in them.
+    /// outside". The kernel also takes packets that the programs cannot push headers onto:
+    /// "aggregates other than TCP's and UDP's". The aggregates of BPF_PROG_TEST_RUN are such
+    /// packets, whatever they contain.
     fn kernel_encap(&mut self, inner: Ethernet, refused: Reason) -> Outcome {
         let has_df = half(&self.frame, ETHERNET + 6).is_some_and(|field| field & 0x4000 != 0);
         let is_whole = match inner.kind {
             // "The kernel makes no fragments of tunnel packets over IPv6."
             _ if self.tables.ipv6 => true,
             IPV4 => has_df,
-            // No router makes fragments of IPv6 packets, but every link carries 1280 bytes (RFC
-            // 8200, section 5).
+            // Routers do not fragment IPv6 packets, but every link carries 1280 bytes (RFC 8200,
+            // section 5).
             _ => self.longest() > 1280,
         };
         let stays_whole = is_whole && refused == Reason::TooBig;
@@ -158,9 +159,9 @@ impl Walk<'_> {
         if outer == inner || !is_popped || keeps_mark {
             return Err(Reason::TunnelRefused);
         }
-        // BPF_PROG_TEST_RUN's aggregates are of no protocol, whatever is in them: the kernel
-        // refuses them when the packet is of the family inside already, whose header has another
-        // length.
+        // The aggregates of BPF_PROG_TEST_RUN have no protocol, whatever they contain. The kernel
+        // rejects them if the packet already has the inner family, since that family's header has
+        // another length.
         if inner {
             self.frame.extend([0; 20]);
         } else {

@@ -1,4 +1,4 @@
-//! `from_underlay` and `from_outside`: what the NIC and other interfaces receive.
+//! `from_underlay` and `from_outside`: packets that the NIC and other interfaces receive.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -82,7 +82,7 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     check_other(walk, sender)?;
     let outcome = accept(walk, tunneled);
     // "A node is one of the cluster if it is in `peers`, or if the packet's inner source is on it."
-    // What others send is dropped as theirs, whatever else is wrong with it.
+    // Packets of all other senders are dropped for that reason, even if they have other faults.
     if !walk.tables.ipv6 && !matches!(outcome, Ok(End::Sent(_) | End::Copied(_))) {
         check_stranger(walk, sender)?;
     }
@@ -98,8 +98,8 @@ pub fn receive_egress(walk: &mut Walk<'_>) -> Outcome {
     if is_to_vtep(walk) { Err(Reason::NotPeer) } else { to_host(walk) }
 }
 
-/// Whether it is, or begins, a tunnel packet to this node: also behind options and extension
-/// headers.
+/// Whether the packet is a tunnel packet to this node or its first fragment. Options and extension
+/// headers are skipped.
 fn is_to_vtep(walk: &Walk<'_>) -> bool {
     let ipv6 = walk.tables.ipv6;
     let is_kind = half(&walk.frame, 12) == Some(if ipv6 { IPV6 } else { IPV4 });
@@ -140,7 +140,7 @@ pub fn check_other(walk: &Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
     if is_other { Ok(()) } else { Err(Reason::NotPeer) }
 }
 
-/// As [`check_peer`], counted for no endpoint where it is no node of the cluster.
+/// Like [`check_peer`], but a sender that is no node of the cluster counts for no endpoint.
 pub fn check_stranger(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Result<(), Reason> {
     let checked = check_peer(walk, sender);
     if checked.is_err() {
@@ -149,8 +149,8 @@ pub fn check_stranger(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Result<(), Reaso
     checked
 }
 
-/// What is wrong with a node that is to be of the packet's network: "the nodes with endpoints of a
-/// network send on it".
+/// The fault of a sender that must be a node of the packet's network: "the nodes with endpoints of
+/// a network send on it".
 pub fn wrong_node(walk: &Walk<'_>, sender: Ipv4Addr) -> Option<Reason> {
     let vni = walk.party.vni;
     if walk.tables.network(vni).is_none() {
@@ -207,19 +207,19 @@ fn accept(walk: &mut Walk<'_>, Tunneled { sender, ecn }: Tunneled) -> Outcome {
     }
 }
 
-/// Whether an IPv6 address means something on its own link only.
+/// Whether an IPv6 address is valid on its own link only.
 pub fn is_of_link(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.is_multicast())
 }
 
-/// Where a tunnel packet comes from.
+/// The origin of a tunnel packet.
 #[derive(Clone, Copy)]
 struct From {
     vni: u32,
     sender: Ipv4Addr,
 }
 
-/// To an endpoint of this node.
+/// Handles a packet to an endpoint of this node.
 fn to_local(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) -> Outcome {
     let is_link_local = matches!(ip.src, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let source = match walk.tables.endpoint(from.vni, ip.src) {
@@ -239,8 +239,8 @@ fn to_local(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) -> Ou
     walk.deliver((endpoint, source.mac), ip.is_ipv6(), Reason::Decapsulated)
 }
 
-/// From a client outside whose packet another node has translated: "only for endpoints that serve
-/// a published port".
+/// Handles a packet from a client outside that another node has translated: "only for endpoints
+/// that serve a published port".
 fn from_client(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) -> Outcome {
     check_peer(walk, from.sender)?;
     let network = walk.tables.network(from.vni).ok_or(Reason::NoEndpoint)?;
@@ -279,12 +279,13 @@ fn from_client(walk: &mut Walk<'_>, from: From, ip: &Ip, endpoint: &Endpoint) ->
     walk.deliver((endpoint, source), ip.is_ipv6(), Reason::Decapsulated)
 }
 
-/// A flow whose packet has lost its outer headers.
+/// The flow of a packet without its outer headers.
 pub fn popped(walk: &Walk<'_>, flow: &Flow) -> Flow {
     Flow { transport: flow.transport - walk.tunnel_length(), ..*flow }
 }
 
-/// To no endpoint here: the reply of a flow that was translated here, or nothing.
+/// Handles a packet to no endpoint of this node. It must be the reply of a flow that this node
+/// translated.
 fn to_client(walk: &mut Walk<'_>, from: From, ip: &Ip) -> Outcome {
     check_peer(walk, from.sender)?;
     let flow = walk.flow(ip, from.vni).ok().flatten().ok_or(Reason::NoEndpoint)?;

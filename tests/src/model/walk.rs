@@ -20,11 +20,11 @@ use crate::rig::Told;
 /// How a packet that is not dropped ends.
 #[derive(Clone, Copy)]
 pub enum End {
-    /// With the host.
+    /// The packet passes to the host.
     Pass,
     /// On its way, counted.
     Sent(Reason),
-    /// With the host, counted.
+    /// The packet passes to the host and is counted.
     Left(Reason),
     /// Copied to where it goes, counted; the packet itself goes nowhere.
     Copied(Reason),
@@ -33,9 +33,9 @@ pub enum End {
 /// How any packet ends.
 pub type Outcome = Result<End, Reason>;
 
-/// A packet, what it meets and what it has caused so far.
+/// A packet, its surroundings and its effects so far.
 pub struct Walk<'a> {
-    /// What the datapath remembers.
+    /// The datapath's memory.
     pub tables: &'a mut Tables,
     /// The kernel's part.
     pub host: &'a Host,
@@ -45,15 +45,15 @@ pub struct Walk<'a> {
     pub ifindex: u32,
     /// Bytes of payload in each segment of an aggregate; 0 for a single packet.
     pub segment: usize,
-    /// The packet as it is now.
+    /// The present bytes of the packet.
     pub frame: Vec<u8>,
-    /// What was counted.
+    /// The counters that changed.
     pub moved: BTreeMap<Reason, Counter>,
     /// The endpoint that it is counted for.
     pub party: Party,
     /// Slot of the endpoint of this node that it went into; 0 where it went elsewhere.
     pub delivered: u32,
-    /// What was counted for endpoints and networks.
+    /// The counters of endpoints and networks that changed.
     pub told: Told,
 }
 
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
         Ok(End::Sent(if to_host { Reason::DeliveredHost } else { reason }))
     }
 
-    /// To the client of a reply: an endpoint of this node.
+    /// Delivers a reply to its client, an endpoint of this node.
     pub fn deliver_reply(&mut self, entry: &Entry, to: IpAddr, reason: Reason) -> Outcome {
         let client = self.tables.endpoint(entry.vni, to);
         let client = client.filter(|e| e.kind == ENDPOINT_LOCAL).ok_or(Reason::NoEndpoint)?;

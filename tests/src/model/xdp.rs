@@ -1,6 +1,6 @@
 //! `xdp_underlay`: decapsulation for endpoints here, and the ingress node's part of a published
-//! port, for plain packets that fit the tunnel and whose neighbour is known. The rest passes to
-//! `from_underlay`.
+//! port, for plain packets that fit the tunnel and have a known neighbour. All other packets pass
+//! to `from_underlay`.
 
 use std::net::Ipv4Addr;
 
@@ -44,7 +44,7 @@ fn fits(walk: &Walk<'_>, length: usize) -> bool {
     length <= walk.tables.config.underlay_mtu as usize + ETHERNET
 }
 
-/// Whether a packet is one that XDP translates.
+/// Whether XDP translates a packet.
 fn is_plain(ip: &Ip) -> bool {
     [TCP, UDP].contains(&ip.protocol) && ip.is_plain() && !ip.is_fragment()
 }
@@ -56,7 +56,7 @@ fn to_published(walk: &mut Walk<'_>) -> Outcome {
     let Some(ip) = Ip::at(&walk.frame, ETHERNET, ipv6).filter(is_plain) else {
         return Ok(End::Pass);
     };
-    // What is wrong with a packet of IPv6 is for `from_underlay` to say.
+    // `from_underlay` reports the faults of an IPv6 packet.
     let said = match (walk.said(&ip), ip.check(walk)) {
         (Ok(said), Ok(())) if said.fault.is_none() => Ok(said),
         _ if ipv6 => return Ok(End::Pass),
@@ -74,7 +74,7 @@ fn to_published(walk: &mut Walk<'_>) -> Outcome {
     let target = (published.target.get(), Marks::default());
     let (entry, backend) = match walk.balance(&flow, published.service, target) {
         Ok(Balanced::To(entry, backend)) if backend.node != Be32::ZERO => (entry, backend),
-        // What becomes of it is for `from_underlay` to say.
+        // `from_underlay` decides on the packet.
         Ok(_) | Err(Reason::BackendGone) => return Ok(End::Pass),
         Err(reason) => return Err(reason),
     };
@@ -100,7 +100,8 @@ fn to_published(walk: &mut Walk<'_>) -> Outcome {
     Ok(End::Sent(Reason::XdpEncapsulated))
 }
 
-/// What does not leave from here is passed on if it is a node's, and dropped if it is a stranger's.
+/// A packet that this node cannot send is passed on if a node of the cluster sent it, and dropped
+/// otherwise.
 fn from_tunnel(walk: &mut Walk<'_>, sender: Ipv4Addr) -> Outcome {
     check_other(walk, sender)?;
     let outcome = accept(walk, sender);
@@ -163,7 +164,7 @@ fn to_local(
     walk.deliver((endpoint, from.mac), ip.is_ipv6(), Reason::XdpDecapsulated)
 }
 
-/// To an address of no endpoint.
+/// Handles a packet to an address that no endpoint has.
 fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcome {
     check_peer(walk, sender)?;
     let flow = if is_plain(ip) { walk.flow(ip, vni).ok().flatten() } else { None };
