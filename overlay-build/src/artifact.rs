@@ -1,4 +1,4 @@
-//! What the nested cargo reports, and a look at what it made.
+//! The reports of the nested cargo, and checks of its output file.
 
 use std::{
     fs,
@@ -62,7 +62,7 @@ impl Report {
         self.executables.iter().find(|(found, _)| found == name).map(|(_, path)| path.clone())
     }
 
-    /// The compiler's errors; when cargo failed before it called one, the end of what it said.
+    /// The compiler's errors; if cargo failed before it ran a compiler, the end of cargo's output.
     pub(crate) fn errors_or(&self, stderr: &[u8]) -> String {
         if !self.errors.is_empty() {
             return self.errors.join("\n");
@@ -88,8 +88,8 @@ pub fn check_object(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// What the first bytes of a file are if they are not eBPF's. ELF header, System V ABI chapter 4:
-/// byte 5 is the byte order (1 little, 2 big), bytes 18 and 19 the machine.
+/// Describes a file from its first bytes, if it is no eBPF object. ELF header, System V ABI chapter
+/// 4: byte 5 is the byte order (1 little, 2 big), bytes 18 and 19 the machine.
 fn describe(header: &[u8]) -> Option<String> {
     let Some(header) = header.first_chunk::<20>().filter(|header| header.starts_with(b"\x7fELF"))
     else {

@@ -14,12 +14,12 @@ use crate::{OBJECT, PACKAGE, Toolchain, variable};
 pub struct Target {
     /// `x86_64`, `aarch64`, ..
     pub arch: String,
-    /// Whether it stores the high byte first.
+    /// Whether the target stores the high byte first.
     pub big_endian: bool,
 }
 
 impl Target {
-    /// In a build script, the machine it builds for; elsewhere this one.
+    /// The target machine in a build script; this machine elsewhere.
     pub fn of_build() -> Self {
         let text = |name| variable(name).and_then(|value| value.into_string().ok());
         Self {
@@ -42,7 +42,7 @@ pub struct CargoCall {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// What it finds in the environment beside what `is_inherited` lets through.
+    /// Variables of its environment, besides those that `is_inherited` accepts.
     pub env: Vec<(OsString, OsString)>,
 }
 
@@ -50,7 +50,7 @@ impl CargoCall {
     /// The call for a toolchain that compiles.
     ///
     /// # Panics
-    /// For a prebuilt object, which needs no call.
+    /// `None` for a prebuilt object, which needs no call.
     pub fn new(toolchain: &Toolchain, target: &Target, linker: &Path) -> Self {
         let (compiler, build_std) = match toolchain {
             Toolchain::Prebuilt(object) => panic!("{} is built already", object.display()),
@@ -146,10 +146,10 @@ fn rustflags(target: &Target) -> [String; 4] {
 /// Whether the nested cargo may see a variable of the outer one's environment.
 ///
 /// The outer cargo tells a build script the host's compiler, flags, wrappers and profile; the
-/// user's own settings for host builds come the same way. What remains is where cargo keeps its
-/// things, how it reaches a registry, and the job server. So a build script and `cargo xtask` give
-/// the nested cargo the same environment, and neither compiles again what the other one has
-/// compiled: aya's build scripts watch HOST, which cargo tells build scripts only.
+/// user's own settings for host builds come the same way. The accepted variables are cargo's
+/// folders, its access to a registry, and the job server. So a build script and `cargo xtask` give
+/// the nested cargo the same environment, and neither recompiles the other's work: aya's build
+/// scripts watch HOST, which cargo sets for build scripts only.
 pub fn is_inherited(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     const KEPT: [&str; 7] = [

@@ -1,4 +1,4 @@
-//! What can keep the object from being built, and what to do about it.
+//! Reasons for which the object cannot be built, with remedies.
 
 use std::{io, path::PathBuf};
 
@@ -17,7 +17,7 @@ pub enum Error {
         seen(.looked_at), DEBIAN_PACKAGES.join(" ")
     )]
     NoCompiler {
-        /// Each compiler that was looked at and what it lacks.
+        /// Each compiler found, with its deficiency.
         looked_at: Vec<String>,
     },
     /// There is no bpf-linker of the version that fits the compilers.
@@ -27,7 +27,7 @@ pub enum Error {
         linker_install_args().join(" ")
     )]
     NoLinker {
-        /// What was found instead.
+        /// The linkers found instead.
         found: String,
     },
     /// bpf-linker would not find its LLVM.
@@ -43,7 +43,7 @@ pub enum Error {
     /// The variable for a prebuilt object does not name one.
     #[error("{OBJECT_VARIABLE} must be the absolute path of an eBPF object: {reason}")]
     Prebuilt {
-        /// What it names instead.
+        /// The object that it names.
         reason: String,
     },
     /// A file is not an object for the kernel.
@@ -51,7 +51,7 @@ pub enum Error {
     NotAnObject {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// A description of the file.
         found: String,
     },
     /// The programs do not compile or link.

@@ -38,7 +38,7 @@ pub const OBJECT: &str = "overlay-datapath";
 /// An object that [`build_object`] has written.
 #[derive(Debug)]
 pub struct Built {
-    /// What it was made with.
+    /// The toolchain that built it.
     pub toolchain: Toolchain,
     /// The linker that was used; none for a prebuilt object.
     pub linker: Option<Linker>,
@@ -54,8 +54,8 @@ pub fn workspace_root() -> &'static Path {
 /// Builds the eBPF programs with `features` of [`PACKAGE`] and writes the object to `out`.
 ///
 /// # Errors
-/// Whatever is missing (compiler, linker, LLVM), with the command that installs it; the compiler's
-/// own errors; an object that is not one for the kernel.
+/// Something is missing (compiler, linker, LLVM; the error has the command that installs it), the
+/// compiler reports errors, or the object is not one for the kernel.
 pub fn build_object(out: &Path, features: &[&str]) -> Result<Built, Error> {
     let toolchain = choose()?;
     let compiler = match &toolchain {
@@ -83,13 +83,13 @@ pub fn build_object(out: &Path, features: &[&str]) -> Result<Built, Error> {
     Ok(Built { linker: Some(linker), warnings: report.warnings, toolchain })
 }
 
-/// Builds the eBPF programs to where [`build_object`] will look for them, and lets cargo show its
-/// progress on stderr. Cargo hides what a build script says, so a build script would be silent for
-/// minutes; after this it has nothing left to compile. `beside` is a file in the target folder of
-/// the build to come. A prebuilt object needs nothing.
+/// Builds the eBPF programs to the place where [`build_object`] looks for them, and lets cargo show
+/// its progress on stderr. Cargo hides the output of build scripts, so a build script would be
+/// silent for minutes; after this call it has nothing left to compile. `beside` is a file in the
+/// target folder of the coming build. A prebuilt object needs no build.
 ///
 /// # Errors
-/// As [`build_object`], but that the compiler's own errors and warnings are left to it.
+/// Like [`build_object`], but the compiler itself prints its errors and warnings.
 pub fn build_ahead(beside: &Path, features: &[&str]) -> Result<(), Error> {
     let toolchain = choose()?;
     let (Toolchain::Sysroot(compiler) | Toolchain::BuildStd(compiler)) = &toolchain else {
@@ -121,7 +121,7 @@ fn object_call(
     Ok((call, linker))
 }
 
-/// The files and folders whose change makes the object stale.
+/// The files and folders that the object is built from. After a change of one the object is stale.
 pub fn sources() -> Vec<PathBuf> {
     let root = workspace_root();
     [
@@ -141,9 +141,9 @@ fn copy_object(object: &Path, out: &Path) -> Result<(), Error> {
     fs::copy(object, out).map(drop).map_err(|source| Error::File { path: out.into(), source })
 }
 
-/// The nested cargo's own target folder. It must not be the outer one's, whose lock the outer cargo
-/// holds; under that folder, `cargo clean` takes it along. One per set of features, so that two
-/// builds never copy each other's object.
+/// The nested cargo's own target folder. It must not be the outer one's, since the outer cargo
+/// holds the lock of that. It is below that folder, so `cargo clean` removes it too. Each set of
+/// features has its own, so that two builds never copy each other's object.
 fn target_dir_beside(out: &Path, features: &[&str]) -> PathBuf {
     let name = ["bpf"].into_iter().chain(features.iter().copied()).collect::<Vec<_>>().join("-");
     let outer = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());

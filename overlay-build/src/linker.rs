@@ -41,7 +41,7 @@ pub fn linker_install_args() -> [&'static str; 8] {
 /// Finds bpf-linker in cargo's own folder and in PATH; one of another version is passed over.
 ///
 /// # Errors
-/// [`Error::NoLinker`] with what was found instead and the commands that install it.
+/// [`Error::NoLinker`] with the linkers found and the commands that install one.
 pub fn find_linker() -> Result<Linker, Error> {
     let cargo_home = variable("CARGO_HOME").map(PathBuf::from);
     let in_home = variable("HOME").map(|home| PathBuf::from(home).join(".cargo"));

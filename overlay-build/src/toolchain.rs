@@ -1,4 +1,4 @@
-//! Which compiler builds the eBPF programs.
+//! The choice of the compiler that builds the eBPF programs.
 
 use std::{
     env, fs,
@@ -18,7 +18,7 @@ pub const OBJECT_VARIABLE: &str = "OVERLAY_BPF_OBJ";
 /// Debian's packages with a compiler, its cargo and libcore for BPF.
 pub const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
-/// The command that installs a nightly whose LLVM [`LINKER_VERSION`] of bpf-linker can read.
+/// The command that installs a nightly with an LLVM that [`LINKER_VERSION`] of bpf-linker can read.
 pub const RUSTUP_COMMAND: &str =
     "rustup toolchain install nightly-2026-05-20 --profile minimal --component rust-src";
 
@@ -27,7 +27,7 @@ pub const RUSTUP_COMMAND: &str =
 pub enum Toolchain {
     /// The file that [`OBJECT_VARIABLE`] names.
     Prebuilt(PathBuf),
-    /// A compiler whose sysroot has libcore for BPF.
+    /// A compiler with libcore for BPF in its sysroot.
     Sysroot(Compiler),
     /// A nightly that compiles libcore first, from its own source.
     BuildStd(Compiler),
@@ -47,13 +47,13 @@ pub struct Compiler {
 /// Finds the way to build the object on this machine.
 ///
 /// # Errors
-/// [`Error::NoCompiler`] with what was looked at and the commands that install one;
+/// [`Error::NoCompiler`] with the compilers found and the commands that install one;
 /// [`Error::Prebuilt`] for a bad [`OBJECT_VARIABLE`].
 pub fn choose() -> Result<Toolchain, Error> {
     Surroundings::of_process().choose(&probe)
 }
 
-/// What a compiler says about itself.
+/// The properties that a compiler reports.
 #[derive(Clone, Debug)]
 struct Facts {
     sysroot: PathBuf,
@@ -62,7 +62,8 @@ struct Facts {
     nightly: bool,
 }
 
-/// Where to look; apart from the looking, so that the choice can be tested.
+/// The places of compilers and objects. They are apart from the search, so that tests can cover the
+/// choice.
 #[derive(Debug, Default)]
 struct Surroundings {
     /// The value of [`OBJECT_VARIABLE`].
@@ -123,7 +124,7 @@ impl Surroundings {
     }
 }
 
-/// Relative paths are refused: a build script runs in its package's folder, not where the user is.
+/// Relative paths are rejected: a build script runs in its package's folder, not in the user's.
 fn prebuilt(object: &Path) -> Result<Toolchain, Error> {
     let checked = if object.is_absolute() {
         crate::check_object(object).map_err(|error| error.to_string())
@@ -141,7 +142,7 @@ enum Way {
     BuildStd,
 }
 
-/// What a compiler is good for, or what it lacks.
+/// The way to build with a compiler, or its deficiency.
 fn usable(facts: &Facts) -> Result<Way, String> {
     if facts.llvm > LINKER_LLVM {
         return Err(format!(
@@ -196,7 +197,7 @@ fn probe(rustc: &Path) -> Option<Facts> {
     let ask = |argument: &[&str]| {
         let output = Command::new(rustc)
             .args(argument)
-            // Cargo sets it for build scripts, and it would hide what the compiler is without it.
+            // Cargo sets it for build scripts. It would hide whether the compiler is a nightly.
             .env_remove("RUSTC_BOOTSTRAP")
             .stdin(Stdio::null())
             .stderr(Stdio::null())

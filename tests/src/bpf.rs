@@ -49,8 +49,8 @@ impl Attr {
         self
     }
 
-    /// Sets a pointer. What it points to must live as long as the attributes are used, and be as
-    /// large as the command takes it for.
+    /// Sets a pointer. Its target must live as long as the attributes are used, and must be as
+    /// large as the command expects.
     pub fn pointer<T: ?Sized>(self, offset: usize, to: *const T) -> Self {
         self.u64(offset, to.cast::<u8>() as u64)
     }
@@ -60,7 +60,7 @@ impl Attr {
         self.u32(offset, fd.as_fd().as_raw_fd().unsigned_abs())
     }
 
-    /// What the kernel wrote into a field of four bytes.
+    /// Reads a field of four bytes after the call: the kernel's answer.
     pub fn read(&self, offset: usize) -> u32 {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&self.0[offset..offset + 4]);
@@ -70,7 +70,7 @@ impl Attr {
     /// Calls the kernel.
     ///
     /// # Errors
-    /// What it refused with.
+    /// The error of the kernel.
     pub fn call(&mut self, command: c_long) -> Result<c_long, Errno> {
         // SAFETY: the attributes live through the call and are as large as we say; every address
         // in them is of memory that the caller of this function holds, as large as it says.
@@ -83,7 +83,7 @@ impl Attr {
     /// Calls the kernel for a descriptor.
     ///
     /// # Errors
-    /// As [`Attr::call`].
+    /// The errors of [`Attr::call`].
     pub fn open(mut self, command: c_long) -> Result<OwnedFd, Errno> {
         let fd = i32::try_from(self.call(command)?).map_err(|_| Errno::EBADF)?;
         // SAFETY: the kernel just made this descriptor for us.
@@ -99,7 +99,7 @@ impl Attr {
 /// If the map has no batch operations: some kinds have none on some kernels.
 pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>, Vec<u8>), Errno> {
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    // Where the kernel goes on: of a key's size, and never less than four bytes.
+    // The cursor for the kernel's next batch: of a key's size, and never less than four bytes.
     let (mut from, mut next) = (vec![0u8; key.max(8)], vec![0u8; key.max(8)]);
     let mut first = true;
     loop {
@@ -114,7 +114,7 @@ pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>,
             attr = attr.pointer(IN_BATCH, from.as_ptr());
         }
         let result = attr.call(MAP_LOOKUP_BATCH);
-        // With the end of the map the kernel says what there was before it.
+        // At the end of the map the kernel returns ENOENT and the entries before the end.
         if result.is_ok() || result == Err(Errno::ENOENT) {
             let count = attr.read(COUNT) as usize;
             keys.extend(&some.0[..count * key]);
@@ -132,7 +132,7 @@ pub fn entries(map: impl AsFd, (key, value): (usize, usize)) -> Result<(Vec<u8>,
 /// Every key and value of a hash map of these types.
 ///
 /// # Errors
-/// As [`entries`].
+/// The errors of [`entries`].
 pub fn typed_entries<K: Pod, V: Pod>(map: impl AsFd) -> Result<(Vec<K>, Vec<V>), Errno> {
     let (keys, values) = entries(map, (size_of::<K>(), size_of::<V>()))?;
     // SAFETY: a chunk has as many bytes as the type, and any bytes are a valid value of a `Pod`.
@@ -155,7 +155,7 @@ pub unsafe fn read<T: Pod>(bytes: &[u8]) -> T {
 /// Zeroes an array of values of this size, which for a per-CPU array is that of all possible CPUs.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the call.
 pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
     let keys: Vec<u32> = (0..count).collect();
     let values = vec![0u8; value * count as usize];
@@ -166,7 +166,7 @@ pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
 /// Writes entries, of which a value is that of all CPUs.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the call.
 ///
 /// # Panics
 /// If there are not as many keys as values.
@@ -192,7 +192,7 @@ unsafe fn update(
 /// Removes everything from a map with keys of this size that is no array.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the call.
 pub fn empty(map: impl AsFd, key: usize) -> Result<(), Errno> {
     let mut first = vec![0u8; key];
     loop {
@@ -203,7 +203,7 @@ pub fn empty(map: impl AsFd, key: usize) -> Result<(), Errno> {
             Err(error) => return Err(error),
         }
         match Attr::default().fd(0, &map).pointer(8, first.as_ptr()).call(MAP_DELETE_ELEM) {
-            // What an LRU has thrown out meanwhile is gone too.
+            // An LRU may have evicted the entry meanwhile.
             Ok(_) | Err(Errno::ENOENT) => {}
             Err(error) => return Err(error),
         }

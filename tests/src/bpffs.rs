@@ -1,4 +1,4 @@
-//! What is pinned in a bpffs, and whether the objects behind it still exist.
+//! The objects pinned in a bpffs, and whether they still exist.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-/// Where bpffs belongs.
+/// The usual mount point of bpffs.
 pub const ROOT: &str = "/sys/fs/bpf";
 
 /// `enum bpf_cmd` of the kernel's uapi/linux/bpf.h.
@@ -58,7 +58,7 @@ fn bpf(command: libc::c_long, attr: Attr) -> Result<OwnedFd, Errno> {
 /// Mounts bpffs if it is not.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the mount.
 pub fn ensure_mounted() -> anyhow::Result<()> {
     let is_bpffs = || statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     // Two that mount at once would hide each other's pins; the daemon takes this lock too.
@@ -87,7 +87,7 @@ pub fn pins(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What is pinned at a path.
+/// The object pinned at a path.
 ///
 /// # Errors
 /// If it cannot be opened.
@@ -131,9 +131,10 @@ pub fn objects(dir: &Path) -> anyhow::Result<BTreeSet<Object>> {
 
 /// Whether the kernel still has an object. Ids are not reused before 2^31 objects were made.
 ///
-/// The next id after the one before it says so. To open the object would disturb what is asked: a
-/// program array whose last user goes twice in one moment, one of them the asker, is never freed
-/// (`prog_array_map_clear` counts itself for work that is queued once; Linux 6.18).
+/// The kernel's next id after the id before it tells this. Opening the object would disturb the
+/// result: if a program array loses its last user twice in one moment, once because this function
+/// closes it, the kernel never frees it (`prog_array_map_clear` counts itself for work that is
+/// queued once; Linux 6.18).
 ///
 /// # Errors
 /// If the kernel cannot be asked.

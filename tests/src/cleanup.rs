@@ -105,7 +105,7 @@ impl Instance {
     /// Removes it: nodes leave, processes are killed, then namespaces, pins and files go.
     ///
     /// # Errors
-    /// What is left in spite of that.
+    /// The objects that are left nevertheless.
     pub fn clean(&self) -> anyhow::Result<()> {
         self.leave();
         self.kill();
@@ -125,7 +125,7 @@ impl Instance {
         Ok(())
     }
 
-    /// `overlay leave --force` on every host whose daemon listens, all at once.
+    /// Runs `overlay leave --force` on every host with a listening daemon, on all at once.
     fn leave(&self) {
         let Ok(overlay) = binaries::overlay() else { return };
         std::thread::scope(|scope| {
@@ -203,7 +203,7 @@ impl HostDirs {
     }
 }
 
-/// Processes whose tag is of interest, without the caller and without zombies.
+/// Processes with a tag of interest, without the caller and without zombies.
 pub fn tagged(interesting: impl Fn(&str) -> bool) -> Vec<Pid> {
     let key = format!("{}=", netns::TAG);
     let own = Pid::this();

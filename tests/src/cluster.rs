@@ -125,7 +125,8 @@ impl Cluster {
     /// Builds the segment and the hosts; `overlay` has not run there yet.
     ///
     /// # Errors
-    /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
+    /// The process is not root, or the kernel or a tool reports an error. Everything is removed
+    /// then.
     pub fn new(hosts: usize, options: Options) -> anyhow::Result<Self> {
         require_root()?;
         ensure!((1..=80).contains(&hosts), "{hosts} hosts were asked for, 1 to 80 are possible");
@@ -140,7 +141,7 @@ impl Cluster {
             address: underlay(CLIENT),
             logs: instance.dir.clone(),
         };
-        // From here on dropping the cluster cleans up after a failure.
+        // From here on, dropping the cluster cleans up after a failure.
         let mut cluster =
             Self { instance, options, hosts: Vec::new(), client, guardian, keep: false };
         netns::create_switch(&cluster.switch())?;
@@ -158,7 +159,7 @@ impl Cluster {
     /// the others.
     ///
     /// # Errors
-    /// As [`Cluster::new`] and [`Cluster::form`].
+    /// The errors of [`Cluster::new`] and [`Cluster::form`].
     pub fn formed(hosts: usize, options: Options) -> anyhow::Result<Self> {
         let cluster = Self::new(hosts, options)?;
         cluster.form()?;
@@ -168,11 +169,11 @@ impl Cluster {
     /// `overlay init` on the first host, `overlay join` on the others.
     ///
     /// # Errors
-    /// What `overlay` said.
+    /// The error of `overlay`.
     pub fn form(&self) -> anyhow::Result<()> {
         let mut init = self.options.every.clone();
         if patience() > 1 {
-            // Where everything takes longer, heartbeats do.
+            // Heartbeats are as slow as everything else on such a machine.
             init.extend(["--node-timeout".to_owned(), format!("{}s", 5 * patience())]);
         }
         init.extend(self.options.init.iter().cloned());
@@ -241,7 +242,7 @@ impl Cluster {
     /// Pulls the cable of a host out of the switch: nothing reaches it, and it reaches nothing.
     ///
     /// # Errors
-    /// What `ip` said.
+    /// The error of `ip`.
     pub fn unplug(&self, host: &Host) -> anyhow::Result<()> {
         netns::set_port(&self.switch(), host.name(), false)
     }
@@ -249,7 +250,7 @@ impl Cluster {
     /// Puts it back.
     ///
     /// # Errors
-    /// What `ip` said.
+    /// The error of `ip`.
     pub fn replug(&self, host: &Host) -> anyhow::Result<()> {
         netns::set_port(&self.switch(), host.name(), true)
     }
@@ -257,7 +258,7 @@ impl Cluster {
     /// Host `number`, from 1.
     ///
     /// # Panics
-    /// If there is none.
+    /// There is no host with this number.
     pub fn host(&self, number: usize) -> &Host {
         &self.hosts[number - 1]
     }
@@ -277,7 +278,7 @@ impl Cluster {
         &self.instance
     }
 
-    /// Waits until every node has applied what was changed so far.
+    /// Waits until every node has applied all changes so far.
     ///
     /// # Errors
     /// Names the nodes that have not.
@@ -285,7 +286,7 @@ impl Cluster {
         self.host(1).sync()
     }
 
-    /// What `overlay` has left on the hosts: for after all have left.
+    /// The objects that `overlay` has left on the hosts, after all hosts have left the cluster.
     ///
     /// # Errors
     /// If a host cannot be looked at.
@@ -300,7 +301,7 @@ impl Cluster {
     /// Removes everything now and says what cannot be removed.
     ///
     /// # Errors
-    /// What is left.
+    /// The objects that are left.
     pub fn clean(mut self) -> anyhow::Result<()> {
         self.keep = true;
         let cleaned = self.instance.clean();

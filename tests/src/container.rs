@@ -30,7 +30,8 @@ pub struct ContainerBuilder<'a> {
     args: Vec<String>,
     /// False for network modes in which nothing is attached.
     attached: bool,
-    /// What servers of the testkit listen on: addresses of IPv4, or of both families.
+    /// The addresses that servers of the testkit listen on: IPv4 addresses, or those of both
+    /// families.
     family: Family,
 }
 
@@ -77,7 +78,7 @@ impl<'a> ContainerBuilder<'a> {
     /// Runs a program and waits until the container takes flows.
     ///
     /// # Errors
-    /// What `overlay run` said.
+    /// The error of `overlay run`.
     pub fn run<A: AsRef<str>>(self, program: &Path, args: &[A]) -> anyhow::Result<Container> {
         self.start(program, args, false)
     }
@@ -85,7 +86,7 @@ impl<'a> ContainerBuilder<'a> {
     /// Runs a program of the testkit and waits until it listens and the container takes flows.
     ///
     /// # Errors
-    /// What `overlay run` or the program said.
+    /// The error of `overlay run` or of the program.
     pub fn testkit<A: AsRef<str>>(self, args: &[A]) -> anyhow::Result<Container> {
         self.start(&binaries::testkit()?, args, true)
     }
@@ -93,7 +94,7 @@ impl<'a> ContainerBuilder<'a> {
     /// Does nothing: a place to ask from.
     ///
     /// # Errors
-    /// What `overlay run` said.
+    /// The error of `overlay run`.
     pub fn idle(self) -> anyhow::Result<Container> {
         self.testkit(&["pause"])
     }
@@ -101,7 +102,7 @@ impl<'a> ContainerBuilder<'a> {
     /// An HTTP responder.
     ///
     /// # Errors
-    /// As [`ContainerBuilder::testkit`].
+    /// The errors of [`ContainerBuilder::testkit`].
     pub fn http(self, port: u16) -> anyhow::Result<Container> {
         self.server("http", port)
     }
@@ -109,7 +110,7 @@ impl<'a> ContainerBuilder<'a> {
     /// A TCP responder that speaks first.
     ///
     /// # Errors
-    /// As [`ContainerBuilder::testkit`].
+    /// The errors of [`ContainerBuilder::testkit`].
     pub fn tcp_id(self, port: u16) -> anyhow::Result<Container> {
         self.server("tcp-id", port)
     }
@@ -117,7 +118,7 @@ impl<'a> ContainerBuilder<'a> {
     /// A UDP responder.
     ///
     /// # Errors
-    /// As [`ContainerBuilder::testkit`].
+    /// The errors of [`ContainerBuilder::testkit`].
     pub fn udp_echo(self, port: u16) -> anyhow::Result<Container> {
         self.server("udp-echo", port)
     }
@@ -125,7 +126,7 @@ impl<'a> ContainerBuilder<'a> {
     /// A receiver of transfers.
     ///
     /// # Errors
-    /// As [`ContainerBuilder::testkit`].
+    /// The errors of [`ContainerBuilder::testkit`].
     pub fn bulk_recv(self, port: u16) -> anyhow::Result<Container> {
         let args = ["bulk-recv".to_owned(), "--port".to_owned(), port.to_string()];
         let args = [&args[..], &self.listen()].concat();
@@ -139,7 +140,7 @@ impl<'a> ContainerBuilder<'a> {
         self.testkit(&args)
     }
 
-    /// What has a server listen on the addresses of its family.
+    /// The arguments that make a server listen on the addresses of its family.
     fn listen(&self) -> Vec<String> {
         match self.family {
             Family::Ipv4 => Vec::new(),
@@ -192,7 +193,8 @@ fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
     })?
 }
 
-/// The command itself or what is below: with `--network host`, `overlay run` becomes the command.
+/// The process of the command: `pid` itself or a child of it. With `--network host`, `overlay run`
+/// becomes the command.
 fn command_of(pid: Pid, overlay: &Path) -> Option<Pid> {
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     // On its way to become `overlay`: we, as posix_spawn(3) returns a moment before the kernel
@@ -323,7 +325,7 @@ impl Container {
         self.attached.as_ref()
     }
 
-    /// What it printed.
+    /// The output of the container.
     pub fn output(&self) -> String {
         self.process.output()
     }

@@ -39,11 +39,11 @@ impl<T> std::ops::Deref for Turn<'_, T> {
     }
 }
 
-/// What removes a shared cluster. Told to wait, it waits until no test has the cluster; otherwise
-/// it leaves a cluster alone that a test has, and says so with `false`.
+/// Removes a shared cluster. With `true`, it waits until no test uses the cluster. With `false`, it
+/// leaves a cluster in use alone and returns `false`.
 type Removal = Box<dyn Fn(bool) -> bool + Send>;
 
-/// Every cluster that was made and not removed, with the file whose tests share it.
+/// Every cluster that was made and not removed, with the test file that shares it.
 static MADE: Mutex<Vec<(&str, Removal)>> = Mutex::new(Vec::new());
 
 fn made() -> MutexGuard<'static, Vec<(&'static str, Removal)>> {

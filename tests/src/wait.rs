@@ -14,11 +14,11 @@ extern "C" fn interrupted(_signal: nix::libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP end the waiting of this crate with an error, so that the
-/// ordinary way out tears everything down. A second signal changes nothing.
+/// From now on SIGINT, SIGTERM and SIGHUP end all waits of this crate with an error, so that the
+/// usual error path tears everything down. A second signal changes nothing.
 ///
 /// # Errors
-/// If the kernel refuses the handler.
+/// The kernel rejects the handler.
 pub fn on_interrupt() -> anyhow::Result<()> {
     let action =
         SigAction::new(SigHandler::Handler(interrupted), SaFlags::SA_RESTART, SigSet::empty());
@@ -40,8 +40,8 @@ pub fn check_interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How much longer everything may take than on a machine of its own, from `OVERLAY_BOX_PATIENCE`:
-/// an emulated machine is several times slower. It runs as many times fewer of the fuzzer's seeds.
+/// The factor by which timeouts grow, from `OVERLAY_BOX_PATIENCE`: an emulated machine is several
+/// times slower. The number of the fuzzer's seeds is divided by it.
 pub fn patience() -> u32 {
     let factor = std::env::var("OVERLAY_BOX_PATIENCE").ok().and_then(|text| text.parse().ok());
     factor.unwrap_or(1).max(1)
@@ -50,7 +50,7 @@ pub fn patience() -> u32 {
 /// Asks again until the answer is good, for at most `limit` times [`patience`].
 ///
 /// # Errors
-/// What was waited for, and the last answer.
+/// The condition that did not come true, and the last answer.
 pub fn eventually<T>(
     what: &str,
     limit: Duration,

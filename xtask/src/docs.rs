@@ -40,7 +40,7 @@ impl Docs {
     }
 }
 
-/// What is wrong with the pages, one line each.
+/// The faults of the pages, one line each.
 ///
 /// # Errors
 /// A page cannot be made or read.
@@ -71,10 +71,10 @@ fn write() -> Result<Vec<String>> {
     links::broken()
 }
 
-/// A page that is made from the sources: its path, and what it must say.
+/// A page that is made from the sources: its path, and its content.
 type Page = (&'static str, fn() -> Result<String>);
 
-/// The pages. What needs a build comes last, so that faults of the others show at once.
+/// The pages. Those that need a build come last, so that faults of the others show at once.
 const PAGES: [Page; 3] = [
     (reasons::PAGE, || Ok(reasons::page())),
     (maps::PAGE, maps::page),

@@ -81,8 +81,8 @@ const VERIFIER: &str = "verifier";
 /// The cluster suite that is made for many kernels.
 const TWO_HOSTS: &str = "cluster_21_two_hosts";
 
-/// The further cluster suites whose subject is what the kernel does; the others' is the same under
-/// any.
+/// Further cluster suites that test the kernel's behaviour. The other suites behave the same on
+/// every kernel.
 const CLUSTER: [&str; 2] = ["cluster_20_networks", "cluster_40_published"];
 
 /// The cluster suites of services: every path, what becomes of flows when backends change, and
@@ -169,7 +169,7 @@ impl VmTest {
         report(&tables, &sum)
     }
 
-    /// What runs in the machine, and what that needs beside it.
+    /// The steps that run in the machine, and the files that they need.
     fn steps(
         &self,
         products: &[Product],

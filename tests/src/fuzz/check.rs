@@ -1,4 +1,4 @@
-//! What must be equal, and what is verified from scratch.
+//! Compares the programs with the model, and verifies checksums from scratch.
 
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
@@ -59,10 +59,10 @@ pub fn packet(
         if port < 49_152 {
             return Err(format!("outer source port {port} is not in the dynamic range"));
         }
-        // Which one it is depends on the kernel's flow hash.
+        // The port depends on the kernel's flow hash.
         real[at..at + 2].fill(0);
         if ipv6 {
-            // So does the flow label.
+            // The flow label depends on it too.
             real[15] &= 0xf0;
             real[16..18].fill(0);
         }
@@ -85,8 +85,8 @@ pub const WATCH: Watch = Watch {
     pad: 0,
 };
 
-/// What is told when everything is: each drop and each new flow once, what an endpoint sent as it
-/// sent it, and what was put into one as it left the program.
+/// The events when all are enabled: each drop and each new flow once, an endpoint's packets as it
+/// sent them, and packets to an endpoint as they left the program.
 pub fn events(
     step: &Step,
     predicted: &Predicted,
@@ -96,7 +96,7 @@ pub fn events(
     let count = |kind| told.iter().filter(|record| record.event.kind == kind).count();
     let flows = [Reason::FlowCreated, Reason::FlowRepicked];
     let flows = flows.iter().filter(|reason| predicted.moved.contains_key(reason)).count();
-    // What was copied to a group is no drop, though the kernel frees the original.
+    // A packet copied to a group is not a drop, though the kernel frees the original.
     let copied = predicted.moved.contains_key(&Reason::Replicated);
     let drops = usize::from(predicted.verdict == Verdict::Drop && !copied);
     let mut captures = Vec::new();
@@ -136,14 +136,14 @@ fn is_encapsulated(ran: &Ran) -> bool {
     ran.counted.iter().any(|reason| pushed.contains(reason)) || is_told_elsewhere(ran)
 }
 
-/// Whether the packet is an answer to a backend elsewhere: in a tunnel packet, where others are
-/// ICMP.
+/// Whether the packet is an answer to a backend elsewhere. Such an answer is in a tunnel packet,
+/// and other answers are ICMP.
 fn is_told_elsewhere(ran: &Ran) -> bool {
     let protocol = if ran.packet[12..14] == [0x86, 0xdd] { 20 } else { 23 };
     ran.counted.contains(&Reason::TooBigAnswered) && ran.packet.get(protocol) == Some(&17)
 }
 
-/// What the programs send of their own, whatever came in.
+/// Packets that the programs make themselves, whatever packet they received.
 const OWN: [Reason; 3] = [Reason::TooBigAnswered, Reason::TtlExceededAnswered, Reason::NdAnswered];
 
 /// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
@@ -168,7 +168,7 @@ pub fn checksums(step: &Step, ran: &Ran, ipv6: bool) -> Result<bool, String> {
     let popped = popped && ran.packet.len() < step.packet.len();
     let inner = if popped { tunnel(ipv6) } else { 0 };
     if is_encapsulated(ran) {
-        // That of UDP is none (RFC 7348, section 5; RFC 6935).
+        // The UDP checksum is zero (RFC 7348, section 5; RFC 6935).
         let udp = tunnel(ipv6) - 10;
         let is_sound = ipv6 || ones_complement(&ran.packet[14..34]) == 0;
         if !is_sound || ran.packet[udp..udp + 2] != [0, 0] {
@@ -187,12 +187,13 @@ fn verified(before: &[u8], after: &[u8]) -> Result<bool, String> {
     }
 }
 
-/// Whether all checksums of a frame are right, that of a header which an ICMP error quotes too.
+/// Whether all checksums of a frame are right, including that of a header that an ICMP error
+/// quotes.
 fn is_sound(frame: &[u8]) -> bool {
     has_right_sums(frame) && is_quote_sound(frame)
 }
 
-/// Whether the checksums of a frame are right: of the IPv4 header and of what it carries.
+/// Whether the checksums of the IPv4 header and of its payload are right.
 fn has_right_sums(frame: &[u8]) -> bool {
     if frame[12..14] == [0x86, 0xdd] {
         return is_sound6(frame);
@@ -224,7 +225,7 @@ fn has_right_sums(frame: &[u8]) -> bool {
     }
 }
 
-/// Whether the IPv4 header that an ICMP error quotes, if the frame is one, has a right checksum.
+/// Whether the IPv4 header quoted by an ICMP error has a right checksum. True for other frames.
 fn is_quote_sound(frame: &[u8]) -> bool {
     let is_icmp = frame[12..14] == [0x08, 0x00] && frame.get(23) == Some(&1);
     let icmp = 14 + frame.get(14).map_or(0, |byte| usize::from(byte & 15) * 4);
@@ -235,7 +236,7 @@ fn is_quote_sound(frame: &[u8]) -> bool {
     header.is_none_or(|header| ones_complement(header) == 0)
 }
 
-/// As [`is_sound`], for IPv6: of TCP, UDP and ICMPv6 right behind the header.
+/// Like [`is_sound`], for IPv6: checks TCP, UDP and ICMPv6 directly behind the header.
 fn is_sound6(frame: &[u8]) -> bool {
     let Some(ip) = frame.get(14..54) else { return false };
     let length = usize::from(u16::from_be_bytes([ip[4], ip[5]]));

@@ -21,12 +21,12 @@ use pcap_file::{
 use super::{Step, Underlay};
 use crate::model::{Program, Tables};
 
-/// Where the programs and the model disagree.
+/// A disagreement between the programs and the model.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The sequence's seed.
     pub seed: u64,
-    /// What differs.
+    /// The first difference.
     pub disagreement: String,
     /// The sequence up to the packet that they disagree on.
     pub steps: Vec<Step>,
@@ -54,8 +54,9 @@ impl Failure {
         Ok(path)
     }
 
-    /// The packets as the programs got them, one a second: an interface for each program, and with
-    /// each packet its number, and what the model said of the last.
+    /// The packets as the programs received them, one per second. Each program has an interface,
+    /// and each packet has its number as a comment. The last packet also has the model's
+    /// prediction.
     fn write_to(&self, file: impl io::Write) -> Result<(), pcap_file::PcapError> {
         let mut writer = PcapNgWriter::new(file)?;
         for program in Program::ALL {

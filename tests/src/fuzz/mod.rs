@@ -27,10 +27,10 @@ use crate::{
 /// packet.
 const STEPS: [usize; 2] = [80, 400];
 
-/// What was run.
+/// The number of runs.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// Sequences, each with maps of its own.
+    /// Sequences, each with its own maps.
     pub sequences: u64,
     /// Packets.
     pub packets: u64,
@@ -84,9 +84,9 @@ pub struct Fuzz {
     rig: Rig,
     host: Host,
     tables: Tables,
-    /// Whether the programs tell of everything.
+    /// Whether the programs report all events.
     watched: bool,
-    /// What was run so far.
+    /// The number of runs so far.
     pub totals: Totals,
 }
 
@@ -141,7 +141,7 @@ impl Fuzz {
                 world::change(&mut rng, &self.rig, &mut tables);
                 self.install(tables);
             }
-            // The same again, after what has changed since.
+            // Repeats an earlier packet, on the tables as they are by now.
             let step = match steps.choose(&mut rng) {
                 Some(step) if rng.random_bool(0.2) => step.clone(),
                 _ => traffic::random(&mut rng, &self.tables),
@@ -227,7 +227,7 @@ impl Fuzz {
     }
 }
 
-/// What the kernel did.
+/// The kernel's results.
 struct Real {
     ran: Ran,
     maps: Maps,

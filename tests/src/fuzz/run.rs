@@ -26,7 +26,7 @@ struct Args {
     underlay: Choice,
 }
 
-/// Which underlays to run on.
+/// The underlays to run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
     /// IPv4.
@@ -63,7 +63,7 @@ pub fn main() -> ExitCode {
     println!("seed {first}");
     let plan = Plan { start: Instant::now(), duration: Duration::from_secs(seconds), first };
     let over = AtomicBool::new(false);
-    // A thread each, because each has a network namespace of its own.
+    // Each runs in a thread of its own, because each has its own network namespace.
     let results: thread::Result<Vec<Result<Totals, Box<Failure>>>> = thread::scope(|scope| {
         let run = |underlay: &Underlay| {
             let (underlay, over) = (*underlay, &over);
@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
         let threads: Vec<_> = args.underlay.underlays().iter().map(run).collect();
         threads.into_iter().map(thread::ScopedJoinHandle::join).collect::<Result<_, _>>()
     });
-    // What has panicked has said why, and of which sequence.
+    // A thread that panicked has already printed the reason and its sequence.
     let Ok(results) = results else { return ExitCode::FAILURE };
     let mut totals = Totals::default();
     for result in results {

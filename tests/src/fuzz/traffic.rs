@@ -14,7 +14,7 @@ use crate::{
     rig::{IFINDEX, NODE, NODE_MAC, NODE6, OTHER_VNI, PEER, PEER_MAC, VNI, mac, vtep6},
 };
 
-/// Where containers send to outside their network.
+/// Destinations of containers outside their network.
 const OUTSIDE: [Ipv4Addr; 12] = [
     CLIENTS[0],
     CLIENTS[0],
@@ -75,8 +75,8 @@ pub fn random(rng: &mut SmallRng, tables: &Tables) -> Step {
     Step { program, packet, segment }
 }
 
-/// Makes the packet an aggregate, if it may be one, and says of what segments. Copies of it would
-/// go through the kernel's own segmentation, which does not know what it is.
+/// Makes the packet an aggregate, if it may be one, and returns its segment size. Copies of it
+/// would pass the kernel's own segmentation, which does not know its type.
 fn segment_size(rng: &mut SmallRng, program: Program, packet: &mut [u8]) -> u16 {
     let is_to_group = |at: usize| {
         let ip = packet.get(at..at + 34);
@@ -86,7 +86,8 @@ fn segment_size(rng: &mut SmallRng, program: Program, packet: &mut [u8]) -> u16 
         return 0;
     }
     if rng.random_bool(0.2) {
-        // As one over 64 KiB says: of the outer or the inner header, of IPv4 or IPv6.
+        // The zero length of a packet over 64 KiB: in the outer or the inner header, of IPv4 or
+        // IPv6.
         let at = any(rng, &[16, 18, 66, 68]);
         if let Some(length) = packet.get_mut(at..at + 2) {
             length.fill(0);
@@ -257,7 +258,7 @@ fn tunnel(
     ethernet((PEER_MAC, NODE_MAC), &ip)
 }
 
-/// As [`tunnel`], on an IPv6 underlay; now and then with an extension header or as a fragment.
+/// Like [`tunnel`], on an IPv6 underlay. Some packets have an extension header or are fragments.
 fn tunnel6(
     rng: &mut SmallRng,
     tables: &Tables,
@@ -299,8 +300,8 @@ struct Error {
     packet: Vec<u8>,
 }
 
-/// Now and then an ICMP error about a packet that a flow known under one of some keys answers.
-/// Mostly it is sent by who speaks under that key.
+/// Sometimes makes an ICMP error that quotes a packet of a known flow, in its opposite direction.
+/// `keys` are the candidates. The sender of that flow mostly sends the error.
 fn error_about(
     rng: &mut SmallRng,
     tables: &Tables,
@@ -346,7 +347,7 @@ fn node_of(rng: &mut SmallRng, tables: &Tables, (vni, ip): (u32, Ipv4Addr)) -> I
     }
 }
 
-/// To a group of the sender's network, mostly with the group's MAC.
+/// Sends to a group of the sender's network, mostly with the group's MAC.
 fn to_group(rng: &mut SmallRng, from: Ipv4Addr, source: [u8; 6]) -> Vec<u8> {
     let [a, b, c, _] = from.octets();
     let subnet = Ipv4Addr::new(a, b, c, 255);

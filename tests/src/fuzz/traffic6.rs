@@ -26,7 +26,7 @@ pub const CLIENTS6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 7),
 ];
 
-/// Where containers send to outside their network, and to groups.
+/// Destinations of containers outside their network, and groups.
 const ELSEWHERE: [Ipv6Addr; 6] = [
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
     Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x77),
@@ -36,7 +36,7 @@ const ELSEWHERE: [Ipv6Addr; 6] = [
     Ipv6Addr::UNSPECIFIED,
 ];
 
-/// What the endpoint behind the rig's interface sends.
+/// A packet from the endpoint behind the rig's interface.
 pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let link = tables.agent.links.get(&IFINDEX).copied().unwrap_or_default();
     let own = tables.agent.links6.get(&IFINDEX).copied().unwrap_or_default();
@@ -74,7 +74,7 @@ pub fn from_container(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     }
 }
 
-/// What a client outside sends to the host.
+/// A packet from a client outside to the host.
 pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     let macs = (PEER_MAC, NODE_MAC);
     if let Some(told) = error_about(rng, tables, |k| k.vni == 0) {

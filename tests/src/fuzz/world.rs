@@ -84,13 +84,13 @@ pub fn beside(ip: Ipv4Addr) -> Ipv6Addr {
     ip6(n | m, last)
 }
 
-/// As [`taken`], for IPv6: the endpoint's IPv4 address says its MAC.
+/// Like [`taken`], for IPv6. The endpoint's MAC follows from its IPv4 address.
 pub fn taken6(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> (Ipv4Addr, Ipv6Addr) {
     let ip = taken(rng, tables, vni, kinds);
     (ip, if rng.random_bool(0.2) { link_local(ip) } else { beside(ip) })
 }
 
-/// Which IPv6 address goes with which address of a network, under a secret of all sequences.
+/// The address ids of a network's IPv6 addresses, with one secret for all sequences.
 pub fn ids() -> AddressIds {
     let addresses =
         VNIS.into_iter().flat_map(|vni| (1..10).map(move |n| (vni, nth_address(vni, n))));
@@ -150,7 +150,8 @@ fn peers(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// Where backends were that sockets are connected to, some of which an endpoint may have by now.
+/// Adds stale backends that sockets are connected to. An endpoint may have the address of one by
+/// now.
 fn gone(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.stale_backends.clear();
     for _ in 0..rng.random_range(0..6) {
@@ -202,7 +203,7 @@ fn numbered(tables: &mut Tables, rig: &Rig) {
     }
 }
 
-/// Where flows leave by, and what is inside: the networks, mostly, and a client now and then.
+/// Fills in egress and the addresses inside: mostly the networks, and sometimes a client.
 fn outside(rng: &mut SmallRng, tables: &mut Tables, rig: &Rig) {
     let agent = &mut tables.agent;
     agent.egress.clear();
@@ -334,7 +335,7 @@ fn endpoint(rng: &mut SmallRng, agent: &mut DatapathState, vni: u32) {
     }
 }
 
-/// A node that is none.
+/// The address of a host that is no node.
 fn hostile_node(rng: &mut SmallRng) -> Be32 {
     any(rng, &[NODE, Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST]).into()
 }
@@ -347,7 +348,7 @@ fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
         let (subnet, mask) = if rng.random_bool(0.95) { usual } else { hostile_subnet(rng, usual) };
         let gateway = Be32::from_octets([a, b, c, 1]);
         let flags = any(rng, &[0, 0, 0, 0, NETWORK_INTERNAL]) | any(rng, &[0, NETWORK_REPLICATE]);
-        // What is reserved changes nothing.
+        // Reserved flags change nothing.
         let flags = flags | any(rng, &[0, NETWORK_ENCRYPTED]);
         let policy = any(rng, &[0, 0, 7]);
         agent.networks.insert(vni, Network { subnet, mask, gateway, mtu: 1450, flags, policy });
@@ -366,8 +367,8 @@ fn hostile_subnet(rng: &mut SmallRng, (subnet, mask): (Be32, Be32)) -> (Be32, Be
     any(rng, &[(subnet, Be32::ZERO), (Be32::ZERO, Be32::ZERO), (subnet, all), (all, mask)])
 }
 
-/// Where packets to groups are copied: to interfaces that exist, the one that packets come in by
-/// among them, and to some that do not. The numbers need not be those of what is filled in.
+/// Fills in the interfaces for replication: existing ones, including the ingress interface, and
+/// missing ones. The counts may differ from the number of interfaces.
 fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Flood {
     let mut replicas = Flood::default();
     // Packets out of `u1` arrive at the NIC, where nothing waits for them.
@@ -480,7 +481,7 @@ fn table(rng: &mut SmallRng, agent: &mut DatapathState, service: u32, slots: u32
     (any(rng, &[key.table, key.table, key.table, 0]), any(rng, &[size, size, size + 1, 1]))
 }
 
-/// What a client keeps: a backend that may exist.
+/// Makes an affinity entry of a client, with a backend that may exist.
 fn affinity(rng: &mut SmallRng, tables: &mut Tables) {
     let vni = any(rng, &[0, VNI]);
     let client = Name::inside(if vni == 0 { any(rng, &CLIENTS) } else { address(rng, vni) });
@@ -532,7 +533,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     if let Some(link) = tables.agent.links.get(&IFINDEX)
         && rng.random_bool(0.4)
     {
-        // Of what the container answers to a client outside.
+        // A key of the container's answer to a client outside.
         let dst = Name::inside(any(rng, &CLIENTS));
         key = FlowKey { src: Name::inside(Ipv4Addr::from(link.ip)), dst, vni: link.vni, ..key };
         action = Action::Reverse;
@@ -558,7 +559,7 @@ fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     tables.conntrack.insert(key, entry);
 }
 
-/// What entries say that they do, and what none does.
+/// The actions of entries, and one that no entry has.
 const ACTIONS: [Action; 7] = [
     Action::Unknown(0),
     Action::Forward,

@@ -76,7 +76,7 @@ pub fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// What of IPv6 is inside: the networks, mostly, and a client now and then.
+/// Fills in the IPv6 addresses inside: mostly the networks, and sometimes a client.
 fn inside6(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.subnets6.clear();
     for vni in VNIS {
@@ -104,8 +104,8 @@ pub fn link6(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// An entry of what the container answers to a client of IPv6 outside, mostly one that it has asked
-/// of another node; an address may be forgotten.
+/// Makes an entry for the container's answer to an IPv6 client outside. The ingress node is mostly
+/// another node. An address id may be missing.
 pub fn reverse6(rng: &mut SmallRng, tables: &mut Tables) {
     let Some(link) = tables.agent.links.get(&IFINDEX).copied() else { return };
     let mut name = |address: Ipv6Addr| {

@@ -69,12 +69,12 @@ impl Rig {
         entries(self.ebpf.map("affinity").expect("map affinity"))
     }
 
-    /// Writes or removes what a client keeps.
+    /// Writes or removes the affinity entry of a client.
     pub fn set_affinity(&mut self, key: AffinityKey, entry: Option<Affinity>) {
         self.write("affinity", key, entry);
     }
 
-    /// Which packets' first fragments were seen.
+    /// The packets with a known first fragment.
     pub fn fragments(&self) -> Vec<(FragmentKey, Fragment)> {
         entries(self.ebpf.map("fragments").expect("map fragments"))
     }
@@ -89,7 +89,7 @@ impl Rig {
         entries(self.ebpf.map(map).expect(map))
     }
 
-    /// Writes or forgets whose a number is.
+    /// Writes or removes the address of an address id.
     pub fn set_outsider(&mut self, map: &str, number: Be32, address: Option<Ip6>) {
         self.write(map, number, address);
     }
@@ -102,7 +102,7 @@ impl Rig {
         map.set(0, maps::Addr6Secret { key }, 0).expect("a seed");
     }
 
-    /// What went between clients and backends, of all CPUs together.
+    /// The traffic between clients and backends, summed over all CPUs.
     pub fn backend_stats(&self) -> BTreeMap<BackendStatsKey, BackendStats> {
         let map = self.ebpf.map("backend_stats").expect("map backend_stats");
         let map: PerCpuHashMap<&MapData, BackendStatsKey, BackendStats> =
@@ -168,8 +168,8 @@ impl Rig {
     }
 }
 
-/// Waits until the machine has been up for so long: what comes after it can be made older by as
-/// many seconds, and has a time of the maps' clock still. That begins when the machine boots.
+/// Waits until the machine has been up for so many seconds. The clock of the maps starts at boot,
+/// so an entry made later can be aged by that time and its timestamp stays valid.
 pub fn wait_for_uptime(seconds: u64) {
     let uptime = || {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock that every kernel has");

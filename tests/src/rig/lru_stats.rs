@@ -1,4 +1,4 @@
-//! What comes and goes in the maps that forget the least recent entries.
+//! The statistics of the LRU maps.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use overlay_common::maps::{Lru, LruStats};
 use super::{Rig, entries};
 
 impl Rig {
-    /// What the programs have counted of a map, on all CPUs together.
+    /// The statistics that the programs keep of a map, summed over all CPUs.
     pub fn lru_stats(&self, lru: Lru) -> LruStats {
         let map = self.ebpf.map("lru_stats").expect("map lru_stats");
         let map: PerCpuArray<&MapData, LruStats> = PerCpuArray::try_from(map).expect("lru_stats");

@@ -73,16 +73,16 @@ pub const PASS: u32 = 0;
 pub const DROP: u32 = 2;
 /// TC verdict: sent by the program.
 pub const REDIRECT: u32 = 7;
-/// XDP verdicts.
+/// XDP verdict: dropped.
 pub const XDP_DROP: u32 = 1;
-/// As above.
+/// XDP verdict: on to the kernel.
 pub const XDP_PASS: u32 = 2;
-/// As above.
+/// XDP verdict: sent back out of its interface.
 pub const XDP_TX: u32 = 3;
-/// As above.
+/// XDP verdict: sent by the program.
 pub const XDP_REDIRECT: u32 = 4;
 
-/// What became of a packet.
+/// The result of running a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     /// The program's verdict.
@@ -93,7 +93,7 @@ pub struct Ran {
     pub counted: Vec<Reason>,
     /// How far they moved.
     pub moved: BTreeMap<Reason, Counter>,
-    /// What was counted for endpoints and networks.
+    /// The counters of endpoints and networks.
     pub told: Told,
 }
 
@@ -141,7 +141,7 @@ pub fn ip6(n: u8, last: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, n.into(), 0, 0, 0, 0, 0, last.into())
 }
 
-/// The link-local address of what has an IPv4 address.
+/// The link-local address of an endpoint or node with this IPv4 address.
 pub fn link_local(ip: Ipv4Addr) -> Ipv6Addr {
     Ip6::link_local(mac(ip)).into()
 }
@@ -176,7 +176,7 @@ neigh add fd00::11 lladdr 02:00:00:00:00:0b dev u0 nud permanent
 neigh add fd00::100 lladdr 02:00:00:00:00:64 dev u0 nud permanent
 ";
 
-/// Has ip(8) do what the lines say, all in one process.
+/// Runs the lines as a batch of ip(8), in one process.
 fn ip(lines: &str) {
     let mut ip = Command::new("ip");
     let mut ip = ip.args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip (iproute2)");
@@ -201,7 +201,7 @@ impl Rig {
         Self::over(Kind { ipv6: false, conntrack: TRACKED })
     }
 
-    /// As [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients
+    /// Like [`Rig::new`], on an IPv6 underlay: [`NODE6`] is the node, [`PEER6`] the peer. Clients
     /// outside are IPv4.
     pub fn on_ipv6() -> Self {
         let mut rig = Self::over(Kind { ipv6: true, conntrack: TRACKED });
@@ -212,7 +212,7 @@ impl Rig {
         rig
     }
 
-    /// As [`Rig::new`], with a conntrack of so many entries.
+    /// Like [`Rig::new`], with a conntrack of so many entries.
     pub fn with_conntrack(entries: u32) -> Self {
         Self::over(Kind { ipv6: false, conntrack: entries })
     }
@@ -248,7 +248,7 @@ impl Rig {
         self.ipv6
     }
 
-    /// What the maps call a node with this IPv4 address, or with the IPv6 address that goes with
+    /// The maps' id of the node with this IPv4 address, or with the IPv6 address that belongs to
     /// it.
     pub fn number(&self, node: Ipv4Addr) -> Be32 {
         if self.ipv6 { hash::of_node(&vtep6(node).into()) } else { node.into() }
@@ -287,7 +287,7 @@ impl Rig {
         let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(map).expect(name);
         match value {
             Some(value) => map.insert(key, value, 0).expect(name),
-            // Removing what is not there is no error.
+            // Removing a missing entry is not an error.
             None => match map.remove(&key) {
                 Ok(()) => {}
                 Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
@@ -314,7 +314,7 @@ impl Rig {
         }
     }
 
-    /// Changes what the maps hold.
+    /// Changes the content of the maps.
     pub fn set(&mut self, change: impl FnOnce(&mut DatapathState)) {
         let mut new = self.state.clone();
         change(&mut new);
@@ -364,9 +364,10 @@ impl Rig {
         self.run_aggregate(program, packet, 0)
     }
 
-    /// Runs a TC program on an aggregate with `segment` bytes of payload in each segment. To the
-    /// kernel its protocol is none (`gso_type` cannot be said, Linux 6.18), so nothing is pushed
-    /// onto it or popped from it. A `segment` of 0 is a single packet's, which XDP's must be.
+    /// Runs a TC program on an aggregate with `segment` bytes of payload in each segment. The
+    /// kernel knows no protocol of it (the test run cannot set `gso_type`, Linux 6.18), so no
+    /// header is pushed onto it or popped from it. A `segment` of 0 means a single packet, and XDP
+    /// takes nothing else.
     pub fn run_aggregate(&mut self, program: &str, packet: &[u8], segment: u16) -> Ran {
         let before = self.counters();
         let mut out = vec![0u8; 65_536 + 256];

@@ -1,4 +1,4 @@
-//! What the programs tell of a packet: the counters of endpoints and networks.
+//! The programs' observation of a packet: the counters of endpoints and networks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use overlay_common::{
 
 use super::Rig;
 
-/// What was counted for endpoints and networks.
+/// The counters of endpoints and networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Packets that went on, by counter index, direction and reason.
@@ -27,9 +27,9 @@ pub struct Told {
 /// A record of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its beginning; the time is 0, for what is compared.
+    /// The fixed part; its time is 0, so that events can be compared.
     pub event: Event,
-    /// What follows.
+    /// The packet's bytes.
     pub payload: Vec<u8>,
 }
 
@@ -39,7 +39,7 @@ fn add(counter: &mut Counter, more: &Counter) {
 }
 
 impl Rig {
-    /// What was counted for endpoints and networks since the last time.
+    /// The changes of the counters of endpoints and networks since the last call.
     pub(super) fn take_told(&mut self) -> Told {
         let indexes = self.indexes();
         let mut told = Told::default();
@@ -94,7 +94,7 @@ impl Rig {
         map.set(0, watch, 0).expect("set");
     }
 
-    /// What was told since the last time.
+    /// The events since the last call.
     pub fn events(&mut self) -> Vec<Record> {
         let map = self.ebpf.map_mut("events").expect("events");
         let mut ring = RingBuf::try_from(map).expect("events");

@@ -24,7 +24,7 @@ pub enum Tcp {
     Rst,
 }
 
-/// What an echo request carries.
+/// The payload of an echo request.
 pub(super) const ECHO: &[u8] = b"0123456789";
 
 /// A frame from one endpoint to another, with MACs of their addresses.
@@ -120,7 +120,7 @@ pub fn vxlan_from(sender: Ipv4Addr, vni: u32, frame: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What a frame says.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen<A = Ipv4Addr> {
     /// Ethernet source and destination.
@@ -131,7 +131,7 @@ pub struct Seen<A = Ipv4Addr> {
     pub to: (A, u16),
     /// Protocol.
     pub protocol: u8,
-    /// What follows the transport header.
+    /// The bytes behind the transport header.
     pub payload: Vec<u8>,
 }
 
@@ -177,7 +177,7 @@ pub(super) fn see_any(frame: &[u8]) -> Seen<IpAddr> {
     }
 }
 
-/// Ports and payload of a packet between two addresses, whose checksum is verified.
+/// Ports and payload of a packet between two addresses. Verifies the checksum.
 fn see_transport<'a>(
     transport: &TransportSlice<'a>,
     from: IpAddr,
@@ -228,14 +228,14 @@ fn octets6(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// What a tunnel packet from the node under test carries: VNI, node and inner frame. The outer
-/// headers are checked here.
+/// The content of a tunnel packet from the node under test: VNI, node and inner frame. Checks the
+/// outer headers.
 pub fn untunnel(packet: &[u8]) -> (u32, Ipv4Addr, Vec<u8>) {
     assert_eq!(see(packet).macs.0, NODE_MAC, "outer source MAC");
     untunnel_any(packet)
 }
 
-/// As [`untunnel`], also for a node whose MAC the kernel has yet to resolve.
+/// Like [`untunnel`], also for a node with a MAC that the kernel has yet to resolve.
 pub fn untunnel_any(packet: &[u8]) -> (u32, Ipv4Addr, Vec<u8>) {
     let outer = see(packet);
     assert_eq!(outer.from.0, NODE, "outer source");

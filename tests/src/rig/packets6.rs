@@ -8,7 +8,7 @@ use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice
 use super::mac;
 use crate::model::ones_complement;
 
-/// Who sends to whom: the IPv4 addresses, which say the MACs, and the IPv6 addresses.
+/// Sender and receiver: their IPv4 addresses, from which the MACs follow, and their IPv6 addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
     /// Sender.
@@ -18,7 +18,7 @@ pub struct Way {
 }
 
 impl Way {
-    /// With other addresses and the same MACs.
+    /// The same MACs with other addresses.
     #[must_use]
     pub fn with(self, from: Ipv6Addr, to: Ipv6Addr) -> Self {
         Self { from: (self.from.0, from), to: (self.to.0, to) }
@@ -83,7 +83,7 @@ pub fn ping6(way: Way) -> Vec<u8> {
     out
 }
 
-/// An IPv6 packet of any kind: the header that follows IPv6's, and what it carries.
+/// An IPv6 packet of any kind: its next header and its payload.
 pub fn raw6(way: Way, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = way.ethernet().to_vec();
     out.extend([0x60, 0, 0, 0]);
@@ -132,7 +132,7 @@ pub fn solicit(from: (Ipv4Addr, Ipv6Addr), target: Ipv6Addr) -> Vec<u8> {
     frame
 }
 
-/// What an IPv6 frame says.
+/// The content of an IPv6 frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen6 {
     /// Ethernet source and destination.
@@ -145,7 +145,7 @@ pub struct Seen6 {
     pub hop_limit: u8,
     /// Protocol.
     pub protocol: u8,
-    /// What follows the IPv6 header.
+    /// The bytes behind the IPv6 header.
     pub message: Vec<u8>,
 }
 

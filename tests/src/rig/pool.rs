@@ -1,7 +1,6 @@
-//! The loaded object, which rigs of one process use one after another: what the kernel's verifier
-//! has been through it need not go through for every test, which in an emulated machine takes
-//! seconds each time. A program is loaded when it is first run. What a rig leaves in the maps is
-//! removed.
+//! The loaded object, which the rigs of one process use one after another. So the kernel's verifier
+//! runs once and not for every test; in an emulated machine it takes seconds each time. A program
+//! is loaded when it is first run. The entries that a rig leaves in the maps are removed.
 
 use std::{
     collections::BTreeSet,
@@ -30,7 +29,7 @@ pub(super) struct Loaded {
 /// The most entries of a conntrack that is used again.
 const LARGEST: u32 = 1 << 14;
 
-/// What the object is loaded for.
+/// The constants that the object is loaded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     /// The underlay's family.
@@ -46,7 +45,7 @@ static FREE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 pub(super) struct Lent {
     // There but for the end of `drop`.
     loaded: Option<Loaded>,
-    /// Whether another rig had it before.
+    /// Whether another rig has used it before.
     pub(super) reused: bool,
 }
 
@@ -62,7 +61,7 @@ impl Lent {
         Self { loaded: Some(free.unwrap_or_else(|| Loaded::new(kind))), reused }
     }
 
-    /// What the kernel's `bpf_skb_adjust_room` knows:
+    /// The flags that the kernel's `bpf_skb_adjust_room` knows:
     /// [`overlay_common::maps::Config::decap_flags`].
     pub(super) fn decap_flags(&self) -> u32 {
         self.loaded().decap_flags

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Where the page goes.
+/// The path of the page.
 pub const PAGE: &str = "docs/cli.md";
 
 /// The page, by the words of this binary.

@@ -1,5 +1,5 @@
-//! Checks that what the documents name is there: the targets of relative links, their headings, and
-//! the source files that they mention.
+//! Checks that the targets in the documents exist: the targets of relative links, their headings,
+//! and the source files that they mention.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::tree;
 
-/// What no longer leads anywhere, one line each.
+/// Broken links, one line each.
 ///
 /// # Errors
 /// A document cannot be read.
@@ -51,7 +51,7 @@ fn targets(line: &str) -> impl Iterator<Item = &str> {
     markdown.chain(html).filter(|target| !target.contains("://") && !target.starts_with("mailto:"))
 }
 
-/// What is wrong with a link, if anything is.
+/// The fault of a link, if it has one.
 fn lack(document: &Path, target: &str) -> Result<Option<&'static str>> {
     let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
     let path = if file.is_empty() {
@@ -84,7 +84,7 @@ fn slug(heading: &str) -> String {
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
 
-/// What a line has between backticks.
+/// The parts of a line between backticks.
 fn code(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }

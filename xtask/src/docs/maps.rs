@@ -20,12 +20,12 @@ use overlay_common::LAYOUT_VERSION;
 use super::source::{self, Field, File, Item, Kind};
 use crate::tree;
 
-/// Where the page goes.
+/// The path of the page.
 pub const PAGE: &str = "docs/maps.md";
 
 /// Everything that is read.
 struct Sources {
-    /// What both sides agree on.
+    /// The files that both sides share.
     common: Vec<(PathBuf, File)>,
     /// The programs.
     programs: Vec<(PathBuf, File)>,
@@ -43,9 +43,9 @@ struct Map {
     value: Option<String>,
     /// Index in [`Sources::common`] of the file that describes it.
     file: Option<usize>,
-    /// What is said of it.
+    /// Its description.
     text: Vec<String>,
-    /// What is said of its key and of its value, where that has its own paragraph.
+    /// The descriptions of its key and of its value, if they have their own paragraphs.
     of_key: Option<String>,
     of_value: Option<String>,
 }
@@ -136,7 +136,7 @@ impl Sources {
         Ok(maps)
     }
 
-    /// What a declaration says.
+    /// The content of a declaration.
     fn declared(&self, name: &str, of: &str, file: &File) -> Result<Map> {
         let (mut head, arguments) = generic(of);
         // `Table<K, V, N>` is an alias of a kind with flags; its arguments come in the same order.
@@ -304,7 +304,7 @@ impl Sources {
         for Field { doc, name, of } in fields {
             writeln!(page, "| `{name}` | `{}` | {} |", cell(of), cell(&plain(&doc.join(" "))))?;
         }
-        // What its fields are made of.
+        // Then the types of its fields.
         for inner in fields.iter().map(|field| element(&field.of)) {
             if !shown.iter().any(|name| name == inner)
                 && let Some(Item { doc, kind: Kind::Struct(_), .. }) = self.item(inner)
@@ -321,7 +321,7 @@ impl Sources {
         self.common.iter().find_map(|(_, file)| find(file, name))
     }
 
-    /// The fields of a struct of `overlay-common` that says what they are.
+    /// The fields of a struct of `overlay-common`, if they have descriptions.
     fn fields(&self, name: &str) -> Option<&[Field]> {
         match self.item(name).map(|item| &item.kind) {
             Some(Kind::Struct(fields)) if fields.iter().any(|field| !field.doc.is_empty()) => {
@@ -357,7 +357,7 @@ impl Sources {
 }
 
 impl Map {
-    /// What it has, in the first sentence of its description, without the kind in front.
+    /// The first sentence of its description, without the kind at the start.
     fn summary(&self) -> String {
         let text = self.text.first().or(self.of_key.as_ref()).or(self.of_value.as_ref());
         let text = plain(text.map_or("", String::as_str));
@@ -391,7 +391,7 @@ fn joined(before: Option<String>, text: &str) -> Option<String> {
     }
 }
 
-/// What a paragraph is about.
+/// The subject of a paragraph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Head {
     side: Side,
@@ -462,7 +462,7 @@ fn generic(of: &str) -> (&str, Vec<String>) {
     )
 }
 
-/// What a map of maps holds: `Array<Slot, ..>` where an alias of the file stands for it.
+/// The inner map of a map of maps: `Array<Slot, ..>`, also if an alias of the file stands for it.
 fn inner_map(value: &str, file: &File) -> String {
     match find(file, value).map(|item| &item.kind) {
         Some(Kind::Alias(is)) => match generic(is) {
@@ -473,7 +473,7 @@ fn inner_map(value: &str, file: &File) -> String {
     }
 }
 
-/// The type of an array's elements; any other type as it is.
+/// The type of an array's elements; any other type unchanged.
 fn element(of: &str) -> &str {
     of.strip_prefix('[').and_then(|of| of.split_once(';')).map_or(of, |(element, _)| element)
 }

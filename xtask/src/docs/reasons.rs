@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use overlay_common::{Direction, Reason};
 
-/// Where the page goes.
+/// The path of the page.
 pub const PAGE: &str = "docs/reasons.md";
 
 /// The page.

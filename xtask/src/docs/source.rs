@@ -10,16 +10,16 @@ pub struct Item {
     pub attributes: Vec<String>,
     /// Its name.
     pub name: String,
-    /// What it is.
+    /// The kind of the item.
     pub kind: Kind,
 }
 
-/// What an item is.
+/// The kinds of items.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A struct with named fields.
     Struct(Vec<Field>),
-    /// An alias: the generic parameters and what it stands for.
+    /// An alias: its generic parameters and the type that it stands for.
     Alias(String),
     /// A constant or a static: its type and its value.
     Value {
@@ -43,14 +43,14 @@ pub struct Field {
     pub of: String,
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct File {
     /// The paragraphs of the comment about the file itself.
     pub about: Vec<String>,
     /// Its items, less those of its tests.
     pub items: Vec<Item>,
-    /// What it imports under another name: the other name, and the real one.
+    /// Imports with another name: the other name, and the real one.
     pub renamed: Vec<(String, String)>,
 }
 
@@ -104,7 +104,7 @@ fn without_visibility(line: &str) -> &str {
     }
 }
 
-/// A constant, alias or static may go on for some lines. Anything else is left as it is.
+/// A constant, alias or static may continue over several lines. Other lines stay unchanged.
 fn statement<'a>(first: &str, lines: &mut impl Iterator<Item = &'a str>) -> String {
     let mut statement = first.to_owned();
     if ["const ", "type ", "static "].iter().any(|word| first.starts_with(word))

@@ -1,4 +1,4 @@
-//! What a run of the tests is of: suites, topics of them, and names of tests.
+//! Selects the tests of a run: suites, topics of them, and names of tests.
 //!
 //! The datapath and cluster suites are test targets of one package. A topic is a file of tests: a
 //! module `tNN_NAME` of the target `SUITE`, or a target `SUITE_NN_NAME` of its own.
@@ -47,7 +47,7 @@ impl Topic {
     }
 }
 
-/// What to build and run.
+/// The tests to build and run.
 #[derive(Debug)]
 pub struct Selection {
     suites: Vec<Suite>,
@@ -65,7 +65,7 @@ struct Target {
     package: String,
     kind: String,
     name: String,
-    /// Whether it has tests.
+    /// Whether the target has tests.
     test: bool,
 }
 
@@ -87,9 +87,9 @@ pub struct Program {
 }
 
 impl Selection {
-    /// What is meant by a filter: the topics whose names begin with it, or the tests of `suites`
-    /// with it in their names. Behind a topic's name and `::` is what the tests have in their
-    /// names.
+    /// Interprets a filter: it selects the topics whose names begin with it, or the tests of
+    /// `suites` with it in their names. A topic's name can be followed by `::` and a part of the
+    /// tests' names.
     ///
     /// # Errors
     /// The targets cannot be listed, or one of them belongs to no suite.
@@ -130,7 +130,7 @@ impl Selection {
         &self.suites
     }
 
-    /// What the tests' names contain that are run.
+    /// The string that the names of selected tests contain.
     pub fn filter(&self) -> Option<&str> {
         self.filter.as_deref()
     }
@@ -216,7 +216,7 @@ impl Selection {
         Ok(programs)
     }
 
-    /// What runs a topic's tests, as far as their names contain the filter; none if none does.
+    /// The arguments that run those tests of a topic that match the filter; `None` if none does.
     fn arguments(&self, beginning: &str, tests: &[String]) -> Option<Vec<String>> {
         let Some(filter) = &self.filter else { return Some(vec![beginning.to_owned()]) };
         let meant =

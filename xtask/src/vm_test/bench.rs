@@ -14,13 +14,13 @@ use super::{
 };
 use crate::{cargo, machine, root, setup};
 
-/// What the step is called.
+/// The name of the step.
 pub const NAME: &str = "overlay-bench";
 
-/// Where results go.
+/// The paths of the results.
 pub type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
 
-/// What asks and what answers there.
+/// The client and the server of the comparison.
 const TO_ASK: [&str; 2] = ["nginx", "wrk"];
 
 /// The machine is off by then, whatever it does: emulated, a round of everything takes many
@@ -33,8 +33,8 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 /// recycle Page Pool backed skbs".)
 const ZEROES_NOTHING: &str = "init_on_alloc=0";
 
-/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes what it found to
-/// the first of the files and a picture of that to the second.
+/// Boots a kernel, runs `overlay-bench services` with arguments in it, and writes the results to
+/// the first of the files and a plot of them to the second.
 ///
 /// # Errors
 /// The machine does not boot, or the comparison fails.
@@ -60,7 +60,7 @@ fn run_in(
     let probe = room.path().join("probe.cpio");
     userland::write_probe(&probe, &emulator.busybox)?;
     let acceleration = qemu::probe(&emulator, &kernel, &probe, cache.join("console-probe.log"))?;
-    // Where the machine's own words go, which are read from there.
+    // The machine's console, from which the results are read.
     let told = ["services", "--against", "ipvs", "--json", "/proc/self/fd/1"];
     let program = cargo::binary(&products, "overlay-bench")?;
     let step = Step {
@@ -102,7 +102,7 @@ fn run_in(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has the program of this machine draw what the other one has found.
+/// Runs the program on this machine to plot the other machine's results.
 fn draw(program: &Path, results: &Path, picture: &Path) -> Result<()> {
     let mut bench = machine::command(program);
     let status = bench.arg("draw").args([results, picture]).status();

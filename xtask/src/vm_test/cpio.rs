@@ -23,7 +23,7 @@ impl<W: Write> Archive<W> {
         Self { out, entries: 0, known: BTreeSet::new() }
     }
 
-    /// Whether something has this path already.
+    /// Whether the archive has a file at this path.
     pub fn has(&self, path: &Path) -> bool {
         self.known.contains(&name(path))
     }
@@ -40,8 +40,8 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    /// Adds a file that everybody may run, and the folders above it. A path that is there already
-    /// is left as it is.
+    /// Adds a file that all users may run, and the folders above it. An existing path stays
+    /// unchanged.
     pub fn file(&mut self, path: &Path, content: &[u8]) -> io::Result<()> {
         if let Some(folder) = path.parent() {
             self.directory(folder)?;

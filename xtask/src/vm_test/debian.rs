@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{machine, packages};
 
-/// The names of the packages whose whole name matches a regular expression, by apt's lists. Empty
-/// lists, as on a machine that was just made, are fetched first.
+/// The names of the packages that match a regular expression as a whole, from apt's lists. If the
+/// lists are empty, as on a new machine, they are fetched first.
 ///
 /// # Errors
 /// There is no apt-cache.

@@ -23,13 +23,13 @@ pub struct Emulator {
     pub qemu: PathBuf,
     /// Busybox.
     pub busybox: PathBuf,
-    /// Where the packages are unpacked, if so.
+    /// The folder that the packages are unpacked in, if they are.
     root: Option<PathBuf>,
 }
 
-/// The installed ones; where one is missing, Debian's are unpacked below `cache`. They are not
-/// installed, because apt may have to remove other packages for it: an image with a newer
-/// qemu-utils than its sources have is one.
+/// The installed programs. If one is missing, Debian's packages are unpacked below `cache`. They
+/// are not installed, because apt might have to remove other packages for them, for example on an
+/// image with a newer qemu-utils than its sources have.
 ///
 /// # Errors
 /// They cannot be fetched.

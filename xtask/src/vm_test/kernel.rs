@@ -13,7 +13,7 @@ use super::debian;
 /// A kernel to boot.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// What to call it: the release, as `uname -r` in it says.
+    /// Its name: the release, as in the output of `uname -r`.
     pub name: String,
     /// Its image.
     pub image: PathBuf,

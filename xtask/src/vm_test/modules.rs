@@ -9,11 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// What Debian builds as modules: links of containers and of the tests' switch, the VXLAN device,
-/// TC programs before tcx (Linux 6.6), and SCTP, which containers speak.
+/// The modules that Debian builds: links of containers and of the tests' switch, the VXLAN device,
+/// TC programs before tcx (Linux 6.6), and SCTP, which containers use.
 pub const WANTED: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "sctp"];
 
-/// What services are compared with.
+/// The modules of IPVS, which services are compared with.
 pub const IPVS: [&str; 2] = ["ip_vs", "ip_vs_rr"];
 
 /// A module's file name without folder and compression, and its content.

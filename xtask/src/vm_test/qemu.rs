@@ -1,4 +1,4 @@
-//! A machine in QEMU: booting it, and following what it says.
+//! A machine in QEMU: boots it, and follows its output.
 
 use std::{
     fs,
@@ -38,9 +38,9 @@ pub enum Acceleration {
     Emulation,
 }
 
-/// What to boot.
+/// A machine to boot.
 pub struct Boot<'a> {
-    /// What boots it.
+    /// The emulator that boots it.
     pub emulator: &'a Emulator,
     /// The kernel.
     pub kernel: &'a Kernel,
@@ -48,11 +48,11 @@ pub struct Boot<'a> {
     pub archive: &'a Path,
     /// Who executes it.
     pub acceleration: Acceleration,
-    /// Where the kernel's own words go.
+    /// The file for the kernel's messages.
     pub console: PathBuf,
-    /// Whether tests run one after the other where everything takes long: daemons that start at one
-    /// time on two emulated CPUs, each with a verifier at work, are not ready when anybody would
-    /// expect it.
+    /// Whether tests run one after the other. On a slow machine they must: daemons that start at
+    /// the same time on two emulated CPUs, each with the verifier at work, would not be ready in
+    /// time.
     pub one_by_one: bool,
     /// Further parameters of the kernel.
     pub parameters: &'a str,
@@ -76,7 +76,7 @@ pub fn probe(
     let acceleration = Acceleration::Kvm;
     let (one_by_one, parameters) = (false, "overlay.probe");
     let boot = Boot { emulator, kernel, archive, acceleration, console, one_by_one, parameters };
-    // What QEMU says when KVM gives up is a page of registers.
+    // When KVM fails, QEMU prints a page of registers.
     let mut machine = Machine::start(&boot, "", Stdio::null())?;
     let deadline = Instant::now() + PROBE;
     while let Some(line) = machine.line(deadline) {
@@ -94,7 +94,7 @@ pub fn probe(
 /// # Errors
 /// QEMU cannot be run.
 pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report> {
-    // The kernel hands what it does not know to the first process as its environment.
+    // The kernel passes unknown parameters to the first process as its environment.
     let environment = match boot.acceleration {
         Acceleration::Kvm => String::new(),
         Acceleration::Emulation if boot.one_by_one => {
@@ -112,7 +112,7 @@ pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report>
         }
         drop(machine);
         tell_console(&boot.console);
-        // What has begun is not begun again: a test that fails or hangs must be seen to.
+        // A machine that has booted is not started again: a test that fails or hangs must show.
         if report.booted || attempt == BOOTS || start.elapsed() >= limit {
             break;
         }
@@ -123,8 +123,7 @@ pub fn run(boot: &Boot<'_>, steps: &[String], limit: Duration) -> Result<Report>
     Ok(report)
 }
 
-/// Reads what the machine says, to its end, to the time when it should have booted or to
-/// `deadline`.
+/// Reads the machine's output to its end, to the boot timeout or to `deadline`.
 fn follow(machine: &mut Machine, report: &mut Report, deadline: Instant) {
     let boot = Instant::now() + BOOT;
     while let Some(line) = machine.line(if report.booted { deadline } else { boot.min(deadline) }) {
@@ -152,7 +151,7 @@ struct Machine {
 
 impl Machine {
     fn start(boot: &Boot<'_>, environment: &str, stderr: Stdio) -> Result<Self> {
-        // Whatever ends us ends the machine.
+        // The machine ends with this process, however that ends.
         let mut command = machine::command(Path::new("setpriv"));
         command.args(["--pdeathsig", "KILL"]).arg(&boot.emulator.qemu);
         command.env("LD_LIBRARY_PATH", boot.emulator.ld_library_path());
@@ -198,7 +197,7 @@ impl Drop for Machine {
     }
 }
 
-/// What a machine has said.
+/// The output of a machine.
 #[derive(Debug)]
 pub struct Report {
     /// The results of its programs.
@@ -264,7 +263,7 @@ impl Report {
         }
     }
 
-    /// What did not come to its end is a failure.
+    /// A test that did not finish is a failure.
     fn finish(&mut self, limit: Duration) {
         if self.over {
             return;

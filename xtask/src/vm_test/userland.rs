@@ -1,5 +1,5 @@
-//! What the booted machine has: busybox, the tools of the tests, the test programs, each with its
-//! shared libraries, and the modules of its kernel.
+//! The files of the booted machine: busybox, the tools of the tests, the test programs, each with
+//! its shared libraries, and the modules of its kernel.
 
 use std::{
     fs::{self, File},
@@ -25,14 +25,14 @@ pub const TO_COMPARE: [&str; 2] = ["bridge", "ipvsadm"];
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 
-/// Where the programs under test are; those of cargo's `deps` folder look for the others one level
-/// up, as in cargo's target folder.
+/// The folder of the programs under test. Programs in cargo's `deps` folder look for the others one
+/// level up, as in cargo's target folder.
 const PROGRAMS: &str = "/overlay";
 
 /// One program to run in the machine.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// What to call it.
+    /// Its name.
     pub name: String,
     /// The program on this machine.
     pub program: PathBuf,
