@@ -34,8 +34,8 @@ use crate::{
 
 /// How long nodes may take to apply a change.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long daemons may take to start: the verifier needs a CPU of its own, and emulated beside
-/// load it has none.
+/// The time limit for the start of daemons: the verifier needs a whole CPU, and it has none on an
+/// emulated machine under load.
 const START: Duration = Duration::from_secs(60);
 
 /// One host.
@@ -93,7 +93,7 @@ impl Host {
     /// Runs `overlay` with this host's directories.
     ///
     /// # Errors
-    /// If it cannot be started or does not end. A failure of its own is in the output.
+    /// The program cannot be started or does not end. Its own failure is in the output.
     pub fn try_overlay<A: AsRef<str>>(&self, args: &[A]) -> anyhow::Result<Output> {
         process::run(self.overlay_command(args)?)
     }
@@ -101,16 +101,16 @@ impl Host {
     /// Runs `overlay`, which must succeed.
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn overlay<A: AsRef<str>>(&self, args: &[A]) -> anyhow::Result<Output> {
         self.try_overlay(args)?.success()
     }
 
-    /// Runs `overlay`, which must refuse: exit status 1 or 2, nothing on standard output, and an
-    /// error on standard error with all of `words` in it.
+    /// Runs `overlay`, which must reject the command: exit status 1 or 2, nothing on standard
+    /// output, and an error on standard error with all of `words` in it.
     ///
     /// # Errors
-    /// What it did instead.
+    /// The command did something else.
     pub fn refuses<A: AsRef<str>>(&self, args: &[A], words: &[&str]) -> anyhow::Result<String> {
         let output = self.try_overlay(args)?;
         refusal(&output, words)?;
@@ -133,7 +133,7 @@ impl Host {
     /// `overlay init`; returns a token for [`Host::join`].
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn init(&self, args: &[String]) -> anyhow::Result<String> {
         let mut words = vec!["init", "--advertise-addr"];
         let address = self.address.to_string();
@@ -152,7 +152,7 @@ impl Host {
     /// `overlay join`.
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn join(&self, token: &str, manager: &Self, args: &[String]) -> anyhow::Result<()> {
         let (address, manager) = (self.address.to_string(), manager.address.to_string());
         let mut words = vec!["join", "--token", token, &manager];
@@ -164,7 +164,7 @@ impl Host {
     /// `overlay network create`.
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn network_create(&self, name: &str, args: &[&str]) -> anyhow::Result<()> {
         self.overlay(&[&["network", "create"], args, &[name]].concat()).map(drop)
     }
@@ -172,7 +172,7 @@ impl Host {
     /// `overlay service create`.
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn service_create(&self, name: &str, args: &[&str]) -> anyhow::Result<()> {
         self.overlay(&[&["service", "create"], args, &[name]].concat()).map(drop)
     }
@@ -195,7 +195,7 @@ impl Host {
     /// A call to a manager through the daemon here.
     ///
     /// # Errors
-    /// If the daemon or the manager refuses.
+    /// The daemon or the manager rejects the call.
     pub fn call<T: DeserializeOwned>(
         &self,
         method: &str,
@@ -248,7 +248,7 @@ impl Host {
         Ok(())
     }
 
-    /// Waits until every ready node has applied what was changed so far.
+    /// Waits until every ready node has applied all changes so far.
     ///
     /// # Errors
     /// Names the nodes that have not.
@@ -276,7 +276,7 @@ impl Host {
     /// Kills the daemon with SIGKILL.
     ///
     /// # Errors
-    /// If there is none.
+    /// There is no agent.
     pub fn kill_agent(&self) -> anyhow::Result<()> {
         self.end_agent(Signal::SIGKILL)
     }
@@ -284,7 +284,7 @@ impl Host {
     /// Stops the daemon with SIGTERM.
     ///
     /// # Errors
-    /// If there is none, or it does not end.
+    /// There is no agent, or it does not end.
     pub fn stop_agent(&self) -> anyhow::Result<()> {
         self.end_agent(Signal::SIGTERM)
     }
@@ -299,7 +299,7 @@ impl Host {
         eventually("the daemon ends", PATIENCE, || {
             let alive = cleanup::tagged(|tag| tag == self.dirs.namespace).contains(&pid);
             ensure!(!alive, "{} still runs", cleanup::describe(pid));
-            // A process that ends has no environment any more before it closes what it listens on.
+            // A process that ends loses its environment before it closes its sockets.
             let socket = self.dirs.socket();
             ensure!(UnixStream::connect(&socket).is_err(), "{} still answers", socket.display());
             Ok(())
@@ -328,13 +328,13 @@ impl Host {
     /// `overlay leave`.
     ///
     /// # Errors
-    /// What it said.
+    /// The error of `overlay`.
     pub fn leave(&self, force: bool) -> anyhow::Result<Output> {
         let args: &[&str] = if force { &["leave", "--force"] } else { &["leave"] };
         self.overlay(args)
     }
 
-    /// What `overlay` has left here: for after it has left.
+    /// The objects that `overlay` has left here, after the host has left the cluster.
     ///
     /// # Errors
     /// If the host cannot be looked at.
@@ -391,11 +391,11 @@ impl Host {
     }
 }
 
-/// Checks that `overlay` refused as it should: exit status 1 or 2, nothing on standard output, and
-/// `overlay: …` with all of `words` on standard error.
+/// Checks that `overlay` rejected a command properly: exit status 1 or 2, nothing on standard
+/// output, and `overlay: …` with all of `words` on standard error.
 ///
 /// # Errors
-/// What is different.
+/// The first difference.
 pub fn refusal(output: &Output, words: &[&str]) -> anyhow::Result<()> {
     let described = output.describe();
     let status = output.status.code();

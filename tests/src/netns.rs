@@ -12,7 +12,7 @@ use anyhow::Context as _;
 
 use crate::process;
 
-/// Where iproute2 keeps named namespaces.
+/// The folder of named namespaces of iproute2.
 pub const DIR: &str = "/run/netns";
 
 /// Prefix length of the underlay.
@@ -42,7 +42,7 @@ pub fn command(prefix: &str, enter: &[String], program: impl AsRef<std::ffi::OsS
 /// Makes a namespace with `lo` up.
 ///
 /// # Errors
-/// What `ip` said.
+/// The error of `ip`.
 pub fn create(name: &str) -> anyhow::Result<()> {
     ip(&["netns", "add", name]).context("making a network namespace (needs root)")?;
     ip(&["-n", name, "link", "set", "lo", "up"])
@@ -52,7 +52,7 @@ pub fn create(name: &str) -> anyhow::Result<()> {
 /// hosts.
 ///
 /// # Errors
-/// What `ip` said.
+/// The error of `ip`.
 pub fn create_switch(name: &str) -> anyhow::Result<()> {
     create(name)?;
     ip(&["-n", name, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
@@ -81,7 +81,7 @@ pub struct Attachment<'a> {
 /// Plugs a machine into the switch.
 ///
 /// # Errors
-/// What `ip` or `ethtool` said.
+/// The error of `ip` or `ethtool`.
 pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
     let Attachment { switch, port, machine, address, wire, mtu } = attachment;
     ip(&[
@@ -106,7 +106,7 @@ pub fn attach(attachment: &Attachment<'_>) -> anyhow::Result<()> {
 /// Sets a port of the switch up or down.
 ///
 /// # Errors
-/// What `ip` said.
+/// The error of `ip`.
 pub fn set_port(switch: &str, port: &str, up: bool) -> anyhow::Result<()> {
     ip(&["-n", switch, "link", "set", port, if up { "up" } else { "down" }])
 }
@@ -115,7 +115,7 @@ pub fn set_port(switch: &str, port: &str, up: bool) -> anyhow::Result<()> {
 /// `iface` and eth0, in one /24, and the other one's default route leads through the machine.
 ///
 /// # Errors
-/// What `ip` said.
+/// The error of `ip`.
 pub fn link(
     (machine, iface, address): (&str, &str, Ipv4Addr),
     (other, other_address): (&str, Ipv4Addr),
@@ -169,8 +169,8 @@ const TABLES: [&str; 33] = [
     "stale_backends",
 ];
 
-/// Attaches an XDP program that passes everything to a port of the switch: the datapath's own,
-/// which passes what it knows nothing of, with empty maps that are nobody else's.
+/// Attaches an XDP program that passes every packet to a port of the switch. It is the datapath's
+/// own program, with empty maps that nothing else uses: it passes unknown packets.
 fn pass_xdp(switch: &str, port: &str) -> anyhow::Result<()> {
     let mut loader = aya::EbpfLoader::new();
     // They stay empty, and the kernel sets aside memory for each by its size.

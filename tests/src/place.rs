@@ -1,4 +1,5 @@
-//! Where traffic comes from: a host, a container or a machine outside, and what can be asked there.
+//! The origins of traffic: a host, a container or a machine outside, and the requests that they can
+//! make.
 
 use std::{ffi::OsStr, path::Path, process::Command, time::Duration};
 
@@ -23,7 +24,7 @@ pub trait Place {
     /// Arguments for `nsenter`.
     fn enter(&self) -> Vec<String>;
 
-    /// Where the output of background programs goes.
+    /// The folder for the output of background programs.
     fn logs(&self) -> &Path;
 
     /// A command that will run there.
@@ -34,7 +35,7 @@ pub trait Place {
     /// Runs a program to its end.
     ///
     /// # Errors
-    /// If it cannot be started or does not end. A failure of its own is in the output.
+    /// The program cannot be started or does not end. Its own failure is in the output.
     fn exec<A: AsRef<OsStr>>(&self, program: &str, args: &[A]) -> anyhow::Result<Output> {
         let mut command = self.command(program);
         command.args(args);
@@ -79,7 +80,7 @@ pub trait Place {
         one(self, target, self.ask(&["http-get", target])?)
     }
 
-    /// `count` GETs, each over a connection of its own.
+    /// Sends `count` GETs, each over its own connection.
     ///
     /// # Errors
     /// If one fails.
@@ -111,7 +112,7 @@ pub trait Place {
         one(self, target, self.ask(&["udp-ask", target])?)
     }
 
-    /// `count` datagrams, each from a socket of its own, and their answers.
+    /// Sends `count` datagrams, each from its own socket, and returns their answers.
     ///
     /// # Errors
     /// If one fails.
@@ -224,7 +225,7 @@ pub trait Place {
         self.serve(&["tcp-chat", target]).map(Running)
     }
 
-    /// As [`Self::chat`], with a pause after each line.
+    /// Like [`Self::chat`], with a pause after each line.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -260,7 +261,7 @@ impl Running {
     /// Ends a load and reads its report.
     ///
     /// # Errors
-    /// If there is none.
+    /// There is no report.
     pub fn load_report(mut self) -> anyhow::Result<LoadReport> {
         report(&self.0.stop()?)
     }
@@ -276,7 +277,7 @@ impl Running {
     /// Ends a chat and reads its report.
     ///
     /// # Errors
-    /// If there is none.
+    /// There is no report.
     pub fn chat_report(mut self) -> anyhow::Result<ChatReport> {
         report(&self.0.stop()?)
     }

@@ -21,7 +21,7 @@ use crate::wait::{check_interrupted, patience};
 /// A program that takes longer is killed and counts as failed.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What a program printed and how it ended.
+/// A program's output and its exit status.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The command line.
@@ -38,7 +38,7 @@ impl Output {
     /// Itself if the program succeeded.
     ///
     /// # Errors
-    /// The command line, its status and what it printed.
+    /// The command line, its status and its output.
     pub fn success(self) -> anyhow::Result<Self> {
         if self.status.success() {
             return Ok(self);
@@ -49,7 +49,7 @@ impl Output {
     /// Itself if the program failed with an ordinary exit status.
     ///
     /// # Errors
-    /// What it printed although it should have failed.
+    /// The output, if the program did not fail.
     pub fn failure(self) -> anyhow::Result<Self> {
         match self.status.code() {
             Some(code) if code != 0 => Ok(self),
@@ -94,7 +94,7 @@ pub fn run(command: Command) -> anyhow::Result<Output> {
     run_within(command, LIMIT)
 }
 
-/// As [`run`], with a time limit.
+/// Like [`run`], with a time limit.
 ///
 /// # Errors
 /// If it cannot be started or does not end in time.
@@ -102,7 +102,7 @@ pub fn run_within(command: Command, limit: Duration) -> anyhow::Result<Output> {
     run_limited(command, limit, true)
 }
 
-/// As [`run_within`], for tearing down: a SIGINT does not cut it short.
+/// Like [`run_within`], for tearing down: a SIGINT does not cut it short.
 ///
 /// # Errors
 /// If it cannot be started or does not end in time.
@@ -195,17 +195,17 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// The program's output so far.
     pub fn output(&self) -> String {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// Whether it still runs.
+    /// Checks that the program still runs.
     ///
     /// # Errors
-    /// If it has ended: its status and what it printed.
+    /// The program has ended: its status and its output.
     pub fn check_running(&mut self) -> anyhow::Result<()> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait()?;

@@ -149,7 +149,7 @@ impl Services {
     }
 }
 
-/// A name relative to where the person who typed it stands, also after sudo.
+/// A file name relative to the caller's folder, also after sudo.
 fn pass_file(bench: &mut Command, option: &str, file: Option<&Path>) -> Result<()> {
     let folder = env::current_dir().context("cannot tell the current folder")?;
     if let Some(file) = file {

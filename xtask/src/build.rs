@@ -26,8 +26,8 @@ pub struct Build {
     release: bool,
 }
 
-/// What cargo builds: the binary alone, and none of the tests' programs. The workspace is named, so
-/// that crates keep the features that they have in other builds.
+/// The build of the binary alone, without the tests' programs. The workspace is named, so that
+/// crates keep the features that they have in other builds.
 const BINARY: [&str; 3] = ["--workspace", "--bin", "overlay"];
 
 impl Build {

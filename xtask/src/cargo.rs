@@ -1,4 +1,4 @@
-//! Calls of cargo in this workspace, and what they build.
+//! Calls of cargo in this workspace, and the results of its builds.
 
 use std::{
     env,
@@ -28,7 +28,7 @@ pub struct Product {
 }
 
 impl Product {
-    /// What a reader knows it by: the package's folder, and the target where there are several.
+    /// Its name for readers: the package's folder, and the target if the package has several.
     pub fn label(&self) -> String {
         let package = self.package.file_name().unwrap_or_default().to_string_lossy();
         match self.kind.as_str() {
@@ -38,7 +38,7 @@ impl Product {
     }
 }
 
-/// The cargo that runs us, in the workspace's root, as the person who started us.
+/// The cargo that runs us, in the workspace's root, as the user that started us.
 pub fn command() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(overlay_build::workspace_root()).stdin(Stdio::null());
@@ -49,8 +49,9 @@ pub fn command() -> Command {
     command
 }
 
-/// Whether a variable tells of xtask as the program that `cargo run` started. Build scripts watch
-/// some of these, and would run anew each time a build changes between here and the user's shell.
+/// Whether a variable describes xtask as the program that `cargo run` started. Build scripts watch
+/// some of these variables, and would run again each time a build changes between here and the
+/// user's shell.
 fn is_about_us(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
@@ -72,8 +73,8 @@ pub fn build<S: AsRef<OsStr>>(args: &[S]) -> Result<Vec<Product>> {
     }
 }
 
-/// As [`build`], with `build` itself or another command that builds as the first argument. When
-/// cargo fails, lists what was built all the same, and says so with `false`.
+/// Like [`build`], with `build` itself or another command that builds as the first argument. When
+/// cargo fails, lists the finished products all the same, and returns `false` with them.
 ///
 /// # Errors
 /// Cargo cannot be run.
@@ -89,7 +90,7 @@ pub fn build_what_can_be<S: AsRef<OsStr>>(args: &[S]) -> Result<(Vec<Product>, b
     Ok((messages.lines().filter_map(parse_product).collect(), output.status.success()))
 }
 
-/// The binary of a name among what was built.
+/// The binary with this name among the products.
 pub fn binary(products: &[Product], name: &str) -> Result<PathBuf> {
     products
         .iter()

@@ -114,7 +114,7 @@ fn hint_at_missing_tools() {
     }
 }
 
-/// Says what comes, does it, and says how long it took.
+/// Prints the name of the step, runs it, and prints its duration.
 fn step(name: &str, totals: &mut Totals, run: impl FnOnce() -> Result<Outcome>) -> Result<()> {
     println!("\n== {name} ==");
     let begun = Instant::now();
@@ -146,8 +146,8 @@ fn succeeds(mut command: Command) -> Result<Outcome> {
     Ok(Outcome::Check(status.success()))
 }
 
-/// Runs the unit tests and the examples of the documentation. Of programs whose tests pass only the
-/// number of tests is shown.
+/// Runs the unit tests and the examples of the documentation. If all tests of a program pass, only
+/// their number is shown.
 fn unit_tests() -> Result<Totals> {
     let test = |what: &[&str]| {
         let mut cargo = cargo::command();
@@ -161,10 +161,10 @@ fn unit_tests() -> Result<Totals> {
     Ok(totals)
 }
 
-/// Cargo's arguments that take root from the test programs, where this process is root: tests that
-/// make interfaces and load programs then leave themselves out, as they do without root. In a user
-/// namespace another number stands for the same user, so the programs may read and write what they
-/// could before. Where there are no user namespaces they run as they are.
+/// Cargo's arguments that run the test programs without root, if this process is root. Tests that
+/// make interfaces and load programs then skip themselves, as they do without root. In a user
+/// namespace the same user has another number, so the programs may read and write the same files as
+/// before. Without user namespaces they run as root.
 fn without_root() -> Vec<String> {
     const RUNNER: [&str; 4] = ["unshare", "--user", "--map-user=65534", "--map-group=65534"];
     let [program, arguments @ ..] = RUNNER;
@@ -201,7 +201,7 @@ fn count(name: &str, mut command: Command) -> Result<Totals> {
     Ok(totals)
 }
 
-/// What is shown of the programs that did not pass: all but the tests that did.
+/// The output of programs that did not pass, without the tests that passed.
 fn shown(lines: &[String], success: bool) -> impl Iterator<Item = &String> {
     lines.iter().filter(move |line| !success && !line.ends_with(" ... ok"))
 }

@@ -1,4 +1,4 @@
-//! What is installed and mounted here.
+//! The programs and mounts of this machine.
 
 use std::{
     env,
@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Where bpffs belongs (the kernel makes the folder for it).
+/// The usual mount point of bpffs (the kernel makes the folder for it).
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// PATH, and behind it the system's folders that a user's PATH may lack (`ip` and `bpftool` are in
@@ -34,8 +34,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&search_path()).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
-/// A command that finds the system's tools, and whose own program is looked for in PATH if it is a
-/// bare name.
+/// A command that finds the system's tools. A bare program name is looked up in PATH.
 pub fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", search_path());
@@ -46,7 +45,7 @@ pub fn command(program: &Path) -> Command {
 pub fn has_c_toolchain() -> bool {
     let Some(cc) = find_program("cc") else { return false };
     let output = Command::new(cc).arg("-print-file-name=Scrt1.o").stdin(Stdio::null()).output();
-    // For a file it does not find, cc prints the bare name.
+    // For a missing file, cc prints the bare name.
     output.is_ok_and(|output| {
         let path = String::from_utf8_lossy(&output.stdout);
         Path::new(path.trim()).is_absolute()
@@ -59,7 +58,7 @@ pub fn has_bpffs() -> bool {
 }
 
 fn mounted_bpffs(mounts: &str) -> bool {
-    // Of several mounts on one folder the last one is seen.
+    // If a folder has several mounts, the last one is visible.
     let mut at_folder = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let (_, folder, kind) = (fields.next()?, fields.next()?, fields.next()?);

@@ -32,9 +32,9 @@ impl Object {
     }
 }
 
-/// Builds the programs, once in the life of this process, as the person who started us: a process
-/// of its own can step down where this one is root. What goes wrong is left to the build that
-/// follows, which says it.
+/// Builds the programs, once in the life of this process, as the user that started us: a separate
+/// process can drop root, and this one cannot. Errors are left to the build that follows, which
+/// reports them.
 pub fn ahead() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -15,7 +15,7 @@ use crate::{machine, root, setup::Scope};
 pub struct Need {
     /// Debian's packages.
     pub packages: &'static [&'static str],
-    /// What it is for.
+    /// Its purpose.
     pub why: &'static str,
     kind: Kind,
 }
@@ -59,27 +59,28 @@ const TO_RUN: [Need; 7] = [
     program("etcdctl", &["etcd-client"], "put and get in the demo's etcd"),
 ];
 
-/// What services are compared with.
+/// IPVS, which services are compared with.
 const TO_COMPARE: Need =
     program("nft", &["nftables"], "load balancing by nftables, which services are compared with");
 
-/// As above, in a booted machine.
+/// IPVS's tool for a booted machine.
 const TO_COMPARE_BOOTED: Need =
     program("ipvsadm", &["ipvsadm"], "load balancing by IPVS, which services are compared with");
 
-/// What asks and what answers where services are compared, in a booted machine too.
+/// The client and the server of the comparison of services, also in a booted machine.
 const TO_ASK: [Need; 2] = [
     program("nginx", &["nginx"], "the web server that services are compared with"),
     program("wrk", &["wrk"], "requests to that web server"),
 ];
 
-/// Tools in a booted machine, which are copies of this machine's. What boots it is not installed.
+/// The tools of a booted machine, which are copied from this machine. The emulator is not
+/// installed.
 const TO_BOOT: [Need; 2] = [
     program("ip", &["iproute2"], "network namespaces and links of the tests"),
     program("ethtool", &["ethtool"], "offloads of the links in the tests"),
 ];
 
-/// What is missing on this machine.
+/// The needs that this machine lacks.
 ///
 /// # Errors
 /// `OVERLAY_BPF_OBJ` names something that is no object.
@@ -117,7 +118,7 @@ fn needs(scope: Scope) -> Vec<Need> {
     TO_BUILD.into_iter().chain(further.iter().copied()).collect()
 }
 
-/// Installs what is missing.
+/// Installs missing packages.
 ///
 /// # Errors
 /// This is no Debian, or apt-get fails.
@@ -161,12 +162,12 @@ pub fn update_lists() -> Result<()> {
 const SERVICES: [(&str, &str); 3] =
     [("etcd-server", "etcd"), ("nginx", "nginx"), ("ipvsadm", "ipvsadm")];
 
-/// Services that come with the packages must not run: the demo starts its own etcd where it wants
-/// one, and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask
-/// policy-rc.d before they start anything, and 101 means "no" to them. It says nothing about
-/// enabling, so that is undone for what was installed just now. The shell's trap takes the file
-/// away also when the installation is interrupted. In front of `--` are words `PACKAGE:SERVICE`,
-/// behind it the packages.
+/// Services that come with the packages must not run: the demo starts its own etcd if it needs one,
+/// and the comparison of services its own nginx. invoke-rc.d and deb-systemd-invoke ask policy-rc.d
+/// before they start a service, and 101 means "no" to them. It does not prevent enabling, so
+/// services of newly installed packages are disabled again. The shell's trap removes the file also
+/// when the installation is interrupted. The words before `--` are `PACKAGE:SERVICE`, and those
+/// after it are the packages.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then

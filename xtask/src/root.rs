@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::machine;
 
-/// Holds `UID:GID` of the person who started us, across sudo.
+/// Holds `UID:GID` of the user that started us, across sudo.
 const CALLER: &str = "OVERLAY_XTASK_CALLER";
 
 /// Variables that sudo may drop or set anew, and that decide which compiler is used and where its
@@ -51,7 +51,7 @@ pub fn is_root() -> bool {
     ids().is_ok_and(|(uid, _)| uid == 0)
 }
 
-/// Lets a command run as the person who started us, when sudo stands between.
+/// Makes a command run as the user that started us, if sudo did.
 pub fn step_down(command: &mut Command) {
     let caller = env::var(CALLER).ok();
     if let Some((uid, gid)) = caller.as_deref().and_then(parse_caller)
@@ -62,7 +62,7 @@ pub fn step_down(command: &mut Command) {
     }
 }
 
-/// Gives a folder and everything in it to the person who started us, when sudo stands between.
+/// Gives a folder and all its content to the user that started us, if sudo did.
 ///
 /// # Errors
 /// A file cannot be read or given away.

@@ -21,20 +21,20 @@ again at any time, and starts no service. Every other command does the same firs
 sudo when something is missing that only root can install.")]
 pub struct Setup {}
 
-/// What is going to happen on this machine.
+/// The coming work on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Compiling.
     Build,
     /// Loading programs, running the demo and the tests.
     Run,
-    /// As `Run`, with what services are compared with.
+    /// Like `Run`, with the programs that services are compared with.
     Compare,
     /// Booting other kernels.
     Boot,
-    /// As `Boot`, with IPVS's tool.
+    /// Like `Boot`, with IPVS's tool.
     BootIpvs,
-    /// As `BootIpvs`, with what else services are compared with there.
+    /// Like `BootIpvs`, with the other programs of the comparison of services.
     CompareBooted,
 }
 

@@ -118,12 +118,12 @@ fn run_program(program: &Program) -> Result<Totals> {
     let Program { suite, label, target, executable, package, arguments } = program;
     println!("\n{label} ({})", executable.display());
     let mut command = machine::command(executable);
-    // As cargo starts it, but as root where cargo is not.
+    // Cargo starts it in the same way, but not as root.
     command.current_dir(package).env("CARGO_MANIFEST_DIR", package);
     command.args(arguments);
     let beginning = match suite {
         Suite::Unit => format!("{label}: "),
-        // What runs it again.
+        // The filter that selects it again.
         Suite::Datapath | Suite::Cluster => format!("{target}::"),
     };
     follow(label, &beginning, command)
@@ -137,7 +137,7 @@ fn run_doc_tests(filter: Option<&str>) -> Result<Totals> {
 }
 
 impl Suite {
-    /// In the order in which they run.
+    /// The suites in the order in which they run.
     const ALL: [Self; 3] = [Self::Unit, Self::Datapath, Self::Cluster];
 
     fn name(self) -> &'static str {

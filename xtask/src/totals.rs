@@ -43,7 +43,8 @@ impl Totals {
         }
     }
 
-    /// Takes in how a test program ended: a failure that it did not count itself is one failure.
+    /// Reads the exit status of a test program. A failure that the program did not count is one
+    /// failure.
     pub fn read_status(&mut self, program: &str, status: ExitStatus) {
         if !status.success() && self.failed == 0 {
             self.add(Self::broken(format!("{program} ended with {status} and no failed test")));

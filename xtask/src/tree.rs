@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Every file of the workspace whose name ends in one of `extensions`, in order, as paths from its
-/// root. Hidden folders and what cargo builds are left out.
+/// Every file of the workspace with one of these `extensions`, in order, as paths from its root.
+/// Hidden folders and cargo's output are left out.
 ///
 /// # Errors
 /// A folder cannot be read.

@@ -1,4 +1,4 @@
-//! What is measured. A measurement is one run of traffic on one subject; it may yield several
+//! The measurements. A measurement is one run of traffic on one subject. It may yield several
 //! cases, as a latency has a mean and a tail.
 
 use std::process::Command;
@@ -20,8 +20,8 @@ use crate::{Place as _, process};
 /// A value of a case: name, unit, value.
 pub type Value = (&'static str, &'static str, f64);
 
-/// A measurement: its name for `--case`, and how it is done. No values where a subject has nothing
-/// of the kind.
+/// A measurement: its name for `--case`, and its function. It returns no values if a subject has no
+/// such path.
 pub struct Measurement {
     /// Its name.
     pub name: &'static str,

@@ -49,12 +49,12 @@ pub struct DriveArgs {
     milliseconds: u64,
 }
 
-/// What came of it.
+/// The result of the traffic.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Driven {
     /// Bytes, datagrams or exchanges that arrived.
     pub arrived: u64,
-    /// In this time.
+    /// The duration of the run.
     pub seconds: f64,
     /// Work of all CPUs in this time, in seconds.
     pub cpu_seconds: f64,
@@ -144,7 +144,7 @@ fn datagrams(args: &DriveArgs) -> anyhow::Result<Driven> {
         let end = Instant::now() + duration;
         while Instant::now() < end {
             for _ in 0..32 {
-                // A full queue is part of what is measured.
+                // A full queue is part of the measurement.
                 let _ = socket.send(&data);
             }
         }

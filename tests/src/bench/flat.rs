@@ -1,6 +1,6 @@
-//! What a packet costs beside few and many endpoints: single runs of the programs on maps of their
-//! own, for one flow again and again, and for packets to or from all endpoints by turns, so that
-//! hardly any is where the last packet has left the caches.
+//! The cost of a packet beside few and many endpoints. Each run runs the programs once on their own
+//! maps: for one flow repeatedly, and for packets to or from all endpoints by turns, so that hardly
+//! any entry is still in the caches.
 
 use std::{net::Ipv4Addr, process::ExitCode};
 

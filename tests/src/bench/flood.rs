@@ -39,16 +39,16 @@ pub struct FloodArgs {
     milliseconds: Option<u64>,
 }
 
-/// What was sent.
+/// The frames sent.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Flooded {
     /// Frames.
     pub sent: u64,
-    /// In this time.
+    /// The duration of the run.
     pub seconds: f64,
 }
 
-/// What was counted.
+/// The frames counted.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Received {
     /// Frames.
@@ -61,7 +61,7 @@ const FEW: u32 = 64;
 /// Sends and prints a [`Flooded`].
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects a call.
 pub fn send(args: &FloodArgs) -> anyhow::Result<ExitCode> {
     pin::to_cpu(pin::CLIENT_CPU, pin::Side::Client)?;
     let frame = std::fs::read(&args.frame).context("the frame")?;
@@ -94,11 +94,11 @@ fn as_fast_as_they_go(
     Ok(Flooded { sent, seconds: took.as_secs_f64() })
 }
 
-/// Counts until SIGTERM and prints a [`Received`]; `by_xdp` also takes what the other end of a veth
-/// sends by XDP, as it comes: the kernel makes no packet of it.
+/// Counts until SIGTERM and prints a [`Received`]. `by_xdp` also accepts frames that the other end
+/// of a veth sends by XDP, as they are: the kernel makes no packets of them.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects a call.
 pub fn receive(device: &str, by_xdp: bool) -> anyhow::Result<ExitCode> {
     let mut end = SigSet::empty();
     end.add(Signal::SIGTERM);

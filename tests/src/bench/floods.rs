@@ -39,8 +39,8 @@ fn inner(way: &Way, macs: ([u8; 6], [u8; 6])) -> anyhow::Result<Vec<u8>> {
     frames::datagram(&Ends { macs, addresses: way.addresses })
 }
 
-/// What arrives at host 1 when a container on host 2 sends a datagram; for the underlay, what
-/// arrives is a tunnel packet that nobody takes apart.
+/// The frame that arrives at host 1 when a container on host 2 sends a datagram. For the underlay
+/// it is a tunnel packet that is not decapsulated.
 ///
 /// # Errors
 /// If an interface has no MAC.
@@ -80,13 +80,13 @@ pub fn file(rig: &Rig, name: &str, frame: &[u8]) -> anyhow::Result<PathBuf> {
 /// Turns an offload of an interface on or off.
 ///
 /// # Errors
-/// If ethtool refuses.
+/// The error of ethtool.
 pub fn set(place: &Spot, device: &str, offload: &str, state: &str) -> anyhow::Result<()> {
     place.exec("ethtool", &["-K", device, offload, state])?.success().map(drop)
 }
 
-/// Where frames are sent from, what they come out of and where they are counted: a place and an
-/// interface each.
+/// The sender of frames, the interface that they leave, and the interface that counts them: a place
+/// and an interface each.
 struct Flood<'a> {
     from: (&'a Spot, &'a str),
     out_of: (&'a Spot, &'a str),
@@ -112,7 +112,7 @@ impl Flood<'_> {
         wait_listening(&mut sink)?;
         let args = ["flood", &frame.to_string_lossy(), device];
         let flooded: Flooded = sender.exec(&program.to_string_lossy(), &args)?.json()?;
-        // What is still in a queue arrives.
+        // Frames that are still in a queue arrive.
         std::thread::sleep(Duration::from_millis(50));
         let printed = sink.stop()?.success()?.stdout;
         let line = printed.lines().last().context("the counter printed nothing")?;
@@ -144,7 +144,7 @@ pub fn encap(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     Ok(vec![("flood_encap", "million/s", rate), ("flood_encap_arrived", "%", arrived)])
 }
 
-/// Out of the tunnel, counted where the container takes the packets.
+/// Decapsulation, counted where the container receives the packets.
 pub fn decap(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     let (rate, arrived) = flood_in(rig, subject)?;
     Ok(vec![("flood_decap", "million/s", rate), ("flood_decap_arrived", "%", arrived)])
@@ -160,7 +160,7 @@ fn flood_in(rig: &Rig, subject: Subject) -> anyhow::Result<(f64, f64)> {
     flood.run(rig, &arriving(rig, subject)?)
 }
 
-/// As [`decap`], with native XDP on overlay's underlay interface.
+/// Like [`decap`], with native XDP on overlay's underlay interface.
 pub fn decap_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     let rates = |(rate, arrived)| {
         vec![("flood_decap_xdp", "million/s", rate), ("flood_decap_xdp_arrived", "%", arrived)]
@@ -194,7 +194,7 @@ pub fn decap_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     outcome
 }
 
-/// What XDP has decapsulated on a host.
+/// The number of packets that XDP has decapsulated on a host.
 fn by_xdp(host: &Host) -> anyhow::Result<u64> {
     let counters = host.status()?.counters;
     let rows = counters.iter().filter(|row| row.reason == "xdp_decapsulated");

@@ -1,4 +1,4 @@
-//! Frames for programs that are handed packets instead of seeing traffic.
+//! Frames for test runs of programs.
 
 use std::net::Ipv4Addr;
 

@@ -36,7 +36,8 @@ const TCX_INGRESS: u32 = 46;
 const BEFORE: u32 = 1 << 3;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES` (Linux 5.18).
 const LIVE_FRAMES: u32 = 1 << 1;
-/// Offset of `ifindex` in `struct __sk_buff`, and how much of it is handed in.
+/// Offset of `ifindex` in `struct __sk_buff`, and the length of the part that is passed to the
+/// kernel.
 const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF: usize = 64;
 
@@ -68,7 +69,7 @@ const EXIT: u64 = 0x95;
 /// Has the verifier look at a program.
 ///
 /// # Errors
-/// If the kernel refuses it.
+/// The kernel rejects the program.
 pub fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> {
     Attr::default()
         .u32(0, kind as u32)
@@ -82,22 +83,23 @@ pub fn load(kind: ProgramType, instructions: &[u64]) -> anyhow::Result<OwnedFd> 
 /// A program that does nothing.
 ///
 /// # Errors
-/// If the kernel refuses it.
+/// The kernel rejects the program.
 pub fn empty(kind: ProgramType) -> anyhow::Result<OwnedFd> {
     load(kind, &[set(0, 0), EXIT])
 }
 
-/// An XDP program that sends every frame out of an interface, after it has written `beginning` into
-/// it: the kernel sends its live frames again and again as they come back, changed by whom they
-/// met.
+/// An XDP program that writes `beginning` into every frame and sends it out of an interface. It
+/// must write it each time: the kernel sends its live frames again and again as they come back,
+/// with the changes of all programs on their path.
 ///
 /// # Errors
-/// If the kernel refuses it, as where the beginning is larger than a frame's first page.
+/// The kernel rejects the program, for example because the beginning is larger than a frame's first
+/// page.
 pub fn sender(ifindex: u32, beginning: &[u8]) -> anyhow::Result<OwnedFd> {
     load(ProgramType::Xdp, &sending(ifindex, beginning)?)
 }
 
-/// The instructions of [`sender`], at whose beginning r1 is the context.
+/// The instructions of [`sender`]. At their start, r1 is the context.
 ///
 /// # Errors
 /// If the beginning is too long to be counted.
@@ -126,10 +128,10 @@ pub fn sending(ifindex: u32, beginning: &[u8]) -> anyhow::Result<Vec<u64>> {
     Ok(program)
 }
 
-/// An array of values of this size, all zero, whose keys are numbers from 0 on.
+/// An array of values of this size, all zero. Its keys are numbers from 0 on.
 ///
 /// # Errors
-/// If the kernel refuses it.
+/// The kernel rejects the map.
 pub fn array(value: u32, count: u32) -> anyhow::Result<OwnedFd> {
     let attr = Attr::default().u32(0, MAP_TYPE_ARRAY).u32(4, 4).u32(8, value).u32(12, count);
     attr.open(MAP_CREATE).context("make an array")
@@ -138,7 +140,7 @@ pub fn array(value: u32, count: u32) -> anyhow::Result<OwnedFd> {
 /// A pinned program or map.
 ///
 /// # Errors
-/// If there is none.
+/// There is no such object.
 pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     Attr::default()
@@ -155,7 +157,7 @@ pub struct Sink {
     _attached: Attached,
 }
 
-/// What a program leaves its interface with.
+/// The attachment of a program, which ends with it.
 #[derive(Debug)]
 enum Attached {
     Link(#[expect(dead_code, reason = "it lives as long as this")] OwnedFd),
@@ -163,10 +165,10 @@ enum Attached {
 }
 
 impl Sink {
-    /// Of the kernel's packets, on an interface of this namespace.
+    /// Attaches a counter of the kernel's packets to an interface of this namespace.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// The kernel rejects the program.
     pub fn attach(device: &str) -> anyhow::Result<Self> {
         const DROP: u32 = 2;
         let (map, program) = counting(ProgramType::Tc, DROP)?;
@@ -183,12 +185,12 @@ impl Sink {
         Ok(Self { map, _attached: attached })
     }
 
-    /// Of frames, as native XDP on a veth of this namespace. They come from the other end's XDP,
-    /// which finds nobody to send to where there is no program (`veth_xdp_xmit`); what the stack
-    /// sends would be copied to get here.
+    /// Attaches a counter of frames as native XDP to a veth of this namespace. The frames come from
+    /// XDP on the other end, which can send only if this end has a program (`veth_xdp_xmit`). The
+    /// kernel would have to copy packets of the stack to pass them to XDP here.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// The kernel rejects the program.
     pub fn attach_xdp(device: &str) -> anyhow::Result<Self> {
         const DROP: u32 = 1;
         /// `BPF_XDP` of `enum bpf_attach_type`.
@@ -220,7 +222,7 @@ impl Sink {
 /// The number of an interface of this namespace.
 ///
 /// # Errors
-/// If there is none of that name.
+/// There is no interface with that name.
 pub fn index_of(device: &str) -> anyhow::Result<u32> {
     nix::net::if_::if_nametoindex(device).with_context(|| format!("interface {device}"))
 }
@@ -271,10 +273,10 @@ fn filter(device: &str, program: &OwnedFd) -> anyhow::Result<SchedClassifier> {
     Ok(program)
 }
 
-/// Reads an element of an array map whose values are as large as `value`.
+/// Reads an element of an array map with values as large as `value`.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the call.
 pub fn look_up(map: &OwnedFd, key: u32, value: &mut [u8]) -> anyhow::Result<()> {
     Attr::default()
         .fd(0, map)
@@ -289,7 +291,7 @@ pub fn look_up(map: &OwnedFd, key: u32, value: &mut [u8]) -> anyhow::Result<()> 
 /// its verdict and the nanoseconds it took.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the run.
 pub fn run_tc(program: &OwnedFd, frame: &[u8], ifindex: u32) -> anyhow::Result<(u32, u32)> {
     let mut context = [0u8; SK_BUFF];
     context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
@@ -307,7 +309,7 @@ pub fn run_tc(program: &OwnedFd, frame: &[u8], ifindex: u32) -> anyhow::Result<(
 /// Runs an XDP program once on a frame.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the run.
 pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
     let mut attr = Attr::default()
         .fd(0, program)
@@ -321,7 +323,7 @@ pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
 /// Hands `count` copies of a frame to an XDP program, and acts upon its verdicts.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel rejects the run.
 pub fn run_live(program: &OwnedFd, frame: &[u8], count: u32) -> anyhow::Result<()> {
     Attr::default()
         .fd(0, program)

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 
-/// What came of a trial.
+/// The result of a trial.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Trial {
     /// Frames a second that were sent.
@@ -22,7 +22,7 @@ const TRIES: u32 = 2;
 /// The search ends when no more than this part of the rate is open.
 const PRECISION: f64 = 0.02;
 
-/// Where hardly anything arrives, the search ends here: a rate a thousand times smaller than the
+/// The search ends here if hardly any frames arrive: at a rate a thousand times smaller than the
 /// first.
 const HALVINGS: u32 = 10;
 
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_found_whatever_becomes_of_more() {
-        // Livelock loses nearly all of what is too much, a queue what is beyond the limit.
+        // Livelock loses nearly all of the excess, and a queue loses the frames beyond its limit.
         for beyond in [0.01, 0.5, 1.0] {
             for carries in [1_000.0, 80_000.0, 249_000.0, 333_333.0] {
                 let way = way(carries, beyond);

@@ -182,7 +182,7 @@ fn require_cpus() -> anyhow::Result<usize> {
     Ok(cpus)
 }
 
-/// Where and how it was measured.
+/// The conditions of the measurement.
 fn machine(rounds: u32, placement: Placement) -> anyhow::Result<Machine> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel")?;
     let (kernel, placement) = (kernel.trim().to_owned(), placement.name().to_owned());

@@ -19,21 +19,21 @@ use super::{
     kernel::{self, ProgramType, instruction, set},
 };
 
-/// What the program keeps: when the next frame is due, how many were sent, and when the first and
-/// the last were; by `CLOCK_MONOTONIC`, in nanoseconds.
+/// The program's state: when the next frame is due, how many were sent, and when the first and the
+/// last were; by `CLOCK_MONOTONIC`, in nanoseconds.
 const STATE: u32 = 32;
 const SENT: usize = 8;
 const FIRST: usize = 16;
 const LAST: usize = 24;
 
-/// As many frames are sent at once, when they are late, and no more: what could not be sent by then
-/// is not made up for.
+/// The most frames that are sent at once when they are late. Further late frames are dropped from
+/// the schedule.
 const BURST: u32 = 32;
 
 /// `XDP_DROP`.
 const DROP: u32 = 1;
 
-/// As [`kernel::sender`], but only when a frame is due.
+/// Like [`kernel::sender`], but sends only when a frame is due.
 fn sender(
     map: &OwnedFd,
     interval: u32,
@@ -95,14 +95,14 @@ fn sender(
 /// Sends frames at a rate, in frames a second, for a while.
 ///
 /// # Errors
-/// If the kernel refuses, or hardly any were sent.
+/// The kernel rejects the program, or hardly any frames were sent.
 pub fn send(
     frame: &[u8],
     to: (u32, &[u8]),
     rate: f64,
     duration: Duration,
 ) -> anyhow::Result<Flooded> {
-    // Saturates, which is what no machine sends or refused.
+    // The cast saturates, at an interval that no test uses.
     let interval = (1e9 / rate) as u32;
     let map = kernel::array(STATE, 1).context("make the generator's state")?;
     let program = sender(&map, interval, to)?;
@@ -121,7 +121,7 @@ pub fn send(
     };
     let (sent, first, last) = (field(SENT)?, field(FIRST)?, field(LAST)?);
     ensure!(sent > 1 && last > first, "{sent} frames were sent in {duration:?}");
-    // From the first to the last are as many intervals as there are frames but for one.
+    // Between the first and the last frame there is one interval less than there are frames.
     let seconds = (last - first) as f64 / 1e9 * sent as f64 / (sent - 1) as f64;
     Ok(Flooded { sent, seconds })
 }

@@ -1,4 +1,4 @@
-//! Where and how urgently the traffic programs run: alike for every subject.
+//! The CPUs and priorities of the traffic programs: the same for every subject.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -21,7 +21,7 @@ pub const CLIENT_CPU: usize = 0;
 /// Where the two sides run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Placement {
-    /// Both on one CPU: no wake-up of another CPU is measured with the path.
+    /// Both sides on one CPU: no wake-up of another CPU is measured with the path.
     Together,
     /// Each on its own CPU.
     Apart,
@@ -63,16 +63,15 @@ pub fn to_cpu(cpu: usize, side: Side) -> anyhow::Result<()> {
     other_to_cpu(Pid::from_raw(0), cpu, side)
 }
 
-/// As [`to_cpu`], for another thread.
+/// Like [`to_cpu`], for another thread.
 ///
 /// # Errors
-/// As there, and if there is no such thread.
+/// The errors of [`to_cpu`], or there is no such thread.
 pub fn other_to_cpu(thread: Pid, cpu: usize, side: Side) -> anyhow::Result<()> {
     run_at(thread, cpu, side, libc::SCHED_FIFO)
 }
 
-/// As [`other_to_cpu`], for a thread that stays on the CPU it has, as those of the kernel for each
-/// CPU do.
+/// Like [`other_to_cpu`], for a thread that stays on its CPU, as the kernel's threads per CPU do.
 ///
 /// # Errors
 /// If there is no such thread, or without root.

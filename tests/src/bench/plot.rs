@@ -12,7 +12,7 @@ const TOP: f64 = 56.0;
 /// Bars end here, whatever the ratio; the number beside them tells.
 const LONGEST: f64 = 2.5;
 
-/// What is compared: its name and its colour.
+/// A subject of the comparison: its name and its colour.
 pub type Subject = (&'static str, &'static str);
 
 /// The colour of what everything is relative to, of what overlay replaces, and of overlay.
@@ -42,7 +42,7 @@ pub fn svg(report: &Report) -> String {
     draw("the underlay", &report.machine, &subjects, &groups)
 }
 
-/// Draws groups whose first bar is longer than nothing; `relative` is what that is.
+/// Draws the groups with a first bar longer than zero. `relative` is the name of that bar.
 pub fn draw(relative: &str, machine: &Machine, subjects: &[Subject], groups: &[Group]) -> String {
     let groups: Vec<&Group> = groups.iter().filter(|group| base(group).is_some()).collect();
     let height = TOP + groups.iter().map(|group| height_of(group)).sum::<f64>() + 10.0;
@@ -72,7 +72,7 @@ pub fn draw(relative: &str, machine: &Machine, subjects: &[Subject], groups: &[G
     out
 }
 
-/// What its bars are relative to.
+/// The value that its bars are relative to.
 fn base(group: &Group) -> Option<f64> {
     group.medians.iter().flatten().next().copied().filter(|base| *base > 0.0)
 }
@@ -155,7 +155,7 @@ mod tests {
         let two = draw("x", &machine(), &subjects, &[group([None, Some(0.35), Some(1.4)])]);
         assert!(two.contains("0.35 (1.00)") && two.contains("1.40 (4.00)"), "{two}");
         assert!(two.contains("width=\"500.0\" height=\"10.0\" fill=\"blue\""), "{two}");
-        // In the legend only.
+        // The colour is in the legend only.
         assert_eq!(two.matches("\"red\"").count(), 1, "{two}");
         let none = draw("x", &machine(), &subjects, &[group([Some(0.0), Some(1.0), None])]);
         assert!(!none.contains("flood"), "{none}");

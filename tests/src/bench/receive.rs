@@ -1,11 +1,11 @@
-//! Who receives. The kernel goes on receiving on the CPU on which it began to, for as long as
-//! packets come: by chance that is the generator's, which then waits for it, or the other one,
-//! which loses what it cannot keep up with. A thread of the kernel's for each interface (threaded
-//! NAPI, Linux 5.12) can be told where to run.
+//! The CPU that receives. The kernel continues to receive on the CPU on which it began, as long as
+//! packets arrive. By chance that is the generator's CPU, and the generator then waits; or it is
+//! the other CPU, which loses packets that are too many for it. A kernel thread for each interface
+//! (threaded NAPI, Linux 5.12) can be pinned to a CPU.
 //!
-//! Until Linux 6.5 a kernel whose `ksoftirqd` has been woken leaves everything else that is
-//! received to that, for which the generator leaves no time. There that thread goes before the
-//! generator too, meanwhile.
+//! Until Linux 6.5, once `ksoftirqd` has been woken, the kernel leaves all other receiving to it,
+//! and the generator leaves it no time. On such kernels that thread also gets a higher priority
+//! than the generator during a measurement.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -16,11 +16,10 @@ use overlay::datapath::host::kernel_version;
 use super::{pin, rig::Spot};
 use crate::{Place as _, process};
 
-/// The first kernel that goes on with what is received although its `ksoftirqd` has been woken.
+/// The first kernel that continues to receive although its `ksoftirqd` has been woken.
 const LEAVES_NOTHING: (u32, u32) = (6, 5);
 
-/// The threads that receive on interfaces of a name, but for those that were there before and are
-/// nobody's business.
+/// The threads that receive on interfaces with a given name, without those that existed before.
 #[derive(Debug)]
 pub struct Threads<'a> {
     device: &'a str,
@@ -44,9 +43,9 @@ impl<'a> Threads<'a> {
         Ok(Self { device, before: running(device)? })
     }
 
-    /// Has interfaces received from by threads, on the generator's CPU and in front of it: it goes
-    /// on when everything that it has sent is received. They must have NAPI: of a veth these are
-    /// those with GRO on or an XDP program.
+    /// Makes threads receive from interfaces, on the generator's CPU and with a higher priority:
+    /// the generator continues when all its frames are received. The interfaces must have NAPI: a
+    /// veth has it with GRO on or with an XDP program.
     ///
     /// # Errors
     /// If the kernel has no threads for them.
@@ -90,7 +89,7 @@ impl Drop for Started<'_> {
     }
 }
 
-/// The kernel's thread for what is received on the generator's CPU.
+/// The kernel's thread that receives on the generator's CPU.
 fn of_softirqs() -> anyhow::Result<Pid> {
     let name = format!("ksoftirqd/{}", pin::CLIENT_CPU);
     let thread = threads(|comm| comm == name)?.first().copied();

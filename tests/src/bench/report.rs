@@ -1,11 +1,11 @@
-//! What a run has found: as JSON and as a table.
+//! The results of a run: as JSON and as a table.
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::{Deserialize, Serialize};
 
 use super::stats::{Summary, ratio};
 
-/// What is measured on.
+/// The subjects of measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// The two hosts themselves.
@@ -28,7 +28,7 @@ pub struct Sample {
     pub case: &'static str,
     /// Its unit.
     pub unit: &'static str,
-    /// On what it was measured.
+    /// The subject of the measurement.
     pub subject: Subject,
     /// The value.
     pub value: f64,
@@ -53,7 +53,7 @@ pub struct Case {
     pub overlay_vs_underlay: Option<f64>,
 }
 
-/// Where and how it was measured.
+/// The conditions of the measurement.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Machine {
     /// Release of the kernel.
@@ -69,7 +69,7 @@ pub struct Machine {
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Where and how.
+    /// The conditions of the measurement.
     #[serde(flatten)]
     pub machine: Machine,
     /// The cases, in the order of the run.

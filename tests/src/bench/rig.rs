@@ -1,7 +1,7 @@
 //! Two hosts, and a pair of places on each of the three ways between them.
 //!
-//! Two links join the hosts. One belongs to overlay; the other carries what is compared with it, so
-//! that overlay's program on its own link is in nobody else's way.
+//! Two links join the hosts. One belongs to overlay. The other carries the subjects that overlay is
+//! compared with, so that overlay's program on its own link does not disturb them.
 
 use std::{
     net::Ipv4Addr,
@@ -80,9 +80,9 @@ impl Place for Spot {
 /// One way between the hosts.
 #[derive(Clone, Debug)]
 pub struct Way {
-    /// Where requests come from: on host 2.
+    /// The origin of requests: on host 2.
     pub client: Spot,
-    /// Where they go: on host 1.
+    /// The destination of requests: on host 1.
     pub server: Spot,
     /// Their addresses.
     pub addresses: (Ipv4Addr, Ipv4Addr),
@@ -90,7 +90,8 @@ pub struct Way {
     pub link: &'static str,
     /// The interface of the server, and of the client.
     pub interface: &'static str,
-    /// What the client's packets come out of: the other end of its interface, and where that is.
+    /// The interface that the client's packets come out of, which is the other end of its own, and
+    /// its place.
     pub behind: (Spot, String),
 }
 
@@ -111,10 +112,10 @@ fn tool(program: &str, line: &str) -> anyhow::Result<()> {
     process::run(command)?.success().map(drop)
 }
 
-/// Has ip(8) do what a line says.
+/// Runs a line as a command of ip(8).
 ///
 /// # Errors
-/// If it refuses.
+/// The error of ip(8).
 pub fn ip(line: &str) -> anyhow::Result<()> {
     tool("ip", line)
 }
@@ -132,11 +133,12 @@ impl Rig {
     /// Builds it and starts the servers.
     ///
     /// # Errors
-    /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
+    /// The process is not root, or the kernel or a tool reports an error. Everything is removed
+    /// then.
     pub fn new(placement: Placement) -> anyhow::Result<Self> {
         let cluster = Cluster::new(2, Options::default())?;
         let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
-        // The harness joins hosts by a switch; a wire between them adds nothing of its own.
+        // The harness joins hosts by a switch. A plain link between them adds no cost of its own.
         ip(&format!("-n {host1} link del eth0"))?;
         ip(&format!("-n {host2} link del eth0"))?;
         wire(&host1, &host2, "eth0", "172.16.1")?;
@@ -202,7 +204,7 @@ impl Rig {
         &self.server_link
     }
 
-    /// Where the daemon of host 1 has pinned a program (`progs`) or a map (`maps`).
+    /// The path at which the daemon of host 1 has pinned a program (`progs`) or a map (`maps`).
     pub fn pinned(&self, kind: &str, name: &str) -> PathBuf {
         let version = format!("v{}", overlay_common::LAYOUT_VERSION);
         self.cluster.host(1).dirs().pins.join(version).join(kind).join(name)
@@ -224,7 +226,7 @@ fn link_of(container: &Container) -> anyhow::Result<String> {
 /// Joins the hosts: addresses .10 and .11.
 ///
 /// # Errors
-/// If ip(8) refuses.
+/// The error of ip(8).
 pub fn wire(host1: &str, host2: &str, name: &str, net: &str) -> anyhow::Result<()> {
     ip(&format!("-n {host1} link add {name} type veth peer name {name} netns {host2}"))?;
     for (host, last) in [(host1, 10), (host2, 11)] {

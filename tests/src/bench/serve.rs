@@ -16,7 +16,7 @@ use anyhow::Context as _;
 
 use super::pin;
 
-/// Takes what comes, and answers the end with the number of bytes.
+/// Receives all bytes, and answers the end with their number.
 pub const SINK: u16 = 7001;
 /// Sends every byte back.
 pub const ECHO: u16 = 7002;
@@ -52,7 +52,7 @@ pub fn main(cpu: usize) -> anyhow::Result<ExitCode> {
     let servers = [listen(SINK, sink)?, listen(ECHO, repeat)?, listen(COUNT, tell)?];
     let once = TcpListener::bind((Ipv4Addr::UNSPECIFIED, ONCE)).context("the port of one byte")?;
     println!("listening: {} servers", servers.len() + 1);
-    // In this thread: starting one per connection would be measured with it.
+    // It runs in this thread: the start of a thread per connection would be measured too.
     for stream in once.incoming() {
         let _ = stream.and_then(answer_once);
     }

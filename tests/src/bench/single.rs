@@ -1,8 +1,8 @@
-//! What one run of a program takes: BPF_PROG_TEST_RUN, on the daemon's own programs and maps.
+//! The duration of one run of a program: BPF_PROG_TEST_RUN, on the daemon's own programs and maps.
 //!
 //! A program that changes its packet would see its own output when the kernel repeats it, so every
-//! run is a call of its own, and the same is done with a program that does nothing: the difference
-//! is the program.
+//! run is a separate call. The same is done with a program that does nothing: the difference is the
+//! cost of the program.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -47,9 +47,9 @@ pub struct SingleArgs {
 /// Means of the middle halves, in nanoseconds.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Single {
-    /// Of the program.
+    /// Duration of the program.
     pub program: f64,
-    /// Of a program that does nothing.
+    /// Duration of a program that does nothing.
     pub empty: f64,
 }
 

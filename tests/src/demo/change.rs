@@ -15,7 +15,7 @@ use crate::{
     wait::check_interrupted,
 };
 
-/// What a load sees before and after a change.
+/// The time that a load runs before and after a change.
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// 1 GiB over one TCP connection between containers of two hosts.

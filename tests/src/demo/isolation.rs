@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{cluster::Cluster, container::Container, place::Place as _};
 
-/// From a container beside the backends of hello, on the same host, but on another network.
+/// Sends from a container on the same host as the backends of hello, but on another network.
 pub fn other_network(
     cluster: &Cluster,
     services: &Services,

@@ -87,7 +87,7 @@ fn walk(args: &Args) -> anyhow::Result<bool> {
     Ok(report.summary())
 }
 
-/// What follows a step that failed is not tried where it cannot work: the error says so.
+/// After a failed step, later steps that depend on it are not tried: the error says so.
 fn steps(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let cluster = Cluster::new(usize::from(args.hosts), Options::default())?;
     form::form(&cluster, report)?;

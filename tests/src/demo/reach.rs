@@ -1,4 +1,4 @@
-//! Step 4: who reaches what.
+//! Step 4: reachability of all services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{cluster::Cluster, place::Place, testkit::Answer};
 
-/// From outside, on every host, whether or not a backend is there.
+/// Requests from outside, to every host, with or without a backend.
 pub fn from_client(cluster: &Cluster, report: &mut Report) -> anyhow::Result<()> {
     report.step("Published ports, from a client outside the cluster");
     let client = cluster.client();

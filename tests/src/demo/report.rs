@@ -33,7 +33,7 @@ impl Report {
         println!("\n{}. {title}", self.steps.len());
     }
 
-    /// One counted check; its text says what was found. True if it passed.
+    /// One counted check; its text describes the result. True if it passed.
     ///
     /// # Errors
     /// After SIGINT only: the walk-through then ends.
@@ -136,10 +136,10 @@ impl Report {
     }
 }
 
-/// Compares what was expected with what was seen.
+/// Compares the expected value with the real one.
 ///
 /// # Errors
-/// Both.
+/// Both values.
 pub fn expect<T: PartialEq<U> + Debug, U: Debug>(
     what: &str,
     expected: T,

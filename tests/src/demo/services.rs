@@ -16,7 +16,7 @@ use crate::{
 /// The three services of the walk-through: name and port.
 pub const SERVICES: [(&str, u16); 3] = [("etcd", 2379), ("mysql-galera", 3306), ("hello", 8080)];
 
-/// What runs.
+/// The running services.
 pub struct Services {
     /// Replicas by service.
     pub replicas: BTreeMap<&'static str, Vec<Container>>,

@@ -1,4 +1,4 @@
-//! What the agent would write: networks, endpoints, services and published ports.
+//! The maps as the agent would write them: networks, endpoints, services and published ports.
 
 use std::net::Ipv4Addr;
 
@@ -163,7 +163,7 @@ impl Rig {
         });
     }
 
-    /// Declares the underlay interface a way out, under the node's own address.
+    /// Declares the underlay interface an uplink, under the node's own address.
     pub fn way_out(&mut self) {
         let underlay = self.underlay;
         self.set(|state| {

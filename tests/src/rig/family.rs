@@ -44,7 +44,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both of them.
+    /// Both families.
     pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
     /// The address of a machine that has this IPv4 address: of a container 10.0.N.X it is
@@ -67,7 +67,7 @@ impl Family {
         (self.ip(machine), port)
     }
 
-    /// What the maps and the marks of tunnel packets call a machine's address.
+    /// The id of a machine's address in the maps and in the marks of tunnel packets.
     pub fn number(self, machine: Ipv4Addr) -> Be32 {
         match self.ip(machine) {
             IpAddr::V4(address) => address.into(),
@@ -125,7 +125,7 @@ impl Family {
         packets::udp_on(self.to_node(from.0, to.0), (from.1, to.1), payload)
     }
 
-    /// What a frame of this family says. Every checksum in it is verified from scratch.
+    /// The content of a frame of this family. Verifies every checksum in it from scratch.
     pub fn see(self, frame: &[u8]) -> Seen<IpAddr> {
         let seen = packets::see_any(frame);
         assert_eq!(seen.from.0.is_ipv6(), self == Self::Ipv6, "{self:?}: {seen:?}");
@@ -141,7 +141,7 @@ impl Family {
     }
 }
 
-/// Tunnels over an underlay of the family: what they carry may be of the other one.
+/// Tunnels over an underlay of the family. The inner packets may be of the other family.
 impl Family {
     /// Loads the programs in a fresh namespace, as [`Rig::new`] or [`Rig::on_ipv6`].
     pub fn rig_on(self) -> Rig {
@@ -163,7 +163,7 @@ impl Family {
         }
     }
 
-    /// The program that gets what comes in on the underlay.
+    /// The program that receives packets on the underlay.
     pub fn underlay_program(self) -> &'static str {
         match self {
             Self::Ipv4 => "from_underlay",
@@ -189,8 +189,8 @@ impl Family {
         }
     }
 
-    /// What a tunnel packet from the node under test carries: VNI, node and inner frame. The outer
-    /// headers are checked here.
+    /// The content of a tunnel packet from the node under test: VNI, node and inner frame. Checks
+    /// the outer headers.
     pub fn untunnel(self, packet: &[u8]) -> (u32, IpAddr, Vec<u8>) {
         match self {
             Self::Ipv4 => {

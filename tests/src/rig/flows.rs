@@ -1,4 +1,4 @@
-//! The maps that the programs write: flows, and what they keep and count of them.
+//! The maps that the programs write: flows, with their state and their statistics.
 
 use std::{collections::BTreeMap, os::fd::AsFd as _, time::Duration};
 
@@ -64,7 +64,7 @@ impl Rig {
         self.write("active", backend, flows);
     }
 
-    /// Which backends clients keep.
+    /// The affinity entries of clients.
     pub fn affinity(&self) -> Vec<(AffinityKey, Affinity)> {
         entries(self.ebpf.map("affinity").expect("map affinity"))
     }

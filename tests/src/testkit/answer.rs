@@ -1,4 +1,4 @@
-//! What servers answer and how asking can fail.
+//! The answers of servers, and the failures of requests.
 
 use std::{
     fmt, io,
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Report;
 
-/// What every server of the testkit answers.
+/// The answer of every server of the testkit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Name of the server.
@@ -21,7 +21,7 @@ pub struct Answer {
     pub client: IpAddr,
     /// Port that it came from.
     pub client_port: u16,
-    /// What was said to it.
+    /// The text that the client sent.
     #[serde(default)]
     pub said: String,
 }
@@ -39,23 +39,23 @@ impl Answer {
     }
 }
 
-/// In which way a request failed.
+/// The kinds of failed requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The name did not resolve.
     Resolve,
-    /// No connection: refused or unreachable.
+    /// No connection: reset or unreachable.
     Connect,
-    /// No connection within the time.
+    /// No connection before the timeout.
     ConnectTimeout,
     /// The connection was reset.
     Reset,
-    /// No answer within the time.
+    /// No answer before the timeout.
     Timeout,
     /// The connection ended before the answer did.
     ShortRead,
-    /// The answer is not what was expected.
+    /// An unexpected answer.
     BadAnswer,
     /// Anything else.
     Other,
@@ -64,9 +64,9 @@ pub enum FailureKind {
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// In which way.
+    /// The kind of failure.
     pub kind: FailureKind,
-    /// Whom it asked and what the system said.
+    /// The server, and the system's error message.
     pub message: String,
 }
 
@@ -95,7 +95,7 @@ impl Failure {
     pub fn talking(target: &impl fmt::Display, error: &io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::Timeout,
-            // What a socket says of its peer after a reset that came between two calls.
+            // The error of a socket after a reset that arrived between two calls.
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::NotConnected => FailureKind::Reset,
@@ -110,9 +110,9 @@ impl Failure {
 /// Result of asking a number of times.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// What was answered.
+    /// The answers.
     pub answers: Vec<Answer>,
-    /// What failed.
+    /// The failures.
     pub failures: Vec<Failure>,
 }
 
@@ -136,7 +136,7 @@ impl Asked {
     }
 }
 
-/// The first IPv4 address of HOST:PORT; where there is none, the first one.
+/// The first IPv4 address of HOST:PORT; the first address if it has no IPv4 address.
 pub fn look_up(target: &str) -> Result<SocketAddr, Failure> {
     let failed = |why: String| Failure::new(FailureKind::Resolve, format!("{target}: {why}"));
     let addresses: Vec<_> = target.to_socket_addrs().map_err(|e| failed(e.to_string()))?.collect();

@@ -18,7 +18,7 @@ use super::{Listen, Report, answer, serve};
 pub struct BulkReport {
     /// Bytes.
     pub bytes: u64,
-    /// SHA-256 of what was sent.
+    /// SHA-256 of the bytes sent.
     pub sent_sha256: String,
     /// SHA-256 of what arrived.
     pub received_sha256: String,
@@ -68,7 +68,7 @@ pub fn send(target: &str, bytes: u64) -> anyhow::Result<BulkReport> {
     let mut block: Vec<u8> = noise(1 << 18);
     let mut left = bytes;
     while left > 0 {
-        // No two blocks are equal: a block that arrives twice or in another's place shows.
+        // No two blocks are equal, so a block that arrives twice or in the wrong place is detected.
         block[..8].copy_from_slice(&left.to_le_bytes());
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(block.len());
         stream

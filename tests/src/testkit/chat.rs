@@ -1,4 +1,4 @@
-//! `tcp-chat`: one connection, a line at a time, for as long as it is let.
+//! `tcp-chat`: one connection, a line at a time, until it is stopped.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -33,7 +33,7 @@ pub struct ChatReport {
     pub named: Option<SocketAddr>,
     /// Lines echoed.
     pub lines: u64,
-    /// What ended the chat before SIGTERM did.
+    /// The failure that ended the chat before SIGTERM.
     pub failure: Option<Failure>,
 }
 

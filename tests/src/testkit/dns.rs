@@ -38,7 +38,7 @@ pub struct ResolveArgs {
     timeout_ms: u64,
 }
 
-/// What a DNS server answered.
+/// The answer of a DNS server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
     /// Response code: "No Error", "Non-Existent Domain", ….
@@ -54,7 +54,7 @@ pub struct Resolved {
 }
 
 impl Report for Resolved {
-    /// Any answer is one: the caller judges the code.
+    /// Every answer counts as good: the caller checks the code.
     fn good(&self) -> bool {
         true
     }

@@ -63,7 +63,8 @@ pub fn ask(args: &GroupArgs) -> anyhow::Result<Heard> {
     Ok(heard)
 }
 
-/// Hears answers until all have answered the question. Returns who has not in time.
+/// Receives answers until all members have answered the question. Returns those that did not answer
+/// in time.
 fn listen(
     args: &GroupArgs,
     socket: &UdpSocket,
@@ -79,7 +80,7 @@ fn listen(
             break;
         }
         socket.set_read_timeout(Some(left))?;
-        // The time is up, or somebody's port was unreachable.
+        // The time is up, or a member's port was unreachable.
         let Ok(length) = socket.recv(&mut buffer) else { continue };
         let answer: Answer = serde_json::from_slice(&buffer[..length]).context("an answer")?;
         if answer.said == question {

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::{Answer, Asked, Failure, Identity, Target, answer, serve};
 
-/// A head larger than this is refused.
+/// The server rejects a larger head.
 const HEAD_LIMIT: u64 = 16 * 1024;
 
 /// An idle connection is closed so long after SIGTERM: long enough for every client that is at it
@@ -66,7 +66,7 @@ fn converse(mut stream: TcpStream, name: &str, host: &str, sick: Option<&Path>) 
     Ok(())
 }
 
-/// What a request asks for.
+/// The content of a request.
 struct Asks {
     /// The client wants no more.
     close: bool,

@@ -41,7 +41,7 @@ pub struct LoadArgs {
     until_file: Option<PathBuf>,
 }
 
-/// What was asked and what failed.
+/// The requests and the failures.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoadReport {
     /// Requests begun: counted before anything is sent.
@@ -57,7 +57,7 @@ pub struct LoadReport {
     pub failed: BTreeMap<FailureKind, u64>,
     /// The first failures: milliseconds after the start, and what failed.
     pub examples: Vec<(u64, Failure)>,
-    /// Answers by the name of who answered.
+    /// Answers by the name of the server.
     pub answered_by: BTreeMap<String, u64>,
 }
 
@@ -67,10 +67,10 @@ impl LoadReport {
         self.failed.values().sum()
     }
 
-    /// Whether every request that was begun was answered, and how many those are.
+    /// Checks that every request was answered, and returns their number.
     ///
     /// # Errors
-    /// What failed, or how many are missing.
+    /// The failures, or the number of missing answers.
     pub fn all_answered(&self) -> anyhow::Result<u64> {
         let answered: u64 = self.answered_by.values().sum();
         let all = self.failures() == 0 && answered == self.begun && self.begun > 0;

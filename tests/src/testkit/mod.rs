@@ -216,7 +216,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What a client has to report, and whether that is a success.
+/// The report of a client, and whether it is a success.
 trait Report: Serialize {
     /// True if nothing failed.
     fn good(&self) -> bool;

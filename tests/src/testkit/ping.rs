@@ -45,7 +45,7 @@ pub struct Pinged {
     pub exceeded_at: Vec<Ipv4Addr>,
 }
 
-/// What came back for a request.
+/// The answer to a request.
 enum Reply {
     Answer,
     ExceededAt(Ipv4Addr),
@@ -105,8 +105,8 @@ fn request(target: IpAddr, echo: IcmpEchoHeader, payload: &[u8]) -> Vec<u8> {
     [header.to_bytes().as_slice(), payload].concat()
 }
 
-/// Whether `message` from `from` is the reply. A raw ICMP socket receives with the IPv4 header, one
-/// of ICMPv6 without IPv6's, and either receives everybody's answers.
+/// Whether `message` from `from` is the reply. A raw ICMP socket receives the IPv4 header, and a
+/// raw ICMPv6 socket receives no IPv6 header. Both receive the answers to all processes.
 fn is_reply(
     from: IpAddr,
     message: &[u8],

@@ -56,7 +56,7 @@ impl Report for SctpPacket {
     }
 }
 
-/// What was said over an association.
+/// The exchange over an association.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Associated {
     /// Bytes that were sent.
@@ -83,8 +83,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// The checksum of a packet as it is in the header: over the packet with zeros in its place, the
-/// least significant byte first.
+/// The checksum of a packet as in its header: computed with zeros in its place, least significant
+/// byte first.
 fn checksum(packet: &[u8]) -> [u8; 4] {
     let mut zeroed = packet.to_vec();
     zeroed[CHECKSUM..CHECKSUM + 4].fill(0);
@@ -118,7 +118,7 @@ fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor, which is nobody else's.
+    // SAFETY: a new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -135,7 +135,7 @@ pub fn send(args: &SendArgs) -> anyhow::Result<SctpPacket> {
     Ok(SctpPacket { from: None, bytes: hex(&packet) })
 }
 
-/// Receives an INIT and checks its checksum. What the host's own SCTP answers is not looked at.
+/// Receives an INIT and checks its checksum. Answers of the host's own SCTP are ignored.
 pub fn receive(args: &ReceiveArgs) -> anyhow::Result<SctpPacket> {
     let socket = raw()?;
     println!("listening: SCTP packets");

@@ -35,7 +35,7 @@ pub struct SegmentArgs {
 pub struct Segmented {
     /// Datagrams sent.
     pub sent: usize,
-    /// Datagrams of which the server said what was in them.
+    /// Datagrams that the server echoed.
     pub answered: usize,
 }
 

@@ -1,5 +1,5 @@
-//! The life of a server: accept, and on SIGTERM finish what is going on, as a well-behaved
-//! server does.
+//! The life of a server: it accepts, and on SIGTERM it finishes the open requests, as a
+//! well-behaved server does.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
@@ -29,7 +29,7 @@ extern "C" fn stop(_signal: nix::libc::c_int) {
     STOPPING.store(true, Ordering::Relaxed);
 }
 
-/// Whether SIGTERM or SIGINT has come.
+/// Whether SIGTERM or SIGINT has arrived.
 pub fn stopping() -> bool {
     STOPPING.load(Ordering::Relaxed)
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Report;
 
-/// What the frames say.
+/// The payload of the frames.
 const SAID: &[u8] = b"a frame with a tag";
 /// `ETH_P_ALL` of linux/if_ether.h, in network order.
 const EVERYTHING: u16 = 0x0003_u16.to_be();
@@ -146,7 +146,7 @@ pub fn receive(args: &ReceiveArgs) -> anyhow::Result<Tagged> {
     Ok(Tagged { frames: 0 })
 }
 
-/// The VLAN of the next frame, if it is one of ours with a tag.
+/// The VLAN of the next frame, if it is a tagged frame of the test.
 fn receive_one(socket: &OwnedFd) -> anyhow::Result<Option<u16>> {
     let mut frame = [0_u8; 2048];
     let mut control = [0_u64; 16];

@@ -18,7 +18,7 @@ use comfy_table::{Table, presets};
 /// `BPF_LOG_STATS` of the kernel's bpf_verifier.h: the sums alone.
 const LOG_STATS: u32 = 4;
 
-/// What the verifier says of a program.
+/// The verifier's statistics of a program.
 #[derive(Debug, PartialEq, Eq)]
 struct Stats {
     processed: u64,
@@ -133,7 +133,7 @@ fn load(program: &aya_obj::Program, code: &[bpf_insn]) -> anyhow::Result<Stats> 
     let Ok(fd @ 0..) = i32::try_from(result) else {
         bail!("{error}; the verifier says: {said}");
     };
-    // SAFETY: the command returned a new descriptor that nobody else owns.
+    // SAFETY: the command returned a new descriptor that nothing else owns.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     parse(&said).with_context(|| format!("the verifier says in words not known here: {said}"))
 }

@@ -9,8 +9,7 @@ use crate::tree;
 /// The last column of a line.
 const COLUMNS: usize = 100;
 
-/// What is not held to it yet, by the beginning of its path. An entry without a long line is a
-/// fault: take it off.
+/// Beginnings of paths that are exempt so far. An entry without a long line is a fault: remove it.
 const EXEMPT: [&str; 0] = [];
 
 /// Comment lines that are too long.

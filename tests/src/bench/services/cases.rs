@@ -1,4 +1,4 @@
-//! What is measured through services.
+//! The measurements through services.
 
 use std::process::Command;
 

@@ -54,7 +54,8 @@ fn link(rig: &Rig, subject: Subject) -> Option<Link<'static>> {
     }
 }
 
-/// What is done with the packets. Returns values under names that begin with that of the case.
+/// The function that measures the packets. It returns values under names that begin with that of
+/// the case.
 type Run = fn(&Rig, &Link<'_>, bool, &str) -> anyhow::Result<Vec<Value>>;
 
 /// A million packets, as fast as they go.
@@ -65,7 +66,7 @@ pub fn by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     through_tc(rig, subject, as_fast_as_they_go, "published_flood")
 }
 
-/// As [`by_tc`], with native XDP on the asked host's interface.
+/// Like [`by_tc`], with native XDP on the ingress node's interface.
 ///
 /// # Errors
 /// If nothing arrives, or not by XDP.
@@ -76,15 +77,15 @@ pub fn by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
 /// The highest rate at which none is lost.
 ///
 /// # Errors
-/// If there is none.
+/// There is no such rate.
 pub fn lossless_by_tc(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     through_tc(rig, subject, without_loss, "published_lossless")
 }
 
-/// As [`lossless_by_tc`], with native XDP on the asked host's interface.
+/// Like [`lossless_by_tc`], with native XDP on the ingress node's interface.
 ///
 /// # Errors
-/// If there is none, or nothing goes by XDP.
+/// There is no such rate, or no packet goes by XDP.
 pub fn lossless_by_xdp(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     through_xdp(rig, subject, without_loss, "published_lossless_xdp")
 }
@@ -151,7 +152,7 @@ fn without_loss(
             }
             None => flood(rig, link, by_xdp, Some(&threads), &[])?,
         };
-        // Where the steps are seen, a result that chance has made is seen too.
+        // The printed steps show whether a result came about by chance.
         eprintln!("{name}: {:.0}/s, {:.2} % arrived", trial.offered, trial.arrived * 100.0);
         Ok(trial)
     })?;
@@ -194,14 +195,14 @@ fn send<'a>(
     let count = ["count", link.device, "--by-xdp"];
     let mut sink = link.from.spawn(&program, if by_xdp { &count } else { &count[..2] })?;
     wait_listening(&mut sink)?;
-    // What is sent back by XDP is received by NAPI too.
+    // NAPI also receives the frames that XDP sends back.
     let places = if by_xdp { vec![&link.asked, &link.from] } else { vec![&link.asked] };
     let started = threads.map(|threads| threads.start(places)).transpose()?;
     // The headers, in which the destination is changed.
     let args = ["flood", &file.to_string_lossy(), link.device, "--anew", "42"];
     let args = [&args, pace].concat();
     let flooded: Flooded = link.from.exec(&program.to_string_lossy(), &args)?.json()?;
-    // What is still in a queue arrives.
+    // Frames that are still in a queue arrive.
     std::thread::sleep(Duration::from_millis(50));
     // The kernel takes no word about threads for an interface that has no NAPI any more.
     drop(started);

@@ -5,8 +5,8 @@ use super::{
     report::{Case, Report},
 };
 
-/// Draws what was measured through services and beside them; the share of a flood that arrived is
-/// in the table.
+/// Draws the measurements through services and beside them. The share of a flood that arrived is in
+/// the table.
 pub fn svg(report: &Report) -> String {
     let is_shown = |case: &&Case| {
         let beside = case.direct.or(case.nftables).or(case.ipvs);

@@ -1,4 +1,4 @@
-//! What a run has found: as JSON and as a table.
+//! The results of a run: as JSON and as a table.
 
 use std::fmt;
 
@@ -68,7 +68,7 @@ pub struct Case {
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Report {
-    /// Where and how.
+    /// The conditions of the measurement.
     #[serde(flatten)]
     pub machine: Machine,
     /// The cases, in the order of the run.
@@ -81,18 +81,18 @@ pub struct Report {
 /// A round of a measurement that does not count.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Failure {
-    /// Which, the first being 1.
+    /// The number of the round; the first is 1.
     pub round: u32,
     /// The measurement.
     pub measurement: String,
     /// How the backend was reached.
     pub subject: Subject,
-    /// What went wrong.
+    /// The reason for the failure.
     pub why: String,
 }
 
 impl Failure {
-    /// In round `round`, the first being 0.
+    /// The failure in round `round`; the first is 0.
     pub fn new(round: u32, measurement: &str, subject: Subject, error: &anyhow::Error) -> Self {
         let (measurement, why) = (measurement.to_owned(), format!("{error:#}"));
         Self { round: round + 1, measurement, subject, why }

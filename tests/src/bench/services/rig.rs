@@ -1,5 +1,6 @@
-//! The places of a comparison: a cluster of two hosts with two services, one of whose backends are
-//! on the asked host and the other's elsewhere, and the same without overlay beside it.
+//! The places of a comparison: a cluster of two hosts with two services. The backends of one
+//! service are on the ingress node, and those of the other elsewhere. Beside it is the same without
+//! overlay.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -29,7 +30,7 @@ pub const SHIFT: u16 = 1000;
 /// The asked host's address on the client's side.
 const ASKED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
-/// Where a client asks.
+/// The destination of a client's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// A container, by a virtual address.
@@ -38,7 +39,7 @@ pub enum Way {
     Published,
 }
 
-/// Where the backend is.
+/// The place of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// On another host than the one that is asked.
@@ -51,13 +52,14 @@ pub enum Backend {
 #[derive(Debug)]
 pub struct Rig {
     client: Spot,
-    /// As `client`, for what goes to backends without a service: no two flows look alike then.
+    /// Like `client`, for requests to backends without a service, so that no two flows have the
+    /// same tuple.
     other: Spot,
     outside: Spot,
     against: Against,
     vips: [Ipv4Addr; 2],
     backends: [Ipv4Addr; 2],
-    /// What wrk is to say, where it is measured.
+    /// The script for wrk, if wrk measures.
     script: Option<PathBuf>,
     routed: Routed,
     _servers: Vec<Process>,
@@ -73,11 +75,12 @@ impl Rig {
     /// Builds it and starts the servers, web servers only if they are wanted.
     ///
     /// # Errors
-    /// Without root, and when the kernel or a tool refuses something. Nothing is left then.
+    /// The process is not root, or the kernel or a tool reports an error. Everything is removed
+    /// then.
     pub fn new(placement: Placement, against: Against, with_web: bool) -> anyhow::Result<Self> {
         let cluster = Cluster::new(2, Options::default())?;
         let [host1, host2] = [1, 2].map(|n| cluster.host(n).tag().to_owned());
-        // The harness joins hosts by a switch; a wire between them adds nothing of its own.
+        // The harness joins hosts by a switch. A plain link between them adds no cost of its own.
         ip(&format!("-n {host1} link del eth0"))?;
         ip(&format!("-n {host2} link del eth0"))?;
         wire(&host1, &host2, "eth0", "172.16.1")?;

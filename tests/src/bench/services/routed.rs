@@ -27,7 +27,7 @@ pub const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 
 pub const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The nodes' addresses on the wire.
 const WIRE: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 31, 0, 1), Ipv4Addr::new(172, 31, 0, 2)];
-/// What the nodes themselves are asked by.
+/// The addresses of the nodes themselves.
 pub const SELVES: [Ipv4Addr; 2] = WIRE;
 /// The client outside.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
@@ -42,7 +42,7 @@ pub enum Against {
 }
 
 impl Against {
-    /// As what it is measured.
+    /// The subject of its measurements.
     pub fn subject(self) -> Subject {
         match self {
             Self::Nftables => Subject::Nftables,
@@ -62,7 +62,7 @@ impl Against {
 /// The namespaces.
 #[derive(Debug)]
 pub struct Routed {
-    /// Where the backend of the other node runs, and that of the asked one.
+    /// The places of the backends: on the other node, and on the ingress node.
     pub backends: [Spot; 2],
     /// The other node, and the one that is asked.
     pub nodes: [Spot; 2],
@@ -81,7 +81,7 @@ impl Routed {
     /// Builds it beside a cluster, with which it goes.
     ///
     /// # Errors
-    /// When the kernel or a tool refuses something.
+    /// The kernel or a tool reports an error.
     pub fn new(cluster: &Cluster, against: Against) -> anyhow::Result<Self> {
         let instance = cluster.instance();
         let name = |name: &str| instance.namespace(name);
@@ -126,7 +126,7 @@ impl Routed {
 /// address too, and a neighbour that does not answer is given up after some seconds.
 ///
 /// # Errors
-/// If ip(8) refuses.
+/// The error of ip(8).
 pub fn neighbours(
     (one, address): (&Spot, Ipv4Addr),
     (other, its): (&Spot, Ipv4Addr),
@@ -156,8 +156,8 @@ fn feed(node: &str, (program, package): (&[&str], &str), lines: &str) -> anyhow:
     Ok(())
 }
 
-/// As Docker sets it up in the namespace of a network's load balancer: masquerading, round robin,
-/// with connection tracking. A virtual address is one of the node's own, where IPVS listens.
+/// Sets IPVS up as Docker does in the namespace of a network's load balancer: masquerading, round
+/// robin, with connection tracking. A virtual address is one of the node's own, where IPVS listens.
 fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
     let mut rules = String::new();
     for (vip, backend, shift) in [(VIPS[0], FAR, 0), (VIPS[1], NEAR, SHIFT)] {
@@ -180,8 +180,8 @@ fn balance_by_ipvs(node: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A verdict map by address, protocol and port, a chain for each service, and the source of what
-/// goes from outside to another node translated, as kube-proxy's nftables mode has it.
+/// The rules of kube-proxy's nftables mode: a verdict map by address, protocol and port, a chain
+/// for each service, and source NAT of flows from outside to another node.
 fn rules() -> String {
     let mut vips = Vec::new();
     let mut ports = Vec::new();
@@ -205,7 +205,7 @@ fn rules() -> String {
             ));
         }
     }
-    // What is asked without a service does not pay for connection tracking.
+    // Requests without a service have no cost of connection tracking.
     let selves = SELVES.map(|ip| ip.to_string()).join(", ");
     let untracked = format!(
         "meta l4proto tcp ip daddr {{ {selves} }} notrack\n \

@@ -1,5 +1,5 @@
-//! What a packet to a service costs: single runs of the programs on maps of their own, less a
-//! program that does nothing.
+//! The cost of a packet to a service: single runs of the programs on their own maps, minus the cost
+//! of a program that does nothing.
 
 use std::{net::Ipv4Addr, process::ExitCode};
 
@@ -144,7 +144,8 @@ fn time(
 /// A new flow each time, to one service after another. All of their `backends` have had one before
 /// (by hash, most of them): the first makes the counters of a backend, once and for all.
 fn new_flows(rig: &mut Rig, (services, backends): (u32, u32)) -> anyhow::Result<f64> {
-    // From ports that no other flow has: to common backends flows from one would look the same.
+    // Each flow has its own port: with one port, flows to common backends would have the same
+    // tuple.
     let spare = (1_024..10_000).chain(51_000..=u16::MAX);
     for (turn, port) in (0..services * backends).zip(spare) {
         let syn = tcp((HERE, port), (vip(1 + turn % services), 80), Tcp::Syn);
@@ -156,8 +157,7 @@ fn new_flows(rig: &mut Rig, (services, backends): (u32, u32)) -> anyhow::Result<
     })
 }
 
-/// Lets backends answer what has begun, so that the client's next packet finds a flow that is in
-/// use.
+/// Lets backends answer new flows, so that the client's next packet finds a flow in use.
 fn answer(rig: &mut Rig) {
     for (key, entry) in rig.flows("ct_new") {
         if entry.action == CONNTRACK_REPLY {
@@ -170,7 +170,8 @@ fn answer(rig: &mut Rig) {
 
 /// Packets of one flow to each of the first services.
 fn established(rig: &mut Rig, services: u32) -> anyhow::Result<f64> {
-    // From ports of their own: to their common backend flows from one would look the same.
+    // Each service has its own client port: with one port, flows to their common backend would have
+    // the same tuple.
     let from = |service: u32| (HERE, 40_000 + service as u16);
     let packet = |service: u32, flags| tcp(from(service), (vip(service), 80), flags);
     for service in 1..=services {

@@ -32,10 +32,10 @@ const PAGE: usize = 1024;
 /// How many connections wrk has at a time.
 const CONNECTIONS: u32 = 16;
 
-/// For how long it asks, which it takes in whole seconds.
+/// The duration of a run, which wrk takes in whole seconds.
 const SECONDS: u32 = 2;
 
-/// Whether a connection lives on.
+/// Whether connections are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
     /// Request after request over one connection (HTTP keep-alive).
@@ -44,9 +44,9 @@ pub enum Connections {
     Each,
 }
 
-/// One process, because nginx's others have no environment left, by which the harness finds what is
-/// its own. Every path is below the folder that it is started in. It never closes a connection that
-/// wrk would keep, and writes no log of requests.
+/// One process only, because nginx's workers have no environment, by which the harness finds its
+/// own processes. Every path is below the folder that it is started in. It never closes a
+/// connection that wrk would keep, and writes no log of requests.
 fn configuration() -> String {
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|module| format!("    {module}_temp_path temporary;\n"))
@@ -66,10 +66,10 @@ fn configuration() -> String {
     )
 }
 
-/// Starts nginx at a place, with a folder of its own, and waits until it listens.
+/// Starts nginx at a place, in its own folder, and waits until it listens.
 ///
 /// # Errors
-/// If it does not, with what it says.
+/// It does not listen; the error has its output.
 pub fn serve(spot: &Spot, folder: &Path, placement: Placement) -> anyhow::Result<Process> {
     std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
     chown(folder, Some(NOBODY), Some(NOBODY))?;
@@ -88,7 +88,8 @@ pub fn serve(spot: &Spot, folder: &Path, placement: Placement) -> anyhow::Result
         if let Err(ended) = process.check_running() {
             return Ok(Some(ended));
         }
-        // Of its namespace; nsenter and this program have become it.
+        // The table of its namespace; the pid is nginx's, since nsenter and this program have
+        // become nginx.
         let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", process.pid()))?;
         ensure!(listens(&table), "it printed: {}", process.output().trim_end());
         Ok(None)
@@ -106,8 +107,7 @@ fn listens(table: &str) -> bool {
     })
 }
 
-/// A file that has wrk say what it counted as numbers; what it prints by itself is rounded, for
-/// people.
+/// A script that makes wrk print its counts as numbers; its usual output is rounded for people.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -127,7 +127,7 @@ end
     Ok(file)
 }
 
-/// What wrk counted.
+/// The counts of wrk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Counted {
@@ -135,7 +135,7 @@ struct Counted {
     requests: u64,
     /// Bytes of answers.
     bytes: u64,
-    /// In this time, in microseconds.
+    /// The duration, in microseconds.
     duration: u64,
     /// Half of the answers took at most this, in microseconds, from the request on.
     p50: u64,
@@ -202,7 +202,7 @@ pub fn ask(
     ])
 }
 
-/// What the script printed, if every request was answered with the page.
+/// Reads the script's output, if every request was answered with the page.
 fn read(printed: &str) -> Result<Counted, Failed> {
     let failed = |why: &str| Failed(format!("{why}; wrk printed: {}", printed.trim_end()));
     let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('{')).collect();
@@ -227,7 +227,7 @@ fn read(printed: &str) -> Result<Counted, Failed> {
     if counted.requests == 0 || counted.duration == 0 {
         return Err(failed("nothing was answered"));
     }
-    // Whatever else answers with a status of 200 or 300.
+    // Another page with a status of 200 or 300.
     if counted.bytes < counted.requests * PAGE as u64 {
         return Err(failed("the answers were not the page"));
     }
@@ -238,7 +238,7 @@ fn read(printed: &str) -> Result<Counted, Failed> {
 mod tests {
     use super::*;
 
-    /// What wrk 4.1.0 printed with the script, with these numbers of errors.
+    /// The output of wrk 4.1.0 with the script and with these numbers of errors.
     fn printed(errors: [u64; 5]) -> String {
         let [connect, read, write, status, timeout] = errors;
         format!(
