@@ -24,8 +24,8 @@ const MOST: u64 = 10;
 const OUT_OF_REACH: [Reason; 3] =
     [Reason::ConntrackFull, Reason::NotConfigured, Reason::SocketBalanced];
 
-/// Runs `count` sequences, of which a slow machine leaves out a part, and goes on until packets
-/// have met every reason.
+/// Runs `count` sequences, or fewer on a slow machine, and continues until packets have met every
+/// reason.
 fn run(underlay: Underlay, mut seeds: RangeFrom<u64>, count: u64, reasons: &BTreeSet<Reason>) {
     let mut fuzz = Fuzz::on(underlay);
     let least = count / u64::from(patience());

@@ -59,7 +59,7 @@ const TO_RUN: [Need; 7] = [
     program("etcdctl", &["etcd-client"], "put and get in the demo's etcd"),
 ];
 
-/// IPVS, which services are compared with.
+/// nftables, which services are compared with.
 const TO_COMPARE: Need =
     program("nft", &["nftables"], "load balancing by nftables, which services are compared with");
 

@@ -118,7 +118,7 @@ fn run_program(program: &Program) -> Result<Totals> {
     let Program { suite, label, target, executable, package, arguments } = program;
     println!("\n{label} ({})", executable.display());
     let mut command = machine::command(executable);
-    // Cargo starts it in the same way, but not as root.
+    // Cargo starts it in the same way, but not always as root.
     command.current_dir(package).env("CARGO_MANIFEST_DIR", package);
     command.args(arguments);
     let beginning = match suite {

@@ -102,7 +102,7 @@ pub fn send(
     rate: f64,
     duration: Duration,
 ) -> anyhow::Result<Flooded> {
-    // The cast saturates, at an interval that no test uses.
+    // The cast saturates only for rates that no machine reaches or that were rejected.
     let interval = (1e9 / rate) as u32;
     let map = kernel::array(STATE, 1).context("make the generator's state")?;
     let program = sender(&map, interval, to)?;

@@ -1,7 +1,7 @@
 //! Clusters of network namespaces with real `overlay` daemons, real containers and real traffic,
 //! one module for each topic.
 //!
-//! `cargo xtask test` runs each topic in a process of its own, one after the other.
+//! `cargo xtask test` runs each topic in its own process, one after the other.
 
 mod t00_harness;
 mod t10_init_join;

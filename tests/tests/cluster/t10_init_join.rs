@@ -173,7 +173,7 @@ fn a_node_that_left_may_come_back_with_the_same_address_and_another_name() -> an
         Some(std::net::IpAddr::V4(h2.address()))
     );
     assert_eq!(state.nodes.len(), 3);
-    // As it was, for the other tests.
+    // Restores the state for the other tests.
     h2.leave(false)?;
     h2.overlay(&[&words[..], &["--name", "h2"]].concat())?;
     wait_for_node(h1, "h2", NodeState::Ready)

@@ -1,4 +1,4 @@
-//! Containers on networks: who reaches whom, and who must not.
+//! Containers on networks: allowed and forbidden paths between them.
 
 use anyhow::Context as _;
 use overlay_tests::{
@@ -26,7 +26,7 @@ fn counter(host: &Host, reason: &str) -> anyhow::Result<u64> {
     Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
 }
 
-/// Makes a network for a test of a family, and says what it is called.
+/// Makes a network for a test of a family, and returns its name.
 fn network(cluster: &Cluster, family: Family, name: &str) -> anyhow::Result<String> {
     let (name, args): (_, &[&str]) = match family {
         Family::Ipv4 => (name.to_owned(), &[]),
@@ -206,7 +206,7 @@ fn a_container_cannot_send_as_another() -> anyhow::Result<()> {
     a.exec("ip", &["route", "replace", &target, "dev", "eth0", "src", &false_ip])?.success()?;
     a.cannot_ping(&target)?;
     assert!(counter(cluster.host(1), "spoofed_source")? > before);
-    // With its own address again it reaches the other.
+    // With its own address restored it reaches the other container.
     a.exec("ip", &["route", "replace", &target, "dev", "eth0", "src", &own])?.success()?;
     a.ping(&target, 1)
 }

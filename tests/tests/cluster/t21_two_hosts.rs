@@ -25,7 +25,7 @@ fn two_hosts_carry_packets_of_all_sizes() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the kernel has SCTP; a packet of it made by hand crosses anywhere (cluster_25).
+/// Skipped if the kernel has no SCTP; a handmade SCTP packet crosses on every kernel (cluster_25).
 #[test]
 fn two_hosts_carry_an_sctp_association() -> anyhow::Result<()> {
     if !Path::new("/proc/net/sctp").exists() {

@@ -35,7 +35,7 @@ fn idle_and_receiver(cluster: &Cluster, network: &str) -> anyhow::Result<[Contai
 struct SmallPath<'a> {
     cluster: &'a Cluster,
     mtu: u32,
-    /// Whether a router on the way says so, and not the first host's own routing table.
+    /// Whether a router on the path limits the MTU, and not the first host's own routing table.
     behind_router: bool,
 }
 
@@ -69,7 +69,7 @@ impl<'a> SmallPath<'a> {
         self.is_learned_on_the_way_to(place, (target, port), target)
     }
 
-    /// As above, where what is asked is not where the packets go.
+    /// Like `is_learned`, for a request to another address than the packets' destination.
     fn is_learned_on_the_way_to(
         &self,
         place: &impl Place,
@@ -144,7 +144,7 @@ fn a_client_whose_socket_has_a_backend_learns_of_a_small_path_to_it() -> anyhow:
     let b = cluster.host(2).container("b").service("direct").bulk_recv(9000)?;
     let a = h1.container("a").network("small-socket").idle()?;
     let path = SmallPath::new(&cluster, 1300)?;
-    // It asks the VIP, and what it learns is of the way to the backend.
+    // The client sends to the VIP, and learns the MTU of the path to the backend.
     path.is_learned_on_the_way_to(&a, ("direct", 9000), &b.ip()?.to_string())
 }
 
@@ -164,7 +164,7 @@ fn in_shell(place: &impl Place, script: &str) -> anyhow::Result<()> {
     place.exec("sh", &["-ec", script])?.success().map(drop)
 }
 
-/// An echo server on the second host, and somebody on the first.
+/// An echo server on the second host, and a client on the first.
 fn asker_and_echo(cluster: &Cluster, network: &str) -> anyhow::Result<[Container; 2]> {
     cluster.host(1).network_create(network, &[])?;
     Ok([
@@ -178,7 +178,7 @@ fn datagrams_that_may_be_fragmented_cross_a_path_that_is_too_small_for_them() ->
 {
     let cluster = CLUSTER.turn()?;
     let [a, b] = asker_and_echo(&cluster, "outer-fragments")?;
-    // No DF on what sockets of this namespace send.
+    // Sockets of this namespace send packets without DF.
     in_shell(&a, "echo 1 > /proc/sys/net/ipv4/ip_no_pmtu_disc")?;
     let _path = SmallPath::new(&cluster, 1300)?;
     let said = "x".repeat(1350);
@@ -259,7 +259,7 @@ fn a_tunnel_between_containers_crosses_inside_ours() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A container that forwards to somebody behind it, who has the container's address.
+/// A container forwards to a network behind it, which has the container's address.
 #[test]
 fn an_aggregate_that_a_container_forwards_arrives_intact() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
@@ -294,14 +294,14 @@ fn mtu_of(container: &Container) -> anyhow::Result<String> {
     Ok(mtu.unwrap_or_default().to_owned())
 }
 
-/// A cluster of its own, because the MTU of the underlay is its shape.
+/// Each test has its own cluster, because it needs another MTU of the underlay.
 fn transfer_over(underlay_mtu: u32, container_mtu: &str) -> anyhow::Result<()> {
     let options = Options { mtu: Some(underlay_mtu), ..Options::default() };
     let cluster = Cluster::formed(2, options)?;
     let [a, b] = idle_and_receiver(&cluster, "shaped")?;
     assert_eq!((mtu_of(&a)?.as_str(), mtu_of(&b)?.as_str()), (container_mtu, container_mtu));
     a.bulk_send(&b.port(9000)?, BULK)?;
-    // As large as fits, and in fragments.
+    // The largest datagram that fits, and one in fragments.
     let fits = container_mtu.parse::<usize>()? - 28;
     for size in [fits, fits + 1, 3 * fits] {
         let ping = ["ping", &b.ip()?.to_string(), "--size", &size.to_string()];

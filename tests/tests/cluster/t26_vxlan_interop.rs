@@ -1,9 +1,9 @@
 //! Traffic with a host that runs nothing of ours: a plain vxlan device of Linux with static entries
 //! (RFC 7348).
 //!
-//! The cluster must know the peer and the addresses behind it, so the host joins, attaches a
-//! container and then loses the datapath: what is left of it in the state is a node that is silent
-//! and an endpoint there, which the plain device then answers for.
+//! The cluster must know the peer and the addresses behind it. So the host joins, attaches a
+//! container and then loses the datapath: the state still has a silent node and an endpoint there,
+//! which the plain device then answers for.
 
 use std::time::Duration;
 
@@ -85,8 +85,8 @@ impl Interop {
     }
 }
 
-/// What the plain device sends on a network, whole and with a VLAN tag, which the kernel's own
-/// device takes out of the tunnel here, is dropped and counted under `reason`.
+/// Checks that packets of the plain device on a network, whole and with a VLAN tag, are dropped and
+/// counted under `reason`. Here the kernel's own device decapsulates them.
 fn is_refused(interop: &Interop, vni: u32, reason: &str) -> anyhow::Result<()> {
     let Interop { container, cluster, plain, .. } = interop;
     let [ours, theirs] = [cluster.host(1), cluster.host(2)];

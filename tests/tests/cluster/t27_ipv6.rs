@@ -87,7 +87,7 @@ fn inspect_shows_both_pools_and_both_addresses() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the path between the first two hosts take no more than `mtu` bytes, or what it did.
+/// Limits the path between the first two hosts to `mtu` bytes, or lifts the limit.
 fn path(cluster: &Cluster, mtu: Option<u32>) -> anyhow::Result<()> {
     for (host, other) in [(1, 2), (2, 1)] {
         let to = cluster.host(other).address();
@@ -100,7 +100,7 @@ fn path(cluster: &Cluster, mtu: Option<u32>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both senders are told of the path, and everything arrives.
+/// Both senders learn the MTU of the path, and everything arrives.
 fn path_is_found_out(network: &str, mtu: u32) -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     let h1 = cluster.host(1);
@@ -136,8 +136,8 @@ fn a_path_that_is_smaller_than_the_interfaces_is_found_out_over_ipv6() -> anyhow
     path_is_found_out("smaller", 1400)
 }
 
-/// Of 1300 bytes 1250 are left, and IPv6 asks for 1280 everywhere: the tunnel is cut into
-/// fragments.
+/// Of 1300 bytes 1250 are left, and IPv6 requires 1280 on every link: the outer packet is
+/// fragmented.
 #[test]
 fn a_path_that_leaves_ipv6_less_than_its_least_mtu_carries_it_in_fragments() -> anyhow::Result<()> {
     let before = {
@@ -186,7 +186,7 @@ fn a_container_cannot_send_ipv6_as_another_nor_claim_anothers_address() -> anyho
     a.exec("ip", &route)?.success()?;
     a.cannot_ping(&target)?;
     assert!(counter(h1, "spoofed_source")? > before);
-    // Whoever looks for duplicates of another's address learns that it is taken.
+    // Duplicate address detection finds the address of another endpoint in use.
     let taken = ["-6", "address", "add", &format!("{target}/128"), "dev", "eth0"];
     a.exec("sysctl", &["-q", "-w", "net.ipv6.conf.eth0.accept_dad=1"])?.success()?;
     a.exec("ip", &taken)?.success()?;

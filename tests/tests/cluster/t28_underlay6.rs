@@ -1,4 +1,4 @@
-//! Clusters whose hosts reach each other by IPv6: 70 bytes of outer headers.
+//! Clusters with hosts that reach each other by IPv6: 70 bytes of outer headers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -182,7 +182,7 @@ fn a_published_port_sees_the_clients_address_through_every_host() -> anyhow::Res
         let real = IpAddr::V4(client.address());
         assert!(answers.iter().all(|answer| answer.client == real), "{answers:?}");
         client.bulk_send(&host.port(9001), BULK)?;
-        // From the host itself.
+        // Requests from the host itself.
         host.http_get_many("127.0.0.1:8080", 2)?;
     }
     Ok(())
@@ -285,7 +285,7 @@ fn a_cluster_forms_over_ipv6_alone() -> anyhow::Result<()> {
     b.bulk_send(&a.port(9000)?, BULK).map(drop)
 }
 
-/// As `cluster_26_vxlan_interop` does over IPv4.
+/// Like `cluster_26_vxlan_interop` over IPv4.
 #[test]
 fn a_plain_vxlan_host_and_a_container_exchange_traffic_over_ipv6() -> anyhow::Result<()> {
     let cluster = formed(2, Options::default())?;

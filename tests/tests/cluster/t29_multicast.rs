@@ -1,5 +1,4 @@
-//! Multicast and broadcast: who hears them on networks that replicate, and that nobody does on
-//! others.
+//! Multicast and broadcast: receivers on networks that replicate, and silence on other networks.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,7 +17,7 @@ fn replicating(cluster: &Cluster, network: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A container that answers what is sent to the group or broadcast.
+/// A container that answers packets to the group or broadcast.
 fn member(host: &Host, network: &str, name: &str) -> anyhow::Result<Container> {
     let port = PORT.to_string();
     let args = ["udp-echo", "--name", name, "--host", "h", "--port", &port, "--group", GROUP];

@@ -90,7 +90,7 @@ fn datagrams_to_a_vip_are_answered_by_it() -> anyhow::Result<()> {
     // Unconnected sockets: an answer from any other address than the VIP is a failure.
     let answers = asker.udp_ask_many("echo:7", 12)?;
     assert_eq!(names(&answers), BTreeSet::from(["echo.1", "echo.2"]));
-    // One socket is one flow, which stays with its backend.
+    // One socket has one flow, which stays with its backend.
     let same: Asked = asker.ask(&["udp-ask", "echo:7", "--count", "6", "--same-socket"])?;
     assert_eq!((same.answers.len(), names(&same.answers).len()), (6, 1), "{same:?}");
     Ok(())

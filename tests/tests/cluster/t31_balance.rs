@@ -1,4 +1,4 @@
-//! Schedulers, weights, affinity, and services that nobody serves.
+//! Schedulers, weights, affinity, and services without backends.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -100,7 +100,7 @@ fn a_client_keeps_its_backend_when_affinity_is_asked_for() -> anyhow::Result<()>
     Ok(())
 }
 
-/// What became of a connection to a target where nobody may answer.
+/// The failure of a connection to a target that must not answer.
 fn failure(place: &impl Place, target: &str) -> anyhow::Result<FailureKind> {
     // Longer than it may take: a silent drop is a failure of another kind.
     let asked: Asked = place.ask(&["tcp-get", target, "--timeout-ms", "5000"])?;

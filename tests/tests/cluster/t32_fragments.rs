@@ -1,5 +1,5 @@
-//! Datagrams in fragments through VIPs, published ports and the way out, and what ICMP says of
-//! translated flows, as sockets hear it.
+//! Datagrams in fragments through VIPs, published ports and egress, and ICMP errors about
+//! translated flows, as sockets receive them.
 
 use std::net::Ipv4Addr;
 
@@ -74,7 +74,7 @@ fn a_port_of_a_service_on_which_nobody_listens_is_refused_and_not_waited_for() -
         assert_eq!((asked.answers.len(), asked.failures.len()), (0, 6), "{asked:?}");
         assert!(asked.failures.iter().all(|f| f.kind == FailureKind::Connect), "{asked:?}");
     };
-    // From a container, and from outside through each node, to backends on both.
+    // Requests from a container, and from outside through each node, to backends on both nodes.
     refused(ask(&asker, "echo:9", (10, 6))?);
     for host in cluster.hosts() {
         refused(ask(cluster.client(), &host.port(5008), (10, 6))?);
@@ -121,7 +121,7 @@ fn a_connection_whose_backend_was_taken_away_is_reset() -> anyhow::Result<()> {
     let _backend = h2.container("db.1").service("db").tcp_id(3306)?;
     let asker = h1.container("asker").network("mynet").idle()?;
     let chats = [asker.chat("db:3306")?, cluster.client().chat(&h1.port(3306))?];
-    // The server lives on and says nothing: its interface is gone.
+    // The server still runs, but cannot answer: its interface is removed.
     h2.overlay(&["endpoint", "detach", "db.1"])?;
     for chat in chats {
         let failure = chat.chat_ended()?.failure;

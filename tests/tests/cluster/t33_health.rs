@@ -1,4 +1,4 @@
-//! Health checks: unhealthy backends are picked by nobody until they are healthy again.
+//! Health checks: unhealthy backends get no new flows until they are healthy again.
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -21,7 +21,7 @@ fn create(cluster: &Cluster, service: &str, args: &[&str]) -> anyhow::Result<()>
     cluster.host(1).service_create(service, &[&common, args, &OFTEN].concat())
 }
 
-/// A file whose existence makes a backend sick.
+/// A file that makes a backend unhealthy while it exists.
 fn illness(cluster: &Cluster, name: &str) -> PathBuf {
     cluster.instance().dir.join(format!("{name}.sick"))
 }
@@ -127,7 +127,7 @@ fn a_command_decides_in_the_backends_namespaces_and_can_be_given_up() -> anyhow:
     for name in ["cmd.1", "cmd.2"] {
         stands(&cluster, "cmd", name, "unhealthy")?;
     }
-    // Nobody is left: refused at once.
+    // No backend is left: connections are reset at once.
     cluster.client().cannot_connect(&cluster.host(3).port(8203))?;
     let inspected = cluster.host(1).overlay(&["service", "inspect", "cmd"])?.stdout;
     ensure!(inspected.contains("HealthCheck") && inspected.contains("unhealthy"), "{inspected}");

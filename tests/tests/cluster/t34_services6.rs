@@ -1,4 +1,4 @@
-//! Services over IPv6: VIPs, published ports, and what is shown of them.
+//! Services over IPv6: VIPs, published ports, and the CLI's output about them.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -135,7 +135,7 @@ fn published_ports_answer_over_ipv6_with_generic_xdp() -> anyhow::Result<()> {
 fn answers_by_xdp(mode: &str) -> anyhow::Result<()> {
     let cluster = formed(Options::xdp(mode))?;
     answers_outside(&cluster)?;
-    // The third host has no backend: what it was asked went on by XDP, and so did the replies.
+    // The third host has no backend: XDP forwarded its requests and the replies.
     let counters = cluster.host(3).status()?.counters;
     for reason in ["xdp_encapsulated", "xdp_sent_to_client"] {
         let by_xdp: u64 =

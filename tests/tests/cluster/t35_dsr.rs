@@ -1,4 +1,5 @@
-//! `--return direct`: replies of published ports go from the backend's host straight to the client.
+//! `--return direct`: replies of published ports go from the backend's host directly to the client
+//! (DSR).
 
 use std::{net::IpAddr, time::Duration};
 
@@ -66,7 +67,7 @@ fn direct(family: Family, options: Options) -> anyhow::Result<Direct> {
             Ok(())
         })?;
     }
-    // What the last one has begun to serve, the other host knows too.
+    // The other host also knows the service that started last.
     cluster.settle()?;
     Ok(Direct { cluster, family, _backends })
 }
@@ -132,8 +133,8 @@ fn works(family: Family, options: Options) -> anyhow::Result<Direct> {
         ensure!(counter(h2, "sent_dsr")? > before, "through h{number}");
     }
 
-    // Also in fragments, of which the first answer's take both ways. The path MTU to the backend is
-    // learned by what is lost first, as IPv6 has it.
+    // The test also sends fragments. Those of the first answer take both paths. The path MTU to the
+    // backend is learned by the loss of the first packets, as IPv6 requires.
     if family == Family::Ipv6 {
         direct.datagrams(9_000, 1)?;
     }

@@ -1,10 +1,10 @@
-//! A connection that says nothing for longer than IPVS remembers one goes on.
+//! A connection that is idle for longer than IPVS's timeout still works.
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use overlay_tests::{Client, Cluster, Options, Place};
 
-/// For how long IPVS keeps a connection in this test: instead of its 900 s.
+/// The timeout of a connection in IPVS in this test: instead of its 900 s.
 const FORGOTTEN_AFTER: u32 = 2;
 /// How long the connections are silent. IPVS's timers are up to a second late.
 const SILENCE: Duration = Duration::from_secs(6);

@@ -1,4 +1,4 @@
-//! A host whose tables of flows are full tells how many it has forgotten.
+//! A host with full flow tables reports how many flows it has evicted.
 
 use anyhow::{Context as _, ensure};
 use overlay::api::FillRow;
@@ -33,7 +33,7 @@ fn flows_that_were_evicted_are_told_by_status_also_after_a_restart() -> anyhow::
     ensure!(fill(h1, "conntrack")?.evicted == 0, "nobody has gone on with a flow");
     ensure!(h2.status()?.fills.iter().all(|row| row.evicted == 0), "it translates nothing");
     if h1.status()?.socket_programs.is_ok() {
-        // What a socket asks for is noted with each datagram.
+        // Each datagram of a socket is noted in its flow.
         let port = h1.port(7001);
         let asked: Asked = h1.ask(&["udp-ask", &port, "--count", "5", "--same-socket"])?;
         ensure!(asked.answers.len() == 5, "{asked:?}");

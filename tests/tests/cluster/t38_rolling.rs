@@ -24,7 +24,7 @@ struct Rolling<'a> {
 }
 
 impl<'a> Rolling<'a> {
-    /// Where the replicas run: one host has two of them.
+    /// The hosts of the replicas: one host has two of them.
     const HOSTS: [usize; 4] = [1, 2, 2, 3];
 
     fn start(cluster: &'a Cluster, service: &'static str, port: u16) -> anyhow::Result<Self> {
@@ -53,7 +53,7 @@ impl<'a> Rolling<'a> {
         self.loads.iter().try_for_each(|load| load.goes_on(200))
     }
 
-    /// Every request was answered; returns who answered.
+    /// Checks that every request was answered, and returns the servers.
     fn end(self) -> anyhow::Result<BTreeSet<String>> {
         self.goes_on()?;
         let mut names = BTreeSet::new();

@@ -1,5 +1,5 @@
 //! Sockets that are connected to a backend in place of the VIP, or to the host link in place of an
-//! address of the host, and what they replace.
+//! address of the host, and the paths that they replace.
 
 use std::{
     collections::BTreeSet,
@@ -70,7 +70,7 @@ fn balanced(host: &Host) -> anyhow::Result<u64> {
     Ok(counter.map_or(0, |counter| counter.packets))
 }
 
-/// What `overlay` shows, as objects.
+/// The rows that `overlay` shows, as objects.
 fn rows(host: &Host, command: &[&str]) -> anyhow::Result<Vec<Value>> {
     let shown = host.overlay(&[command, &["--format", "json"]].concat())?;
     Ok(serde_json::from_str(&shown.stdout)?)
@@ -274,7 +274,7 @@ fn a_connection_that_is_refused_can_be_tried_again_from_the_same_socket() -> any
         let refused = connect(socket.as_raw_fd(), &address(closed));
         ensure!(refused == Err(nix::Error::ECONNREFUSED), "{refused:?}");
         connect(socket.as_raw_fd(), &address(vip))?;
-        // SAFETY: the descriptor is nobody else's any more.
+        // SAFETY: `into_raw_fd` gave up the descriptor, so nothing else owns it.
         Ok(unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) })
     })??;
     assert_eq!(stream.peer_addr()?, SocketAddr::V4(vip));
@@ -357,7 +357,7 @@ fn a_connection_whose_backend_has_gone_ends_as_its_service_says() -> anyhow::Res
         let replica = replica(&cluster, service, 2)?;
         let asker = asker(&cluster)?;
         let chat = asker.chat(&format!("{service}:3306"))?;
-        // The server lives on and says nothing: its interface is gone.
+        // The server still runs, but cannot answer: its interface is removed.
         cluster.host(2).overlay(&["endpoint", "detach", &format!("{service}.2")])?;
         let failure = chat.chat_ended()?.failure.context("it went on")?;
         assert_eq!(failure.kind, expected, "{service}: {failure}");
@@ -427,7 +427,7 @@ fn without_it_every_packet_of_a_connection_is_translated() -> anyhow::Result<()>
         names.extend(report.peer.map(|peer| peer.name));
     }
     assert_eq!(names, BTreeSet::from(["packets.1".to_owned(), "packets.2".to_owned()]));
-    // To itself, by way of the VIP.
+    // The replica sends to itself through the VIP.
     let near = &replicas[0];
     let answers = near.tcp_get_many("packets:3306", 4)?;
     let own = answers.iter().find(|a| a.name == "packets.1").context("an answer of its own")?;

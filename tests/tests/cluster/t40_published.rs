@@ -32,13 +32,13 @@ fn counter(host: &Host, reason: &str) -> anyhow::Result<u64> {
     Ok(counters.iter().filter(|row| row.reason == reason).map(|row| row.packets).sum())
 }
 
-/// What holds whatever carries the packets.
+/// The checks that hold on every path of the packets.
 fn works(published: &Published) -> anyhow::Result<()> {
     let Published { cluster, .. } = published;
     let client = cluster.client();
     let real = IpAddr::V4(client.address());
     for host in cluster.hosts() {
-        // From outside: the backend is on the host asked, or elsewhere.
+        // From outside: the backend is on the ingress node, or elsewhere.
         let answers = client.http_get_many(&host.port(8080), 20)?;
         assert!(answers.iter().all(|a| a.client == real), "{answers:?}");
         let names: BTreeSet<_> = answers.iter().map(|a| a.name.as_str()).collect();
@@ -46,7 +46,7 @@ fn works(published: &Published) -> anyhow::Result<()> {
         let answers = client.udp_ask_many(&host.port(5007), 5)?;
         assert!(answers.iter().all(|a| a.client == real), "{answers:?}");
         client.bulk_send(&host.port(9000), 32 << 20)?;
-        // From the host itself.
+        // Requests from the host itself.
         for target in ["127.0.0.1", "localhost", &host.address().to_string()] {
             host.http_get_many(&format!("{target}:8080"), 4)?;
             host.udp_ask_many(&format!("{target}:5007"), 2)?;
@@ -55,7 +55,7 @@ fn works(published: &Published) -> anyhow::Result<()> {
             assert!(asked.failures.is_empty(), "{}: {asked:?}", host.name());
         }
     }
-    // From one host to the other's port.
+    // Requests from one host to the other's port.
     let (h1, h2) = (cluster.host(1), cluster.host(2));
     assert_eq!(h1.http_get(&h2.port(8080))?.client, IpAddr::V4(h1.address()));
     assert_eq!(h2.http_get(&h1.port(8080))?.client, IpAddr::V4(h2.address()));
@@ -100,7 +100,7 @@ fn published_ports_work_over_links_with_offloads() -> anyhow::Result<()> {
     let Published { cluster, backends } = &mut published;
     let client = cluster.client();
 
-    // Only what is published answers, and only as it is published.
+    // Only published ports answer, and only under their published numbers.
     for target in [cluster.host(2).port(80), cluster.host(2).port(7), cluster.host(1).port(9001)] {
         client.cannot_connect(&target)?;
     }
@@ -160,7 +160,7 @@ fn resets(client: &Client) -> anyhow::Result<u64> {
     Ok(found.context("OutRsts")?.1.parse()?)
 }
 
-/// The ports of clients whose connections a machine has in TIME-WAIT.
+/// The clients' ports of a machine's connections in TIME-WAIT.
 fn time_wait(place: &impl Place) -> anyhow::Result<BTreeSet<u16>> {
     let tables = place.exec("cat", &["/proc/net/tcp", "/proc/net/tcp6"])?.success()?.stdout;
     let mut ports = BTreeSet::new();
@@ -190,13 +190,13 @@ fn a_clients_port_meets_no_time_wait_of_what_it_asked_through_another_host() -> 
     };
     let first = ports(h2)?;
     assert!(first.iter().all(|port| (30_000..30_040).contains(port)), "{first:?}");
-    // The entries are over after 30 s, what the backend remembers after 60 s: it would answer a SYN
-    // that another host's entry lets through with an old acknowledgement, and the client would
-    // reset that.
+    // The entries expire after 30 s, and the backend's TIME-WAIT after 60 s. In between, the
+    // backend would answer a SYN that another host's entry passes with an old acknowledgement, and
+    // the client would reset the connection.
     for host in cluster.hosts() {
         host.age_flows(31)?;
     }
-    // Where the client has closed first, the backend remembers nothing.
+    // If the client closed first, the backend has nothing in TIME-WAIT.
     let remembered = &time_wait(&backend)? & &first;
     ensure!(!remembered.is_empty(), "the backend remembers none of {first:?}");
     for host in [h3, h1] {

@@ -108,7 +108,7 @@ fn ports_that_are_left_open_are_chosen_and_those_given_up_are_free_again() -> an
     ensure!(numbers.len() == 3 && numbers[0] != numbers[1], "{chosen:?}");
     let _backend = cluster.host(3).container("chosen.3").service("chosen").http(80)?;
     assert_eq!(names(&cluster, &h1.port(numbers[0]))?, set(&["chosen.3"]));
-    // One protocol's port is free for another, and for nobody else.
+    // A port taken for one protocol is free for another protocol, and not for another service.
     let taken = format!("{}:80", numbers[0]);
     let another = ["service", "create", "--network", "mynet", "-p", &taken, "another"];
     h1.refuses(&another, &["published by service chosen"])?;

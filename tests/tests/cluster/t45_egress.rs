@@ -1,4 +1,4 @@
-//! The way out: containers speak to the outside through their host.
+//! Egress: containers send to the outside through their host.
 
 use std::{
     collections::BTreeSet,
@@ -80,7 +80,7 @@ fn the_outside_is_reached_under_the_address_of_the_containers_host() -> anyhow::
     h1.service_create("web", &["--network", "mynet", "-p", "8080:80", "--drain", "0s"])?;
     let _web = h1.container("web.1").service("web").http(80)?;
     assert_eq!(containers[1].http_get(&h1.port(8080))?.client, IpAddr::V4(h2.address()));
-    // Ports of its own host are reached under the container's address: from the service's network,
+    // The host's own ports are reached under the container's address: from the service's network,
     // from another one, and on the host without the backend.
     h1.network_create("other", &[])?;
     h1.network_create("closed", &["--internal"])?;
@@ -288,7 +288,7 @@ fn tunnel_packets_are_refused_on_another_interface_with_an_address_and_without()
         })
     };
     ways(2)?;
-    // What may come by the tunnel does.
+    // The packets that may arrive through the tunnel do arrive.
     b.ping(&a.ip()?.to_string(), 1)?;
     forge(&stranger, &cluster, (&b, &a))?;
     let is_refused = || -> anyhow::Result<()> {
@@ -321,7 +321,8 @@ fn an_endpoint_has_as_many_flows_as_it_may_and_no_more() -> anyhow::Result<()> {
     a.cannot_ask(&target)?;
     assert!(counter(h1, "masquerade_limit")? > 0);
     second.udp_ask(&target)?;
-    // The daemon counts what is live, which is as much, and so it stays when it was away.
+    // The daemon counts the live flows. The number is right, and stays right after a restart of the
+    // daemon.
     h1.stop_agent()?;
     h1.start_agent()?;
     a.cannot_ask(&target)

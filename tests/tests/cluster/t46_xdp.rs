@@ -1,4 +1,5 @@
-//! Traffic between containers with XDP on: what it decapsulates, and what it must leave alone.
+//! Traffic between containers with XDP on: the packets that it decapsulates, and those that it must
+//! not touch.
 
 use overlay_tests::{Cluster, Host, Options, Place as _};
 

@@ -10,7 +10,7 @@ use overlay_tests::{
     Cluster, Container, Options, Place as _, Shared, process::Process, testkit::Resolved,
 };
 
-/// A cluster whose nodes forward to a server outside.
+/// A cluster with nodes that forward queries to a server outside.
 struct Named {
     cluster: Cluster,
     asker: Container,
@@ -76,7 +76,7 @@ fn tasks_lists_the_backends_while_they_run() -> anyhow::Result<()> {
     assert_eq!(seen, BTreeSet::from([v4(&first)?, v4(&second)?]));
     first.stop()?;
     assert_eq!(named.asker.resolve("tasks.web")?.addresses, [v4(&second)?]);
-    // The VIP goes on to be the service's address.
+    // The VIP remains the service's address.
     assert_eq!(named.asker.resolve("web")?.addresses, [vip(&named.cluster, "web")?]);
     Ok(())
 }

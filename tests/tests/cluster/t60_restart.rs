@@ -73,7 +73,7 @@ impl Traffic {
         self.chat.goes_on(10)
     }
 
-    /// Nothing was lost, and both backends answered.
+    /// No request was lost, and both backends answered.
     fn check(self) -> anyhow::Result<()> {
         self.goes_on()?;
         for load in [self.outside, self.inside] {
@@ -236,7 +236,8 @@ fn a_manager_that_begins_long_before_the_agents_loses_no_request() -> anyhow::Re
         host.kill_agent()?;
     }
     h1.start_agent()?;
-    // For longer than an agent may be away that was heard before: one of those is down meanwhile.
+    // The wait is longer than the timeout of an agent that was heard before: one of those is down
+    // meanwhile.
     let heard = busy.cluster.host(4);
     heard.start_agent()?;
     wait_for_node(h1, "h4", true)?;
@@ -258,9 +259,9 @@ fn a_host_whose_manager_is_gone_forwards_and_resolves_even_after_its_own_restart
 -> anyhow::Result<()> {
     let busy = BUSY.turn()?;
     let (h1, h2) = (busy.cluster.host(1), busy.cluster.host(2));
-    // Where a daemon runs all the time: new names are not answered without one.
+    // The client runs on a host with a running daemon: new names are not answered without one.
     let asker = busy.cluster.host(3).container("elsewhere").network("mynet").idle()?;
-    // A daemon writes down what it hears when it has been quiet for a second.
+    // A daemon writes its state after a second without changes.
     eventually("h2 has it on its disk", Duration::from_secs(10), || {
         let state = std::fs::read_to_string(h2.dirs().state.join("last-state.json"))?;
         ensure!(state.contains("elsewhere"), "not yet");
@@ -273,7 +274,7 @@ fn a_host_whose_manager_is_gone_forwards_and_resolves_even_after_its_own_restart
     h2.start_agent()?;
     let status = h2.status()?;
     assert!(!status.connected, "{status:?}");
-    // From a container of h2, whose daemon knows the cluster from its disk only.
+    // The client is a container of h2. Its daemon knows the cluster from its disk only.
     let (own, other) = (&busy.web[0], &busy.web[1]);
     assert_eq!(own.resolve("web.2")?.addresses, [IpAddr::V4(other.ip()?)]);
     own.http_get("web:80")?;

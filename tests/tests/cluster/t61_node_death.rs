@@ -96,7 +96,7 @@ fn a_host_that_dies_is_picked_by_nobody_soon_and_again_when_it_is_back() -> anyh
     h4.start_agent()?;
     shown(h1, "h3", NodeState::Down)?;
     shown(h2, "h3", NodeState::Down)?;
-    // What begins from now on never fails.
+    // Requests that begin from now on never fail.
     let loads = [cluster.client().load(&targets)?, asker.load(&["web:80".to_owned()])?];
     go_on(&loads)?;
     cluster.replug(h3)?;
@@ -143,7 +143,8 @@ fn without_the_managers_host_the_others_go_on_also_when_it_comes_back() -> anyho
     let all = BOX.turn()?;
     let Served { cluster, asker, .. } = &*all;
     let (h1, h2, h3) = (cluster.host(1), cluster.host(2), cluster.host(3));
-    // h1's backend would be lost with it; without h2's, h2 depends on what it hears about h3.
+    // h1's backend would be lost with it. Without h2's own backend, h2 depends on the messages
+    // about h3.
     for idle in ["web.1", "web.2"] {
         h1.overlay(&["endpoint", "update", "--weight", "0", idle])?;
     }
@@ -222,7 +223,7 @@ fn a_host_that_was_set_up_anew_joins_under_its_old_name() -> anyhow::Result<()> 
     h1.service_create("web", &["--network", "mynet", "-p", "8080:80", "--drain", "0s"])?;
     let stays = cluster.host(2).container("web.2").service("web").http(80)?;
     let lost = h3.container("web.3").service("web").http(80)?;
-    // The host is lost, and what it had with it; nobody is told.
+    // The host is lost with its endpoints, without a message.
     cluster.unplug(h3)?;
     lost.kill();
     h3.leave(true)?;

@@ -25,8 +25,8 @@ static OBJECT: &[u8] =
 const OBJ_GET: std::ffi::c_long = 7;
 const LINK_UPDATE: std::ffi::c_long = 29;
 
-/// What the older version's daemon does when it starts: it loads its programs against the maps that
-/// are pinned and puts them into the links that are pinned.
+/// Acts as the older version's daemon at its start: it loads its programs against the pinned maps
+/// and puts them into the pinned links.
 fn start_older_version(pins: &Path) -> anyhow::Result<usize> {
     let pins = pins.join("v1");
     let object = aya_obj::Object::parse(OBJECT)?;
@@ -74,8 +74,8 @@ fn program_in(path: &Path) -> anyhow::Result<String> {
 }
 
 /// A conversation from outside through a published port, and one between containers of two hosts.
-/// What begins while the programs are replaced link by link may have to begin again, so nothing
-/// does here.
+/// New connections may need a second attempt while the programs are replaced link by link, so both
+/// are open before.
 struct Traffic {
     published: Running,
     direct: Running,
@@ -91,7 +91,7 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// No conversation broke.
+    /// Checks that no conversation broke.
     fn check(self) -> anyhow::Result<()> {
         pause();
         for chat in [self.published, self.direct] {

@@ -1,4 +1,4 @@
-//! What users of one host know: `overlay run` with the network modes host, none, bridge and
+//! Features of one host: `overlay run` with the network modes host, none, bridge and
 //! container:NAME.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -133,7 +133,7 @@ fn the_end_of_a_container_leaves_nothing_on_the_host() -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     let links =
         || -> anyhow::Result<String> { Ok(h1.exec("ip", &["-brief", "link"])?.success()?.stdout) };
-    // What an earlier test ended may still be on its way out.
+    // Processes that an earlier test ended may still be exiting.
     overlay_tests::eventually("a host without containers", Duration::from_secs(20), || {
         let links = links()?;
         let left = links.lines().any(|link| link.starts_with("ov") && !link.starts_with("ovl-"));

@@ -8,7 +8,7 @@ use overlay_tests::{
     Cluster, Host, Options, Place as _, Shared, binaries, eventually, process, refusal,
 };
 
-/// h1 is a cluster of its own, h2 is in none.
+/// h1 is a cluster by itself; h2 is in none.
 static CLUSTER: Shared = Shared::new(|| {
     let cluster = Cluster::new(2, Options::default())?;
     cluster.host(1).init(&[])?;
@@ -16,7 +16,7 @@ static CLUSTER: Shared = Shared::new(|| {
     Ok(cluster)
 });
 
-/// Each command is refused with all of its words, and the cluster's state stays as it is.
+/// Each command is rejected with all of its words, and the cluster's state does not change.
 fn refused(host: &Host, cases: &[(&[&str], &[&str])]) -> anyhow::Result<()> {
     for (args, words) in cases {
         let before = host.state()?.revision;
@@ -63,7 +63,7 @@ fn an_unknown_network_is_named() -> anyhow::Result<()> {
             (&["run", "--network", "container:nobody", "--", "true"], &["nobody"]),
         ],
     )?;
-    // inspect shows what it finds, which is an empty list.
+    // inspect shows all results, here an empty list.
     let inspect = cluster.host(1).try_overlay(&["network", "inspect", "nowhere"])?.failure()?;
     assert!(inspect.stderr.contains("nowhere"), "{}", inspect.describe());
     Ok(())
@@ -244,7 +244,7 @@ fn damaged_newer_and_stale_state_files_are_told_apart() -> anyhow::Result<()> {
     std::fs::write(h2.dirs().state.join("cluster.redb"), "not a database")?;
     h2.refuses(&["agent"], &["cluster.redb"])?;
     assert_eq!(h2.leftovers()?, Vec::<String>::new());
-    // What is left of an earlier cluster is not built upon.
+    // The rest of an earlier cluster is not reused.
     std::fs::remove_file(&config)?;
     h2.refuses(&init(h2, &[]), &["left from an earlier cluster", "leave --force"])?;
     h2.leave(true)?;
@@ -338,7 +338,7 @@ fn a_pin_directory_outside_bpffs_is_refused() -> anyhow::Result<()> {
 fn a_host_without_bpffs_where_it_cannot_be_mounted_is_told() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     let h2 = cluster.host(2);
-    // In a mount namespace of its own, where something else is at /sys/fs/bpf.
+    // Runs in its own mount namespace, with another file system at /sys/fs/bpf.
     let script = "mount --make-rprivate / && mount -t tmpfs -o ro none /sys/fs/bpf && exec \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", script, "sh"];
     init_through(
@@ -346,7 +346,7 @@ fn a_host_without_bpffs_where_it_cannot_be_mounted_is_told() -> anyhow::Result<(
         &[&wrapper[..], &["setpriv", "--bounding-set=-sys_admin"]].concat(),
         &["CAP_SYS_ADMIN"],
     )?;
-    // With the right to mount, it is mounted.
+    // With the right to mount, `overlay` mounts it.
     let mut command = h2.command(wrapper[0]);
     command.args(&wrapper[1..]).arg(binaries::overlay()?).args(h2.dirs().arguments());
     command.args(init(h2, &["--no-start"]));

@@ -1,4 +1,4 @@
-//! What a host tells of its traffic: counters of endpoints and networks, drops and flows as they
+//! A host's observation of its traffic: counters of endpoints and networks, drops and flows as they
 //! happen, captures.
 
 use std::{path::Path, time::Duration};
@@ -119,7 +119,7 @@ fn watching(host: &Host, name: &str, args: &[&str]) -> anyhow::Result<Process> {
     Ok(process)
 }
 
-/// Waits for its end; what it said last is how many there were.
+/// Waits for its end; its last line has the number of events.
 fn ended(process: &mut Process) -> anyhow::Result<String> {
     Ok(process.wait(Duration::from_secs(30))?.success()?.stdout)
 }
@@ -144,7 +144,7 @@ fn monitor_shows_a_spoofed_packet_with_its_headers() -> anyhow::Result<()> {
         &["route", "replace", &format!("{to}/32"), "dev", "eth0", "src", &other.to_string()],
     )?
     .success()?;
-    // ARP would be refused, too.
+    // ARP would be rejected, too.
     let mac = to.octets().map(|byte| format!("{byte:02x}")).join(":");
     let neighbour = ["neigh", "replace", &to.to_string(), "dev", "eth0", "lladdr"];
     a.exec("ip", &[&neighbour[..], &[&format!("02:42:{mac}")]].concat())?.success()?;
@@ -258,7 +258,7 @@ fn a_capture_that_is_interrupted_ends_with_what_it_has() -> anyhow::Result<()> {
     let args = ["capture", "-w", &file, "--network", "interrupted", "--protocol", "icmp"];
     let mut capture = watching(host, "capture-interrupted", &args)?;
     a.ping(&b.ip()?.to_string(), 2)?;
-    // What was sent is in the stream before what says that it watches.
+    // The packet is in the stream before the message that the watch has begun.
     let args = ["capture", "--network", "interrupted", "--protocol", "icmp", "--count", "4"];
     let mut other = watching(host, "capture-other", &args)?;
     a.ping(&b.ip()?.to_string(), 1)?;

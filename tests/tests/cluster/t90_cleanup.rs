@@ -1,4 +1,4 @@
-//! What is left after good and bad ends: nothing.
+//! After good and bad ends, nothing is left.
 
 use std::{collections::BTreeSet, time::Duration};
 

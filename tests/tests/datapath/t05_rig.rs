@@ -1,5 +1,5 @@
-//! The rig itself: what a test leaves in the maps is not there in the next one. It is the only test
-//! of its process, so that the second rig gets what the first one had.
+//! The rig itself: the next test starts without the map entries of the previous one. It is the only
+//! test of its process, so that the second rig gets the object of the first one.
 
 use std::net::Ipv4Addr;
 
@@ -57,7 +57,7 @@ fn a_rig_leaves_nothing_to_the_next_one() {
     assert!(second.counters().is_empty() && second.conntrack().is_empty());
     assert_eq!(second.cursor(SERVICE), None);
     assert!(second.events().is_empty(), "what nobody took is gone");
-    // Neither the maps nor what the programs remember of them know anybody.
+    // The maps are empty, and the programs have kept nothing of them.
     assert_eq!(ask(&mut second), (DROP, vec![Reason::UnknownLink]));
     assert_eq!(arrive(&mut second).0, DROP);
     assert!(second.events().is_empty(), "nobody watches");

@@ -1,4 +1,5 @@
-//! Packets that do not fit their path: who is told, by whom, of which MTU, and who is not.
+//! Packets that do not fit their path: the ICMP errors about them, their senders and MTUs, and
+//! cases without an error.
 
 use std::{net::Ipv4Addr, process::Command};
 
@@ -45,7 +46,7 @@ fn seal_header(frame: &mut [u8]) {
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// Takes an answer apart, checksums and all: (from, to, MTU, what it quotes).
+/// Parses an answer and verifies its checksums: (from, to, MTU, quoted packet).
 fn told(ran: &Ran) -> (Ipv4Addr, Ipv4Addr, u16, Vec<u8>) {
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::TooBigAnswered][..]));
     let seen = see(&ran.packet);

@@ -1,5 +1,6 @@
-//! Multicast and broadcast on networks that replicate them: who gets a copy, and what is counted.
-//! The copies leave through real interfaces of the rig, whose counters tell.
+//! Multicast and broadcast on networks that replicate them: the receivers of copies, and the
+//! counters. The copies leave through real interfaces of the rig, and the interfaces' counters show
+//! them.
 
 use std::net::Ipv4Addr;
 

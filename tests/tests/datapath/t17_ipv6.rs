@@ -1,4 +1,4 @@
-//! IPv6 on dual-stack networks: neighbour discovery, delivery, isolation and who may send as whom.
+//! IPv6 on dual-stack networks: neighbour discovery, delivery, isolation and source address checks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -299,7 +299,7 @@ fn what_goes_nowhere_says_why() {
 /// The most that fits the tunnel.
 const FITS: usize = 1450;
 
-/// Takes an answer apart, checksum and all: (from, to, MTU, what it quotes).
+/// Parses an answer and verifies its checksum: (from, to, MTU, quoted packet).
 fn told(ran: &Ran) -> (Ipv6Addr, Ipv6Addr, u32, Vec<u8>) {
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::TooBigAnswered][..]));
     assert_eq!(ran.packet.len(), 14 + 1280, "as much as every path takes");
@@ -329,7 +329,7 @@ fn the_gateway_tells_a_container_what_fits_the_tunnel() {
     dropped(&sent(&mut rig, &error), Reason::TooBig, "an ICMPv6 error");
 }
 
-/// What becomes of 1351 and of 1280 bytes on a path of `mtu`.
+/// The results for 1351 and for 1280 bytes on a path of `mtu`.
 fn on_a_path_of(mtu: u32) -> (Ran, Ran) {
     let mut rig = rig();
     let route = format!("route add 172.16.1.11/32 dev u0 mtu lock {mtu}");

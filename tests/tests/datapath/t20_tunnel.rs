@@ -1,4 +1,4 @@
-//! `from_underlay` and `from_underlay6` on tunnel packets: who may send us what. The families are
+//! `from_underlay` and `from_underlay6` on tunnel packets: the accepted senders. The families are
 //! those of the underlay.
 
 use std::net::Ipv4Addr;
@@ -151,7 +151,7 @@ fn hostile_packets_are_dropped(family: Family, inner: Family) {
 fn a_node_may_not_speak_for_another_nodes_endpoint(family: Family) {
     let mut rig = rig(family);
     let other = Ipv4Addr::new(172, 16, 1, 12);
-    // Of the cluster, and then of the network as well.
+    // First the sender is no node of the cluster, and then it is one without this network.
     for (networks, reason) in [(&[][..], Reason::NotPeer), (&[VNI], Reason::SpoofedInnerSource)] {
         family.node(&mut rig, other, networks);
         for inner in Family::BOTH {

@@ -1,5 +1,5 @@
-//! The tunnel on an IPv6 underlay, as far as it differs from IPv4: what fits, marks, numbers of
-//! nodes, and what is no tunnel packet.
+//! The tunnel on an IPv6 underlay, as far as it differs from IPv4: lengths, marks, address ids of
+//! nodes, and packets that are no tunnel packets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

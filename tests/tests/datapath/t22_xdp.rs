@@ -1,4 +1,5 @@
-//! `xdp_underlay` on tunnel packets: what it delivers, what it drops and what it leaves to TC.
+//! `xdp_underlay` on tunnel packets: those that it delivers, those that it drops and those that it
+//! leaves to TC.
 
 use std::net::Ipv4Addr;
 
@@ -169,7 +170,7 @@ fn a_node_may_not_speak_for_another_nodes_endpoint() {
     rig.node(OTHER, &[VNI]);
     let ran = run(&mut rig, &vxlan_from(OTHER, VNI, &datagram()));
     assert_eq!((ran.verdict, &ran.counted[..]), (XDP_DROP, &[Reason::SpoofedInnerSource][..]));
-    // A source that nobody has may be a client's, which is for TC to judge.
+    // A source address that no endpoint has may belong to a client, so TC decides.
     let unknown = vxlan(VNI, &udp((NOBODY, 1), (HERE, 2), b""));
     assert_passed(&mut rig, "a source nobody has", &unknown);
 }

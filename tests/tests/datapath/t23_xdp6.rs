@@ -1,5 +1,5 @@
-//! `xdp_underlay` on IPv6, as far as it differs from IPv4: marks and checksums, the numbers of
-//! clients, and what it leaves to TC.
+//! `xdp_underlay` on IPv6, as far as it differs from IPv4: marks and checksums, the address ids of
+//! clients, and the packets that it leaves to TC.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -21,7 +21,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const SERVICE: u32 = 7;
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
-/// A client outside whose MAC is known, and one whose is not.
+/// A client outside with a known MAC, and one with an unknown MAC.
 const CLIENT6: Ipv6Addr = PEER6;
 const SILENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x12);
 /// A third node of the cluster, and no node of it.
@@ -48,13 +48,13 @@ fn six(ip: Ipv4Addr) -> Ipv6Addr {
     ip6(1, ip.octets()[3])
 }
 
-/// What a client outside sends to the node.
+/// A packet from a client outside to the node.
 fn from_client(client: Ipv6Addr, frame: impl Fn(Way) -> Vec<u8>) -> Vec<u8> {
     let way = Way { from: (PEER, client), to: (PEER, NODE6) };
     between(frame(way), PEER_MAC, NODE_MAC)
 }
 
-/// What the backend elsewhere sends to a client outside.
+/// The path from the backend elsewhere to a client outside.
 fn to_client(client: Ipv6Addr) -> Way {
     Way { from: (FAR, six(FAR)), to: (GATEWAY, client) }
 }
@@ -89,7 +89,7 @@ fn a_datagram_without_a_checksum_and_a_marked_one_go_to_the_backend_as_by_tc() {
         let (vni, node, inner) = untunnel(&ran.packet);
         let by_tc = rig.run("from_underlay", &packet);
         assert_eq!((vni, node, inner), (VNI, PEER, untunnel(&by_tc.packet).2), "{what}");
-        // But for the outer source port, which is a hash's.
+        // The outer source port differs, because it is a hash.
         assert_eq!(ran.packet[..34], by_tc.packet[..34], "{what}");
     }
 }
@@ -147,7 +147,7 @@ fn what_is_not_plain_is_left_to_tc() {
         assert_passed(&mut rig, what, &packet, &[]);
     }
     assert!(rig.outsiders("addr6_ids_new").is_empty(), "nobody was noted");
-    // A service whose backends have no IPv6 leaves the port to the host.
+    // A service without IPv6 backends leaves the port to the host.
     rig.publish(PROTO_UDP, 8080, SERVICE, 80);
     assert_passed(&mut rig, "no IPv6", &from_client(CLIENT6, datagram), &[]);
 }

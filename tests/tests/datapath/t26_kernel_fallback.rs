@@ -1,4 +1,4 @@
-//! What the programs leave to the kernel's vxlan device, and marks of congestion (RFC 6040).
+//! Kernel encap and decap fallback, and congestion marks (RFC 6040).
 
 use std::net::Ipv4Addr;
 

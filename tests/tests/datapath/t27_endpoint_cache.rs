@@ -21,7 +21,7 @@ fn rig() -> Rig {
     rig
 }
 
-/// What is counted for a packet between two addresses, the same each time.
+/// The verdict and the counters of a packet between two addresses, always the same packet.
 fn sent(rig: &mut Rig, to: Ipv4Addr) -> (u32, Vec<Reason>) {
     let mut outcomes = (0..8).map(|_| {
         let ran = rig.run("from_container", &udp((HERE, 40_000), (to, 53), b""));

@@ -273,7 +273,7 @@ fn hostile_map_states_end_in_refusals_by_name(family: Family) {
     });
     let ran = rig.run("from_container", &family.tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::NoBackendAnswered][..]));
-    // A backend whose address is the VIP.
+    // A backend with the VIP as its address.
     rig.service(SERVICE, VNI, VIP, &[(5, VIP, false)]);
     let ran = rig.run("from_container", &family.tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
     assert_eq!(ran.verdict, REDIRECT, "it goes to the node, which has no such endpoint");

@@ -81,7 +81,7 @@ fn least_connections_takes_the_one_with_fewer_flows_for_its_weight() {
         }
     });
     rig.set_active(1, Some(10));
-    // Of two backends both are always looked at.
+    // With two backends, both are always compared.
     assert_eq!(connect_many(&mut rig, 40_000..40_010), BTreeMap::from([(2, 10)]));
     assert_eq!((rig.active(1), rig.active(2)), (Some(10), Some(10)));
     let picks = connect_many(&mut rig, 40_010..40_030);
@@ -232,7 +232,7 @@ fn a_table_that_a_service_refers_to_and_that_is_missing_is_no_backend() {
     rig.set(|state| drop(state.tables.remove(&key)));
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
     assert_eq!(ran.counted, [Reason::NoBackendAnswered]);
-    // A backend that is no backend's number is none either.
+    // A table entry that is no backend's number selects no backend.
     rig.balance(SERVICE, LB_WEIGHTED, Some(LbTable::new(Filling::Turns, &[(0, 1)])));
     let ran = rig.run("from_container", &tcp((ME, 40_000), (VIP, 80), Tcp::Syn));
     assert_eq!(ran.counted, [Reason::NoBackendAnswered]);
@@ -314,7 +314,7 @@ fn nobody_keeps_a_backend_that_takes_no_new_flows() {
     }
 }
 
-/// What a reset says: sequence number, acknowledgement number, flags.
+/// The fields of a reset: sequence number, acknowledgement number, flags.
 fn reset(frame: &[u8]) -> (u32, u32, u8) {
     let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
     (word(38), word(42), frame[47])

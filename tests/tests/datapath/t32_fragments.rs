@@ -1,4 +1,4 @@
-//! What of a translated flow is no plain packet of it: fragments, SCTP, and ICMP errors about it.
+//! Other packets of a translated flow: fragments, SCTP, and ICMP errors about it.
 
 use std::net::Ipv4Addr;
 
@@ -34,7 +34,7 @@ fn rig(backend: Ipv4Addr) -> Rig {
     rig
 }
 
-/// Makes another endpoint the one whose packets the rig sends.
+/// Makes the rig send as another endpoint.
 fn speak_as(rig: &mut Rig, ip: Ipv4Addr) {
     rig.local(VNI, ME, 0, ip == ME);
     rig.local(VNI, NEAR, SERVES, ip == NEAR);
@@ -163,7 +163,7 @@ fn a_later_fragment_without_its_first_one_goes_nowhere() {
     dropped(rig.run("from_container", &later));
     went(&rig.run("from_container", &first), Reason::DeliveredLocal);
     went(&rig.run("from_container", &later), Reason::DeliveredLocal);
-    // Of another packet, and of one that was long ago.
+    // Fragments of another packet, and of an old one.
     let [_, other] = in_two(&udp((ME, 40_000), (VIP, 53), QUESTION), 7);
     dropped(rig.run("from_container", &other));
     for (key, fragment) in rig.fragments() {
@@ -266,7 +266,7 @@ fn error(from: Ipv4Addr, (kind, code): (u8, u8), about: &[u8]) -> Vec<u8> {
 const PORT: (u8, u8) = (3, 3);
 const TOO_BIG: (u8, u8) = (3, 4);
 
-/// From whom an error comes, to whom, and the datagram that it quotes. Every checksum is verified.
+/// The sender of an error, its receiver, and the datagram that it quotes. Verifies every checksum.
 fn heard(frame: &[u8]) -> ((Ipv4Addr, Ipv4Addr), Seen) {
     assert_eq!(ones_complement(&frame[34..]), 0, "ICMP checksum");
     let quoted = [&[0; 12][..], &[8, 0], &frame[42..]].concat();

@@ -1,5 +1,5 @@
-//! How long flows live and what ends them: timeouts of services, floods of what nobody goes on
-//! with, resets that nobody believes, backends that have gone, and packets that no TCP sends.
+//! Lifetimes of flows: timeouts of services, floods of half-open flows, resets that are not
+//! believed, stale backends, and packets that no TCP sends.
 
 use std::net::Ipv4Addr;
 
@@ -197,8 +197,8 @@ fn a_reset_of_the_backend_ends_both_directions_and_one_of_a_client_its_own() {
         assert_eq!((flows.len(), flows.iter().filter(reset).count()), (2, ended), "{flows:?}");
         rig.age_conntrack(31);
         if client_resets {
-            // Anybody may have sent it: what the backend has to say arrives however silent both
-            // were.
+            // Any host may have sent the reset: the backend's packets still arrive, however long
+            // both ends were silent.
             answer(&mut rig, Tcp::Data);
         }
         assert_eq!(ask(&mut rig, Tcp::Data), NEW, "it is over: {client_resets}");
@@ -325,7 +325,7 @@ fn a_client_speaks_to_a_backend_through_the_vip_and_directly_from_one_port() {
         let direct = make((ME, 50_000), (FAR, 80), true);
         let ran = rig.run("from_container", &direct);
         assert_eq!(untunnel(&ran.packet).2[14..], direct[14..]);
-        // What is counted is of the service.
+        // The service's statistics count it.
         let served: Vec<_> = rig.backend_stats().into_iter().collect();
         let [(key, counted)] = &served[..] else { panic!("{served:?}") };
         assert_eq!((key.service, key.backend, key.port.get()), (SERVICE, 1, 0));

@@ -1,4 +1,4 @@
-//! Connections whose sockets were given a backend that has gone: their packets go to its own
+//! Connections of sockets that are connected to a stale backend: their packets go to its own
 //! address.
 
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use overlay_tests::rig::{DROP, REDIRECT, Rig, VNI, ip6, link_local, packets::*, 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 
-/// A client, and an address where a backend was, with what is said of it.
+/// A client and the address of a former backend, with its entry of stale backends.
 fn rig(gone: Option<StaleBackend>) -> Rig {
     let mut rig = Rig::new();
     rig.network(VNI, 1);
@@ -55,7 +55,7 @@ fn an_address_that_no_backend_had_is_nobodys_and_one_that_is_taken_again_is_its_
     assert_eq!(rig.run("from_container", &packet).counted, [Reason::DeliveredLocal]);
 }
 
-/// From the client to where the backend was, over IPv6.
+/// From the client to the address of the former backend, over IPv6.
 fn way6() -> Way {
     Way { from: (ME, ip6(1, 2)), to: (BACKEND, ip6(1, 4)) }
 }

@@ -1,4 +1,4 @@
-//! Replies of published ports that go straight from the backend's node to the client.
+//! DSR: replies of published ports go directly from the backend's node to the client.
 
 use std::net::Ipv4Addr;
 
@@ -100,7 +100,7 @@ impl Direct {
         [&header.dst.bytes(), &header.src.bytes(), &frame[12..]].concat()
     }
 
-    /// That a container's reply went straight to the client, from what it had asked.
+    /// Checks that a container's reply went directly to the client, from the frontend.
     fn straight(&self, ran: &Ran, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
         assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
         let seen = self.family.see(&ran.packet);
@@ -151,7 +151,7 @@ impl Direct {
     }
 }
 
-/// What an inner frame says of the address, by its number, and the port that were asked.
+/// The frontend in an inner frame: its address, as an id, and its port.
 fn says(frame: &[u8]) -> Option<(Be32, u16)> {
     let mark = frame[6..10] == Frontend::MARK;
     let number: [u8; 4] = frame[2..6].try_into().expect("four bytes");
@@ -218,7 +218,8 @@ fn replies_go_straight_to_the_client_once_the_node_that_was_asked_knows_of_an_an
         direct.connected(asked, client);
         let ran = direct.answers(client, Tcp::Data);
         direct.straight(&ran, asked, client);
-        // That node must hear of the end, and answers again with what the client may not have got.
+        // The ingress node must see the end of the connection, and it repeats packets that the
+        // client may have missed.
         for flags in [Tcp::Fin, Tcp::Rst, Tcp::SynAck] {
             let ran = direct.answers(client, flags);
             direct.through(&ran, PEER, client);
@@ -234,7 +235,7 @@ fn replies_go_straight_to_the_client_once_the_node_that_was_asked_knows_of_an_an
 
 type Case = (&'static str, (Ipv4Addr, u16), fn(&mut Direct));
 
-/// What is the same for both families.
+/// The cases that both families share.
 const NOT_BELIEVED: [Case; 4] = [
     ("a port that is not published", (PEER, 22), |_| {}),
     ("another target", (PEER, 8080), |direct| {
@@ -244,7 +245,7 @@ const NOT_BELIEVED: [Case; 4] = [
     ("no service", (PEER, 8080), |direct| direct.rig.set(|state| state.services.clear())),
 ];
 
-/// An IPv4 address is said as it is, and judged by itself.
+/// An IPv4 address is encoded as it is, and checked by itself.
 const NOT_BELIEVED4: [Case; 6] = [
     ("a container as the client", (PEER, 8080), |direct| {
         direct.rig.set(|state| {
@@ -301,7 +302,7 @@ fn a_node_is_not_believed_about_what_it_may_not_say(family: Family) {
 }
 
 fn where_there_is_no_way_from_here_replies_go_through_the_node_that_was_asked(family: Family) {
-    // To this host itself, and to where it has no route.
+    // Replies to this host itself, and to an address without a route.
     for client in [(NODE, 40_000), (FAR_AWAY, 40_000)] {
         let mut direct = direct(family, NEAR);
         direct.connected((PEER, 8080), client);

@@ -1,5 +1,4 @@
-//! Replies that go straight to a client of IPv6, as far as it differs from IPv4: addresses go by
-//! numbers.
+//! DSR to an IPv6 client, as far as it differs from IPv4: address ids stand for addresses.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -23,7 +22,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const NO_VIP: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const SERVICE: u32 = 7;
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
-/// A client outside, whose MAC is known.
+/// A client outside with a known MAC.
 const CLIENT6: Ipv6Addr = PEER6;
 /// Addresses of the node that was asked.
 const ASKED6: [Ipv6Addr; 2] = [
@@ -79,7 +78,7 @@ fn six(ip: Ipv4Addr) -> Ipv6Addr {
     ip6(1, ip.octets()[3])
 }
 
-/// From a client outside to an endpoint, as it is in the tunnel.
+/// From a client outside to an endpoint, as in the tunnel.
 fn inward(client: Ipv6Addr) -> Way {
     Way { from: (GATEWAY, client), to: (NEAR, six(NEAR)) }
 }
@@ -94,8 +93,8 @@ fn ports(seen: &Seen6) -> (u16, u16) {
     (port(0), port(2))
 }
 
-/// That a container's reply went straight to the client, from what it had asked. Checksums are
-/// verified.
+/// Checks that a container's reply went directly to the client, from the frontend. Verifies
+/// checksums.
 fn straight(ran: &Ran, asked: (Ipv6Addr, u16), client: u16) -> Seen6 {
     assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::SentDsr][..]));
     let seen = see6(&ran.packet);

@@ -1,5 +1,5 @@
-//! What the kernel throws out of full maps: entries that were made, were not removed and are not
-//! there.
+//! Evictions by the kernel from full maps: entries that were made, were not removed and are
+//! missing.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -100,12 +100,12 @@ fn connections_in_use_that_are_too_many_are_counted_where_they_are_evicted() {
 fn what_is_removed_or_written_again_is_not_evicted() {
     let mut rig = rig();
     connect(&mut rig, 40_000);
-    // Another connection of this tuple, and what the first has left is removed.
+    // Another connection has this tuple, and the entries of the first one are removed.
     ask(&mut rig, 40_000, Tcp::Fin);
     ask(&mut rig, 40_000, Tcp::Syn);
     assert_eq!(rig.lru_stats(Lru::Conntrack), LruStats { made: 2, removed: 2 });
     assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: 4, removed: 2 });
-    // One in which nobody has answered is overwritten.
+    // A connection without an answer is overwritten.
     rig.age_conntrack(100);
     assert!(ask(&mut rig, 40_000, Tcp::Syn).contains(&Reason::FlowCreated));
     assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: 4, removed: 2 });

@@ -24,7 +24,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const SERVICE: u32 = 7;
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
-/// A client outside, whose MAC is known.
+/// A client outside with a known MAC.
 const CLIENT6: Ipv6Addr = PEER6;
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
@@ -60,7 +60,7 @@ fn way(from: Ipv4Addr, to: Ipv4Addr) -> Way {
     Way { from: both(from), to: both(to) }
 }
 
-/// From a client outside to an endpoint, as it is in the tunnel.
+/// From a client outside to an endpoint, as in the tunnel.
 fn inward(to: Ipv4Addr) -> Way {
     Way { from: (GATEWAY, CLIENT6), to: both(to) }
 }
@@ -70,7 +70,7 @@ fn outward(from: Ipv4Addr) -> Way {
     Way { from: both(from), to: (GATEWAY, CLIENT6) }
 }
 
-/// What the client outside sends to the node.
+/// A packet from the client outside to the node.
 fn from_client(client: Ipv6Addr, frame: impl Fn(Way) -> Vec<u8>) -> Vec<u8> {
     let way = Way { from: (PEER, client), to: (PEER, NODE6) };
     between(frame(way), PEER_MAC, NODE_MAC)
@@ -145,7 +145,7 @@ fn a_service_without_a_backend_refuses_at_once() {
     let ran = rig.run("from_container", &raw6(way(ME, VIP), PROTO_SCTP, 64, &init.concat()));
     let seen = went(&ran, &answered);
     assert_eq!((&seen.message[..2], seen.message[7]), (&[4, 1][..], 6));
-    // Behind extension headers nobody is told.
+    // Packets with extension headers get no answer.
     let syn = segment6(way(ME, VIP), (40_000, 80), SYN);
     let hidden = [&[PROTO_TCP, 0, 1, 4, 0, 0, 0, 0][..], &syn[54..]].concat();
     let ran = rig.run("from_container", &raw6(way(ME, VIP), 60, 64, &hidden));
@@ -204,7 +204,7 @@ fn ports_behind_extension_headers_are_found_and_translated() {
     for headers in [1, 2] {
         let mut packet = extended(through, headers);
         let at = packet.len() - 9;
-        // To the published port, with a checksum that fits.
+        // Sent to the published port, with a right checksum.
         packet.splice(at.., udp6(through, (40_000, 8080), b"?")[54..].to_vec());
         let ran = rig.run("from_underlay", &between(packet, PEER_MAC, NODE_MAC));
         assert_eq!(ran.verdict, REDIRECT, "{:?}", ran.counted);
@@ -257,7 +257,7 @@ fn who_is_inside_does_not_come_from_outside() {
         assert_eq!(ran.verdict, DROP, "{what}");
         assert!(ran.counted.contains(&Reason::SpoofedInnerSource), "{what}: {:?}", ran.counted);
     }
-    // To an endpoint that serves no published port nobody speaks from outside.
+    // Packets from outside to an endpoint that serves no published port are dropped.
     let ran = rig.run("from_underlay", &vxlan(VNI, &segment6(inward(ME), (40_000, 80), SYN)));
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NotPublished][..]));
 }
@@ -278,7 +278,7 @@ fn only_published_ports_of_the_hosts_own_addresses_are_looked_at() {
         assert_eq!((ran.verdict, &ran.packet), (PASS, &packet), "{what}");
     }
     assert!(rig.outsiders("addr6_ids_new").is_empty(), "nobody was noted");
-    // A service whose backends have no IPv6 leaves the port to the host.
+    // A service without IPv6 backends leaves the port to the host.
     rig.publish(PROTO_TCP, 8080, SERVICE, 80);
     let packet = from_client(CLIENT6, syn(8080));
     assert_eq!(rig.run("from_underlay", &packet).verdict, PASS);

@@ -158,7 +158,7 @@ fn replies_reach_clients_through_a_node_without_endpoints_of_the_network(family:
     });
     let reply = vxlan(VNI, &family.tcp((FAR, 80), (CLIENT, 40_000), Tcp::SynAck));
     let unknown = &[Reason::UnknownVni][..];
-    // XDP leaves what it does not know of IPv6 to TC.
+    // XDP leaves IPv6 packets that it cannot handle to TC.
     let by_xdp = match family {
         Family::Ipv4 => (XDP_DROP, unknown),
         Family::Ipv6 => (XDP_PASS, &[][..]),
@@ -238,7 +238,7 @@ fn xdp_sends_to_a_remote_backend_what_tc_would(family: Family) {
         assert_eq!((vni, node, seen.to), (VNI, PEER, family.at((FAR, 80))), "{what}");
         let by_tc = rig.run("from_underlay", &packet);
         assert_eq!(by_tc.counted, [Reason::Encapsulated], "{what}: one conntrack table for both");
-        // But for the outer source port, which is a hash's.
+        // The outer source port differs, because it is a hash.
         assert_eq!(ran.packet[..34], by_tc.packet[..34], "{what}");
         let by_tc = untunnel(&by_tc.packet).2;
         match family {

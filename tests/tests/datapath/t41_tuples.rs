@@ -1,5 +1,5 @@
-//! Flows of one client port through several nodes, at the backend's node: which of them have the
-//! tuple as it is, which are given another port, and when ports are free again.
+//! Flows of one client port through several nodes, at the backend's node: flows that keep their
+//! tuple, flows that are remapped to another port, and when ports are free again.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -108,7 +108,7 @@ fn at_the_backends_node_too_a_connection_that_one_side_has_ended_goes_on(family:
     for client_ends in [true, false] {
         let mut rig = with_other_node(family, NEAR);
         let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
-        // Of two flows of one client port, the second has another one towards the backend.
+        // Of two flows of one client port, the second one is remapped towards the backend.
         let mut flows = Vec::new();
         for node in [PEER, OTHER] {
             let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
@@ -155,7 +155,7 @@ fn at_the_backends_node_too_a_reset_that_the_ends_do_not_believe_ends_nothing(fa
     for goes_on in [true, false] {
         let mut rig = with_other_node(family, NEAR);
         let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
-        // Of two flows of one client port, the second has another one towards the backend.
+        // Of two flows of one client port, the second one is remapped towards the backend.
         let flows = [PEER, OTHER].map(|node| {
             let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
             (node, family.see(&ran.packet).from.1)
@@ -250,7 +250,7 @@ fn a_port_in_time_wait_is_better_than_none(family: Family) {
         let node = Ipv4Addr::new(172, 16, 1, number);
         rig.node(node, &[]);
         let ran = rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Syn)));
-        // Where it gets no port, it stays the tunnel packet that it is.
+        // Without a free port, it remains a tunnel packet.
         let is_given = ran.counted == [Reason::Decapsulated];
         let port = if is_given { family.see(&ran.packet).from.1 } else { 0 };
         rig.run("from_underlay", &vxlan_from(node, VNI, &sent(Tcp::Fin)));
@@ -261,7 +261,7 @@ fn a_port_in_time_wait_is_better_than_none(family: Family) {
     let given: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
     assert!(given.iter().all(|(counted, _)| *counted == decapsulated), "{given:?}");
     assert_eq!(through(&mut rig, 30).0, [Reason::TupleTaken]);
-    // The same client through the same node goes on where it ended.
+    // The same client through the same node continues with its next port.
     let again: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
     assert_eq!(again, given);
     rig.age_conntrack(31);

@@ -1,4 +1,4 @@
-//! The way out: source NAT for containers, and what comes back.
+//! Egress: source NAT for containers, and the replies from outside.
 
 use std::net::Ipv4Addr;
 
@@ -172,7 +172,7 @@ fn what_nobody_asked_for_is_the_hosts() {
         assert_eq!((ran.verdict, &ran.packet), (PASS, &packet), "untouched");
         assert!(ran.counted.is_empty(), "{:?}", ran.counted);
     }
-    // Nor is a flow that is over.
+    // An expired flow does not count either.
     rig.age_conntrack(61);
     let ran = rig.run("from_underlay", &udp_from_client((CLIENT, 53), (NODE, port), b"late"));
     assert_eq!(ran.verdict, PASS);
@@ -317,7 +317,7 @@ fn a_reset_ends_both_directions() {
         rig.age_conntrack(31);
         let late = rig.run("from_underlay", &tcp_from_client((CLIENT, 443), from, Tcp::Data));
         assert_eq!(late.verdict, PASS, "the host answers for it");
-        // A reset of what is over opens nothing.
+        // A reset of an expired flow makes no new flow.
         let late = rig.run("from_container", &tcp((A, 40_000), (CLIENT, 443), Tcp::Rst));
         assert_eq!(late.counted, [Reason::NoWayOut]);
     }
@@ -373,7 +373,7 @@ fn protocols_without_ports_sctp_and_unknown_fragments_have_no_way_out() {
 /// `length` bytes from the IPv4 header on.
 fn icmp_error(from: Ipv4Addr, kind: [u8; 2], about: &[u8], length: usize) -> Vec<u8> {
     let quoted = &about[14..about.len().min(14 + length)];
-    // The next hop's MTU, where there is one to tell (RFC 1191, section 4).
+    // The next hop's MTU, if the error has one (RFC 1191, section 4).
     let mtu: u16 = if kind == [3, 4] { 1300 } else { 0 };
     let mut icmp = vec![kind[0], kind[1], 0, 0, 0, 0];
     icmp.extend(mtu.to_be_bytes());
@@ -410,7 +410,7 @@ fn an_icmp_error_speaks_to_the_container_of_the_packet_that_it_sent() {
             assert_eq!(&ran.packet[34..36], kind);
             let mtu = if kind == [3, 4] { [0x05, 0x14] } else { [0, 0] };
             assert_eq!(&ran.packet[40..42], mtu, "the next hop's MTU");
-            // What is quoted is what the container sent, but for the TTL.
+            // The quoted packet is the one that the container sent, except for the TTL.
             let mut expected = sent[14..sent.len().min(14 + length)].to_vec();
             expected[8] = 63;
             expected[10..12].fill(0);
@@ -465,7 +465,7 @@ fn no_tunnel_ends_at_an_interface_that_is_not_the_underlays() {
     assert_eq!(rig.run("from_underlay", &packet).verdict, REDIRECT);
     let ran = rig.run("from_outside", &packet);
     assert_eq!((ran.verdict, &ran.counted[..]), (DROP, &[Reason::NotPeer][..]));
-    // To another port or address it may be anything.
+    // Packets to another port or address may have any content.
     let other = udp_from_client((CLIENT, 1), (NODE, 4790), b"other");
     assert_eq!(rig.run("from_outside", &other).verdict, PASS);
 }
@@ -520,7 +520,7 @@ fn what_does_not_fit_the_way_out_is_answered_and_opens_nothing() {
     assert_eq!(ran.packet[40..42], 1500u16.to_be_bytes());
     assert_eq!(ran.packet[42..], large[14..14 + 128]);
     assert!(rig.conntrack().is_empty());
-    // Nor does it hurt a flow that is open.
+    // It does not disturb an open flow either.
     let request = udp((A, 40_000), (CLIENT, 53), b"question");
     let from = see(&rig.run("from_container", &request).packet).from;
     let ran = rig.run("from_container", &large);

@@ -86,7 +86,8 @@ fn a_packet_cut_off_anywhere_gets_a_verdict_and_a_reason() {
                 let ran = rig.run(program, cut);
                 check(program, cut, &ran);
                 if ran.verdict == REDIRECT && program != "xdp_underlay" {
-                    // Only a whole packet is sent on: what is cut is shorter than it says.
+                    // Only a whole packet is forwarded: a cut packet is shorter than its length
+                    // field says.
                     panic!("{program} sent {length} of {} bytes: {ran:?}", packet.len());
                 }
             }
@@ -94,8 +95,8 @@ fn a_packet_cut_off_anywhere_gets_a_verdict_and_a_reason() {
     }
 }
 
-/// BPF_PROG_TEST_RUN does not take skbs whose IPv4 header is cut off itself (Linux 6.18); XDP
-/// programs do get such packets.
+/// BPF_PROG_TEST_RUN rejects skbs with a cut IPv4 header (Linux 6.18); XDP programs do get such
+/// packets.
 fn is_refused_by_the_kernel(program: &str, packet: &[u8]) -> bool {
     program != "xdp_underlay" && packet[12..14] == [0x08, 0x00] && packet.len() < 34
         || program != "xdp_underlay" && packet[12..14] == [0x86, 0xdd] && packet.len() < 54
@@ -122,7 +123,8 @@ fn a_packet_with_any_bytes_changed_gets_a_verdict_and_a_reason() {
     }
 }
 
-/// Whatever the bytes, a container's packet goes on only with its own MAC and address.
+/// Whatever its bytes, a container's packet is forwarded only with the container's own MAC and
+/// address.
 fn never_spoofed(program: &str, packet: &[u8], ran: &Ran) {
     if program == "from_container"
         && ran.verdict == REDIRECT
