@@ -45,7 +45,7 @@ impl Answer {
 pub enum FailureKind {
     /// The name did not resolve.
     Resolve,
-    /// No connection: reset or unreachable.
+    /// No connection: refused or unreachable.
     Connect,
     /// No connection before the timeout.
     ConnectTimeout,

@@ -80,7 +80,7 @@ fn a_server_that_is_stopped_in_good_order_breaks_no_request_of_kept_connections(
     server.stop()?.success()?;
     let report = load.load_report()?;
     assert!(report.answered_by["web"] > 0, "{report:?}");
-    // The server has stopped, so new connections are reset. No other failure is allowed.
+    // The server has stopped, so new connections are refused. No other failure is allowed.
     let kinds: Vec<_> = report.failed.keys().collect();
     assert!(kinds.iter().all(|kind| **kind == FailureKind::Connect), "{report:?}");
     Ok(())

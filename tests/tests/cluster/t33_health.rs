@@ -127,7 +127,7 @@ fn a_command_decides_in_the_backends_namespaces_and_can_be_given_up() -> anyhow:
     for name in ["cmd.1", "cmd.2"] {
         stands(&cluster, "cmd", name, "unhealthy")?;
     }
-    // No backend is left: connections are reset at once.
+    // No backend is left: connections are refused at once.
     cluster.client().cannot_connect(&cluster.host(3).port(8203))?;
     let inspected = cluster.host(1).overlay(&["service", "inspect", "cmd"])?.stdout;
     ensure!(inspected.contains("HealthCheck") && inspected.contains("unhealthy"), "{inspected}");

@@ -321,8 +321,7 @@ fn an_endpoint_has_as_many_flows_as_it_may_and_no_more() -> anyhow::Result<()> {
     a.cannot_ask(&target)?;
     assert!(counter(h1, "masquerade_limit")? > 0);
     second.udp_ask(&target)?;
-    // The daemon counts the live flows. The number is right, and stays right after a restart of the
-    // daemon.
+    // The daemon counts live flows. Their number is the same, also after a restart of the daemon.
     h1.stop_agent()?;
     h1.start_agent()?;
     a.cannot_ask(&target)

@@ -244,7 +244,7 @@ fn damaged_newer_and_stale_state_files_are_told_apart() -> anyhow::Result<()> {
     std::fs::write(h2.dirs().state.join("cluster.redb"), "not a database")?;
     h2.refuses(&["agent"], &["cluster.redb"])?;
     assert_eq!(h2.leftovers()?, Vec::<String>::new());
-    // The rest of an earlier cluster is not reused.
+    // Files left from an earlier cluster are rejected.
     std::fs::remove_file(&config)?;
     h2.refuses(&init(h2, &[]), &["left from an earlier cluster", "leave --force"])?;
     h2.leave(true)?;

@@ -144,7 +144,7 @@ fn monitor_shows_a_spoofed_packet_with_its_headers() -> anyhow::Result<()> {
         &["route", "replace", &format!("{to}/32"), "dev", "eth0", "src", &other.to_string()],
     )?
     .success()?;
-    // ARP would be rejected, too.
+    // ARP would be dropped, too.
     let mac = to.octets().map(|byte| format!("{byte:02x}")).join(":");
     let neighbour = ["neigh", "replace", &to.to_string(), "dev", "eth0", "lladdr"];
     a.exec("ip", &[&neighbour[..], &[&format!("02:42:{mac}")]].concat())?.success()?;

@@ -57,7 +57,7 @@ fn a_rig_leaves_nothing_to_the_next_one() {
     assert!(second.counters().is_empty() && second.conntrack().is_empty());
     assert_eq!(second.cursor(SERVICE), None);
     assert!(second.events().is_empty(), "what nobody took is gone");
-    // The maps are empty, and the programs have kept nothing of them.
+    // Neither the maps nor the programs' caches of them have an endpoint.
     assert_eq!(ask(&mut second), (DROP, vec![Reason::UnknownLink]));
     assert_eq!(arrive(&mut second).0, DROP);
     assert!(second.events().is_empty(), "nobody watches");

@@ -261,7 +261,7 @@ fn a_port_in_time_wait_is_better_than_none(family: Family) {
     let given: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
     assert!(given.iter().all(|(counted, _)| *counted == decapsulated), "{given:?}");
     assert_eq!(through(&mut rig, 30).0, [Reason::TupleTaken]);
-    // The same client through the same node continues with its next port.
+    // The same client through the same node gets its old port again.
     let again: Vec<_> = (20..29).map(|number| through(&mut rig, number)).collect();
     assert_eq!(again, given);
     rig.age_conntrack(31);

@@ -172,7 +172,7 @@ fn what_nobody_asked_for_is_the_hosts() {
         assert_eq!((ran.verdict, &ran.packet), (PASS, &packet), "untouched");
         assert!(ran.counted.is_empty(), "{:?}", ran.counted);
     }
-    // An expired flow does not count either.
+    // Packets of an expired flow pass untouched, too.
     rig.age_conntrack(61);
     let ran = rig.run("from_underlay", &udp_from_client((CLIENT, 53), (NODE, port), b"late"));
     assert_eq!(ran.verdict, PASS);

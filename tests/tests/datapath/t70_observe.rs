@@ -133,7 +133,7 @@ fn a_drop_from_the_tunnel_is_counted_for_whom_it_was_as_far_as_it_is_known() {
     assert_eq!(dropped(&ran), (VNI, counter_of(ME), Traffic::Received, Reason::SpoofedInnerSource));
     let ran = rig.run("from_underlay", &vxlan(VNI, &ping(FAR, NOBODY)));
     assert_eq!(dropped(&ran), (VNI, 0, Traffic::Received, Reason::NoEndpoint));
-    // A network that is not on this node is known from the packet only.
+    // A network that is not on this node is known from the packet only, so it does not count.
     let ran = rig.run("from_underlay", &vxlan(OTHER_VNI, &ping(FAR, ME)));
     assert_eq!(dropped(&ran), (0, 0, Traffic::Received, Reason::UnknownVni));
     let stranger = vxlan_from(Ipv4Addr::new(172, 16, 1, 99), VNI, &ping(FAR, ME));
