@@ -1,5 +1,5 @@
-//! The daemon's API on its unix socket, for what the command line does not show: the whole state,
-//! and waiting until all nodes have applied it.
+//! The daemon's API on its unix socket, for data that the command line does not show: the whole
+//! state, and a wait until all nodes have applied it.
 
 use std::{
     io::{Read as _, Write as _},

@@ -72,8 +72,8 @@ impl Attr {
     /// # Errors
     /// The error of the kernel.
     pub fn call(&mut self, command: c_long) -> Result<c_long, Errno> {
-        // SAFETY: the attributes live through the call and are as large as we say; every address
-        // in them is of memory that the caller of this function holds, as large as it says.
+        // SAFETY: the attributes live through the call and have the stated size. Every address in
+        // them is of memory that the caller of this function holds, of the stated size.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(self), size_of::<Self>())
         };
@@ -159,7 +159,7 @@ pub unsafe fn read<T: Pod>(bytes: &[u8]) -> T {
 pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
     let keys: Vec<u32> = (0..count).collect();
     let values = vec![0u8; value * count as usize];
-    // SAFETY: there are as many keys and values as is said, of the map's sizes.
+    // SAFETY: there are as many keys and values as stated, of the map's sizes.
     unsafe { update(map, keys.as_ptr().cast(), values.as_ptr(), count) }
 }
 
@@ -173,7 +173,7 @@ pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
 pub fn write<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -> Result<(), Errno> {
     assert_eq!(keys.len(), values.len());
     let count = u32::try_from(keys.len()).map_err(|_| Errno::E2BIG)?;
-    // SAFETY: as many as is said; of the map's sizes, as its types are these.
+    // SAFETY: there are as many as stated, and their types have the map's sizes.
     unsafe { update(map, keys.as_ptr().cast(), values.as_ptr().cast(), count) }
 }
 

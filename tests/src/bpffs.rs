@@ -44,8 +44,8 @@ pub enum Object {
 }
 
 fn bpf(command: libc::c_long, attr: Attr) -> Result<OwnedFd, Errno> {
-    // SAFETY: `attr` is initialized, lives through the call and is as large as we say; the
-    // commands used here only read it, and a path in it is NUL-terminated by its owner.
+    // SAFETY: `attr` is initialized, lives through the call and has the stated size. The commands
+    // used here only read it, and a path in it is NUL-terminated by its owner.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(&attr), size_of::<Attr>())
     };
@@ -61,7 +61,8 @@ fn bpf(command: libc::c_long, attr: Attr) -> Result<OwnedFd, Errno> {
 /// The kernel rejects the mount.
 pub fn ensure_mounted() -> anyhow::Result<()> {
     let is_bpffs = || statfs(ROOT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
-    // Two that mount at once would hide each other's pins; the daemon takes this lock too.
+    // Two processes that mount at once would hide each other's pins. The daemon takes this lock
+    // too.
     let directory = std::fs::File::open(ROOT).context(ROOT)?;
     directory.lock().context(ROOT)?;
     if is_bpffs() {

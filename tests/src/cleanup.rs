@@ -289,7 +289,7 @@ mod tests {
         .expect("found");
         let other = Instance::random().processes();
         child.kill().expect("killed");
-        // The signal takes a moment: wait until it is a zombie, and leave it one.
+        // The signal needs a moment: wait until the process is a zombie, and do not reap it.
         let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         waitid(Id::Pid(pid), ended).expect("a zombie");
         let zombie = instance.processes();

@@ -23,7 +23,7 @@ use crate::{
 pub struct Options {
     /// Links behave like wire, see [`Attachment::wire`].
     pub wire: bool,
-    /// MTU of the underlay in bytes, where it is not Ethernet's usual one.
+    /// MTU of the underlay in bytes, if it is not Ethernet's usual one.
     pub mtu: Option<u32>,
     /// Arguments for `overlay init` and `overlay join` on every host.
     pub every: Vec<String>,
@@ -298,7 +298,7 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Removes everything now and says what cannot be removed.
+    /// Removes everything now and reports failures.
     ///
     /// # Errors
     /// The objects that are left.

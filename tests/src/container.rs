@@ -75,7 +75,7 @@ impl<'a> ContainerBuilder<'a> {
         self
     }
 
-    /// Runs a program and waits until the container takes flows.
+    /// Runs a program and waits until the container accepts flows.
     ///
     /// # Errors
     /// The error of `overlay run`.
@@ -83,7 +83,7 @@ impl<'a> ContainerBuilder<'a> {
         self.start(program, args, false)
     }
 
-    /// Runs a program of the testkit and waits until it listens and the container takes flows.
+    /// Runs a program of the testkit and waits until it listens and the container accepts flows.
     ///
     /// # Errors
     /// The error of `overlay run` or of the program.

@@ -375,7 +375,7 @@ impl Host {
         Ok(found.into_iter().map(|what| format!("{}: {what}", self.name)).collect())
     }
 
-    /// Waits until `name` is attached here and takes flows.
+    /// Waits until `name` is attached here and accepts flows.
     pub(crate) fn wait_running(&self, name: &str) -> anyhow::Result<LocalContainer> {
         use overlay::model::EndpointState::Running;
         let container = eventually("the container runs", PATIENCE, || {

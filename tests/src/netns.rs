@@ -65,7 +65,7 @@ pub struct Attachment<'a> {
     pub switch: &'a str,
     /// Name of the switch's port.
     pub port: &'a str,
-    /// Namespace of the machine, where the interface is eth0.
+    /// Namespace of the machine, in which the interface is eth0.
     pub machine: &'a str,
     /// Address of the machine.
     pub address: Ipv4Addr,
@@ -74,7 +74,7 @@ pub struct Attachment<'a> {
     /// that passes everything: without one the kernel queues what XDP_TX sends out of a veth at its
     /// peer, but does not wake the peer (`veth_xdp_flush`, seen on Linux 6.18 with GRO alone).
     pub wire: bool,
-    /// MTU of the link in bytes, where it is not Ethernet's usual one.
+    /// MTU of the link in bytes, if it is not Ethernet's usual one.
     pub mtu: Option<u32>,
 }
 
@@ -180,7 +180,7 @@ fn pass_xdp(switch: &str, port: &str) -> anyhow::Result<()> {
     let mut object = loader.load(overlay::datapath::OBJECT).context("load the object")?;
     let program = object.program_mut("xdp_underlay").context("no program xdp_underlay")?;
     overlay::datapath::load_program(program)?;
-    // `ip` takes a program by its pin; the interface keeps it when the pin goes.
+    // `ip` takes a program by its pin. The interface keeps the program when the pin is removed.
     let pin = Path::new(crate::bpffs::ROOT).join(format!("{switch}-{port}"));
     program.pin(&pin)?;
     let mut command = Command::new("nsenter");

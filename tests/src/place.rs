@@ -121,7 +121,7 @@ pub trait Place {
     }
 
     /// Datagrams to `GROUP:PORT` or a broadcast address, which all of `of` must answer. Returns how
-    /// often each was heard of `rounds` times.
+    /// often each answered in `rounds` rounds.
     ///
     /// # Errors
     /// If one does not answer.
@@ -240,7 +240,7 @@ pub trait Place {
 pub struct Running(Process);
 
 impl Running {
-    /// Waits until it has asked so many more questions, or said so many more lines, than by now.
+    /// Waits until it has sent so many more requests or lines than by now.
     ///
     /// # Errors
     /// If it does not get on.
@@ -317,7 +317,7 @@ fn none<P: Place + ?Sized>(place: &P, target: &str, asked: Asked) -> anyhow::Res
     }
 }
 
-/// Waits until a testkit program says that it listens.
+/// Waits until a testkit program prints that it listens.
 pub fn wait_listening(process: &mut Process) -> anyhow::Result<()> {
     let printed = eventually("the program listens", Duration::from_secs(20), || {
         // One that has ended will not: stop waiting.

@@ -81,7 +81,7 @@ const PAGES: [Page; 3] = [
     (cli::PAGE, || cli::page(&build::overlay()?)),
 ];
 
-/// Says below the heading where the page comes from.
+/// Adds the page's sources below the heading.
 fn marked(text: &str) -> String {
     let (heading, rest) = text.split_once('\n').unwrap_or((text, ""));
     format!(

@@ -16,8 +16,7 @@ use crate::machine;
 /// Holds `UID:GID` of the user that started us, across sudo.
 const CALLER: &str = "OVERLAY_XTASK_CALLER";
 
-/// Variables that sudo may drop or set anew, and that decide which compiler is used and where its
-/// output goes.
+/// Variables that sudo may drop or set anew, and that select the compiler and its output folder.
 const KEPT: [&str; 7] =
     ["PATH", "HOME", "CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"];
 

@@ -47,7 +47,7 @@ impl Setup {
     }
 }
 
-/// Brings the machine to where the scope's commands work; silent when it is there already.
+/// Installs the needs of the scope's commands; silent if this machine has them already.
 ///
 /// # Errors
 /// Something is missing and cannot be installed.

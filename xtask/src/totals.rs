@@ -52,7 +52,7 @@ impl Totals {
     }
 }
 
-/// `3 passed, 1 failed`, and `, 2 skipped` where there are some.
+/// `3 passed, 1 failed`, with `, 2 skipped` if there are some.
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} passed, {} failed", self.passed, self.failed)?;

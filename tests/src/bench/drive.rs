@@ -66,7 +66,7 @@ pub struct Driven {
     pub p99: u64,
 }
 
-/// Exchanges without an answer for this long are asked again.
+/// Exchanges without an answer for this long are repeated.
 const LOST: Duration = Duration::from_millis(200);
 
 /// Runs it and prints a [`Driven`].
@@ -123,7 +123,7 @@ fn streams(args: &DriveArgs) -> anyhow::Result<Driven> {
     })
 }
 
-/// Sends until `end`, then asks how much has arrived.
+/// Sends until `end`, then requests the number of bytes or datagrams that have arrived.
 fn send_until(mut stream: TcpStream, size: usize, end: Instant) -> anyhow::Result<u64> {
     let data = vec![0x5a; size];
     while Instant::now() < end {

@@ -83,7 +83,7 @@ fn as_fast_as_they_go(
     frames: u32,
 ) -> anyhow::Result<Flooded> {
     let program = kernel::sender(index, beginning)?;
-    // A call takes some 20 ms to set itself up and to end: a small one tells how long.
+    // A call takes some 20 ms to set up and to end: a small one measures it.
     let start = Instant::now();
     kernel::run_live(&program, frame, FEW)?;
     let overhead = start.elapsed();

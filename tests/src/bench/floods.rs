@@ -97,7 +97,8 @@ impl Flood<'_> {
     /// Sends copies of a frame. Returns millions a second and the percentage that arrived.
     fn run(&self, rig: &Rig, frame: &[u8]) -> anyhow::Result<(f64, f64)> {
         let frame = file(rig, "flood", frame)?;
-        // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
+        // A veth receives XDP frames only while its NAPI runs, which GRO turns on. GRO is turned
+        // off again for the other subjects.
         let (place, device) = self.out_of;
         set(place, device, "gro", "on")?;
         let outcome = self.send(&frame);

@@ -149,8 +149,8 @@ pub fn pinned(path: &Path) -> anyhow::Result<OwnedFd> {
         .with_context(|| path.display().to_string())
 }
 
-/// Counts what an interface receives, and drops it there, before any other program sees it; until
-/// this is dropped.
+/// Counts the packets that an interface receives, and drops them there, before any other program.
+/// Dropping this value detaches it.
 #[derive(Debug)]
 pub struct Sink {
     map: OwnedFd,
@@ -254,8 +254,8 @@ fn counting(kind: ProgramType, drop: u32) -> anyhow::Result<(OwnedFd, OwnedFd)> 
     Ok((map, program))
 }
 
-/// Attaches a TC program where the kernel has no tcx (before Linux 6.6): as the first filter of the
-/// interface. aya takes programs that are not its own from a bpffs only.
+/// Attaches a TC program on a kernel without tcx (before Linux 6.6): as the first filter of the
+/// interface. aya accepts programs that another library loaded from a bpffs only.
 fn filter(device: &str, program: &OwnedFd) -> anyhow::Result<SchedClassifier> {
     let path = format!("/sys/fs/bpf/overlay-bench-{}", std::process::id());
     let name = CString::new(path.as_str())?;

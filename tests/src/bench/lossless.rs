@@ -11,8 +11,7 @@ pub struct Trial {
     pub arrived: f64,
 }
 
-/// Less than one of a thousand lost is lost by chance, as where a timer of the machine's came
-/// between.
+/// A loss below one per thousand is chance, for example an interruption by a timer.
 const LOSSLESS: f64 = 0.999;
 
 /// A rate loses packets if it does so this many times in a row: what else the machine does makes

@@ -1,6 +1,6 @@
-//! Frames at a steady rate: the program that sends live frames looks at the clock, sends one when
-//! it is due and drops the others. While it waits the kernel receives on the same CPU, as it would
-//! what another machine sends.
+//! Frames at a steady rate: the program that sends live frames reads the clock, sends one when it
+//! is due and drops the others. While it waits, the kernel receives on the same CPU, as it would
+//! receive packets of another machine.
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},

@@ -105,7 +105,7 @@ fn set_policy(thread: Pid, priority: libc::c_int, policy: libc::c_int) -> anyhow
 /// `nobody` and `nogroup` of Debian, and the kernel's overflow user and group.
 pub const NOBODY: u32 = 65_534;
 
-/// A program that knows nothing of this, and where it runs.
+/// A program that does not place itself, and its CPU.
 #[derive(Clone, Debug, Args)]
 pub struct PinnedArgs {
     /// CPU to run on.

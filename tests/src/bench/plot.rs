@@ -9,7 +9,7 @@ const LEFT: f64 = 230.0;
 const BAR: f64 = 11.0;
 const GAP: f64 = 14.0;
 const TOP: f64 = 56.0;
-/// Bars end here, whatever the ratio; the number beside them tells.
+/// Bars end here, whatever the ratio; the number beside a bar gives the ratio.
 const LONGEST: f64 = 2.5;
 
 /// A subject of the comparison: its name and its colour.

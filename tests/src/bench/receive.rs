@@ -54,7 +54,7 @@ impl<'a> Threads<'a> {
         for place in &started.places {
             set(place, self.device, true)?;
         }
-        // Linux 6.12 keeps one that has nothing to do, and takes it again.
+        // Linux 6.12 keeps an idle thread, and uses it again.
         let now = running(self.device)?;
         let ours: Vec<i32> = now.difference(&self.before).copied().collect();
         ensure!(

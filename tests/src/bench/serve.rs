@@ -22,7 +22,7 @@ pub const SINK: u16 = 7001;
 pub const ECHO: u16 = 7002;
 /// Answers one byte and closes.
 pub const ONCE: u16 = 7003;
-/// UDP: counts datagrams. TCP: tells the count and the server's clock.
+/// UDP: counts datagrams. TCP: returns the count and the server's clock.
 pub const COUNT: u16 = 7004;
 
 /// Serves until it is killed.

@@ -73,7 +73,7 @@ pub fn main(args: &SingleArgs) -> anyhow::Result<ExitCode> {
         ProgramType::Xdp => kernel::run_xdp(program, &frame),
     };
     let (mut took, mut nothing) = (Vec::new(), Vec::new());
-    // By turns, so that what disturbs one disturbs the other.
+    // The runs alternate, so that a disturbance affects both.
     for _ in 0..args.runs {
         let (verdict, nanoseconds) = run(&program)?;
         ensure!(

@@ -50,7 +50,7 @@ fn saw(address: IpAddr, answer: &Answer) -> anyhow::Result<String> {
     Ok(format!("answered by {} on {}", answer.name, answer.host))
 }
 
-/// Every replica must get at least half of what an equal division would give it.
+/// Every replica must get at least half of an equal share.
 fn shares(answers: &[Answer], replicas: usize) -> anyhow::Result<String> {
     let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
     for answer in answers {

@@ -114,7 +114,7 @@ impl Report {
         }
     }
 
-    /// The walk-through could not go on: one more failure, unless it was already counted.
+    /// The walk-through had to stop: one more failure, unless it was already counted.
     pub fn broken_off(&mut self, error: &anyhow::Error) {
         println!("BROKEN OFF: {error:#}");
         if self.items.iter().all(|item| item.passed) {

@@ -121,7 +121,7 @@ pub fn events(
     }
     let captured = told.iter().filter(|record| record.event.kind == EVENT_CAPTURE);
     let captured: Vec<_> = captured.map(|record| &record.payload).collect();
-    // An endpoint without its own counter index is told of all the same.
+    // An endpoint without its own counter index has events all the same.
     let same = captured.starts_with(&captures);
     if (count(EVENT_DROP), count(EVENT_FLOW)) != (drops, flows) || !same {
         return Err(format!(

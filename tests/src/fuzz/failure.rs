@@ -1,4 +1,4 @@
-//! A disagreement, told so that it can be looked at and run again.
+//! A disagreement, in a form that can be examined and run again.
 
 use std::{
     borrow::Cow,
@@ -94,8 +94,8 @@ impl Failure {
 /// `if_tsresol`: times are in nanoseconds, as pcap-file writes them.
 const NANOSECONDS: u8 = 9;
 
-/// Cargo's target directory, by the path of a program in `target/PROFILE` or, as tests are, in
-/// `target/PROFILE/deps`; elsewhere the program's own folder.
+/// Cargo's target directory, from the path of a program in `target/PROFILE` or, for tests, in
+/// `target/PROFILE/deps`; otherwise the program's own folder.
 fn target(program: &Path) -> PathBuf {
     let folder = program.parent().unwrap_or(Path::new("."));
     let profile = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };

@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The sequence that is run, which is told where the model or the rig panics.
+/// The sequence that runs. It is printed if the model or the rig panics.
 struct Current {
     seed: u64,
     underlay: Underlay,

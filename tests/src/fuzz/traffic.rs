@@ -219,7 +219,8 @@ fn from_underlay(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     tunnel(rng, tables, (vni, sender), &inner)
 }
 
-/// Has a frame say what its client asked: mostly a port that is published to the one it has by now.
+/// Adds its client's frontend to a frame: mostly a port that is published to the present
+/// destination port.
 fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple, frame: &mut [u8]) {
     let published = tables.agent.published.iter();
     let fits =

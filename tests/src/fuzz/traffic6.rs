@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// Clients outside: one with a known MAC, one without, one without a route, and one that
-/// says it is inside.
+/// Clients outside: one with a known MAC, one without, one without a route, and one with an address
+/// inside.
 pub const CLIENTS6: [Ipv6Addr; 4] = [
     PEER6,
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x12),
@@ -132,8 +132,8 @@ pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, 
     (sender, packet(rng, way))
 }
 
-/// Now and then has a frame say what its client asked: mostly a port that is published to the one
-/// it has by now.
+/// Sometimes adds its client's frontend to a frame: mostly a port that is published to the present
+/// destination port.
 fn asked(rng: &mut SmallRng, tables: &Tables, tuple: Tuple6, frame: &mut [u8]) {
     if rng.random_bool(0.3) {
         return;
@@ -262,7 +262,7 @@ impl Tuple6 {
     }
 }
 
-/// The address under a name, as far as packets say.
+/// The address of a name, as packets have it.
 fn address_of(rng: &mut SmallRng, tables: &Tables, name: Name) -> Ipv6Addr {
     let IpAddr::V6(ip) = name.ip else { unreachable!("flows of IPv6 were chosen") };
     let is_forgotten =

@@ -371,7 +371,7 @@ fn hostile_subnet(rng: &mut SmallRng, (subnet, mask): (Be32, Be32)) -> (Be32, Be
 /// missing ones. The counts may differ from the number of interfaces.
 fn replicas(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState) -> Flood {
     let mut replicas = Flood::default();
-    // Packets out of `u1` arrive at the NIC, where nothing waits for them.
+    // Packets out of `u1` arrive at the NIC, where no program waits for them.
     let links = [IFINDEX, rig.no_forwarding, rig.no_forwarding, 9_999, 0];
     for i in 0..rng.random_range(0..4) {
         replicas.links[i] = any(rng, &links);
@@ -463,8 +463,8 @@ fn service(rng: &mut SmallRng, tables: &mut Tables, number: u32) {
     }
 }
 
-/// A table of a service, which it may refer to or not, or refer to one that does not exist, and how
-/// many entries it says there are.
+/// A table for a service, and its number of entries as stated by the service. The service may refer
+/// to it, to none, or to a missing one.
 fn table(rng: &mut SmallRng, agent: &mut DatapathState, service: u32, slots: u32) -> (u32, u32) {
     agent.tables.retain(|key, _| key.service != service);
     // The kernel waits for all CPUs with each table: not too many of them.

@@ -19,7 +19,7 @@ use crate::{
     rig::{IFINDEX, NODE6, PEER6, ip6},
 };
 
-/// IPv6 addresses that clients ask of other nodes, as far as frames say: the last one none has.
+/// IPv6 frontends of other nodes in frames. No node has the last one.
 pub const ASKED6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11),
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x99),

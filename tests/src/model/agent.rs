@@ -13,7 +13,7 @@ use overlay_common::{
 
 use super::state::{Name, Tables};
 
-/// How a packet's addresses are named, where they are IPv6 addresses.
+/// The address ids of IPv6 addresses in packets.
 #[derive(Clone, Copy, Default)]
 pub struct Naming {
     /// The source is taken for one outside, whatever it is on the network.
@@ -197,7 +197,7 @@ impl Tables {
         }
     }
 
-    /// The MAC of an address, and how it is told between nodes.
+    /// The MAC of an address, as nodes encode it for each other.
     pub fn mac_of(&self, name: Name) -> Mac {
         Mac::of_ip(self.ids.id(name))
     }

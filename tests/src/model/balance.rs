@@ -39,7 +39,7 @@ pub enum Balanced {
     To(Entry, Backend),
     /// No backend accepts it.
     Rejected,
-    /// Its backend is stale, and its client may be told.
+    /// Its backend is stale, and its client may get a reset.
     Lost,
 }
 

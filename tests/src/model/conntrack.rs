@@ -1,4 +1,4 @@
-//! Tracked flows: what entries say, when they end, and how new ones are made.
+//! Tracked flows: the content of entries, their end, and the creation of new ones.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -58,7 +58,7 @@ impl Entry {
         now.saturating_sub(self.last_seen) > seconds * SECOND
     }
 
-    /// A reset, or a FIN of each side. SCTP says its end once, and flows to the outside hear of one
+    /// A reset, or a FIN of each side. SCTP signals its end once, and flows to the outside see one
     /// side.
     fn is_closed(&self, proto: u8) -> bool {
         let hears_one = matches!(self.action, Action::Snat | Action::Unsnat);
@@ -279,7 +279,7 @@ impl Walk<'_> {
     /// "when a client's flows come through two nodes with one source port, B gives the second one
     /// another port".
     ///
-    /// `said` is the frontend that the frame says, and `believed` what of that is believed.
+    /// `said` is the frontend in the frame, and `believed` is the frontend that is accepted.
     pub fn note_reverse(
         &mut self,
         flow: &Flow,

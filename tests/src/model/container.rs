@@ -1,4 +1,4 @@
-//! `from_container`: what an endpoint sends.
+//! `from_container`: packets that an endpoint sends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -158,7 +158,7 @@ fn to_endpoint(walk: &mut Walk<'_>, sent: &Sent, endpoint: &Endpoint) -> Outcome
     tunnel(walk, sent, way, translated.as_ref())
 }
 
-/// Into the tunnel; the sender is told what fits.
+/// Sends into the tunnel. The sender learns the length that fits.
 fn tunnel(
     walk: &mut Walk<'_>,
     sent: &Sent,
@@ -171,7 +171,7 @@ fn tunnel(
 }
 
 /// "A packet with DF that does not fit is answered by the gateway of the sender's network." The
-/// answer says nothing of its translation.
+/// answer does not show its translation.
 fn or_told(
     walk: &mut Walk<'_>,
     sent: &Sent,

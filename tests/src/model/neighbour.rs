@@ -70,7 +70,8 @@ pub fn hidden(walk: &Walk<'_>, ip: &Ip) -> Result<(), Reason> {
     Err(Reason::Malformed)
 }
 
-/// A solicitation for what an endpoint or the gateway has is answered (RFC 4861, section 7.2.4).
+/// Answers a solicitation for an address of an endpoint or of the gateway (RFC 4861, section
+/// 7.2.4).
 pub fn discovery(walk: &mut Walk<'_>, link: &Link, own: &Link6, ip: &Ip) -> Outcome {
     let at = ip.payload();
     if walk.frame[at] != 135 {
@@ -81,7 +82,7 @@ pub fn discovery(walk: &mut Walk<'_>, link: &Link, own: &Link6, ip: &Ip) -> Outc
     if length < 24 {
         return Err(Reason::Truncated);
     }
-    // An aggregate's header may say more than there is.
+    // The length in an aggregate's header may exceed the packet.
     let option: Option<[u8; 8]> = match length {
         32.. => Some(bytes(&walk.frame, at + 24).ok_or(Reason::Truncated)?),
         _ => None,

@@ -30,7 +30,7 @@ impl Party {
 }
 
 impl Walk<'_> {
-    /// Counts how a packet has ended, of `length` bytes, and says its verdict.
+    /// Counts the end of a packet of `length` bytes, and returns its verdict.
     pub fn conclude(&mut self, outcome: Outcome, length: usize) -> Verdict {
         let (reason, verdict) = match outcome {
             Ok(End::Pass) => return Verdict::Pass,

@@ -1,4 +1,4 @@
-//! A packet as a value: its IP header, what of a flow it is, and what of it a translation covers.
+//! A packet as a value: its IP header, its part of a flow, and the bytes that a translation covers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -38,14 +38,14 @@ pub struct Ip {
     /// ECN field (RFC 3168).
     pub ecn: u8,
     id: u32,
-    /// More fragments follow, as the IPv4 header says.
+    /// More fragments follow, by the IPv4 header.
     pub more: bool,
-    /// The fragment's offset is not zero, as the IPv4 header says.
+    /// The fragment's offset is not zero, by the IPv4 header.
     pub later: bool,
 }
 
 impl Ip {
-    /// The header at an offset, of the family that the Ethernet header says.
+    /// The header at an offset, of the family in the Ethernet header.
     pub fn at(frame: &[u8], at: usize, ipv6: bool) -> Option<Self> {
         if ipv6 { Self::v6(frame, at) } else { Self::v4(frame, at) }
     }
@@ -169,7 +169,7 @@ pub struct Said {
     pub fault: Option<Reason>,
 }
 
-/// A packet's tuple, what of the flow it is, where its transport header is, and its TCP flags.
+/// A packet's tuple, its part of the flow, the offset of its transport header, and its TCP flags.
 #[derive(Clone, Copy)]
 pub struct Flow {
     /// The tuple on arrival.
@@ -290,7 +290,7 @@ impl Walk<'_> {
     fn quoted(&self, ip: &Ip, at: usize, is_fragment: bool) -> Result<Said, Reason> {
         let frame = &self.frame;
         let ipv6 = ip.is_ipv6();
-        // Errors of IPv4 are looked at where they are without options.
+        // Errors of IPv4 are handled only without options.
         let [kind] = bytes(frame, if ipv6 { at } else { ip.at + 20 }).ok_or(Reason::Truncated)?;
         let is_error = if ipv6 { (1..=4).contains(&kind) } else { [3, 11, 12].contains(&kind) };
         let header = if ipv6 { 40 } else { 20 };
@@ -332,8 +332,8 @@ impl Walk<'_> {
         })
     }
 
-    /// The flow that a packet says, on network `vni`; `None` when one of its addresses has no name.
-    /// A first fragment is remembered, and a later one has the ports of its first.
+    /// The flow of a packet on network `vni`; `None` if one of its addresses has no name. A first
+    /// fragment is remembered, and a later one has the ports of its first.
     pub fn named(&mut self, said: &Said, vni: u32, how: Naming) -> Result<Option<Flow>, Reason> {
         let is_ipv6 = said.ends[0].is_ipv6();
         if let Some(reason) = said.fault.filter(|_| is_ipv6) {

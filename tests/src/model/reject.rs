@@ -62,7 +62,7 @@ fn answer(walk: &mut Walk<'_>, ip: &Ip, of: Rejected) -> Outcome {
     if !ip.is_plain() || of.transport != ip.payload() {
         return Err(Reason::NoBackend);
     }
-    // An aggregate may say that there is more than there is.
+    // The length in an aggregate's header may exceed the packet.
     let segment: [u8; 20] = bytes(&walk.frame, of.transport).ok_or(Reason::Truncated)?;
     let mut tcp = reset_of(&segment, ip.total.saturating_sub(ip.header))?;
     let ends = [ip.dst, ip.src];

@@ -37,8 +37,8 @@ fn readdress(frame: &mut [u8], at: usize, (old, new): (&[u8], &[u8])) -> Result<
 }
 
 impl Walk<'_> {
-    /// Rewrites the packet behind an Ethernet header from the tuple of its flow to what `entry`
-    /// says. Returns its new ends.
+    /// Rewrites the packet behind an Ethernet header from the tuple of its flow to the tuple in
+    /// `entry`. Returns its new ends.
     pub fn translate(&mut self, flow: &Flow, entry: &Entry) -> Result<[IpAddr; 2], Reason> {
         let ipv6 = flow.key.is_ipv6();
         // An IPv6 address that stays need not be known.

@@ -148,7 +148,7 @@ pub struct Entry {
     pub vni: u32,
     /// The service's number.
     pub service: u32,
-    /// The backend's number; 0 where another node translates.
+    /// The backend's number; 0 if another node translates.
     pub backend: u32,
     /// The ingress node, on the backend's node.
     pub node: Option<Ipv4Addr>,

@@ -142,7 +142,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Takes the outer headers away. Those of aggregates are left to the kernel's device, as above,
+    /// Removes the outer headers. Those of aggregates are left to the kernel's device, as above,
     /// and "TCP between containers does not take this way, and UDP not where the kernel knows the
     /// flag". `leaves` says that the packet goes out of the host.
     pub fn pop(&mut self, ip: &Ip, leaves: bool) -> Result<(), Reason> {
@@ -154,7 +154,7 @@ impl Walk<'_> {
             (self.tables.config.decap_flags, self.tables.ipv6, ip.is_ipv6());
         let protocol = ip.protocol;
         let is_popped = protocol == TCP || (protocol == UDP && flags != 0);
-        // The kernel is told of the family inside where the mark of the aggregate cannot stay.
+        // The kernel learns the inner family if the mark of the aggregate cannot stay.
         let keeps_mark = flags == 0 && (leaves || (!inner && protocol != TCP));
         if outer == inner || !is_popped || keeps_mark {
             return Err(Reason::TunnelRefused);

@@ -24,7 +24,7 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// A tunnel packet, as its outer headers say.
+/// A tunnel packet, by its outer headers.
 #[derive(Clone, Copy)]
 pub struct Tunneled {
     /// The node that has sent it.
@@ -162,12 +162,13 @@ pub fn wrong_node(walk: &Walk<'_>, sender: Ipv4Addr) -> Option<Reason> {
     }
 }
 
-/// Why a packet from a node of the cluster is dropped. A node without part in the network is told
-/// so, but for reasons that others than its nodes meet: "any node of the cluster sends what clients
-/// outside have sent to its published ports, and the replies of flows that were translated here".
+/// The reason for which a packet from a node of the cluster is dropped. A node without part in the
+/// network gets that as its reason, except for faults that packets from any node can have: "any
+/// node of the cluster sends what clients outside have sent to its published ports, and the replies
+/// of flows that were translated here".
 pub fn classify(walk: &Walk<'_>, sender: Ipv4Addr, reason: Reason) -> Reason {
     let others_too = match reason {
-        // The packet is a stranger's, or says no network.
+        // The packet comes from no node of the cluster, or has no network.
         Reason::NotPeer | Reason::InvalidVni | Reason::UnknownVni => true,
         // A router's doing.
         Reason::EcnUnexpected => true,

@@ -26,7 +26,7 @@ pub enum End {
     Sent(Reason),
     /// The packet passes to the host and is counted.
     Left(Reason),
-    /// Copied to where it goes, counted; the packet itself goes nowhere.
+    /// Copied to its destinations and counted; the packet itself is not delivered.
     Copied(Reason),
 }
 
@@ -51,7 +51,7 @@ pub struct Walk<'a> {
     pub moved: BTreeMap<Reason, Counter>,
     /// The endpoint that it is counted for.
     pub party: Party,
-    /// Slot of the endpoint of this node that it went into; 0 where it went elsewhere.
+    /// Index of the endpoint of this node that received the packet; 0 for another destination.
     pub delivered: u32,
     /// The counters of endpoints and networks that changed.
     pub told: Told,

@@ -170,7 +170,7 @@ fn reply(walk: &mut Walk<'_>, (vni, sender): (u32, Ipv4Addr), ip: &Ip) -> Outcom
     let flow = if is_plain(ip) { walk.flow(ip, vni).ok().flatten() } else { None };
     let entry = flow.as_ref().and_then(|flow| walk.find_action(flow, Action::Reply));
     let (Some(flow), Some(entry)) = (flow, entry) else {
-        // Only a node of the network may have something to say here, of IPv6 to `from_underlay`.
+        // Only a node of the network may send this; `from_underlay` decides on IPv6.
         let wrong = wrong_node(walk, sender).filter(|_| !ip.is_ipv6());
         return wrong.map_or(Ok(End::Pass), Err);
     };

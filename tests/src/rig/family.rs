@@ -1,4 +1,4 @@
-//! Tests that say the same of IPv4 and IPv6.
+//! Tests with the same expectations for IPv4 and IPv6.
 //!
 //! They name machines by IPv4 addresses, of which each machine has an IPv6 address too; MACs are
 //! those of the IPv4 addresses. A test of both families is a function of [`Family`], which
@@ -47,9 +47,8 @@ impl Family {
     /// Both families.
     pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    /// The address of a machine that has this IPv4 address: of a container 10.0.N.X it is
-    /// fd00:N::X, of a node what [`vtep6`] says, of [`CLIENT`] [`CLIENT6`], and of any other
-    /// 2001:db8::X.
+    /// The address of a machine with this IPv4 address: for a container 10.0.N.X it is fd00:N::X,
+    /// for a node it is [`vtep6`], for [`CLIENT`] it is [`CLIENT6`], and for any other 2001:db8::X.
     pub fn ip(self, machine: Ipv4Addr) -> IpAddr {
         match (self, machine.octets()) {
             (Self::Ipv4, _) => machine.into(),

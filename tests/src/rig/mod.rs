@@ -147,7 +147,7 @@ pub fn link_local(ip: Ipv4Addr) -> Ipv6Addr {
 }
 
 /// `struct __sk_buff` of an aggregate, as `convert___skb_to_skb` of the kernel's net/bpf/test_run.c
-/// takes it: the fields that it does not take are zero.
+/// reads it: the fields that it does not read are zero.
 fn aggregate(segment: u16) -> [u8; 192] {
     const GSO_SEGS: usize = 164;
     const GSO_SIZE: usize = 176;

@@ -67,7 +67,7 @@ impl Lent {
         self.loaded().decap_flags
     }
 
-    /// A program, loaded, and those that it may go on with.
+    /// A program, loaded, with the programs that it may tail-call.
     pub(super) fn program(&mut self, name: &str) -> &mut Program {
         let Loaded { ebpf, programs, .. } = self.loaded.as_mut().expect("an object");
         let called = overlay::datapath::TAIL_CALLED.map(|(name, _)| name);
@@ -109,7 +109,7 @@ impl DerefMut for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some(mut loaded) = self.loaded.take() else { return };
-        // A large table takes longer to be emptied than to be made.
+        // Emptying a large table takes longer than making it.
         if std::thread::panicking() || loaded.kind.conntrack > LARGEST {
             return;
         }

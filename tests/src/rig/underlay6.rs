@@ -29,8 +29,8 @@ pub fn vxlan6_from(sender: Ipv6Addr, vni: u32, frame: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Takes a tunnel packet of the node under test apart, every outer field of it: VNI, where it goes,
-/// outer traffic class, inner frame.
+/// Parses a tunnel packet of the node under test with every outer field: VNI, destination, outer
+/// traffic class, inner frame.
 pub fn untunnel6(packet: &[u8]) -> (u32, Ipv6Addr, u8, Vec<u8>) {
     let half = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
     let address = |at: usize| {

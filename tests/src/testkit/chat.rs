@@ -29,7 +29,7 @@ pub struct ChatArgs {
 pub struct ChatReport {
     /// Who was at the other end.
     pub peer: Option<Answer>,
-    /// Whom the system says that it is connected to, after the last line.
+    /// The peer that the system reports after the last line.
     pub named: Option<SocketAddr>,
     /// Lines echoed.
     pub lines: u64,

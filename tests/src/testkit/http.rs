@@ -15,8 +15,8 @@ use super::{Answer, Asked, Failure, Identity, Target, answer, serve};
 /// The server rejects a larger head.
 const HEAD_LIMIT: u64 = 16 * 1024;
 
-/// An idle connection is closed so long after SIGTERM: long enough for every client that is at it
-/// to send one more request and be told to go.
+/// Idle connections are closed this long after SIGTERM: long enough for every active client to send
+/// one more request and get `Connection: close` with the answer.
 const IDLE_AFTER_STOP: Duration = Duration::from_secs(3);
 
 /// Parameters of `http`.

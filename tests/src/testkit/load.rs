@@ -1,4 +1,4 @@
-//! `http-load`: asks all the time, from new and from kept connections, and counts what fails.
+//! `http-load`: sends requests all the time, on new and on kept connections, and counts failures.
 
 use std::{
     collections::BTreeMap,

@@ -40,7 +40,7 @@ pub use tag::Tagged;
 
 use crate::wait::patience;
 
-/// How a line begins in which a program says how much it has done so far.
+/// The beginning of a line with which a program reports its progress.
 pub const DONE: &str = "done: ";
 
 /// Small real servers and clients for the suites.

@@ -41,7 +41,7 @@ pub struct Pinged {
     pub sent: u16,
     /// Answers with the same payload.
     pub answered: u16,
-    /// Routers that said that the time to live of a request ended there.
+    /// Routers that reported that a request's time to live ended there.
     pub exceeded_at: Vec<Ipv4Addr>,
 }
 
@@ -150,7 +150,7 @@ fn await_reply(
     }
 }
 
-/// The router that says that a request's time to live has ended there.
+/// The router that reports that a request's time to live has ended there.
 fn exceeded(message: &[u8], target: Ipv4Addr, echo: IcmpEchoHeader) -> Option<Ipv4Addr> {
     let ip = Ipv4HeaderSlice::from_slice(message).ok()?;
     let icmp = Icmpv4Slice::from_slice(&message[ip.slice().len()..]).ok()?;

@@ -1,5 +1,5 @@
-//! SCTP (RFC 9260): packets made by hand, for kernels without it, and associations where the kernel
-//! has it.
+//! SCTP (RFC 9260): handmade packets, for kernels without it, and associations, for kernels with
+//! it.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -193,7 +193,7 @@ fn repeat(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Says messages from small to larger than any packet, and hears them back.
+/// Sends messages from small to larger than any packet, and receives their echoes.
 pub fn ask(target: &str) -> anyhow::Result<Associated> {
     let address = answer::look_up(target).map_err(|failure| anyhow::anyhow!("{failure}"))?;
     let SocketAddr::V4(address) = address else { bail!("an IPv4 address") };

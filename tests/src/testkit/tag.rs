@@ -99,7 +99,7 @@ pub fn send(args: &SendArgs) -> anyhow::Result<Tagged> {
     let mut frame = Vec::new();
     packet.write(&mut frame, SAID)?;
     let (socket, address) = (packet_socket()?, link_address(&args.interface)?);
-    // SAFETY: the frame and the address live through the call and are as long as said.
+    // SAFETY: the frame and the address live through the call and have the stated lengths.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),
@@ -130,7 +130,7 @@ pub fn receive(args: &ReceiveArgs) -> anyhow::Result<Tagged> {
     };
     checked(set as isize, "ask for tags")?;
     let any = libc::sockaddr_ll { sll_ifindex: 0, ..link_address("lo")? };
-    // SAFETY: the address lives through the call and is as long as said.
+    // SAFETY: the address lives through the call and has the stated length.
     let bound = unsafe {
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         libc::bind(socket.as_raw_fd(), (&raw const any).cast(), length)
@@ -157,7 +157,8 @@ fn receive_one(socket: &OwnedFd) -> anyhow::Result<Option<u16>> {
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
-    // SAFETY: everything that the message points to lives through the call and is as long as said.
+    // SAFETY: everything that the message points to lives through the call and has the stated
+    // length.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
     let count = checked(count as isize, "receive a frame")?.min(frame.len());
     if !frame[..count].ends_with(SAID) {

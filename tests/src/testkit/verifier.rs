@@ -1,5 +1,5 @@
-//! `verifier`: loads every program of the embedded object and prints what the kernel's verifier
-//! says of it. aya drops the verifier's words when it is content, so they are asked for here.
+//! `verifier`: loads every program of the embedded object and prints the log of the kernel's
+//! verifier. aya discards that log on success, so it is read here.
 
 use std::{
     io,
@@ -118,7 +118,8 @@ fn load(program: &aya_obj::Program, code: &[bpf_insn]) -> anyhow::Result<Stats> 
     load.log_level = LOG_STATS;
     load.log_buf = log.as_mut_ptr() as u64;
     load.log_size = u32::try_from(log.len())?;
-    // SAFETY: `attr` and what its pointers point to live through the call and are as long as said.
+    // SAFETY: `attr` and the targets of its pointers live through the call and have the stated
+    // lengths.
     let result = unsafe {
         nix::libc::syscall(
             nix::libc::SYS_bpf,

@@ -31,7 +31,7 @@ fn idle_and_receiver(cluster: &Cluster, network: &str) -> anyhow::Result<[Contai
     ])
 }
 
-/// A path from the first host to the second that takes no more than `mtu` bytes, while it lives.
+/// A path of at most `mtu` bytes from the first host to the second, while this value lives.
 struct SmallPath<'a> {
     cluster: &'a Cluster,
     mtu: u32,

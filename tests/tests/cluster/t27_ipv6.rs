@@ -120,8 +120,8 @@ fn path_is_found_out(network: &str, mtu: u32) -> anyhow::Result<()> {
         })??;
         b.bulk_send(&port(&a, 9000)?, BULK)?;
         let ping = ["ping", &b.ip6()?.to_string(), "--size", "1400", "--count", "2"];
-        // TCP sends segments as small as the other end asks for, so `b` is told of its first
-        // answer.
+        // TCP sends segments as small as the other end requests, so `b` gets an error about its
+        // first answer.
         let told = |pinged: &overlay_tests::testkit::Pinged| pinged.answered == 2;
         let [first, second] = [a.ask(&ping)?, a.ask(&ping)?];
         anyhow::ensure!(told(&second), "in fragments as large as was told: {first:?}, {second:?}");

@@ -26,7 +26,7 @@ fn illness(cluster: &Cluster, name: &str) -> PathBuf {
     cluster.instance().dir.join(format!("{name}.sick"))
 }
 
-/// A server that answers all the time, and says that it is sick where it is asked for its health.
+/// A server that always answers requests, and reports that it is sick to health checks.
 fn server(cluster: &Cluster, service: &str, host: usize) -> anyhow::Result<Container> {
     let name = format!("{service}.{host}");
     let sick = illness(cluster, &name).to_string_lossy().into_owned();
@@ -133,7 +133,7 @@ fn a_command_decides_in_the_backends_namespaces_and_can_be_given_up() -> anyhow:
     ensure!(inspected.contains("HealthCheck") && inspected.contains("unhealthy"), "{inspected}");
     cluster.host(1).overlay(&["service", "update", "--no-healthcheck", "cmd"])?;
     assert_eq!(answering(&cluster, 8203)?, names(&["cmd.1", "cmd.2"]));
-    // Added again while they run, it takes them out only once it has failed.
+    // A check that is added again while they run removes them only after it has failed.
     let again = ["--health-cmd", "true", "--health-interval", "200ms"];
     cluster.host(1).overlay(&[&["service", "update"], &again[..], &["cmd"]].concat())?;
     assert_eq!(answering(&cluster, 8203)?, names(&["cmd.1", "cmd.2"]));

@@ -234,8 +234,8 @@ fn transfers_go_through_vips_and_published_ports_of_every_host() -> anyhow::Resu
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of
-/// them at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of draining backends. A node counts those of all of
+/// them at once. A backend without flows is stopped when every node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "dual", "--drain", "600s"])?;
@@ -270,7 +270,7 @@ fn a_drain_waits_for_flows_of_ipv6_and_agents_may_restart_meanwhile() -> anyhow:
     for chat in [inside, outside] {
         chat.goes_on(10)?;
         every_node_counts(&cluster, "patient-marker")?;
-        // Past the service: told to stop, it would take no connection any more.
+        // Sent past the service: a stopped server would accept no connection any more.
         asker.tcp_get(&direct).context("it was told to stop too early")?;
         let report = chat.chat_report()?;
         ensure!(report.failure.is_none() && report.lines > 10, "{report:?}");

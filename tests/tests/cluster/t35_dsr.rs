@@ -146,7 +146,7 @@ fn works(family: Family, options: Options) -> anyhow::Result<Direct> {
     // Clients of IPv4 in either case.
     let answers = client.http_get_many(&h1.port(8080), 5)?;
     ensure!(answers.iter().all(|answer| answer.client == IpAddr::V4(client.address())));
-    // The hosts themselves, which only the host that was asked has a way to.
+    // The hosts themselves, to which only the ingress node has a route.
     for (from, to) in [(h1, h2), (h2, h1), (h1, h1), (h2, h2)] {
         let answer = from.http_get(&to.port(8080))?;
         if from.name() != to.name() {

@@ -146,7 +146,7 @@ fn draining_a_host_loses_no_request_and_new_replicas_there_wait() -> anyhow::Res
     h1.overlay(&["node", "drain", "h2"])?;
     let elsewhere = names("leaving", &[(0, 1), (3, 1)]);
     assert_eq!(answering(&cluster, 8104)?, elsewhere);
-    // It runs, and takes no flows before the host is active again.
+    // It runs, and accepts no flows before the host is active again.
     let late = replica(&cluster, "leaving", 2, 9, 1)?;
     let before = answering(&cluster, 8104)?;
     let shown = h1.overlay(&["service", "ps", "leaving"])?.stdout;
@@ -187,8 +187,8 @@ fn changing_the_scheduler_and_the_ports_loses_no_request() -> anyhow::Result<()>
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of
-/// them at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of draining backends. A node counts those of all of
+/// them at once. A backend without flows is stopped when every node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;
@@ -216,7 +216,7 @@ fn a_drain_ends_with_the_last_flow_wherever_that_is_translated() -> anyhow::Resu
     for chat in [inside, outside] {
         chat.goes_on(10)?;
         every_node_counts(&cluster, "patient-marker")?;
-        // Past the service: told to stop, it would take no connection any more.
+        // Sent past the service: a stopped server would accept no connection any more.
         asker.tcp_get(&direct).context("it was told to stop too early")?;
         let report = chat.chat_report()?;
         ensure!(report.failure.is_none() && report.lines > 10, "{report:?}");

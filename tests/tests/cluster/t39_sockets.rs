@@ -198,7 +198,7 @@ fn over_ipv6_a_connection_is_given_its_backend_at_once_too() -> anyhow::Result<(
     went_well(&report)?;
     assert_eq!(report.named, Some(vip), "what it asked");
     assert_eq!(report.peer.map(|peer| peer.client), Some(asker.ip6()?.into()));
-    // Its backend goes, and its server lives on and says nothing.
+    // Its backend is removed, and its server still runs but cannot answer.
     for host in [1, 2] {
         cluster.host(host).overlay(&["endpoint", "detach", &format!("six.{host}")])?;
     }
@@ -250,7 +250,7 @@ fn least_connections_goes_by_the_connections_of_sockets() -> anyhow::Result<()> 
     let chats = [asker.chat("least:3306")?, asker.chat("least:3306")?];
     let _two = replica(&cluster, "least", 2)?;
     cluster.settle()?;
-    // Two are asked at random, and of two backends there are no others.
+    // Two are selected at random, and of two backends these are always both.
     for _ in 0..4 {
         assert_eq!(asker.tcp_get("least:3306")?.name, "least.2", "it has none");
     }
@@ -315,8 +315,8 @@ fn connections_keep_their_backend_and_their_name_while_the_daemon_is_away() -> a
     Ok(())
 }
 
-/// Waits until every node has counted the flows of backends that drain. It counts those of all of
-/// them at once, and one without flows is told to stop when each node has counted none for it.
+/// Waits until every node has counted the flows of draining backends. A node counts those of all of
+/// them at once. A backend without flows is stopped when every node has counted none for it.
 fn every_node_counts(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let h1 = cluster.host(1);
     h1.service_create(name, &["--network", "mynet", "--drain", "600s"])?;
@@ -339,7 +339,7 @@ fn a_backend_is_told_to_stop_only_when_its_last_socket_is_closed() -> anyhow::Re
         Ok(())
     })?;
     every_node_counts(&cluster, "patient-marker")?;
-    // Past the service: told to stop, it would take no connection any more.
+    // Sent past the service: a stopped server would accept no connection any more.
     asker.tcp_get(&direct).context("it was told to stop too early")?;
     went_well(&chat.chat_report()?)?;
     replica.wait()?;
@@ -389,7 +389,7 @@ fn the_hosts_ipv6_sockets_reach_published_ports_on_localhost() -> anyhow::Result
         assert_eq!(h1.tcp_get(target)?.name, "local.2", "{target}");
     }
     h1.cannot_connect("[::1]:8073")?;
-    // A socket that says IPV6_V6ONLY would be told that the network is unreachable.
+    // A socket with IPV6_V6ONLY would get ENETUNREACH.
     let namespace = netns::path(h1.tag());
     let refused = in_netns(&namespace, || -> anyhow::Result<nix::Result<()>> {
         let (kind, flags) = (SockType::Stream, SockFlag::SOCK_CLOEXEC);

@@ -1,5 +1,4 @@
-//! How ports are published: on every host or where a backend runs, in ranges, by the cluster's
-//! choice.
+//! Published ports: on every host or on hosts with a backend, in ranges, or chosen by the cluster.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -52,7 +51,8 @@ fn a_port_of_mode_host_answers_where_a_backend_runs_and_by_it_alone() -> anyhow:
     assert_eq!(inside, set(&["local.1", "local.2a", "local.2b"]));
     first.stop()?;
     cluster.client().cannot_connect(&h1.port(8301))?;
-    // Another service may have the port on a host where this one has no backend, and on no other.
+    // Another service may have the port on a host without a backend of this one, and on no other
+    // host.
     create(&cluster, "other", &["--publish", "published=8301,target=80,mode=host"])?;
     let _other = h3.container("other.3").service("other").http(80)?;
     assert_eq!(names(&cluster, &h3.port(8301))?, set(&["other.3"]));

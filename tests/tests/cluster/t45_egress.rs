@@ -136,7 +136,7 @@ fn an_internal_network_and_another_network_are_not_reached() -> anyhow::Result<(
     inside.cannot_connect(&at(client, HTTP))?;
     assert!(counter(h1, "no_way_out")? > 0);
 
-    // Networks of the cluster are inside, wherever they are and whatever the host's routes say.
+    // Networks of the cluster are inside on every host, whatever the host's routes are.
     let there = cluster.host(2).container("there").network("other").http(80)?;
     let via = ["route", "add", "default", "via", &client.address().to_string()];
     h1.exec("ip", &via)?.success()?;
@@ -181,7 +181,7 @@ fn routers_on_the_way_out_are_heard() -> anyhow::Result<()> {
     let pinged: Pinged = a.ask(&["ping", &target, "--ttl", "3"])?;
     assert_eq!(pinged.answered, 1, "{pinged:?}");
 
-    // A narrow link behind the router: the sender is told, and sends less at a time.
+    // A narrow link behind the router: the sender gets an error, and sends smaller packets.
     router.exec("ip", &["link", "set", "eth1", "mtu", "1300"])?.success()?;
     a.bulk_send(&at(&far, BULK), 4 << 20)?;
     Ok(())
@@ -339,7 +339,8 @@ fn flows_outlive_the_daemon_and_strangers_do_not_enter_by_them() -> anyhow::Resu
     let report = chat.chat_report()?;
     ensure!(report.failure.is_none(), "{report:?}");
 
-    // A port of the same range that is the host's own, asked by the very client.
+    // A port of the same range that belongs to the host itself, and a request of the same client to
+    // it.
     let port = 61_234;
     let args = ["udp-echo", "--name", "own", "--host", "h1", "--port", &port.to_string()];
     let _own = h1.serve(&args)?;

@@ -152,7 +152,7 @@ fn without_the_managers_host_the_others_go_on_also_when_it_comes_back() -> anyho
     let loads = [cluster.client().load(&targets)?, asker.load(&["web:80".to_owned()])?];
     go_on(&loads)?;
     cluster.unplug(h1)?;
-    // Alone, the manager takes everybody else for dead.
+    // Alone, the manager considers all other nodes dead.
     shown(h1, "h2", NodeState::Down)?;
     shown(h1, "h3", NodeState::Down)?;
     for host in [h2, h3] {

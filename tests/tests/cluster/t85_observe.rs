@@ -175,7 +175,7 @@ fn monitor_shows_a_new_flow_with_its_service_and_backend() -> anyhow::Result<()>
         watching(host, "monitor-flow", &["monitor", "--type", "flow", "--count", "1"])?;
     asker.http_get("shop:80")?;
     let line = ended(&mut monitor)?;
-    // Without the socket programs it is the first packet that is told of.
+    // Without the socket programs the event is about the first packet.
     let reason =
         if host.status()?.socket_programs.is_ok() { "socket_balanced" } else { "flow_created" };
     let asked = format!("{reason} tcp {}:", asker.ip()?);

@@ -1,4 +1,5 @@
-//! `from_container` on packets without translation: what an endpoint may send and where it goes.
+//! `from_container` on packets without translation: the packets that an endpoint may send, and
+//! their destinations.
 
 use std::net::Ipv4Addr;
 

@@ -192,7 +192,8 @@ fn a_copy_that_the_kernel_refuses_is_counted_and_the_others_are_made() {
 
 #[test]
 fn tcp_to_a_group_is_copied_like_anything_else() {
-    // Nobody answers it (RFC 9293, section 3.9.2.3), but that is not for the network to say.
+    // No endpoint answers it (RFC 9293, section 3.9.2.3), but that is not for the network to
+    // decide.
     let mut rig = rig(&[], &[]);
     let u1 = rig.no_forwarding;
     replicate(&mut rig, &[u1], &[]);

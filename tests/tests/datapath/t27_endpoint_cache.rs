@@ -1,4 +1,5 @@
-//! Endpoints and interfaces: remembered, and forgotten as soon as the maps say something else.
+//! The caches of endpoints and interfaces: entries are kept, and dropped as soon as the maps
+//! change.
 
 use std::net::Ipv4Addr;
 

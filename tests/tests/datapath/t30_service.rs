@@ -33,7 +33,7 @@ const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const SERVICE: u32 = 7;
 
-/// A client that sends, and a service with the backends asked for.
+/// A client that sends, and a service with the given backends.
 fn rig(family: Family, backends: &[(u32, Ipv4Addr, bool)]) -> Rig {
     let mut rig = Rig::new();
     rig.network(VNI, 1);

@@ -176,7 +176,7 @@ fn a_reset_that_the_ends_do_not_believe_ends_nothing() {
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
     rig.age_conntrack(100);
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
-    // One that is believed is the last that is heard.
+    // After an accepted reset, no further one is accepted.
     ask(&mut rig, Tcp::Rst);
     rig.age_conntrack(100);
     assert_eq!(ask(&mut rig, Tcp::Syn), NEW);
@@ -234,7 +234,7 @@ fn a_connection_whose_backend_has_gone_is_reset_or_left_as_its_service_says() {
             assert_eq!(ran.packet[47], 0x04, "RST");
             assert_eq!(ran.packet[38..42], packet[42..46], "with the number that is waited for");
         }
-        // Nobody is told twice that it has told that.
+        // A client gets no second reset for its own reset.
         assert_eq!(ask(&mut rig, Tcp::Rst), [Reason::BackendGone]);
     }
 }

@@ -39,7 +39,7 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const NO_VIP: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const SERVICE: u32 = 7;
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
-/// An address of the node that was asked which is not its VTEP.
+/// An address of the ingress node that is not its VTEP.
 const ASKED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// A third node of the cluster.
 const OTHER: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 12);
@@ -90,7 +90,7 @@ impl Direct {
         });
     }
 
-    /// A frame as the node that was asked sends it, which says so.
+    /// A frame with the frontend, as the ingress node sends it.
     fn said(&self, (address, port): (Ipv4Addr, u16), frame: &[u8]) -> Vec<u8> {
         let asked = Frontend { address: self.family.number(address), port: Be16::new(port) };
         let header = match self.family {
@@ -117,7 +117,7 @@ impl Direct {
         assert_eq!((seen.from, seen.to), (self.family.at((NEAR, 80)), self.family.at(to)));
     }
 
-    /// A packet of the client's, as a node that was asked sends it.
+    /// A packet of the client, as an ingress node sends it.
     fn asks(&mut self, asked: (Ipv4Addr, u16), client: (Ipv4Addr, u16), flags: Tcp) -> Ran {
         let frame = self.family.tcp(client, (NEAR, 80), flags);
         let packet = vxlan(VNI, &self.said(asked, &frame));
@@ -189,7 +189,8 @@ fn nothing_is_told_where_replies_come_back(family: Family) {
         let ran = direct.rig.run(program, &packet(40_000, Tcp::Syn));
         assert_eq!(told(ran), None, "{program}");
     }
-    // Changed at run time, flows go on as they began, and new ones do as it says.
+    // When it changes at run time, existing flows keep the old mode, and new flows have the new
+    // one.
     direct.flags(SERVICE_DSR);
     assert_eq!(told(direct.rig.run("from_underlay", &packet(40_000, Tcp::Data))), None);
     let ran = direct.rig.run("from_underlay", &packet(40_001, Tcp::Syn));
@@ -263,7 +264,7 @@ const NOT_BELIEVED4: [Case; 6] = [
     }),
 ];
 
-/// An IPv6 address is said by its number, and must be one of the node's.
+/// An IPv6 address is encoded as its address id, and must be one of the node's.
 const NOT_BELIEVED6: [Case; 5] = [
     ("a port of IPv4 alone", (PEER, 8080), |direct| {
         direct.rig.publish(PROTO_TCP, 8080, SERVICE, 80);
@@ -357,7 +358,7 @@ fn flows_that_are_answered_straight_leave_the_table_of_those_that_begin_on_both_
     let mut near = direct(family, NEAR);
     near.connected((PEER, 8080), client);
     assert_eq!(lengths(&near.rig), [1, 0]);
-    // On the one that was asked, which hears the first answer.
+    // On the ingress node, which sees the first answer.
     let Direct { mut rig, .. } = direct(family, FAR);
     rig.run("from_underlay", &family.tcp_from_client(client, (NODE, 8080), Tcp::Syn));
     rig.run("from_underlay", &vxlan(VNI, &family.tcp((FAR, 80), client, Tcp::SynAck)));

@@ -67,7 +67,7 @@ fn knows(rig: &mut Rig, node: Be32, addresses: &[Ipv6Addr]) {
     });
 }
 
-/// A frame as the node that was asked sends it, which says so.
+/// A frame with the frontend, as the ingress node sends it.
 fn said(address: Ipv6Addr, port: u16, frame: &[u8]) -> Vec<u8> {
     let address = hash::of_node(&address.into());
     let header = Frontend { address, port: Be16::new(port) }.header6();

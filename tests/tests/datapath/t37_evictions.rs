@@ -152,7 +152,7 @@ fn ipv6_addresses_outside_are_counted_as_flows_are() {
         let syn = between(segment6(way, (40_000, 8080), 0x02), PEER_MAC, NODE_MAC);
         rig.run("from_underlay", &syn);
     }
-    // The address that they ask has a number too; where its entry was evicted it got another one.
+    // The frontend address has an address id too. If its entry was evicted, it got another one.
     let LruStats { made, removed } = rig.lru_stats(Lru::Addr6IdsNew);
     assert!(made > u64::from(clients) && removed == 0, "{made} {removed}");
     let (evicted6, held) = evicted::<Be32, Ip6>(&rig, Lru::Addr6IdsNew);

@@ -140,7 +140,7 @@ fn a_service_without_a_backend_refuses_at_once() {
         assert_eq!(quoted, &datagram[14..14 + quoted.len()]);
         assert_eq!(quoted.len(), if length == 500 { 128 } else { 48 });
     }
-    // SCTP takes no notice of unreachable ports.
+    // SCTP ignores unreachable ports.
     let init = [&40_000_u16.to_be_bytes()[..], &80_u16.to_be_bytes(), &[0; 8], &[1, 0, 0, 4]];
     let ran = rig.run("from_container", &raw6(way(ME, VIP), PROTO_SCTP, 64, &init.concat()));
     let seen = went(&ran, &answered);
@@ -286,7 +286,7 @@ fn only_published_ports_of_the_hosts_own_addresses_are_looked_at() {
 
 #[test]
 fn errors_about_a_flow_reach_its_ends_as_they_know_it() {
-    // A client outside tells a backend elsewhere of a narrow path, through the node that it asked.
+    // A client outside reports a narrow path to a backend elsewhere, through the ingress node.
     let mut rig = rig(ME, FAR);
     let ask = |way| udp6(way, (40_000, 8080), b"odd");
     rig.run("from_underlay", &from_client(CLIENT6, ask));
@@ -298,7 +298,7 @@ fn errors_about_a_flow_reach_its_ends_as_they_know_it() {
     assert_eq!((seen.from, seen.to, node), (CLIENT6, six(FAR), PEER));
     assert_eq!(seen.message[8..], quote(outward(FAR), (80, 40_000))[..], "checksum included");
 
-    // A backend's closed port is told to the client from the address that it asked.
+    // The client learns of a backend's closed port from the frontend's address.
     let message = [&[1, 4, 0, 0, 0, 0, 0, 0][..], &quote(inward(FAR), (40_000, 80))].concat();
     let ran = rig.run("from_underlay", &vxlan(VNI, &icmpv6(outward(FAR), 64, &message)));
     let seen = went(&ran, &[Reason::SentToClient]);
@@ -362,12 +362,13 @@ fn a_flood_of_addresses_outside_forgets_no_client_in_use() {
     for n in 0..4 * 4096_u32 {
         let stranger = Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(n));
         let syn = |way| segment6(way, (1024 + (n % 60_000) as u16, 8080), SYN);
-        // Twice, which is when the kernel takes an entry for one that is in use.
+        // Two packets, because the kernel then considers an entry to be in use.
         for _ in 0..2 {
             rig.run("from_underlay", &from_client(stranger, syn));
         }
     }
-    // The backend is first to speak again: the client, where it was forgotten, would be noted anew.
+    // The backend sends first again: if the client were forgotten, its packet would make a new
+    // entry.
     let ran = rig.run("from_container", &segment6(outward(NEAR), (80, 40_000), ACK));
     assert_eq!(went(&ran, &[Reason::SentToClient]).to, CLIENT6);
     let ran = rig.run("from_underlay", &from_client(CLIENT6, segment(ACK)));

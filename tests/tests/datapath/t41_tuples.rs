@@ -173,7 +173,7 @@ fn at_the_backends_node_too_a_reset_that_the_ends_do_not_believe_ends_nothing(fa
             }
         }
         rig.age_conntrack(100);
-        // The backend is the one that speaks first after the silence.
+        // The backend sends first after the silence.
         let expected = if goes_on { Reason::Encapsulated } else { Reason::NoWayOut };
         for (node, port) in flows {
             assert_eq!(answer(&mut rig, port, Tcp::Data), [expected], "through {node}");

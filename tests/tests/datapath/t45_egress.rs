@@ -207,7 +207,7 @@ fn networks_of_the_cluster_loopback_and_the_host_itself_are_not_outside() {
     }
     let ran = rig.run("from_container", &udp((A, 40_000), ([224, 0, 0, 1].into(), 53), b"group"));
     assert_eq!(ran.counted, [Reason::Multicast]);
-    // The subnet itself ends where its mask says.
+    // The subnet ends where its mask ends it.
     rig.set(|state| {
         state.subnets.retain(|key, _| key.prefix != 16);
         let clients = overlay_common::maps::SubnetKey { prefix: 31, ip: CLIENT.into() };

@@ -1,4 +1,4 @@
-//! docs/cli.md: what `overlay --help` and its commands say.
+//! docs/cli.md: the output of `overlay --help` and of its commands' help.
 
 use std::{
     fmt::Write as _,

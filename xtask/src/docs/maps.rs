@@ -100,7 +100,7 @@ fn render(sources: &Sources) -> Result<String> {
     Ok(page)
 }
 
-/// The files by their first map; what no file describes comes last.
+/// The files by their first map; maps without a file come last.
 fn files_in_order(maps: &[Map]) -> Vec<Option<usize>> {
     let mut files = Vec::new();
     for map in maps {
@@ -197,7 +197,7 @@ impl Sources {
         self.evaluate(value.with_context(|| format!("no constant {name} is found"))?, file)
     }
 
-    /// Gives the maps what doc comments say of them.
+    /// Gives the maps their descriptions from doc comments.
     fn describe(&self, maps: &mut [Map]) -> Result<()> {
         for (at, (path, file)) in self.common.iter().enumerate() {
             for item in &file.items {
@@ -277,7 +277,7 @@ impl Sources {
         Ok(())
     }
 
-    /// A key or a value, and its fields where they are first met.
+    /// A key or a value, with its fields at their first use.
     fn type_of(
         &self,
         page: &mut String,

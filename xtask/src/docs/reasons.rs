@@ -1,4 +1,4 @@
-//! docs/reasons.md: every reason for which a packet goes on or is dropped.
+//! docs/reasons.md: every reason for which a packet is forwarded or dropped.
 
 use std::fmt::Write as _;
 

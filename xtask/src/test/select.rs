@@ -80,7 +80,7 @@ pub struct Program {
     pub target: String,
     /// The program.
     pub executable: PathBuf,
-    /// The folder of its package, where it runs.
+    /// The folder of its package, in which it runs.
     pub package: PathBuf,
     /// Its arguments: which of its tests it runs.
     pub arguments: Vec<String>,

@@ -1,5 +1,5 @@
-//! The comparison of services with IPVS, in a booted machine: kernels without IPVS are common where
-//! this is built.
+//! The comparison of services with IPVS, in a booted machine: many build machines have kernels
+//! without IPVS.
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
@@ -23,7 +23,7 @@ pub type Files<'a> = (Option<&'a Path>, Option<&'a Path>);
 /// The client and the server of the comparison.
 const TO_ASK: [&str; 2] = ["nginx", "wrk"];
 
-/// The machine is off by then, whatever it does: emulated, a round of everything takes many
+/// The machine is off by then in any case: on an emulated machine, a round of everything takes many
 /// minutes.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
@@ -86,7 +86,7 @@ fn run_in(
     };
     let report = qemu::run(&boot, &[NAME.to_owned()], LIMIT)?;
     let found = between_braces(&report.table);
-    // A comparison of which some rounds failed has a result too, which says so.
+    // A comparison with failed rounds has a result too, which lists them.
     if let Some(found) = &found {
         let results = room.path().join("results.json");
         let path = json.unwrap_or(&results);

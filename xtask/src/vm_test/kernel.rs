@@ -21,7 +21,7 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// Finds the kernel that `--kernel` asks for: `6.1`, or a package or folder of the caller's.
+/// Finds the kernel for `--kernel`: `6.1`, or a package or folder of the caller's.
 ///
 /// # Errors
 /// apt knows none, it cannot be fetched, or the path holds none.

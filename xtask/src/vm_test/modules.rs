@@ -23,7 +23,7 @@ pub type Module = (String, Vec<u8>);
 /// to load them. `busybox` unpacks them.
 ///
 /// # Errors
-/// A module cannot be read or says that it needs one that is not there.
+/// A module cannot be read, or it needs a module that is missing.
 pub fn collect(folder: &Path, busybox: &Path, also: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     list(folder, &mut files)?;

@@ -19,14 +19,14 @@ use crate::{machine, totals::Totals};
 /// A machine that boots at all does so in this time under KVM.
 const PROBE: Duration = Duration::from_secs(15);
 
-/// Emulated, everything takes this many times longer.
+/// The factor by which emulation is slower.
 const EMULATED_PATIENCE: u32 = 6;
 
 /// Without a word from the first process by then, a machine is hung. Emulated on two busy cores,
 /// the first word came within half a minute.
 const BOOT: Duration = Duration::from_secs(240);
 
-/// How often a machine that never said a word is started.
+/// How often a machine is started if it prints nothing.
 const BOOTS: u32 = 2;
 
 /// How the processor is provided.

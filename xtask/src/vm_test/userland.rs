@@ -42,7 +42,7 @@ pub struct Step {
     pub arguments: Vec<String>,
 }
 
-/// Writes the initial file system for a probe: it boots and says so.
+/// Writes the initial file system for a probe: it boots and reports so.
 pub fn write_probe(archive: &Path, busybox: &Path) -> Result<()> {
     let mut out = create(archive)?;
     add_base(&mut out, busybox)?;

@@ -1,6 +1,6 @@
-//! Packets through a published port to a backend elsewhere, as fast as they go and as fast as none
-//! is lost: they come in by the asked host's link and go out by it, through the tunnel, and are
-//! counted and dropped where they arrive.
+//! Packets through a published port to a backend elsewhere, as fast as possible and as fast as
+//! possible without loss. They arrive on the ingress node's link and leave by it, through the
+//! tunnel, and are counted and dropped where they arrive.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{Place as _, place::wait_listening};
 
-/// The other end of the asked host's link and that host, the interface of each, the client's
-/// address and the one that it asks.
+/// The other end of the ingress node's link and that node, the interface of each, the client's
+/// address and the frontend's.
 struct Link<'a> {
     from: Spot,
     asked: Spot,
@@ -162,9 +162,9 @@ fn without_loss(
 /// How long a trial is, in milliseconds.
 const TRIAL: &str = "500";
 
-/// Sends copies of a datagram, which the asked host sends back by XDP or not and receives by
-/// threads or as it does by itself. `pace` are further arguments for the generator, which sends a
-/// million as fast as they go without.
+/// Sends copies of a datagram. The ingress node sends them back by XDP or not, and receives them by
+/// threads or as the kernel does by default. `pace` are further arguments for the generator;
+/// without them it sends a million as fast as it can.
 fn flood<'a>(
     rig: &Rig,
     link: &'a Link<'_>,
@@ -172,7 +172,8 @@ fn flood<'a>(
     threads: Option<&Threads<'a>>,
     pace: &[&str],
 ) -> anyhow::Result<Trial> {
-    // A veth takes XDP frames when its NAPI runs, which GRO turns on; off again for the others.
+    // A veth receives XDP frames only while its NAPI runs, which GRO turns on. GRO is turned off
+    // again for the other subjects.
     set(&link.asked, link.device, "gro", "on")?;
     let outcome = send(rig, link, by_xdp, threads, pace);
     set(&link.asked, link.device, "gro", "off")?;
@@ -204,7 +205,7 @@ fn send<'a>(
     let flooded: Flooded = link.from.exec(&program.to_string_lossy(), &args)?.json()?;
     // Frames that are still in a queue arrive.
     std::thread::sleep(Duration::from_millis(50));
-    // The kernel takes no word about threads for an interface that has no NAPI any more.
+    // The kernel accepts no setting of threads for an interface that has no NAPI any more.
     drop(started);
     let printed = sink.stop()?.success()?.stdout;
     let line = printed.lines().last().context("the counter printed nothing")?;

@@ -22,12 +22,12 @@ use crate::{
 };
 
 const NETWORK: &str = "bench";
-/// Ports of the far service's backends, on the asked host too; those of the near one are higher
+/// Ports of the far service's backends, also on the ingress node; those of the near one are higher
 /// there.
 pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=web::PORT;
 /// By so much.
 pub const SHIFT: u16 = 1000;
-/// The asked host's address on the client's side.
+/// The ingress node's address on the client's side.
 const ASKED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// The destination of a client's requests.
@@ -42,7 +42,7 @@ pub enum Way {
 /// The place of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// On another host than the one that is asked.
+    /// On another host than the ingress node.
     Remote = 0,
     /// On the asked host.
     Local = 1,
@@ -91,7 +91,7 @@ impl Rig {
         h1.network_create(NETWORK, &[])?;
         let cpu = placement.server_cpu().to_string();
         let serve = ["serve", "--cpu", &cpu];
-        // By another path: the harness takes processes of this program for itself.
+        // It has another path, because the harness treats processes of this program as its own.
         let server = cluster.instance().dir.join("server");
         std::fs::copy(program()?, &server).context("copy the server")?;
         let mut containers = Vec::new();
@@ -180,7 +180,7 @@ impl Rig {
         &self.routed
     }
 
-    /// Runs the traffic program where the client is. `traffic` is its kind and further arguments.
+    /// Runs the traffic program at the client's place. `traffic` is its kind and further arguments.
     ///
     /// # Errors
     /// If the traffic does not get through.
@@ -196,7 +196,7 @@ impl Rig {
         from.exec(&program()?.to_string_lossy(), &args)?.json()
     }
 
-    /// Runs wrk where the client is, under the name of a case.
+    /// Runs wrk at the client's place, under the name of a case.
     ///
     /// # Errors
     /// [`web::Failed`] if a request is not answered as it should be.
@@ -212,7 +212,7 @@ impl Rig {
         web::ask(from, script, (to, web::PORT + shift), connections, name)
     }
 
-    /// Who asks, which address, and how much higher the ports are there.
+    /// The client's place, the address of its requests, and the offset of the ports there.
     fn reach(&self, (way, backend): (Way, Backend), subject: Subject) -> (&Spot, Ipv4Addr, u16) {
         let number = backend as usize;
         let shift = if backend == Backend::Local { SHIFT } else { 0 };
@@ -223,7 +223,8 @@ impl Rig {
                 (&routed.client, routed::VIPS[number], 0)
             }
             (Way::Vip, Subject::Overlay) => (&self.client, self.vips[number], 0),
-            // A server of the host itself, to which the asked one is a router or which it is.
+            // A server of the host itself. The ingress node is a router to that host, or is that
+            // host.
             (Way::Published, Subject::Direct) => (&routed.outside, routed::SELVES[number], 0),
             (Way::Published, Subject::Nftables | Subject::Ipvs) => {
                 (&routed.outside, routed::NODE, shift)

@@ -23,7 +23,7 @@ const FAR: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 10);
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 99, 2, 10);
 /// Virtual addresses of the two services.
 pub const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 98, 0, 2)];
-/// The asked node's address on the client's side, and on the wire.
+/// The ingress node's address on the client's side, and on the link between the nodes.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The nodes' addresses on the wire.
 const WIRE: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 31, 0, 1), Ipv4Addr::new(172, 31, 0, 2)];
@@ -64,7 +64,7 @@ impl Against {
 pub struct Routed {
     /// The places of the backends: on the other node, and on the ingress node.
     pub backends: [Spot; 2],
-    /// The other node, and the one that is asked.
+    /// The other node, and the ingress node.
     pub nodes: [Spot; 2],
     /// A pod on the asked node.
     pub client: Spot,
@@ -98,7 +98,7 @@ impl Routed {
         pod(n2, p2, ("near", NEAR))?;
         pod(n2, pc, ("client", CLIENT))?;
         netns::link((n2, "outside", NODE), (out, OUTSIDE))?;
-        // The way back from the other node itself, which is asked without a service.
+        // The return path from the other node itself, for requests without a service.
         ip(&format!("-n {n1} route add {OUTSIDE} via {}", WIRE[1]))?;
         let spot = |name: &String| Spot::at(instance, name.clone());
         let routed = Self {
@@ -122,8 +122,8 @@ impl Routed {
     }
 }
 
-/// Has two ends of a link know each other for good: the floods' counter drops what asks for an
-/// address too, and a neighbour that does not answer is given up after some seconds.
+/// Makes two ends of a link know each other permanently: the floods' counter drops address requests
+/// too, and the kernel gives up a neighbour without answers after some seconds.
 ///
 /// # Errors
 /// The error of ip(8).

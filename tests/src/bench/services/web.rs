@@ -1,5 +1,5 @@
-//! A web server and its clients, as people measure them: nginx where the backends are, wrk where
-//! the clients are, both Debian's.
+//! A web server and its clients, as in common benchmarks: nginx at the backends, wrk at the
+//! clients, both Debian's.
 
 use std::{
     fmt,
@@ -147,7 +147,7 @@ struct Counted {
     read: u64,
     /// Requests that broke off.
     write: u64,
-    /// Answers that say that something is wrong (HTTP status 400 and above).
+    /// Answers with an error (HTTP status 400 and above).
     status: u64,
     /// Answers that took more than two seconds.
     timeout: u64,
@@ -169,7 +169,7 @@ impl std::error::Error for Failed {}
 /// under names that begin with that of the case.
 ///
 /// # Errors
-/// [`Failed`] where a request was not answered with the page, or wrk does not say so.
+/// [`Failed`] if a request was not answered with the page, or wrk does not report it.
 pub fn ask(
     spot: &Spot,
     script: &Path,
