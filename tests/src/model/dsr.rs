@@ -16,7 +16,7 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// The address and port that a client has asked.
+/// The frontend that a client sent to.
 pub type Frontend = (Name, u16);
 
 /// How the source MAC begins that says so.

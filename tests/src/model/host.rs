@@ -46,8 +46,8 @@ impl Host {
         ifindex == self.vxlan || ifindex == loopback || (is_veth && length <= MTU + 18)
     }
 
-    /// The way of an IP packet of `total` bytes to `dst`, as if it came in by the interface that
-    /// the configuration names. The IPv6 routes are like those of IPv4.
+    /// The path of an IP packet of `total` bytes to `dst`, as if it came in by the interface in the
+    /// configuration. The IPv6 routes are like those of IPv4.
     pub fn next_hop(&self, config: &Config, dst: IpAddr, total: usize) -> Result<NextHop, Reason> {
         let dst = match dst {
             IpAddr::V4(dst) => dst,

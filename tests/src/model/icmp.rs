@@ -81,7 +81,7 @@ pub fn time_exceeded(walk: &mut Walk<'_>, (mac, ip): (Mac, Ipv4Addr)) -> Outcome
     Ok(End::Sent(Reason::TtlExceededAnswered))
 }
 
-/// Tells the sender of the packet that no port listens where it went. "SCTP by an unreachable
+/// Tells the sender of the packet that its destination port is closed. "SCTP by an unreachable
 /// protocol."
 pub fn unreachable(walk: &mut Walk<'_>, frontend: Router, proto: u8) -> Outcome {
     let is_sctp = proto == SCTP;
@@ -108,7 +108,8 @@ fn quote(walk: &Walk<'_>) -> Option<Vec<u8>> {
         (false, false, _) => return None,
     };
     let mut quote = walk.frame[ETHERNET..].to_vec();
-    // An aggregate may say that there is more than there is. The kernel brings it to this length.
+    // The length in an aggregate's header may exceed the packet. The kernel sets the packet to this
+    // length.
     quote.resize(length, 0);
     Some(quote)
 }
@@ -123,15 +124,15 @@ fn answer(
     let ipv6 = router.ip.is_ipv6();
     let ends = [router.ip, walk.ip(ipv6)?.src];
     let mut body = [&kind[..], &[0, 0], &value.to_be_bytes(), quote].concat();
-    // Only ICMPv6 has a pseudo-header (RFC 4443, section 2.3), and "internetwork control" as its
-    // class has only ICMP (RFC 1812, section 4.3.2.5).
+    // Only ICMPv6 has a pseudo-header (RFC 4443, section 2.3), and only ICMP has the class
+    // "internetwork control" (RFC 1812, section 4.3.2.5).
     let (protocol, class) = if ipv6 { (ICMPV6, 0) } else { (ICMP, 0xc0) };
     let sum = if ipv6 { sealed(ends, ICMPV6, &body) } else { ones_complement(&body) };
     put(&mut body, 2, &sum.to_be_bytes());
     reply(walk, router.mac, (ends, protocol, class), &body)
 }
 
-/// Makes the packet another one to its sender.
+/// Makes the packet another packet to its sender.
 pub fn reply(
     walk: &mut Walk<'_>,
     mac: Mac,

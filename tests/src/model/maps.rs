@@ -1,5 +1,5 @@
-//! The edge between the model and the maps of the programs: the only file of the model that knows
-//! how they lay their tables out, and by which number they know an IPv6 address.
+//! The edge between the model and the maps of the programs. It is the only file of the model that
+//! knows the maps' layouts and the address ids of IPv6 addresses.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,8 +35,8 @@ const BITS: [(Marks, u32); 8] = [
     (Marks::OTHER_FIN, maps::TCP_SEEN_OTHER_FIN),
 ];
 
-/// By which number the programs know an address (`addr6_id`): that of an endpoint or a VIP is its
-/// IPv4 address, that of one outside is a hash under a secret.
+/// The address id of an address (`addr6_id`): for an endpoint or a VIP it is its IPv4 address, for
+/// an address outside it is a hash with a secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressIds {
     secret: [u64; 2],
@@ -45,7 +45,7 @@ pub struct AddressIds {
 }
 
 impl AddressIds {
-    /// Under a secret, with the IPv6 addresses that go with IPv4 addresses of networks.
+    /// Makes ids with this secret and with these IPv6 addresses for the IPv4 addresses of networks.
     pub fn new(secret: [u64; 2], of: impl Iterator<Item = (u32, Ipv4Addr, Ipv6Addr)>) -> Self {
         let mut ids = Self { secret, ..Self::default() };
         for (vni, ip, ip6) in of {
@@ -55,14 +55,14 @@ impl AddressIds {
         ids
     }
 
-    /// The IPv6 address that goes with an IPv4 address of a network; of others a mapped one (RFC
-    /// 4291, section 2.5.5.2), which no packet has.
+    /// The IPv6 address that belongs to an IPv4 address of a network. Other addresses are mapped
+    /// (RFC 4291, section 2.5.5.2), which no packet has.
     pub fn address(&self, vni: u32, ip: Ipv4Addr) -> Ipv6Addr {
         self.inside.get(&(vni, ip)).copied().unwrap_or(ip.to_ipv6_mapped())
     }
 
-    /// The number. The second to fourth one that an address may get is for addresses that get in
-    /// each other's way, which those of the fuzzer do not.
+    /// The address id. The second to fourth candidate of an address are for collisions, which the
+    /// fuzzer's addresses do not have.
     pub fn id(&self, name: Name) -> Be32 {
         match name.ip {
             IpAddr::V4(ip) => ip.into(),
@@ -280,7 +280,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Takes over the times of the rig's maps, which [`Maps::check`] has found right.
+    /// Copies the times of the rig's maps, which [`Maps::check`] has found right.
     pub fn tell_times(&self, tables: &mut Tables) {
         let Tables { ids, conntrack, ct_new, affinity, fragments, usage, .. } = tables;
         for (flows, real) in [conntrack, ct_new].into_iter().zip(&self.flows) {

@@ -170,7 +170,7 @@ pub fn classify(walk: &Walk<'_>, sender: Ipv4Addr, reason: Reason) -> Reason {
     let others_too = match reason {
         // The packet comes from no node of the cluster, or has no network.
         Reason::NotPeer | Reason::InvalidVni | Reason::UnknownVni => true,
-        // A router's doing.
+        // Routers set the ECN field.
         Reason::EcnUnexpected => true,
         // Clients' packets.
         Reason::NotPublished | Reason::TupleTaken => true,

@@ -264,7 +264,7 @@ fn addresses_of_the_data_path_are_shown_and_one_of_the_other_family_is_refused()
     Ok(())
 }
 
-/// Managers and data path over IPv6, on hosts with only one IPv6 setting.
+/// Managers and data path over IPv6, on hosts with one option for both.
 #[test]
 fn a_cluster_forms_over_ipv6_alone() -> anyhow::Result<()> {
     let cluster = hosts(2, Options::default())?;

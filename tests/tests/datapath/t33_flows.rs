@@ -176,7 +176,7 @@ fn a_reset_that_the_ends_do_not_believe_ends_nothing() {
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
     rig.age_conntrack(100);
     assert_eq!(ask(&mut rig, Tcp::Data), KNOWN);
-    // After an accepted reset, no further one is accepted.
+    // If the ends accept a reset, the flow ends.
     ask(&mut rig, Tcp::Rst);
     rig.age_conntrack(100);
     assert_eq!(ask(&mut rig, Tcp::Syn), NEW);

@@ -358,7 +358,7 @@ fn a_flood_of_addresses_outside_forgets_no_client_in_use() {
     for _ in 0..2 {
         rig.run("from_underlay", &from_client(CLIENT6, segment(ACK)));
     }
-    // Four times as many as the tables of beginnings take.
+    // Four times as many as the tables of new flows hold.
     for n in 0..4 * 4096_u32 {
         let stranger = Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(n));
         let syn = |way| segment6(way, (1024 + (n % 60_000) as u16, 8080), SYN);
