@@ -1,5 +1,5 @@
-//! The guardian: a process that outlives its maker and removes what that one left behind, whatever
-//! ended it.
+//! The guardian: a process that outlives its maker and removes the maker's objects, however the
+//! maker ended.
 
 use std::{
     io::{Read as _, Write as _},

@@ -1,5 +1,5 @@
-//! The programs against the reference model, on a fixed set of seeds. `cargo xtask fuzz` runs
-//! fresh ones for longer.
+//! The programs against the reference model, on a fixed set of seeds. `cargo xtask fuzz` runs new
+//! ones for longer.
 
 use std::{collections::BTreeSet, ops::RangeFrom};
 
@@ -15,8 +15,8 @@ const SEEDS: RangeFrom<u64> = 0..;
 /// The tunnel is all that is different there.
 const SEEDS_ON_IPV6: RangeFrom<u64> = 10_000..;
 
-/// How many times as many sequences as are always run may be run until every reason is met. A quiet
-/// machine meets them all in those that are always run.
+/// The factor by which the number of sequences may grow until every reason is met. A quiet machine
+/// meets all reasons in the sequences that are always run.
 const MOST: u64 = 10;
 
 /// Reasons that a packet of BPF_PROG_TEST_RUN cannot meet: `conntrack` would have to be out of

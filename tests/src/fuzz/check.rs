@@ -146,8 +146,8 @@ fn is_told_elsewhere(ran: &Ran) -> bool {
 /// Packets that the programs make themselves, whatever packet they received.
 const OWN: [Reason; 3] = [Reason::TooBigAnswered, Reason::TtlExceededAnswered, Reason::NdAnswered];
 
-/// Verifies every checksum of a packet that was sent, from scratch, if those of the packet that
-/// came in were right, or if the packet is the program's own. Returns whether they were.
+/// Verifies every checksum of a sent packet from scratch, if those of the received packet were
+/// right, or if the program made the packet. Returns whether it verified them.
 pub fn checksums(step: &Step, ran: &Ran, ipv6: bool) -> Result<bool, String> {
     let own = &ran.packet[if is_told_elsewhere(ran) { tunnel(ipv6) } else { 0 }..];
     if OWN.iter().any(|reason| ran.counted.contains(reason)) && !has_right_sums(own) {

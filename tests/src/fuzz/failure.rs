@@ -28,7 +28,7 @@ pub struct Failure {
     pub seed: u64,
     /// The first difference.
     pub disagreement: String,
-    /// The sequence up to the packet that they disagree on.
+    /// The sequence up to the packet with the disagreement.
     pub steps: Vec<Step>,
     /// The maps before that packet.
     pub tables: Tables,
@@ -107,7 +107,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A debug print with the maps' byte arrays as they are read: addresses with dots, ports as
+/// A debug print with the maps' byte arrays in readable form: addresses with dots, ports as
 /// numbers.
 fn readable(text: &str) -> String {
     let mut out = String::new();

@@ -79,7 +79,7 @@ impl fmt::Display for Underlay {
     }
 }
 
-/// The rig with the programs, and what its maps are known to hold.
+/// The rig with the programs, and the known content of its maps.
 pub struct Fuzz {
     rig: Rig,
     host: Host,
@@ -233,7 +233,7 @@ struct Real {
     maps: Maps,
 }
 
-/// BPF_PROG_TEST_RUN does not take skbs with a cut off IP header (Linux 6.18).
+/// BPF_PROG_TEST_RUN rejects skbs with a cut IP header (Linux 6.18).
 fn is_refused_by_the_kernel(step: &Step) -> bool {
     let shortest = match step.packet[12..14] {
         [0x08, 0x00] => 34,

@@ -55,7 +55,7 @@ struct Plan {
     first: u64,
 }
 
-/// Runs until the time is over or something disagrees.
+/// Runs until the time is over or a disagreement is found.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let seconds = args.seconds.unwrap_or(if args.seed.is_some() { 0 } else { 60 });
@@ -108,7 +108,8 @@ impl Drop for Current {
     }
 }
 
-/// Runs sequences on one underlay until the time is over or another thread has found something.
+/// Runs sequences on one underlay until the time is over or another thread has found a
+/// disagreement.
 fn run_on(underlay: Underlay, plan: Plan, over: &AtomicBool) -> Result<Totals, Box<Failure>> {
     let mut fuzz = Fuzz::on(underlay);
     let mut seed = plan.first;

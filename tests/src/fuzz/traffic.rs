@@ -1,4 +1,4 @@
-//! Random packets: most of them right for the maps, some changed, some mere noise.
+//! Random packets: most of them fit the maps, some are changed, and some are mere noise.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -121,7 +121,7 @@ fn tuple(rng: &mut SmallRng, src: Ipv4Addr, dst: Ipv4Addr) -> Tuple {
     Tuple { src, dst, proto, sport: any(rng, &PORTS), dport: any(rng, &PORTS) }
 }
 
-/// The tuple of a flow that conntrack knows, on one of `vnis`.
+/// The tuple of a tracked flow, on one of `vnis`.
 fn known(
     rng: &mut SmallRng,
     tables: &Tables,
@@ -294,7 +294,7 @@ fn tunnel6(
     packet
 }
 
-/// An ICMP error about a packet, from where that went to.
+/// An ICMP error about a packet, from that packet's destination.
 struct Error {
     of: Ipv4Addr,
     to: Ipv4Addr,
@@ -394,7 +394,7 @@ fn ipv4(rng: &mut SmallRng, tuple: Tuple) -> Vec<u8> {
     }
     let options: &[u8] = if rng.random_bool(0.12) { &[1, 1, 1, 0] } else { &[] };
     let fragment = any(rng, &[0, 0x4000, 0x4000, 0x4000]);
-    // A few, of few packets, so that later ones meet their first.
+    // A few ids, of few packets, so that later fragments meet their first one.
     let fragment =
         if rng.random_bool(0.1) { any(rng, &[0x2000, 0x2000, 0x2001, 185]) } else { fragment };
     header(rng, (tuple.src, tuple.dst, tuple.proto), &body, (options, fragment))
@@ -434,7 +434,7 @@ fn seal(tuple: Tuple, mut body: Vec<u8>, at: usize) -> Vec<u8> {
 }
 
 fn segment(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
-    // SYN, SYN ACK, ACK, PSH ACK, FIN ACK, RST, everything, nothing.
+    // SYN, SYN ACK, ACK, PSH ACK, FIN ACK, RST, all flags, no flags.
     let flags = any(rng, &[0x02, 0x02, 0x12, 0x10, 0x18, 0x18, 0x11, 0x04, 0xff, 0]);
     let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
     body.extend([0, 0, 3, 0xe8, 0, 0, 0, 1, 0x50, flags, 0xfa, 0, 0, 0, 0, 0]);
@@ -451,7 +451,7 @@ fn datagram(tuple: Tuple, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A packet of one chunk: DATA, INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE, COOKIE ACK (RFC 9260,
-/// section 3). Nobody on the way looks at its checksum.
+/// section 3). No node on the way checks its checksum.
 fn sctp(rng: &mut SmallRng, tuple: Tuple, payload: &[u8]) -> Vec<u8> {
     let mut body = [tuple.sport.to_be_bytes(), tuple.dport.to_be_bytes()].concat();
     body.extend([0, 0, 0, 7, 0xc5, 0xc5, 0xc5, 0xc5]);

@@ -1,4 +1,4 @@
-//! Random IPv6 packets between endpoints, and the ones that must not get anywhere.
+//! Random IPv6 packets between endpoints, and packets that must not arrive anywhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -88,7 +88,7 @@ pub fn to_host(rng: &mut SmallRng, tables: &Tables) -> Vec<u8> {
     Tuple6::fresh(rng, (from, to)).frame(rng, macs)
 }
 
-/// The frame inside a tunnel packet on a network, and the node that it comes from.
+/// The frame inside a tunnel packet on a network, and the node that sent it.
 pub fn from_tunnel(rng: &mut SmallRng, tables: &Tables, vni: u32) -> (Ipv4Addr, Vec<u8>) {
     let told = error_about(rng, tables, |k| k.vni == vni);
     let flow = known(rng, tables, |k| k.vni == vni);
@@ -190,7 +190,7 @@ impl Tuple6 {
         Self { ends, proto, ports: (any(rng, &PORTS), any(rng, &PORTS)) }
     }
 
-    /// A packet of it; some have extension headers or are fragments.
+    /// A packet with this tuple; some have extension headers or are fragments.
     fn frame(self, rng: &mut SmallRng, (from, to): ([u8; 6], [u8; 6])) -> Vec<u8> {
         let packet = self.packet(rng);
         [&to[..], &from, &[0x86, 0xdd], &packet].concat()
@@ -240,7 +240,7 @@ impl Tuple6 {
             let mut extension = vec![next, if header == 51 { 4 } else { units - 1 }];
             extension.resize(size, 0);
             if header == 44 {
-                // A few, of few packets, so that later ones meet their first.
+                // A few ids, of few packets, so that later fragments meet their first one.
                 extension[2..4].copy_from_slice(&any::<u16>(rng, &[0, 1, 1, 9, 184]).to_be_bytes());
                 extension[7] = any(rng, &[7, 7, 8]);
             }
@@ -282,7 +282,7 @@ fn tuple_of(rng: &mut SmallRng, tables: &Tables, key: &FlowKey) -> Tuple6 {
     Tuple6 { ends, proto: key.proto, ports: (key.sport, key.dport) }
 }
 
-/// The tuple of a flow that conntrack knows, now and then its client's.
+/// The tuple of a tracked flow, sometimes that of its client.
 fn known(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> Option<Tuple6> {
     let keys = sorted(tables, of);
     if keys.is_empty() || rng.random_bool(0.4) {
@@ -299,7 +299,7 @@ fn known(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> 
     Some(tuple)
 }
 
-/// An ICMPv6 error about a packet, sent as the packets of a tuple are.
+/// An ICMPv6 error about a packet, sent like the packets of a tuple.
 struct Told {
     of: Tuple6,
     packet: Vec<u8>,
@@ -311,7 +311,7 @@ impl Told {
     }
 }
 
-/// Now and then an ICMPv6 error about a packet that a known flow answers.
+/// Sometimes an ICMPv6 error that quotes a packet of a known flow, in its opposite direction.
 fn error_about(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> bool) -> Option<Told> {
     if !rng.random_bool(0.15) {
         return None;
@@ -332,7 +332,7 @@ fn error_about(rng: &mut SmallRng, tables: &Tables, of: impl Fn(&FlowKey) -> boo
     Some(Told { of, packet: error.header(rng, 58, &message) })
 }
 
-/// Solicitations with something wrong, and other messages of neighbour discovery.
+/// Solicitations with a fault, and other messages of neighbour discovery.
 fn discovery(rng: &mut SmallRng, way: Way) -> Vec<u8> {
     let options: &[&[u8]] = &[&[], &[14, 1, 1, 2, 3, 4, 5, 6], &[1, 0, 0, 0, 0, 0, 0, 0], &[1, 1]];
     let own = [&[1, 1][..], &mac(way.from.0).bytes()].concat();

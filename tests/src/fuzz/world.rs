@@ -1,5 +1,5 @@
-//! Random maps over a few networks, addresses and ports, so that most things refer to each other
-//! and some refer to nothing.
+//! Random maps over a few networks, addresses and ports, so that most entries refer to each other
+//! and some refer to missing ones.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -36,7 +36,7 @@ pub const CLIENTS: [Ipv4Addr; 4] = [CLIENT, PEER, UNRESOLVED, UNROUTED];
 pub const PORTS: [u16; 6] = [53, 80, 8080, 40_000, 40_001, 61_000];
 /// Counter indexes of endpoints: none, real ones, and one that does not exist.
 pub const COUNTERS: [u32; 5] = [0, 1, 2, 2_047, 2_048];
-/// The secret under which addresses outside have numbers.
+/// The secret of the address ids of addresses outside.
 const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
 /// Services and backends are numbered from 1 to this.
 const NUMBERS: u32 = 6;
@@ -64,7 +64,7 @@ fn nth_address(vni: u32, last: u8) -> Ipv4Addr {
     }
 }
 
-/// An address of a network that an endpoint of one of `kinds` has, mostly.
+/// An address of a network that mostly an endpoint of one of `kinds` has.
 pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv4Addr {
     let endpoints = tables.agent.endpoints.iter();
     let of_kind = endpoints.filter(|(key, e)| key.vni == vni && kinds.contains(&e.kind));
@@ -72,7 +72,8 @@ pub fn taken(rng: &mut SmallRng, tables: &Tables, vni: u32, kinds: &[u8]) -> Ipv
     if found.is_empty() || rng.random_bool(0.1) { address(rng, vni) } else { any(rng, &found) }
 }
 
-/// An IPv6 address of a network: mostly the one beside an IPv4 address, or its link-local one.
+/// An IPv6 address of a network: mostly the one that belongs to an IPv4 address, or its link-local
+/// one.
 pub fn address6(rng: &mut SmallRng, vni: u32) -> Ipv6Addr {
     let ip = address(rng, vni);
     if rng.random_bool(0.2) { link_local(ip) } else { beside(ip) }
@@ -161,7 +162,8 @@ fn gone(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// On an IPv6 underlay, gives nodes their numbers, and all but the node itself their addresses.
+/// On an IPv6 underlay, gives nodes their address ids, and all nodes except this one their
+/// addresses.
 fn numbered(tables: &mut Tables, rig: &Rig) {
     tables.ipv6 = rig.is_ipv6();
     if !tables.ipv6 {
@@ -235,7 +237,7 @@ fn usual(rng: &mut SmallRng, rig: &Rig) -> Config {
     }
 }
 
-/// Changes one thing, or lets time go by for conntrack.
+/// Makes one change, or lets time pass for conntrack.
 pub fn change(rng: &mut SmallRng, rig: &Rig, tables: &mut Tables) {
     let vni = any(rng, &VNIS);
     let number = rng.random_range(1..=NUMBERS);
@@ -360,8 +362,7 @@ fn network(rng: &mut SmallRng, rig: &Rig, agent: &mut DatapathState, vni: u32) {
     }
 }
 
-/// A subnet and mask that no agent writes: of nothing, of everything, of one, or ones that
-/// contradict each other.
+/// A subnet and mask that no agent writes: with no address, with all, with one, or contradictory.
 fn hostile_subnet(rng: &mut SmallRng, (subnet, mask): (Be32, Be32)) -> (Be32, Be32) {
     let all = Be32::new(u32::MAX);
     any(rng, &[(subnet, Be32::ZERO), (Be32::ZERO, Be32::ZERO), (subnet, all), (all, mask)])
@@ -405,8 +406,8 @@ fn link(rng: &mut SmallRng, agent: &mut DatapathState) {
     }
 }
 
-/// Makes something refer to itself: a VIP with the VIP as its only backend, or an endpoint of one
-/// interface and another node at once, which has the tests' own address.
+/// Makes an entry refer to itself: a VIP with the VIP as its only backend, or an endpoint at once
+/// on one interface and on another node, with the tests' own address.
 fn self_reference(rng: &mut SmallRng, tables: &mut Tables) {
     let number = rng.random_range(1..=NUMBERS);
     let vni = any(rng, &VNIS);
@@ -519,7 +520,7 @@ fn published(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.published.insert(key, Published { service, target: Be16::new(any(rng, &PORTS)), flags });
 }
 
-/// An entry as no program writes it, under a tuple that packets have.
+/// An entry that no program writes, under a tuple that packets have.
 fn conntrack(rng: &mut SmallRng, tables: &mut Tables) {
     let vni = any(rng, &[0, VNI, OTHER_VNI]);
     let mut ip = || if rng.random_bool(0.3) { any(rng, &CLIENTS) } else { address(rng, vni) };

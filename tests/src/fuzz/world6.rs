@@ -27,7 +27,7 @@ pub const ASKED6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 10),
 ];
 
-/// Gives endpoints IPv6 addresses, mostly those beside their IPv4 addresses.
+/// Gives endpoints IPv6 addresses, mostly those that belong to their IPv4 addresses.
 pub fn dual_stack(rng: &mut SmallRng, agent: &mut DatapathState) {
     agent.endpoints6.clear();
     agent.addresses6.clear();

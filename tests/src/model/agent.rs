@@ -16,7 +16,7 @@ use super::state::{Name, Tables};
 /// The address ids of IPv6 addresses in packets.
 #[derive(Clone, Copy, Default)]
 pub struct Naming {
-    /// The source is taken for one outside, whatever it is on the network.
+    /// The source is treated as one outside, even if the network has it.
     pub source_outside: bool,
     /// An address outside may be new.
     pub may_be_new: bool,
@@ -150,7 +150,7 @@ impl Tables {
         self.clients.contains(&ip) || self.clients_new.contains(&ip)
     }
 
-    /// The name of an IPv6 address outside, which it may get.
+    /// The name of an IPv6 address outside. It may get an address id here.
     pub fn client(&mut self, ip: Ipv6Addr, may_be_new: bool) -> Option<Name> {
         if !self.has_client(ip) {
             if !may_be_new {
@@ -161,7 +161,7 @@ impl Tables {
         Some(Name::outside(ip))
     }
 
-    /// The names of a packet's ends on a network. `None` when an IPv6 address outside has none.
+    /// The names of a packet's ends on a network. `None` if an IPv6 address outside has none.
     pub fn names(&mut self, vni: u32, ends: [IpAddr; 2], how: Naming) -> Option<[Name; 2]> {
         let mut name = |ip: IpAddr, outside: bool| match ip {
             IpAddr::V6(ip) if outside || !self.has_inside6(vni, ip) => {
@@ -173,7 +173,7 @@ impl Tables {
         Some([src?, dst?])
     }
 
-    /// The address under a name, which on IPv6 may have been forgotten.
+    /// The address of a name. An IPv6 address may have been evicted.
     pub fn address(&self, vni: u32, name: Name) -> Option<IpAddr> {
         let IpAddr::V6(ip) = name.ip else { return Some(name.ip) };
         let known = if name.outside {

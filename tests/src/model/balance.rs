@@ -145,8 +145,8 @@ impl Walk<'_> {
         }
     }
 
-    /// "Of services that balance by them, flows are counted": those that begin and those that the
-    /// client ends.
+    /// "Of services that balance by them, flows are counted": new ones, and those that the client
+    /// ends.
     fn count_active(&mut self, number: u32, backend: &Backend, change: impl Fn(u32) -> u32) {
         if backend.flags & BACKEND_COUNTED != 0
             && let Some(flows) = self.tables.active.get_mut(&number)

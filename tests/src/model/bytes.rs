@@ -37,7 +37,7 @@ pub fn half(frame: &[u8], at: usize) -> Option<u16> {
     bytes(frame, at).map(u16::from_be_bytes)
 }
 
-/// Replaces bytes. The caller has seen that they are there.
+/// Replaces bytes. The caller has checked that they exist.
 pub fn put(frame: &mut [u8], at: usize, new: &[u8]) {
     frame[at..at + new.len()].copy_from_slice(new);
 }

@@ -98,7 +98,7 @@ impl Entry {
 
     /// Notes a packet in a live entry. Returns the entry as it was before.
     fn note(&mut self, flow: &Flow, now: u64) -> Option<Self> {
-        // The tuple of a connection that has ended may be used again.
+        // The tuple of an ended connection may be used again.
         if self.is_over(flow.key.proto, now) || (flow.opens() && self.has_ended()) {
             return None;
         }
@@ -207,7 +207,7 @@ impl Walk<'_> {
         if reply.action != Action::Reply || !reply.marks.any(Marks::ANSWERED) {
             return;
         }
-        // A packet that is known by now has set the time of the entry in `ct_new`, not of the copy.
+        // A packet of a known flow has set the time of the entry in `ct_new`, not that of the copy.
         let marks = forward.marks | flow.seen | Marks::ANSWERED;
         conntrack.insert(answer, reply);
         conntrack.insert(flow.key, Entry { marks, ..*forward });
@@ -361,7 +361,7 @@ impl Walk<'_> {
 
     /// Gives a flow another port, or one "that the client had through the same node before".
     fn remap(&mut self, flow: &Flow, node: Ipv4Addr) -> Result<u16, Reason> {
-        // A packet in the middle of a flow that is not known belongs to no way.
+        // A packet in the middle of an unknown flow has no reverse path.
         if !flow.is_free() || flow.key.proto == SCTP {
             return Err(Reason::TupleTaken);
         }

@@ -219,7 +219,7 @@ fn to_vip(walk: &mut Walk<'_>, sent: &Sent, service: u32) -> Outcome {
     }
 }
 
-/// Only the host itself, by IPv4, asks gateways for published ports.
+/// Only the host itself, by IPv4, sends to published ports at gateways.
 fn to_gateway(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     if sent.ip.is_icmp() {
         return neighbour::echo(walk, &sent.ip);
@@ -288,7 +288,7 @@ fn to_no_endpoint(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
 }
 
 /// "A connection that was given its backend at once, and has outlived it, is told as its service
-/// says." Of IPv6 the backend's MAC says its number.
+/// says." An IPv6 backend's MAC is its address id.
 fn to_stale_backend(walk: &mut Walk<'_>, sent: &Sent) -> Outcome {
     let ip = &sent.ip;
     let number = match ip.dst {
@@ -362,7 +362,7 @@ fn to_egress(walk: &mut Walk<'_>, sent: &Sent, network: &Network) -> Outcome {
     }
 }
 
-/// A backend's answer on the reverse path: to its client from here, or through the ingress node.
+/// A backend's answer on the reverse path: directly to its client, or through the ingress node.
 fn reverse(
     walk: &mut Walk<'_>,
     sent: &Sent,
@@ -403,8 +403,8 @@ fn own_port(
     walk.tables.published_at(sent.ip.dst, sent.ip.protocol, flow.key.dport)
 }
 
-/// The same of IPv6, and the flow: under the container's own name on the service's network if it is
-/// on that, otherwise as a client outside.
+/// The same for IPv6, with the flow: under the container's own name if it is on the service's
+/// network, otherwise as a client outside.
 fn own_port6(
     walk: &mut Walk<'_>,
     sent: &Sent,

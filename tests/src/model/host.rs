@@ -20,7 +20,7 @@ pub struct Host {
 /// The next hop of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The NIC's MAC and the neighbour's; zero both when the neighbour is not resolved.
+    /// The NIC's MAC and the neighbour's; both are zero if the neighbour is not resolved.
     pub macs: (Mac, Mac),
     /// Whether the neighbour is resolved.
     pub resolved: bool,

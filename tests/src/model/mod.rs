@@ -1,10 +1,9 @@
-//! The reference model of the datapath: what docs/architecture.md and the documentation of the maps
-//! say becomes of a packet, in plain Rust. It shares types with the programs and no code.
+//! The reference model of the datapath in plain Rust: the fate of a packet by docs/architecture.md
+//! and the documentation of the maps. It shares types with the programs and no code.
 //!
-//! A packet is parsed to a value (`packet`), what becomes of it is decided over [`IpAddr`] in one
-//! text for both families, and the frame that must leave is built anew. Flows are kept by
-//! addresses; only `maps` knows how the programs lay their tables out, and what number stands for
-//! an IPv6 address.
+//! A packet is parsed to a value (`packet`), the decision is made over [`IpAddr`] in one text for
+//! both families, and the outgoing frame is built anew. Flows are kept by addresses; only `maps`
+//! knows the layouts of the programs' tables and the address ids of IPv6 addresses.
 //!
 //! Both families differ in these places: ARP and neighbour discovery (`neighbour`), ICMP errors
 //! (`icmp`), headers in bytes (`packet`, `rewrite`, `tunnel`), and the names of IPv6 addresses
@@ -97,7 +96,7 @@ pub enum Verdict {
 pub struct Predicted {
     /// The verdict.
     pub verdict: Verdict,
-    /// The packet afterwards; of no meaning when it is dropped.
+    /// The packet afterwards; meaningless if it is dropped.
     pub packet: Vec<u8>,
     /// The counters that move, and how far.
     pub moved: BTreeMap<Reason, Counter>,
@@ -131,7 +130,7 @@ pub fn run(
         Program::Outside => underlay::receive_egress(&mut walk),
         Program::Xdp => xdp::receive(&mut walk),
     };
-    // XDP counts a packet as it came in, TC as it leaves.
+    // XDP counts a packet's length on arrival, TC its length on departure.
     let length = if program == Program::Xdp { packet.frame.len() } else { walk.frame.len() };
     let verdict = walk.conclude(end, length);
     Predicted { verdict, packet: walk.frame, moved: walk.moved, told: walk.told }

@@ -11,7 +11,7 @@ use super::{
     walk::{End, Outcome, Walk},
 };
 
-/// The endpoint of this node that a packet is of, as far as the program got.
+/// The endpoint of this node that a packet belongs to, as far as the program knows.
 #[derive(Clone, Copy, Debug)]
 pub struct Party {
     /// Whether the endpoint sent the packet.

@@ -15,7 +15,7 @@ use super::{
 pub const ICMPV6: u8 = 58;
 const SECOND: u64 = 1_000_000_000;
 
-/// The fields of an IP header (RFC 791; RFC 8200, section 3) that decide anything.
+/// The fields of an IP header (RFC 791; RFC 8200, section 3) that the datapath uses.
 #[derive(Clone, Copy)]
 pub struct Ip {
     /// Offset of the header in the frame.
@@ -156,7 +156,7 @@ pub struct Said {
     pub ends: [IpAddr; 2],
     /// The protocol of the flow.
     pub proto: u8,
-    /// Source and destination port; of a later fragment none.
+    /// Source and destination port; a later fragment has none.
     pub ports: [u16; 2],
     /// The part of the flow that it is.
     pub part: Part,
@@ -190,8 +190,8 @@ struct Upper {
     later: bool,
 }
 
-/// Extension headers that are looked behind, but for the fragment header (RFC 8200, section 4; RFC
-/// 4302; RFC 6275; RFC 7401; RFC 5533).
+/// Extension headers that are skipped, without the fragment header (RFC 8200, section 4; RFC 4302;
+/// RFC 6275; RFC 7401; RFC 5533).
 const EXTENSIONS: [u8; 7] = [0, 43, 51, 60, 135, 139, 140];
 
 /// The next header after an extension header of this kind at this offset, and its offset.
@@ -370,7 +370,7 @@ impl Walk<'_> {
         Some(FragmentKey { vni, src, dst, id: ip.id, proto: ip.protocol })
     }
 
-    /// Keeps how the transport header of a first fragment begins.
+    /// Keeps the first bytes of a first fragment's transport header.
     pub fn keep_fragment(&mut self, key: FragmentKey, transport: usize) -> Result<(), Reason> {
         let head = bytes(&self.frame, transport).ok_or(Reason::Truncated)?;
         self.tables.fragments.insert(key, Fragment { head, seen: self.now });

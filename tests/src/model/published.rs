@@ -32,7 +32,7 @@ pub fn head(walk: &mut Walk<'_>, ip: &Ip) -> Option<[u8; 8]> {
     bytes(&walk.frame, ip.payload())
 }
 
-/// The destination port of a transport header that begins so.
+/// The destination port of a transport header with these first bytes.
 pub fn dest(head: &[u8; 8]) -> u16 {
     u16::from_be_bytes([head[2], head[3]])
 }

@@ -58,7 +58,7 @@ fn answer(walk: &mut Walk<'_>, ip: &Ip, of: Rejected) -> Outcome {
     if of.proto != TCP {
         return icmp::unreachable(walk, frontend, of.proto);
     }
-    // Behind options or extension headers there may be anything.
+    // Any bytes may follow options or extension headers.
     if !ip.is_plain() || of.transport != ip.payload() {
         return Err(Reason::NoBackend);
     }

@@ -1,5 +1,5 @@
 //! Head-end replication of multicast and broadcast: "a copy to every endpoint here but the sender,
-//! and one to every other node", on IPv4 networks made so.
+//! and one to every other node", on IPv4 networks with replication.
 
 use std::net::{IpAddr, Ipv4Addr};
 

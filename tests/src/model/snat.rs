@@ -89,8 +89,7 @@ fn may_leave(walk: &Walk<'_>, flow: &Flow, network: &Network) -> bool {
         && !is_late
 }
 
-/// A new flow: by the interface that the route leads to, under the address of that, from a free
-/// port.
+/// A new flow: through the interface of the route, from that interface's address and a free port.
 fn open(walk: &mut Walk<'_>, flow: &Flow) -> Result<Entry, Reason> {
     let config = walk.tables.config;
     let hop = walk.host.next_hop(&config, flow.key.dst.ip, walk.longest())?;

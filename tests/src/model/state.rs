@@ -133,7 +133,7 @@ impl BitOrAssign for Marks {
     }
 }
 
-/// One direction of a tracked flow: what its packets become.
+/// One direction of a tracked flow: the translation of its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Source afterwards.
@@ -204,7 +204,7 @@ pub struct FragmentKey {
     pub proto: u8,
 }
 
-/// How the transport header of a packet in fragments begins.
+/// The first bytes of the transport header of a packet in fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     /// Its first eight bytes.

@@ -100,7 +100,7 @@ impl Walk<'_> {
     }
 
     /// Puts the outer headers in front (RFC 7348, section 5). The source port and the flow label
-    /// are left at zero: they are the hash's. There is no UDP checksum (RFC 6935).
+    /// stay zero here: the kernel's hash decides them. There is no UDP checksum (RFC 6935).
     pub fn push(&mut self, way: Way, hop: &NextHop) {
         let [first, second] = [self.frame[ETHERNET], self.frame[ETHERNET + 1]];
         // IPv4 has the ECN field at the end of its second byte, IPv6 in the middle of it.
@@ -170,8 +170,8 @@ impl Walk<'_> {
         Err(Reason::RewriteRefused)
     }
 
-    /// A packet that stays in the tunnel, for the kernel's device, which is given no reserved bit
-    /// to stumble over.
+    /// A packet that stays in the tunnel, for the kernel's device. Its reserved bits are cleared,
+    /// because the device would reject them.
     pub fn kernel_decap(&mut self) -> Outcome {
         let vni = self.vni()?;
         let header = [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes()].concat();

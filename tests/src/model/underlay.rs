@@ -92,8 +92,8 @@ pub fn receive(walk: &mut Walk<'_>) -> Outcome {
     }
 }
 
-/// A packet that came in by another interface: "it accepts no tunnel packets", also none that the
-/// kernel's device would understand.
+/// A packet that arrived on another interface: "it accepts no tunnel packets", nor those that only
+/// the kernel's device would understand.
 pub fn receive_egress(walk: &mut Walk<'_>) -> Outcome {
     if is_to_vtep(walk) { Err(Reason::NotPeer) } else { to_host(walk) }
 }

@@ -38,7 +38,7 @@ impl Rig {
         });
     }
 
-    /// Gives everything that network 10.0.N.0/24 has so far an IPv6 address too: 10.0.N.X has
+    /// Gives all endpoints of network 10.0.N.0/24 so far an IPv6 address too: 10.0.N.X has
     /// fd00:N::X. The subnet is fd00:N::/64.
     pub fn dual_stack(&mut self, vni: u32, n: u8) {
         self.set(|state| {
@@ -194,8 +194,8 @@ impl Rig {
         });
     }
 
-    /// Changes how service `number` balances: its scheduler (`LB_*`), and a table in place of its
-    /// list where one is given.
+    /// Changes the balancing of service `number`: its scheduler (`LB_*`), and a table in place of
+    /// its list if one is given.
     pub fn balance(&mut self, number: u32, scheduler: u8, table: Option<LbTable>) {
         self.set(|state| {
             state.tables.retain(|key, _| key.service != number);

@@ -1,8 +1,8 @@
 //! Tests with the same expectations for IPv4 and IPv6.
 //!
-//! They name machines by IPv4 addresses, of which each machine has an IPv6 address too; MACs are
-//! those of the IPv4 addresses. A test of both families is a function of [`Family`], which
-//! [`of_both_families!`](crate::of_both_families) makes two tests of.
+//! They name machines by IPv4 addresses, and each machine has an IPv6 address too. MACs follow from
+//! the IPv4 addresses. A test of both families is a function of [`Family`], and
+//! [`of_both_families!`](crate::of_both_families) makes two tests of it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -142,7 +142,7 @@ impl Family {
 
 /// Tunnels over an underlay of the family. The inner packets may be of the other family.
 impl Family {
-    /// Loads the programs in a fresh namespace, as [`Rig::new`] or [`Rig::on_ipv6`].
+    /// Loads the programs in a fresh namespace, like [`Rig::new`] or [`Rig::on_ipv6`].
     pub fn rig_on(self) -> Rig {
         match self {
             Self::Ipv4 => Rig::new(),
@@ -219,7 +219,7 @@ pub(super) fn frame(
 }
 
 impl Rig {
-    /// Gives everything that network 10.0.N.0/24 has so far an address of this family.
+    /// Gives all endpoints of network 10.0.N.0/24 so far an address of this family.
     pub fn stack(&mut self, family: Family, vni: u32, n: u8) {
         if family == Family::Ipv6 {
             self.dual_stack(vni, n);

@@ -16,7 +16,7 @@ use super::{FLOWS, IFINDEX, Rig, entries};
 use crate::bpf;
 
 impl Rig {
-    /// All conntrack entries, of flows in use and of those that begin.
+    /// All conntrack entries, of flows in use and of new ones.
     pub fn conntrack(&self) -> Vec<(ConntrackKey, Conntrack)> {
         FLOWS.iter().flat_map(|map| self.flows(map)).collect()
     }
@@ -31,7 +31,7 @@ impl Rig {
         self.write(map, key, entry);
     }
 
-    /// Writes the entry of a flow in use, or removes one, wherever it is.
+    /// Writes the entry of a flow in use, or removes it from any of the maps.
     pub fn set_conntrack(&mut self, key: ConntrackKey, entry: Option<Conntrack>) {
         self.write("ct_new", key, None::<Conntrack>);
         self.write("conntrack", key, entry);
@@ -84,7 +84,7 @@ impl Rig {
         self.write("fragments", key, fragment);
     }
 
-    /// IPv6 addresses outside by their numbers: map `addr6_ids` or `addr6_ids_new`.
+    /// IPv6 addresses outside by their address ids: map `addr6_ids` or `addr6_ids_new`.
     pub fn outsiders(&self, map: &str) -> Vec<(Be32, Ip6)> {
         entries(self.ebpf.map(map).expect(map))
     }
@@ -157,7 +157,8 @@ impl Rig {
         self.write("snat_usage", IFINDEX, usage);
     }
 
-    /// Makes every conntrack entry look `seconds` older, older than the machine is up if need be.
+    /// Makes every conntrack entry look `seconds` older, if need be older than the machine's
+    /// uptime.
     pub fn age_conntrack(&mut self, seconds: u64) {
         for map in FLOWS {
             for (key, entry) in self.flows(map) {

@@ -2,8 +2,8 @@
 //! packets with BPF_PROG_TEST_RUN, in a network namespace of the test's own thread.
 //!
 //! The node under test is 172.16.1.10. Node .11 is a peer, 172.16.1.100 a client outside, and both
-//! have neighbour entries, so that forwarding look-ups succeed. BPF_PROG_TEST_RUN hands packets
-//! over as if they came in by interface 1.
+//! have neighbour entries, so that forwarding look-ups succeed. BPF_PROG_TEST_RUN runs packets as
+//! if they came in by interface 1.
 
 mod declare;
 mod family;
@@ -117,8 +117,8 @@ pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10);
 /// The other node there.
 pub const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11);
 
-/// The IPv6 address of a node that has an IPv4 address: 172.16.1.11 has fd00::11. One of another
-/// subnet has one without a route.
+/// The IPv6 address of a node with this IPv4 address: 172.16.1.11 has fd00::11. A node of another
+/// subnet has an address without a route.
 pub fn vtep6(node: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, last] = node.octets();
     let last = u16::from(last) / 10 * 16 + u16::from(last) % 10;
@@ -157,8 +157,8 @@ fn aggregate(segment: u16) -> [u8; 192] {
     context
 }
 
-/// The links, addresses and neighbours of a rig's namespace, in the words of ip(8). The kernel's
-/// own packets, for link-local addresses of IPv6, would be among those that tests count.
+/// The links, addresses and neighbours of a rig's namespace, as commands of ip(8). The kernel sends
+/// packets of its own for link-local IPv6 addresses, and the tests would count them.
 const SURROUNDINGS: &str = "\
 link set lo up
 link add u0 address 02:00:00:00:00:0a type veth peer name u1

@@ -18,7 +18,7 @@ use super::Rig;
 /// The counters of endpoints and networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Packets that went on, by counter index, direction and reason.
+    /// Forwarded packets, by counter index, direction and reason.
     pub forwarded: BTreeMap<(u32, Traffic, Reason), Counter>,
     /// Packets that were dropped.
     pub dropped: BTreeMap<DropKey, Counter>,
@@ -101,7 +101,7 @@ impl Rig {
         let mut records = Vec::new();
         while let Some(bytes) = ring.next() {
             let (event, payload) = bytes.split_at(size_of::<Event>());
-            // SAFETY: as many bytes as the type has, any of which are a valid value.
+            // SAFETY: there are as many bytes as the type has, and any bytes are a valid value.
             let event: Event = unsafe { event.as_ptr().cast::<Event>().read_unaligned() };
             assert_eq!(event.captured as usize, payload.len());
             assert!(event.time > 0);

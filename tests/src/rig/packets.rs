@@ -1,5 +1,4 @@
-//! Building packets with etherparse, taking them apart again, and checking every checksum from
-//! scratch.
+//! Builds packets with etherparse, parses them again, and checks every checksum from scratch.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -135,7 +134,7 @@ pub struct Seen<A = Ipv4Addr> {
     pub payload: Vec<u8>,
 }
 
-/// Takes an IPv4 frame apart. Every checksum in it is verified from scratch.
+/// Parses an IPv4 frame. Verifies every checksum in it from scratch.
 pub fn see(frame: &[u8]) -> Seen {
     let Seen { macs, from, to, protocol, payload } = see_any(frame);
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.0, to.0) else {
@@ -144,8 +143,8 @@ pub fn see(frame: &[u8]) -> Seen {
     Seen { macs, from: (source, from.1), to: (destination, to.1), protocol, payload }
 }
 
-/// Takes a frame of either family apart, an IPv6 one without extension headers. Every checksum in
-/// it is verified from scratch.
+/// Parses a frame of either family, an IPv6 one without extension headers. Verifies every checksum
+/// in it from scratch.
 pub(super) fn see_any(frame: &[u8]) -> Seen<IpAddr> {
     let packet = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
     let Some(etherparse::LinkSlice::Ethernet2(link)) = &packet.link else {

@@ -1,5 +1,5 @@
-//! IPv6 packets of the datapath suites. Addresses are those of [`super::ip6`]; MACs are those of
-//! the IPv4 addresses beside them.
+//! IPv6 packets of the datapath suites. Addresses are those of [`super::ip6`]; MACs follow from the
+//! IPv4 addresses that belong to them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -149,7 +149,7 @@ pub struct Seen6 {
     pub message: Vec<u8>,
 }
 
-/// Takes an IPv6 frame without extension headers apart. Checksums are verified from scratch.
+/// Parses an IPv6 frame without extension headers. Verifies checksums from scratch.
 pub fn see6(frame: &[u8]) -> Seen6 {
     let packet = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
     let Some(etherparse::LinkSlice::Ethernet2(link)) = &packet.link else {

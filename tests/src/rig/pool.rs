@@ -40,8 +40,7 @@ pub(super) struct Kind {
 
 static FREE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 
-/// An object of the pool's, which gets it back without anything in the maps, unless a test has
-/// failed.
+/// An object of the pool, which gets it back with empty maps, unless a test has failed.
 pub(super) struct Lent {
     // There but for the end of `drop`.
     loaded: Option<Loaded>,

@@ -1,5 +1,5 @@
 //! The harness by itself, without `overlay`: machines on the underlay, the testkit's programs
-//! between them, and that nothing is left.
+//! between them, and complete removal.
 
 use std::{net::IpAddr, process::Stdio};
 

@@ -1,4 +1,4 @@
-//! `overlay init`, `join`, `leave`: what makes hosts a cluster.
+//! `overlay init`, `join`, `leave`: hosts form a cluster.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -11,7 +11,7 @@ use overlay_tests::{
 /// Networks are not removed between tests, so each test has its own.
 static CLUSTER: Shared = Shared::new(|| Cluster::formed(2, Options::default()));
 
-/// The same, where VIPs are balanced by packets and not by sockets.
+/// The same, with VIPs that are balanced by packets and not by sockets.
 static PACKETS: Shared =
     Shared::new(|| Cluster::formed(2, Options::default().every(&["--no-socket-lb"])));
 
@@ -63,8 +63,8 @@ impl<'a> SmallPath<'a> {
         Ok(path)
     }
 
-    /// Transfers from `place` to `target` until it has learned of the path: the programs may
-    /// remember the one before for a moment. Every transfer must arrive.
+    /// Transfers from `place` to `target` until it has learned the path's MTU. The programs may
+    /// remember the previous path for a moment. Every transfer must arrive.
     fn is_learned_by(&self, place: &impl Place, (target, port): (&str, u16)) -> anyhow::Result<()> {
         self.is_learned_on_the_way_to(place, (target, port), target)
     }

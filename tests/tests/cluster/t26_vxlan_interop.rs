@@ -1,5 +1,5 @@
-//! Traffic with a host that runs nothing of ours: a plain vxlan device of Linux with static entries
-//! (RFC 7348).
+//! Traffic with a host without overlay: a plain vxlan device of Linux with static entries (RFC
+//! 7348).
 //!
 //! The cluster must know the peer and the addresses behind it. So the host joins, attaches a
 //! container and then loses the datapath: the state still has a silent node and an endpoint there,

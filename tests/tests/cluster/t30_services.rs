@@ -153,7 +153,7 @@ fn a_replica_takes_flows_only_when_it_listens() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     create(&cluster, "late", &["-p", "8005:80"])?;
     let _ready = cluster.host(1).container("late.1").service("late").http(80)?;
-    // It is wired but never listens, so it must never be picked.
+    // Its interface is attached but it never listens, so it must never be picked.
     let silent = cluster.host(2).start_run(&["--service", "late", "--name", "late.2"])?;
     let asker = asker(&cluster, 3)?;
     eventually("the second replica is attached", Duration::from_secs(10), || {

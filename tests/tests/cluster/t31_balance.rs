@@ -102,7 +102,7 @@ fn a_client_keeps_its_backend_when_affinity_is_asked_for() -> anyhow::Result<()>
 
 /// The failure of a connection to a target that must not answer.
 fn failure(place: &impl Place, target: &str) -> anyhow::Result<FailureKind> {
-    // Longer than it may take: a silent drop is a failure of another kind.
+    // Longer than the time limit: a silent drop is a failure of another kind.
     let asked: Asked = place.ask(&["tcp-get", target, "--timeout-ms", "5000"])?;
     ensure!(asked.answers.is_empty(), "{target} answered: {asked:?}");
     Ok(asked.failures.first().context("a failure")?.kind)

@@ -8,7 +8,7 @@ use overlay_tests::{
     testkit::{Asked, FailureKind, Pinged},
 };
 
-/// Two hosts with a backend each of a service that echoes datagrams, on port 7 and 5007 of the
+/// Two hosts, each with a backend of a service that echoes datagrams, on port 7 and 5007 of the
 /// hosts.
 struct Echo {
     cluster: Cluster,
@@ -30,7 +30,7 @@ fn echo(options: Options) -> anyhow::Result<Echo> {
     Ok(Echo { cluster, asker, _backends })
 }
 
-/// Asks `times` times with a datagram of `length` bytes, from a connected socket each time.
+/// Sends a datagram of `length` bytes `times` times, each from a new connected socket.
 fn ask<P: Place>(from: &P, target: &str, (length, times): (usize, usize)) -> anyhow::Result<Asked> {
     let (say, times) = ("x".repeat(length), times.to_string());
     from.ask(&["udp-ask", target, "--say", &say, "--count", &times, "--connected"])
@@ -101,8 +101,8 @@ fn backends_hear_how_narrow_the_way_to_a_client_outside_is() -> anyhow::Result<(
     let Echo { cluster, _backends, .. } = echo(Options::default())?;
     let (_router, far) = behind_a_narrow_link(&cluster)?;
     for host in cluster.hosts() {
-        // The question fits, the answer does not: the first ones of each backend are lost, with a
-        // word to it.
+        // The question fits and the answer does not. The first answers of each backend are lost,
+        // with an ICMP error to it.
         let target = host.port(5007);
         let asked = ask(&far, &target, (1_250, 8))?;
         let lost = asked.failures.iter().all(|f| f.kind == FailureKind::Timeout);

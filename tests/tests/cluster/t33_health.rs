@@ -12,7 +12,7 @@ static CLUSTER: Shared = Shared::new(|| {
     Ok(cluster)
 });
 
-/// Often enough for a test, and with time enough for a busy machine.
+/// Often enough for a test, and slow enough for a busy machine.
 const OFTEN: [&str; 6] =
     ["--health-interval", "200ms", "--health-timeout", "2s", "--health-retries", "2"];
 
@@ -35,7 +35,7 @@ fn server(cluster: &Cluster, service: &str, host: usize) -> anyhow::Result<Conta
     place.container(&name).service(service).testkit(&args)
 }
 
-/// Waits until every host's maps show that the backend stands so.
+/// Waits until every host's maps show this state of the backend.
 fn stands(cluster: &Cluster, service: &str, name: &str, standing: &str) -> anyhow::Result<()> {
     eventually(&format!("{name} is {standing}"), Duration::from_secs(20), || {
         let shown = cluster.host(1).overlay(&["service", "ps", service])?.stdout;
@@ -94,7 +94,7 @@ fn a_backend_whose_http_check_fails_is_picked_by_nobody_until_it_passes() -> any
 fn a_replica_takes_flows_when_its_first_check_passes() -> anyhow::Result<()> {
     let cluster = CLUSTER.turn()?;
     create(&cluster, "slow", &["-p", "8202:80", "--health-tcp", "80"])?;
-    // It runs and does not listen; nothing waits for that but the check.
+    // It runs and does not listen; only the check waits for that.
     let late = cluster.host(2).start_run(&[
         "--service",
         "slow",

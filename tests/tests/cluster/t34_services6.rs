@@ -9,7 +9,7 @@ use overlay_tests::{
 };
 
 /// Each test has its own services on `dual`, where `h3` has no container. VIPs are balanced by
-/// packets; what sockets do instead, `cluster_39_sockets` tests.
+/// packets; `cluster_39_sockets` tests the sockets.
 static CLUSTER: Shared = Shared::new(|| formed(Options::default().every(&["--no-socket-lb"])));
 
 fn formed(options: Options) -> anyhow::Result<Cluster> {

@@ -89,7 +89,7 @@ impl Direct {
         })
     }
 
-    /// That all but the first answer of a transfer leaves from the backend's host.
+    /// Checks that all answers of a transfer except the first leave from the backend's host.
     fn transfer(&self) -> anyhow::Result<()> {
         let (h1, h2) = (self.cluster.host(1), self.cluster.host(2));
         let before = (passed_on(h1)?, counter(h2, "sent_dsr")?);
@@ -101,7 +101,7 @@ impl Direct {
         Ok(())
     }
 
-    /// Asks with datagrams of `length` bytes from one socket.
+    /// Sends datagrams of `length` bytes from one socket.
     fn datagrams(&self, length: usize, count: u32) -> anyhow::Result<Asked> {
         let (say, count) = ("x".repeat(length), count.to_string());
         let target = self.port(1, 5007);
@@ -225,7 +225,7 @@ fn a_hosts_ipv6_addresses_are_shown_and_followed_and_outlive_the_manager() -> an
     h1.start_agent()?;
     ensure!(shown()? == serde_json::json!([ip6(1)]), "{}", shown()?);
     direct.transfer()?;
-    // Another address, which clients may ask at once: through the host at first.
+    // Another address, to which clients may send at once: first through the host.
     address(h1, 7)?;
     eventually("it is known", Duration::from_secs(30), || {
         let table = h2.overlay(&["bpf", "frontends6"])?.stdout;

@@ -19,8 +19,7 @@ fn run(place: &impl Place, words: &str) -> anyhow::Result<()> {
     place.exec(words[0], &words[1..])?.success().map(drop)
 }
 
-/// A director that balances its port 3306 by IPVS to one real server, in the way that Docker has it
-/// do.
+/// A director that balances its port 3306 by IPVS to one real server, as Docker configures it.
 fn director(cluster: &Cluster) -> anyhow::Result<(Client, Client)> {
     let director = cluster.outsider("director", 50)?;
     let real = cluster.behind(&director, "inside", "real", INSIDE)?;

@@ -150,7 +150,7 @@ fn draining_a_host_loses_no_request_and_new_replicas_there_wait() -> anyhow::Res
     let late = replica(&cluster, "leaving", 2, 9, 1)?;
     let before = answering(&cluster, 8104)?;
     let shown = h1.overlay(&["service", "ps", "leaving"])?.stdout;
-    // Those that were there are stopped, as before maintenance.
+    // The existing replicas are stopped, as before maintenance.
     let (mut stay, mut go) = (Vec::new(), Vec::new());
     for replica in std::mem::take(&mut rolling.replicas) {
         if replica.host() == "h2" { go.push(replica) } else { stay.push(replica) }

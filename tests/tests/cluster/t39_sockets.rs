@@ -63,7 +63,7 @@ fn vip(cluster: &Cluster, service: &str) -> anyhow::Result<SocketAddr> {
     Ok((vip, 3306).into())
 }
 
-/// How many connections were given a backend when they were made.
+/// How many connections were assigned to a backend when they were made.
 fn balanced(host: &Host) -> anyhow::Result<u64> {
     let status = host.status()?;
     let counter = status.counters.iter().find(|c| c.reason == "socket_balanced");
@@ -76,7 +76,7 @@ fn rows(host: &Host, command: &[&str]) -> anyhow::Result<Vec<Value>> {
     Ok(serde_json::from_str(&shown.stdout)?)
 }
 
-/// Active connections and those that began, of all backends of a service through its VIP over TCP.
+/// Active and new connections of all backends of a service, through its VIP over TCP.
 fn connections(host: &Host, service: &str) -> anyhow::Result<(u64, u64)> {
     let servers = rows(host, &["ipvs", "--stats"])?;
     let is = |s: &&Value| s["service"] == service && s["protocol"] == "tcp" && s["port"] == 0;

@@ -220,7 +220,7 @@ fn another_interface_is_a_way_out_and_answers_published_ports() -> anyhow::Resul
     let answer = lan.http_get(&target)?;
     assert_eq!((answer.name.as_str(), answer.client), ("web.2", IpAddr::V4(lan.address())));
 
-    // A restarted daemon keeps the program there; an interface that goes is let go.
+    // A restarted daemon keeps the program there, and detaches it from a removed interface.
     h1.stop_agent()?;
     a.udp_ask(&at(&lan, ECHO))?;
     h1.start_agent()?;
@@ -238,8 +238,8 @@ fn another_interface_is_a_way_out_and_answers_published_ports() -> anyhow::Resul
     Ok(())
 }
 
-/// Makes a machine send tunnel packets of host 2's address to host 1 as if from `from`, a container
-/// there, to `to`.
+/// Makes a machine send tunnel packets with host 2's address to host 1, as if from the container
+/// `from` there, to `to`.
 fn forge(
     at: &Client,
     cluster: &Cluster,

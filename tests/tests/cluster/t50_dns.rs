@@ -137,7 +137,7 @@ fn names_of_one_network_mean_nothing_on_another() -> anyhow::Result<()> {
     for name in ["asker", "tasks.web", "asker.mynet"] {
         assert_eq!(stranger.resolve(name)?.code, NXDOMAIN, "{name}");
     }
-    // `web` is nothing of theirs, so it is the one outside.
+    // `web` is no name of this network, so it is the one outside.
     assert_eq!(stranger.resolve("web")?.addresses, [IpAddr::from([192, 0, 2, 9])]);
     assert_eq!(named.asker.resolve("stranger")?.code, NXDOMAIN);
     Ok(())

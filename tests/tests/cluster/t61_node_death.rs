@@ -48,7 +48,7 @@ fn shown(host: &Host, node: &str, state: NodeState) -> anyhow::Result<()> {
     )
 }
 
-/// Everybody knows the same, is ready, and has it in the maps.
+/// All hosts have the same state, are ready, and have it in the maps.
 fn consistent(cluster: &Cluster) -> anyhow::Result<()> {
     eventually("all hosts show the same", Duration::from_secs(30), || {
         let first = cluster.host(1).state()?;
@@ -81,7 +81,7 @@ fn a_host_that_dies_is_picked_by_nobody_soon_and_again_when_it_is_back() -> anyh
     for target in &targets {
         assert_eq!(answering(cluster.client(), target)?, names(&[1, 2, 3]));
     }
-    // An agent alone may be away for longer than a host may be silent: h4's is away even before h3
+    // An agent may be away for longer than a host may be silent: h4's agent is away even before h3
     // dies.
     let h4 = cluster.host(4);
     h4.kill_agent()?;
@@ -199,7 +199,7 @@ fn what_changed_during_a_partition_is_the_same_everywhere_after_it() -> anyhow::
     assert_eq!(watcher.resolve("old")?.addresses, Vec::<IpAddr>::new(), "no stale VIP");
     assert_eq!(watcher.resolve("old.1")?.addresses, Vec::<IpAddr>::new(), "no stale name");
     assert_eq!(watcher.http_get("fresh:81")?.name, "fresh.1");
-    // A published port of before leads to its new service, through every host.
+    // A published port of the earlier services leads to its new service, through every host.
     for host in cluster.hosts() {
         assert_eq!(cluster.client().http_get(&host.port(8081))?.name, "fresh.1");
     }

@@ -1,5 +1,5 @@
-//! Going back to the last version of layout 1 and forward again, while traffic flows. The older
-//! version's programs are those of its own object; its daemon is played by this test.
+//! Migration back to the last version of layout 1 and forward again, while traffic flows. The
+//! programs of the older version come from its own object; this test plays its daemon.
 
 use std::{
     path::Path,
@@ -156,7 +156,7 @@ fn a_host_goes_back_to_layout_1_and_forward_again_without_losing_anything() -> a
         ensure!(start_older_version(&pins)? > 2, "links were handed over");
         Ok(())
     })?;
-    // The older version is the one that forwards, for a while.
+    // For a while, the older version forwards.
     pause();
     pinged(&|| h1.start_agent())?;
     ensure!(!pins.join("v1").exists(), "nothing is left of layout 1");

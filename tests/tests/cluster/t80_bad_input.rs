@@ -1,5 +1,5 @@
-//! Bad input: each a clear error on stderr with what to do, a non-zero exit status, and nothing
-//! half-made.
+//! Bad input: each gives a clear error on stderr with a remedy, a non-zero exit status, and no
+//! partial changes.
 
 use std::{process::Command, time::Duration};
 

@@ -109,7 +109,7 @@ fn watching(host: &Host, name: &str, args: &[&str]) -> anyhow::Result<Process> {
     let log = host.logs().join(format!("{name}.log"));
     let mut process = Process::spawn(host.overlay_command(args)?, &log)?;
     eventually("it watches", Duration::from_secs(20), || {
-        // One that has seen enough already has watched all the same.
+        // A command that has seen enough already has watched all the same.
         if process.output().contains("end with Ctrl-C") {
             return Ok(());
         }

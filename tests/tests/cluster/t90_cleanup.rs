@@ -26,7 +26,7 @@ fn endpoint_links(host: &Host) -> anyhow::Result<BTreeSet<String>> {
     Ok(names.filter(is_ours).map(str::to_owned).collect())
 }
 
-/// Waits until neither the host nor the cluster has anything of a container.
+/// Waits until neither the host nor the cluster has an object of a container.
 fn wait_gone(cluster: &Cluster, host: &Host, name: &str) -> anyhow::Result<()> {
     eventually(&format!("nothing of {name} is left"), SOON, || {
         let state = cluster.host(1).state()?;

@@ -168,7 +168,7 @@ fn the_gateway_answers_ping_and_nothing_else() {
     }
 }
 
-/// Packets of all kinds that cross as they are, extension headers and fragments included.
+/// Packets of all kinds that are forwarded unchanged, including extension headers and fragments.
 fn crossing(way: Way) -> Vec<Vec<u8>> {
     let extended = [&[17, 0, 1, 4, 0, 0, 0, 0][..], &[0, 1, 0, 2, 0, 8, 0, 0]].concat();
     let fragment = [&[17, 0, 0, 1, 0, 0, 0, 7][..], &[0; 16]].concat();

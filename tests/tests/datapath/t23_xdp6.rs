@@ -59,7 +59,7 @@ fn to_client(client: Ipv6Addr) -> Way {
     Way { from: (FAR, six(FAR)), to: (GATEWAY, client) }
 }
 
-/// It is as it came; the reasons are those that are counted.
+/// The packet is unchanged, and the reasons are those that are counted.
 fn assert_passed(rig: &mut Rig, what: &str, packet: &[u8], counted: &[Reason]) {
     let ran = rig.run("xdp_underlay", packet);
     assert_eq!((ran.verdict, &ran.counted[..]), (XDP_PASS, counted), "{what}");
@@ -101,7 +101,7 @@ fn the_clients_of_flows_in_use_are_kept() {
     rig.run("xdp_underlay", &ask);
     assert_eq!((rig.outsiders("addr6_ids_new").len(), rig.outsiders("addr6_ids").len()), (2, 0));
     rig.run("xdp_underlay", &vxlan(VNI, &udp6(to_client(CLIENT6), (80, 40_000), b"even")));
-    // The first to speak again moves the flow, the next one finds it moved.
+    // The first packet after the silence moves the flow, and the next one finds it moved.
     rig.run("xdp_underlay", &ask);
     rig.run("xdp_underlay", &ask);
     assert_eq!((rig.outsiders("addr6_ids_new").len(), rig.outsiders("addr6_ids").len()), (0, 2));

@@ -1,4 +1,5 @@
-//! The way to other nodes: remembered, and changed with the host's routes, neighbours and links.
+//! The cache of paths to other nodes: kept, and changed with the host's routes, neighbours and
+//! links.
 
 use std::{net::Ipv4Addr, process::Command, time::Duration};
 

@@ -1,5 +1,4 @@
-//! Containers that speak to a VIP: picks, translation there and back, and what happens when
-//! backends go.
+//! Containers that send to a VIP: selection, translation there and back, and stale backends.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 

@@ -1,4 +1,4 @@
-//! Schedulers, weights and affinity: which backend new flows to a service get.
+//! Schedulers, weights and affinity: the selection of backends for new flows.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -106,7 +106,7 @@ fn a_flow_that_its_client_ends_is_counted_once() {
         asked(&mut rig, &tcp((ME, 40_000), (VIP, 80), end));
         assert_eq!(rig.active(1), Some(1));
     }
-    // Counted out by the agent in between, it does not wrap around.
+    // The count does not wrap around, even if the agent corrected it in between.
     rig.set_active(1, Some(0));
     asked(&mut rig, &tcp((ME, 40_001), (VIP, 80), Tcp::Rst));
     assert_eq!(rig.active(1), Some(0));
@@ -130,7 +130,7 @@ fn of_two_idle_backends_the_heavier_one_is_taken() {
         }
         *picks.entry(connect(&mut rig, port)).or_insert(0) += 1;
     }
-    // Its three entries and the other's one are four: one of the two that are looked at is its.
+    // Its three entries and the other's one are four: one of the two that are compared is its own.
     assert_eq!(picks, BTreeMap::from([(2, 20)]));
 }
 
@@ -200,7 +200,7 @@ fn few_maglev_clients_get_another_backend_when_one_is_gone() {
     let after = picked(&mut rig);
     let moved = before.iter().zip(&after).filter(|(was, is)| **was != 5 && was != is).count();
     assert!(after.iter().all(|backend| *backend != 5));
-    // 400 of them had another backend than the one that went.
+    // 400 of them had another backend than the removed one.
     assert!(moved < 20, "{moved} of 400 moved");
 }
 

@@ -44,7 +44,7 @@ fn went(ran: &Ran, reason: Reason) {
     assert_eq!((ran.verdict, ran.counted.first()), (REDIRECT, Some(&reason)), "{ran:?}");
 }
 
-/// Addresses of an IPv4 frame, and that its header's checksum is right.
+/// Addresses of an IPv4 frame. Checks its header's checksum.
 fn addresses(frame: &[u8]) -> (Ipv4Addr, Ipv4Addr) {
     assert_eq!(ones_complement(&frame[14..34]), 0, "IPv4 header checksum");
     let at = |i: usize| Ipv4Addr::new(frame[i], frame[i + 1], frame[i + 2], frame[i + 3]);
@@ -76,7 +76,7 @@ fn fix_header(frame: &mut [u8]) {
     frame[24..26].copy_from_slice(&sum.to_ne_bytes());
 }
 
-/// Puts two fragments together again and checks the datagram.
+/// Reassembles two fragments and checks the datagram.
 fn joined(first: &[u8], later: &[u8]) -> Seen {
     assert_eq!(addresses(first), addresses(later));
     let mut whole = [first, &later[34..]].concat();
@@ -191,7 +191,7 @@ fn with_sctp(mut frame: Vec<u8>, (from, to): (u16, u16), chunk: u8) -> Vec<u8> {
     frame[23] = PROTO_SCTP;
     frame[34..36].copy_from_slice(&from.to_be_bytes());
     frame[36..38].copy_from_slice(&to.to_be_bytes());
-    // Verification tag, and a checksum that is as good as any on the way.
+    // Verification tag, and a checksum, which is not checked on the way.
     frame[38..46].copy_from_slice(&[0, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef]);
     frame[46..50].copy_from_slice(&[chunk, 0, 0, 4]);
     fix_header(&mut frame);

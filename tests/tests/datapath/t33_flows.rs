@@ -74,7 +74,7 @@ fn a_connection_that_one_side_has_ended_goes_on_and_one_that_both_have_is_soon_o
             [answer, |rig, flags| assert_eq!(ask(rig, flags), KNOWN)]
         };
         ended(&mut rig, Tcp::Fin);
-        // The side that has not ended it computes, and then answers.
+        // The side that has not closed computes, and then answers.
         for _ in 0..2 {
             rig.age_conntrack(100);
             open(&mut rig, Tcp::Data);
@@ -321,7 +321,7 @@ fn a_client_speaks_to_a_backend_through_the_vip_and_directly_from_one_port() {
             let seen = see(&ran.packet);
             assert_eq!((seen.from, seen.to), ((asked, 80), (ME, 40_000)), "{port}");
         }
-        // Without a flow through the VIP nothing is in the way.
+        // Without a flow through the VIP there is no collision.
         let direct = make((ME, 50_000), (FAR, 80), true);
         let ran = rig.run("from_container", &direct);
         assert_eq!(untunnel(&ran.packet).2[14..], direct[14..]);

@@ -77,7 +77,7 @@ impl Direct {
         }
     }
 
-    /// Has a node be known to have these addresses: its IPv6 addresses go by numbers.
+    /// Declares that a node has these addresses: IPv6 addresses go by address ids.
     fn knows(&mut self, node: Ipv4Addr, addresses: &[Ipv4Addr]) {
         let (node, family) = (self.rig.number(node), self.family);
         self.rig.set(|state| {

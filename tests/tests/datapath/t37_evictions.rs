@@ -90,7 +90,7 @@ fn connections_in_use_that_are_too_many_are_counted_where_they_are_evicted() {
     let (evicted, held) = flows_evicted(&rig, Lru::Conntrack);
     assert_eq!(evicted, 2 * u64::from(connections) - held);
     assert!(held <= u64::from(SIZE), "{held}");
-    // They have left the table of beginnings, and were not thrown out of it.
+    // They have left the table of new flows, and were not evicted from it.
     assert_eq!(flows_evicted(&rig, Lru::CtNew), (0, 0));
     let moved = 2 * u64::from(connections);
     assert_eq!(rig.lru_stats(Lru::CtNew), LruStats { made: moved, removed: moved });

@@ -326,7 +326,7 @@ fn what_does_not_fit_is_told_to_who_sent_it_and_of_what_it_sent() {
 
 #[test]
 fn a_container_reaches_the_ports_that_its_own_host_publishes() {
-    // On the service's network, and on another one, as whoever comes from outside.
+    // On the service's network, and on another one, as a client outside.
     for other_network in [false, true] {
         let mut rig = rig(ME, FAR);
         if other_network {
@@ -377,7 +377,7 @@ fn a_flood_of_addresses_outside_forgets_no_client_in_use() {
 
 #[test]
 fn a_client_outside_is_hashed_by_its_address_and_not_by_its_number() {
-    // Numbers differ from node to node; through every node a client must get the same backend.
+    // Address ids differ from node to node; through every node a client must get the same backend.
     let picked = |seed: [u64; 2]| -> Vec<Ipv6Addr> {
         let mut rig = rig(NEAR, NEAR);
         rig.service(SERVICE, VNI, VIP, &[(1, NEAR, true), (2, ME, true)]);

@@ -59,7 +59,7 @@ fn one_clients_flows_through_two_nodes_are_told_apart_at_the_backend(family: Fam
         let ran = rig.run("from_underlay", &vxlan(VNI, &data));
         assert_eq!(family.see(&ran.packet).from, family.at((CLIENT, 40_000)));
 
-        // Replies go back the way each flow came, with the client's own port.
+        // Replies take the path of each flow back, with the client's own port.
         for (port, node) in [(40_000, PEER), (translated, OTHER)] {
             let ran = rig.run("from_container", &family.tcp((NEAR, 80), (CLIENT, port), Tcp::Data));
             assert_eq!((ran.verdict, &ran.counted[..]), (REDIRECT, &[Reason::Encapsulated][..]));
@@ -76,8 +76,8 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     let mut rig = with_other_node(family, NEAR);
     let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
     let port = |ran: &Ran| family.see(&ran.packet).from.1;
-    // One through a node has ended, and 20 s later the client's next one through another node is
-    // given a port.
+    // A flow through a node has ended. 20 s later the client's next flow, through another node, is
+    // remapped.
     for flags in [Tcp::Syn, Tcp::Fin] {
         rig.run("from_underlay", &vxlan(VNI, &sent(flags)));
     }
@@ -97,7 +97,7 @@ fn a_flow_whose_port_was_changed_keeps_the_other_one_when_its_tuple_is_free_mean
     let ran = rig.run("from_container", &family.tcp((NEAR, 80), (CLIENT, changed), Tcp::Data));
     let (_, to, inner) = untunnel_any(&ran.packet);
     assert_eq!((to, family.see(&inner).to), (OTHER, family.at((CLIENT, 40_000))));
-    // A new connection is another flow and has the tuple.
+    // A new connection is another flow and gets the tuple.
     for flags in [Tcp::Syn, Tcp::Data] {
         let ran = rig.run("from_underlay", &vxlan_from(OTHER, VNI, &sent(flags)));
         assert_eq!(port(&ran), 40_000);
@@ -185,7 +185,7 @@ fn ports_that_were_given_are_free_again_when_their_flows_are_over(family: Family
     let mut rig = with_other_node(family, NEAR);
     let sent = |flags| family.tcp((CLIENT, 40_000), (NEAR, 80), flags);
     rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Syn)));
-    // Through more nodes in turn than there are ports to choose from, all of them before the first
+    // Flows go through more nodes in turn than there are ports to choose from, all before the first
     // one's end.
     let mut ports = BTreeSet::new();
     for number in 20..40 {
@@ -202,7 +202,7 @@ fn ports_that_were_given_are_free_again_when_their_flows_are_over(family: Family
         rig.age_conntrack(16);
         rig.run("from_underlay", &vxlan(VNI, &sent(Tcp::Data)));
     }
-    // Nobody has one that had it in TIME-WAIT, 60 s long, as long as there are others.
+    // No flow gets a port that was in TIME-WAIT, which lasts 60 s, as long as there are others.
     assert_eq!(ports.len(), 4, "{ports:?}");
 }
 

@@ -369,8 +369,8 @@ fn protocols_without_ports_sctp_and_unknown_fragments_have_no_way_out() {
     assert_eq!(rig.run("from_container", &echo(A, CLIENT, 13, 7)).counted, [Reason::NoWayOut]);
 }
 
-/// An ICMP error from `from` to the node about a packet that the node sent, of which it quotes
-/// `length` bytes from the IPv4 header on.
+/// An ICMP error from `from` to the node about a packet that the node sent. It quotes `length`
+/// bytes from the IPv4 header on.
 fn icmp_error(from: Ipv4Addr, kind: [u8; 2], about: &[u8], length: usize) -> Vec<u8> {
     let quoted = &about[14..about.len().min(14 + length)];
     // The next hop's MTU, if the error has one (RFC 1191, section 4).

@@ -1,4 +1,4 @@
-//! Truncated, mutated and random packets: every one gets a verdict and, when it is dropped, exactly
+//! Truncated, mutated and random packets: every one gets a verdict and, if it is dropped, exactly
 //! one reason; none is delivered in a state that its headers do not allow.
 
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const SERVES: u8 = ENDPOINT_FLAG_BACKEND | ENDPOINT_FLAG_PUBLISHED;
 const PROGRAMS: [&str; 3] = ["from_container", "from_underlay", "xdp_underlay"];
-/// Changed by hand to look at other packets; a failure prints the packet itself.
+/// Change it by hand to see other packets; a failure prints the packet itself.
 const SEED: u64 = 20_261_123;
 
 fn rig() -> Rig {

@@ -35,7 +35,7 @@ fn rig() -> Rig {
     rig
 }
 
-/// Slot, direction and reason of each endpoint's packet that went on, and its length.
+/// Counter index, direction and reason of each endpoint's forwarded packet, and its length.
 fn forwarded(ran: &Ran) -> Vec<(u32, Traffic, Reason, u64)> {
     let all = ran.told.forwarded.iter();
     all.map(|((index, traffic, reason), counter)| {
@@ -155,7 +155,7 @@ fn an_endpoint_without_a_slot_is_counted_by_its_network_only() {
     assert_eq!(ran.moved[&Reason::NoEndpoint], Counter { packets: 1, bytes: 52 });
 }
 
-/// Everything in `flags` is watched, for as long as a test may take.
+/// Watches all events in `flags`, for as long as a test may take.
 fn watch(flags: u32) -> Watch {
     Watch { until: u64::MAX, flags, snap: SNAP_MAX as u32, ..Watch::default() }
 }
@@ -228,7 +228,7 @@ fn a_new_flow_is_told_once_with_its_translation() {
     let [told] = &rig.events()[..] else { panic!("one event") };
     assert_eq!((told.event.kind, told.event.vni), (EVENT_FLOW, VNI));
     assert_eq!(told.event.reason, Reason::FlowCreated as u8);
-    // SAFETY: as many bytes as the type has, any of which are a valid value.
+    // SAFETY: there are as many bytes as the type has, and any bytes are a valid value.
     let flow = unsafe { told.payload.as_ptr().cast::<FlowStart>().read_unaligned() };
     assert_eq!(told.payload.len(), size_of::<FlowStart>());
     assert_eq!((flow.key.saddr, flow.key.daddr), (ME.into(), VIP.into()));
@@ -350,7 +350,7 @@ fn a_filter_lets_ipv6_through_as_it_says() {
     let question = udp6(to(FAR), (40_001, 53), b"question");
     let echo = ping6(to(NEIGHBOUR));
     let local = ping6(to(NEIGHBOUR).with(link_local(ME), link_local(NEIGHBOUR)));
-    // UDP behind destination options, which the filter does not look behind.
+    // UDP behind destination options, which the filter does not skip.
     let hidden =
         raw6(to(NEIGHBOUR), 60, 64, &[17, 0, 1, 4, 0, 0, 0, 0, 0x9c, 0x41, 0, 53, 0, 8, 0, 0]);
     let plain = ping(ME, NEIGHBOUR);
