@@ -23,8 +23,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Reads the lines of `--message-format=json`. Lines of another form are no messages of cargo's
-    /// and are passed over.
+    /// Reads the lines of `--message-format=json`. Lines of another form are not cargo's messages
+    /// and are skipped.
     pub(crate) fn read(stdout: &[u8]) -> Self {
         let mut report = Self::default();
         for line in stdout.split(|byte| *byte == b'\n') {
@@ -76,7 +76,7 @@ impl Report {
 /// Checks that a file is an object for the kernel's loader.
 ///
 /// # Errors
-/// [`Error::File`] when it cannot be read, [`Error::NotAnObject`] when it is something else.
+/// [`Error::File`] when it cannot be read, [`Error::NotAnObject`] when it is another kind of file.
 pub fn check_object(path: &Path) -> Result<(), Error> {
     let mut header = Vec::new();
     fs::File::open(path)

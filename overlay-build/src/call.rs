@@ -1,4 +1,4 @@
-//! The nested call of cargo, put together without running anything.
+//! The nested call of cargo, which this module builds but does not run.
 
 use std::{
     env,
@@ -64,8 +64,8 @@ impl CargoCall {
         if build_std {
             call.args(["-Z", "build-std=core"]);
         } else {
-            // aya-ebpf uses asm_experimental_arch. Exactly this name: with `1` aya's build scripts
-            // would take the compiler for a nightly.
+            // aya-ebpf uses asm_experimental_arch. The value must be exactly this name: with `1`
+            // aya's build scripts would consider the compiler a nightly.
             call.env("RUSTC_BOOTSTRAP", "aya_ebpf");
         }
         call.env("RUSTC", &compiler.rustc);
@@ -112,7 +112,8 @@ impl CargoCall {
         self
     }
 
-    /// The call with this process's environment, less what must not reach the nested cargo.
+    /// The call with this process's environment, without the variables that must not reach the
+    /// nested cargo.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).env_clear();

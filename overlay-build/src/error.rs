@@ -40,7 +40,7 @@ pub enum Error {
         /// The folders that were searched.
         searched: Vec<PathBuf>,
     },
-    /// The variable for a prebuilt object does not name one.
+    /// The value of the variable for a prebuilt object is not usable.
     #[error("{OBJECT_VARIABLE} must be the absolute path of an eBPF object: {reason}")]
     Prebuilt {
         /// The object that it names.
@@ -59,7 +59,7 @@ pub enum Error {
     Compile {
         /// The compiler.
         rustc: PathBuf,
-        /// Its errors, or the end of cargo's output when there are none.
+        /// The compiler's errors, or the end of cargo's output if there are none.
         messages: String,
     },
     /// Cargo succeeded and named no object.

@@ -150,7 +150,7 @@ fn target_dir_beside(out: &Path, features: &[&str]) -> PathBuf {
     outer.or(out.parent()).unwrap_or(Path::new(".")).join(name)
 }
 
-/// The value of an environment variable, with an empty one taken as not set.
+/// The value of an environment variable; an empty value counts as not set.
 fn variable(name: &str) -> Option<std::ffi::OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }

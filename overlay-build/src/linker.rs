@@ -10,8 +10,8 @@ use std::{
 
 use crate::{Error, variable};
 
-/// The version of bpf-linker the compilers here are paired with. Later ones want LLVM 23, which is
-/// newer than the LLVM of Debian's compiler.
+/// The version of bpf-linker for these compilers. Later versions need LLVM 23, which is newer than
+/// the LLVM of Debian's compiler.
 pub const LINKER_VERSION: &str = "0.10.3";
 
 /// The major version of LLVM that [`LINKER_VERSION`] is built for: it reads bitcode up to this one.
@@ -38,7 +38,7 @@ pub fn linker_install_args() -> [&'static str; 8] {
     ]
 }
 
-/// Finds bpf-linker in cargo's own folder and in PATH; one of another version is passed over.
+/// Finds bpf-linker in cargo's own folder and in PATH; other versions are skipped.
 ///
 /// # Errors
 /// [`Error::NoLinker`] with the linkers found and the commands that install one.
@@ -77,7 +77,7 @@ fn version_of(path: &Path) -> Option<String> {
     text.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// Makes a folder inside `target_dir` with nothing but a link to the LLVM that bpf-linker must
+/// Makes a folder inside `target_dir` that contains only a link to the LLVM that bpf-linker must
 /// load.
 ///
 /// bpf-linker opens the first `libLLVM*` that it meets in the folders of LD_LIBRARY_PATH. Debian

@@ -110,7 +110,7 @@ impl Surroundings {
                         sysroot: facts.sysroot,
                     }));
                 }
-                // Kept, not returned: a later compiler may have libcore ready.
+                // The error is kept, not returned: a later compiler may have libcore ready.
                 Ok(Way::BuildStd) if with_source.is_none() => {
                     let cargo = facts.sysroot.join("bin/cargo");
                     let rustc = facts.sysroot.join("bin/rustc");
@@ -192,7 +192,7 @@ fn find_in_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-/// Asks a compiler. None when it does not run: then it is no candidate.
+/// Asks a compiler for its properties. Returns `None` if it does not run: then it is no candidate.
 fn probe(rustc: &Path) -> Option<Facts> {
     let ask = |argument: &[&str]| {
         let output = Command::new(rustc)

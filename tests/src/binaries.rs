@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
-/// The `overlay` binary: `OVERLAY_BIN`, or the one that the same cargo build made.
+/// The `overlay` binary: `OVERLAY_BIN`, or the binary of the same cargo build.
 ///
 /// # Errors
 /// Says which command builds it.

@@ -92,8 +92,8 @@ impl Attr {
 }
 
 /// Reads all entries of a map with keys and values of these sizes, by few calls. A value of a
-/// per-CPU map has the size of those of all possible CPUs. Returns the keys, and the values, one
-/// behind another.
+/// per-CPU map has the size of the values of all possible CPUs. Returns the keys and the values,
+/// each in one vector.
 ///
 /// # Errors
 /// If the map has no batch operations: some kinds have none on some kernels.
@@ -163,7 +163,7 @@ pub fn zero(map: impl AsFd, value: usize, count: u32) -> Result<(), Errno> {
     unsafe { update(map, keys.as_ptr().cast(), values.as_ptr(), count) }
 }
 
-/// Writes entries, of which a value is that of all CPUs.
+/// Writes entries. A value of a per-CPU map is that of all CPUs.
 ///
 /// # Errors
 /// The kernel rejects the call.
@@ -189,7 +189,7 @@ unsafe fn update(
     attr.u32(COUNT, count).fd(MAP, &map).call(MAP_UPDATE_BATCH).map(drop)
 }
 
-/// Removes everything from a map with keys of this size that is no array.
+/// Removes all entries from a map with keys of this size that is no array.
 ///
 /// # Errors
 /// The kernel rejects the call.

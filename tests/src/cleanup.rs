@@ -1,8 +1,8 @@
-//! Removing all traces of an instance, and finding those that are left.
+//! Removes all traces of an instance, and finds those that are left.
 //!
-//! Everything is found by the instance's prefix, so that another process can do it: the guardian,
-//! or `overlay-demo --clean PREFIX`. Processes are found by the variable in their environment that
-//! carries the prefix, never by name.
+//! All objects are found by the instance's prefix, so that another process can remove them: the
+//! guardian, or `overlay-demo --clean PREFIX`. Processes are found by the variable in their
+//! environment that carries the prefix, never by name.
 
 use std::{
     path::{Path, PathBuf},

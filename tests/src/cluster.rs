@@ -52,7 +52,7 @@ impl Options {
     }
 }
 
-/// A machine on the underlay that is no part of the cluster.
+/// A machine on the underlay outside the cluster.
 #[derive(Debug)]
 pub struct Client {
     name: String,
@@ -216,7 +216,7 @@ impl Cluster {
         })
     }
 
-    /// Adds a machine that is connected to nothing but another one's new interface. `addresses` are
+    /// Adds a machine that is connected only to a new interface of another machine. `addresses` are
     /// that interface's and the new machine's, of one /24.
     ///
     /// # Errors
@@ -239,7 +239,8 @@ impl Cluster {
         })
     }
 
-    /// Pulls the cable of a host out of the switch: nothing reaches it, and it reaches nothing.
+    /// Pulls the cable of a host out of the switch: no packet reaches it, and none of its packets
+    /// arrives.
     ///
     /// # Errors
     /// The error of `ip`.

@@ -28,7 +28,7 @@ pub struct ContainerBuilder<'a> {
     host: &'a Host,
     name: String,
     args: Vec<String>,
-    /// False for network modes in which nothing is attached.
+    /// False for network modes without an attachment.
     attached: bool,
     /// The addresses that servers of the testkit listen on: IPv4 addresses, or those of both
     /// families.
@@ -61,7 +61,7 @@ impl<'a> ContainerBuilder<'a> {
         self.option("-p", port)
     }
 
-    /// Has servers listen on their addresses of this family too.
+    /// Makes servers listen on their addresses of this family too.
     #[must_use]
     pub fn family(mut self, family: Family) -> Self {
         self.family = family;
@@ -197,8 +197,8 @@ fn command_pid(run: &mut Process) -> anyhow::Result<Pid> {
 /// becomes the command.
 fn command_of(pid: Pid, overlay: &Path) -> Option<Pid> {
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    // On its way to become `overlay`: we, as posix_spawn(3) returns a moment before the kernel
-    // shows the new program, then `nsenter`.
+    // Before it becomes `overlay`, the process is first this program, as posix_spawn(3) returns a
+    // moment before the kernel shows the new program, and then `nsenter`.
     if executable.ends_with("nsenter") || std::env::current_exe().is_ok_and(|own| own == executable)
     {
         return None;
@@ -273,7 +273,7 @@ impl Container {
         self.ip_on(0)
     }
 
-    /// Its address on network `index` of those it was given.
+    /// Its address on its network with this `index`.
     ///
     /// # Errors
     /// If it has none.
@@ -336,7 +336,7 @@ impl Container {
     /// If it does not end, or ends with an error.
     pub fn stop(mut self) -> anyhow::Result<Output> {
         let output = self.process.stop()?;
-        // Some programs, etcd among them, end themselves by the signal once they are done.
+        // Some programs, for example etcd, end themselves by the signal after their cleanup.
         match output.status.code() {
             Some(ENDED_BY_SIGTERM) => Ok(output),
             _ => output.success(),

@@ -69,10 +69,11 @@ pub struct Attachment<'a> {
     pub machine: &'a str,
     /// Address of the machine.
     pub address: Ipv4Addr,
-    /// Behave like wire: no checksum offload and no segmentation offload on either side, so that
-    /// XDP sees real checksums in frames of at most the MTU. The switch's side has an XDP program
-    /// that passes everything: without one the kernel queues what XDP_TX sends out of a veth at its
-    /// peer, but does not wake the peer (`veth_xdp_flush`, seen on Linux 6.18 with GRO alone).
+    /// Makes both ends behave like a cable: no checksum offload and no segmentation offload on
+    /// either side, so that XDP sees real checksums in frames of at most the MTU. The switch's side
+    /// has an XDP program that passes every packet: without one the kernel queues frames of XDP_TX
+    /// out of a veth at its peer, but does not wake the peer (`veth_xdp_flush`, seen on Linux 6.18
+    /// with GRO alone).
     pub wire: bool,
     /// MTU of the link in bytes, if it is not Ethernet's usual one.
     pub mtu: Option<u32>,

@@ -140,7 +140,7 @@ pub trait Place {
         Ok(heard)
     }
 
-    /// Checks that no TCP connection to `HOST:PORT` comes about.
+    /// Checks that no TCP connection to `HOST:PORT` succeeds.
     ///
     /// # Errors
     /// If one does.
@@ -148,7 +148,7 @@ pub trait Place {
         none(self, target, self.ask(&["tcp-get", target, "--timeout-ms", "800"])?)
     }
 
-    /// Checks that nothing answers a datagram to `HOST:PORT`.
+    /// Checks that a datagram to `HOST:PORT` gets no answer.
     ///
     /// # Errors
     /// If something does.
@@ -171,7 +171,7 @@ pub trait Place {
         Ok(())
     }
 
-    /// Checks that nothing answers ICMP echo at an address.
+    /// Checks that an ICMP echo request to an address gets no answer.
     ///
     /// # Errors
     /// If something does.

@@ -1,4 +1,4 @@
-//! Running programs: to their end with a time limit, or in the background.
+//! Runs programs: to their end with a time limit, or in the background.
 
 use std::{
     fs::File,
@@ -46,7 +46,7 @@ impl Output {
         bail!("{}", self.describe())
     }
 
-    /// Itself if the program failed with an ordinary exit status.
+    /// The output itself if the program failed with an ordinary exit status.
     ///
     /// # Errors
     /// The output, if the program did not fail.

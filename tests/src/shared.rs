@@ -9,9 +9,9 @@ use anyhow::bail;
 
 use crate::cluster::Cluster;
 
-/// A cluster that the first test makes that wants it. It is removed when a test of another file
-/// wants one and no test has this one, or when the test program ends. Tests take turns, so that one
-/// test's load does not slow another.
+/// A cluster that the first test that needs it makes. It is removed when a test of another file
+/// needs one and no test uses this one, or when the test program ends. Tests take turns, so that
+/// one test's load does not slow another.
 pub struct Shared<T = Cluster> {
     make: fn() -> anyhow::Result<T>,
     file: &'static str,
@@ -58,7 +58,7 @@ extern "C" fn teardown() {
     }
 }
 
-/// Removes the clusters of other files that no test has.
+/// Removes the clusters of other files that no test uses.
 fn remove_others(file: &str) {
     let others = made().extract_if(.., |(of, _)| *of != file).collect::<Vec<_>>();
     let kept: Vec<_> = others.into_iter().filter(|(_, remove)| !remove(false)).collect();

@@ -47,7 +47,7 @@ pub fn patience() -> u32 {
     factor.unwrap_or(1).max(1)
 }
 
-/// Asks again until the answer is good, for at most `limit` times [`patience`].
+/// Repeats the request until the answer is good, for at most `limit` times [`patience`].
 ///
 /// # Errors
 /// The condition that did not come true, and the last answer.

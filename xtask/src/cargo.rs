@@ -59,8 +59,8 @@ fn is_about_us(name: &OsStr) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Runs `cargo build` and lists the programs it has made. Its progress and the compiler's words go
-/// to stderr.
+/// Runs `cargo build` and lists the programs it has made. Its progress and the compiler's messages
+/// go to stderr.
 ///
 /// # Errors
 /// Cargo cannot be run or fails.

@@ -34,7 +34,7 @@ pub struct Check {
 
 /// How a step ended.
 enum Outcome {
-    /// One that passes or fails as a whole: a failure counts as one, success is no test.
+    /// A step that passes or fails as a whole: a failure counts as one, success counts as no test.
     Check(bool),
     /// One that counts tests.
     Tests(Totals),

@@ -126,7 +126,7 @@ fn connect(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     Ok(vec![("connect", "thousand/s", driven.arrived as f64 / driven.seconds / 1e3)])
 }
 
-/// Times one program of the daemon on host 1, which must send the frame on.
+/// Times one program of the daemon on host 1, which must forward the frame.
 pub fn single(
     rig: &Rig,
     (kind, program): (&str, &str),
@@ -171,7 +171,7 @@ fn decap(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     Ok(vec![("from_underlay_to_local", "ns", took)])
 }
 
-/// Single runs beside few and many endpoints, in a process and a namespace of their own.
+/// Single runs beside few and many endpoints, in their own process and namespace.
 fn flatness(_: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     if subject != Subject::Overlay {
         return Ok(vec![]);

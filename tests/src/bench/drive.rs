@@ -1,4 +1,4 @@
-//! The sending side: one kind of traffic for a while, and what came of it.
+//! The sending side: one kind of traffic for a while, and its results.
 
 use std::{
     io::{Read as _, Write as _},
@@ -189,7 +189,7 @@ fn udp_echo(args: &DriveArgs) -> anyhow::Result<Driven> {
         loop {
             socket.send(&number.to_be_bytes())?;
             let mut answer = [0; 4];
-            // One that was lost counts with the time it took to notice.
+            // A lost exchange counts with the time until the loss was noticed.
             if socket.recv(&mut answer).is_ok() && u32::from_be_bytes(answer) == number {
                 return Ok(());
             }

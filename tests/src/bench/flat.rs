@@ -81,7 +81,7 @@ fn time(rig: &mut Rig, out: bool, of: u32) -> anyhow::Result<f64> {
     let empty = kernel::empty(ProgramType::Tc)?;
     let (mut took, mut nothing) = (Vec::new(), Vec::new());
     for run in 0..RUNS {
-        // A step that shares no factor with any size, and is no neighbour in memory.
+        // A step that has no common factor with any size, and leads to no neighbour in memory.
         let other = (far(run.wrapping_mul(61_803) % of), 9);
         let (program, frame) = if out {
             ("from_container", packets::udp((HERE, 40_000), other, &[0; 18]))

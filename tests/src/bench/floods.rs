@@ -1,4 +1,4 @@
-//! Packets as fast as they go: into the tunnel, and out of it through TC and through XDP.
+//! Packets as fast as possible: into the tunnel, and out of it through TC and through XDP.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -124,8 +124,8 @@ impl Flood<'_> {
     }
 }
 
-/// Into the tunnel: frames that leave a container, counted on the other host in front of
-/// everything. On the underlay, frames that leave the host.
+/// Encapsulation: frames that leave a container, counted on the other host before any other
+/// program. On the underlay, frames that leave the host.
 pub fn encap(rig: &Rig, subject: Subject) -> anyhow::Result<Vec<Value>> {
     let (way, hosts) = (rig.way(subject), rig.way(Subject::Underlay));
     let (client, server) = way.addresses;

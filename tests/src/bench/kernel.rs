@@ -1,5 +1,5 @@
-//! The few bpf(2) calls that aya has no words for: programs of some instructions, runs with live
-//! frames, runs of programs that another process has pinned.
+//! The bpf(2) calls that aya lacks: programs of a few instructions, runs with live frames, runs of
+//! programs that another process has pinned.
 
 use std::{
     ffi::CString,
@@ -227,7 +227,7 @@ pub fn index_of(device: &str) -> anyhow::Result<u32> {
     nix::net::if_::if_nametoindex(device).with_context(|| format!("interface {device}"))
 }
 
-/// A counter, and a program that counts in it and has everything dropped.
+/// A counter, and a program that counts in it and drops every packet.
 fn counting(kind: ProgramType, drop: u32) -> anyhow::Result<(OwnedFd, OwnedFd)> {
     const LOOKUP: u32 = 1;
     let map = array(8, 1).context("make the counter")?;
@@ -320,7 +320,7 @@ pub fn run_xdp(program: &OwnedFd, frame: &[u8]) -> anyhow::Result<(u32, u32)> {
     Ok((attr.read(4), attr.read(36)))
 }
 
-/// Hands `count` copies of a frame to an XDP program, and acts upon its verdicts.
+/// Runs an XDP program on `count` copies of a frame, and executes its verdicts.
 ///
 /// # Errors
 /// The kernel rejects the run.

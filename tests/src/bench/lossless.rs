@@ -1,4 +1,4 @@
-//! The highest rate at which nothing is lost: a search over trials, as in RFC 2544, section 26.1.
+//! The highest rate without loss: a search over trials, as in RFC 2544, section 26.1.
 
 use anyhow::ensure;
 
@@ -14,11 +14,11 @@ pub struct Trial {
 /// A loss below one per thousand is chance, for example an interruption by a timer.
 const LOSSLESS: f64 = 0.999;
 
-/// A rate loses packets if it does so this many times in a row: what else the machine does makes
-/// any rate lose some now and then.
+/// A rate is too high if it loses packets this many times in a row: other work of the machine makes
+/// any rate lose some packets at times.
 const TRIES: u32 = 2;
 
-/// The search ends when no more than this part of the rate is open.
+/// The search ends when the remaining interval is at most this part of the rate.
 const PRECISION: f64 = 0.02;
 
 /// The search ends here if hardly any frames arrive: at a rate a thousand times smaller than the
@@ -79,7 +79,7 @@ pub fn search(mut run: impl FnMut(Option<f64>) -> anyhow::Result<Trial>) -> anyh
 mod tests {
     use super::*;
 
-    /// A way that carries so much, and of more only `beyond` of it.
+    /// A path that carries so much, and only `beyond` of the excess.
     fn way(carries: f64, beyond: f64) -> impl Fn(f64) -> Trial {
         move |rate| Trial {
             offered: rate,

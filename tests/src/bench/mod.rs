@@ -1,8 +1,8 @@
 //! `overlay-bench`: overlay beside the bare underlay and the kernel's own vxlan device.
 //!
-//! All three are measured on one pair of hosts, in rounds: every round runs every case on every
-//! subject, each time beginning with another subject, so that what disturbs the machine for a while
-//! disturbs all alike.
+//! All three are measured on one pair of hosts, in rounds. Every round runs every case on every
+//! subject and begins with another subject, so that a disturbance of the machine affects all of
+//! them.
 
 mod cases;
 mod drive;
@@ -189,7 +189,7 @@ fn machine(rounds: u32, placement: Placement) -> anyhow::Result<Machine> {
     Ok(Machine { kernel, cpus: require_cpus()?, rounds, placement })
 }
 
-/// Every case on every subject, beginning with another subject each time.
+/// Runs every case on every subject, and begins with another subject each time.
 fn one_round(rig: &Rig, wanted: &[&Measurement], round: u32) -> anyhow::Result<Vec<Sample>> {
     let mut samples = Vec::new();
     for measurement in wanted {

@@ -128,8 +128,8 @@ pub fn send(
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Has a signal interrupt what this process does then, and again and again in case it came before
-/// the call that it is to interrupt; never, if that is now.
+/// Makes a signal interrupt this process's call at that time, and repeats it in case it came before
+/// the call. Without a time, no signal comes.
 fn interrupt_after(duration: Duration) -> anyhow::Result<()> {
     // Without SA_RESTART.
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());

@@ -50,12 +50,14 @@ impl Placement {
 pub enum Side {
     /// It sends.
     Client = 1,
-    /// It receives, and goes first where both are on one CPU: what arrives is taken at once.
+    /// It receives, and has the higher priority if both are on one CPU: packets are received at
+    /// once.
     Server = 2,
 }
 
-/// Keeps this thread, and those it starts, on one CPU, ahead of everything that is no real-time
-/// program (`SCHED_FIFO`): other work of the machine then disturbs by the caches only.
+/// Pins this thread, and the threads that it starts, to one CPU, with a priority above all programs
+/// without real-time priority (`SCHED_FIFO`). Other work of the machine then disturbs it only
+/// through the caches.
 ///
 /// # Errors
 /// If there is no such CPU, or without root.
@@ -125,8 +127,8 @@ pub struct PinnedArgs {
     command: Vec<String>,
 }
 
-/// Becomes another program, as [`to_cpu`] but for its threads, which take turns (`SCHED_RR`): one
-/// that waits for a time to end is not kept waiting by one that works.
+/// Becomes another program, like [`to_cpu`] but with threads that take turns (`SCHED_RR`): a thread
+/// that waits for a timer is not delayed by a thread that works.
 ///
 /// # Errors
 /// If there is no such CPU or program, or without root.

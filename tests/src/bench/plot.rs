@@ -15,7 +15,7 @@ const LONGEST: f64 = 2.5;
 /// A subject of the comparison: its name and its colour.
 pub type Subject = (&'static str, &'static str);
 
-/// The colour of what everything is relative to, of what overlay replaces, and of overlay.
+/// The colours of the base of the comparison, of the subject that overlay replaces, and of overlay.
 pub const COLOURS: [&str; 3] = ["#9aa5b1", "#d98c3f", "#2f6fb0"];
 
 /// One case: a bar for each subject that was measured, all relative to the first of them.

@@ -26,7 +26,7 @@ pub struct Threads<'a> {
     before: BTreeSet<i32>,
 }
 
-/// Such threads at some places, until this is dropped.
+/// Such threads at some places, until this value is dropped.
 #[derive(Debug)]
 pub struct Started<'a> {
     device: &'a str,

@@ -1,4 +1,4 @@
-//! Two hosts, and a pair of places on each of the three ways between them.
+//! Two hosts, and a pair of places on each of the three paths between them.
 //!
 //! Two links join the hosts. One belongs to overlay. The other carries the subjects that overlay is
 //! compared with, so that overlay's program on its own link does not disturb them.
@@ -236,8 +236,8 @@ pub fn wire(host1: &str, host2: &str, name: &str, net: &str) -> anyhow::Result<(
     Ok(())
 }
 
-/// Containers as Docker's overlay has them: a namespace per host with a bridge and the vxlan
-/// device, which was made in the host's namespace; forwarding entries and neighbours are static.
+/// Containers as in Docker's overlay: a namespace per host with a bridge and the vxlan device,
+/// which was made in the host's namespace; forwarding entries and neighbours are static.
 fn kernel_vxlan(cluster: &Cluster) -> anyhow::Result<Way> {
     let instance = cluster.instance();
     let mut spots = Vec::new();

@@ -37,8 +37,8 @@ pub fn percentile(values: &mut [u64], percent: u64) -> Option<u64> {
     values.get(usize::try_from(rank - 1).ok()?).copied()
 }
 
-/// Mean of the middle half of the values, which the clock's ticks and what disturbs some runs do
-/// not move; 0 if there are fewer than four. Sorts them.
+/// Mean of the middle half of the values, which clock ticks and disturbed runs do not change; 0 if
+/// there are fewer than four. Sorts them.
 pub fn middle_mean(values: &mut [u64]) -> f64 {
     values.sort_unstable();
     let middle = &values[values.len() / 4..values.len() * 3 / 4];

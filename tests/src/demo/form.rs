@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::report::{Report, expect};
 use crate::{cluster::Cluster, host::Host, place::Place as _, wait::eventually};
 
-/// `overlay init`, `overlay join`, what Docker users look at first, and the network.
+/// `overlay init`, `overlay join`, the first commands of Docker users, and the network.
 pub fn form(cluster: &Cluster, report: &mut Report) -> anyhow::Result<()> {
     report.step("The cluster: overlay init, overlay join");
     let (first, others) = cluster.hosts().split_first().context("no hosts")?;

@@ -1,4 +1,4 @@
-//! Step 5: a container on another network reaches nothing of mynet.
+//! Step 5: a container on another network reaches no endpoint of mynet.
 
 use std::net::IpAddr;
 

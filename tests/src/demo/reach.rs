@@ -33,7 +33,7 @@ pub fn from_client(cluster: &Cluster, report: &mut Report) -> anyhow::Result<()>
             };
         }
     }
-    // hello has no backend on the first host, so this is the longest way.
+    // hello has no backend on the first host, so this is the longest path.
     let target = cluster.host(1).port(8080);
     report.check("both replicas of hello get a share of 40 connections", || {
         shares(&client.http_get_many(&target, 40)?, 2)

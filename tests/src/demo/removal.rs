@@ -1,4 +1,4 @@
-//! The last step: everything is removed, and nothing is left.
+//! The last step: everything is removed, and no object is left.
 
 use std::{collections::BTreeSet, time::Duration};
 

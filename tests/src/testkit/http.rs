@@ -1,4 +1,4 @@
-//! `http` and `http-get`: HTTP/1.1 with keep-alive, as much of RFC 9112 as a load test needs.
+//! `http` and `http-get`: HTTP/1.1 with keep-alive, the part of RFC 9112 that a load test needs.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -34,7 +34,7 @@ pub fn serve(args: &HttpArgs) -> anyhow::Result<ExitCode> {
     let HttpArgs { identity, sick } = args;
     let (name, host, sick) = (identity.name.clone(), identity.host()?, sick.clone());
     serve::accept(identity.listen, move |stream| {
-        // A connection that breaks is its client's to report.
+        // The client reports a broken connection.
         let _ = converse(stream, &name, &host, sick.as_deref());
     })
 }

@@ -50,8 +50,8 @@ pub struct LoadReport {
     pub requests: u64,
     /// Connections tried.
     pub connections: u64,
-    /// Connections that were made, but not before Linux sends a SYN again: one was lost, or not
-    /// believed.
+    /// Connections that were made only after Linux sent a second SYN: the first was lost, or not
+    /// accepted.
     pub slow: u64,
     /// Failures by kind.
     pub failed: BTreeMap<FailureKind, u64>,

@@ -12,7 +12,7 @@ use super::{Answer, Asked, Failure, FailureKind, Identity, Target, answer, serve
 pub fn serve(identity: &Identity) -> anyhow::Result<ExitCode> {
     let (name, host) = (identity.name.clone(), identity.host()?);
     serve::accept(identity.listen, move |stream| {
-        // A connection that breaks is its client's to report.
+        // The client reports a broken connection.
         let _ = greet(stream, &name, &host);
     })
 }

@@ -1,4 +1,4 @@
-//! docs/maps.md: the maps as the programs declare them, in the words of the doc comments.
+//! docs/maps.md: the maps from the programs' declarations, with the text of the doc comments.
 //!
 //! Kind, size, key and value come from the declarations in `overlay-ebpf`
 //! (`#[btf_map(name = ..)]`). The words come from doc comments in `overlay-common` whose paragraphs
@@ -10,7 +10,7 @@
 //! - ``Value of map `name`, per-CPU array ..``
 //! - ``Entries of map `name`, a program array: ..``
 //!
-//! A map that only the programs know needs none of these: its value's own comment describes it.
+//! A map that only the programs use needs none of these: its value's own comment describes it.
 
 use std::{fmt::Write as _, path::PathBuf};
 

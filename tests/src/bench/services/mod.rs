@@ -1,5 +1,5 @@
 //! `overlay-bench services`: services of overlay beside their backends' own addresses and beside
-//! nftables or IPVS over the kernel's vxlan device, in rounds as the other comparison.
+//! nftables or IPVS over the kernel's vxlan device, in rounds like the other comparison.
 
 mod cases;
 mod floods;
@@ -86,7 +86,7 @@ pub fn compare(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
         for measurement in &wanted {
             for subject in order(round, args.against) {
                 let values = match measurement.run(&rig, subject) {
-                    // The other rounds count; that this one does not is part of the result.
+                    // The other rounds count. The failure of this round is part of the result.
                     Err(error) if error.is::<web::Failed>() => {
                         let failure = Failure::new(round, measurement.name, subject, &error);
                         eprintln!("{failure}");

@@ -1,7 +1,7 @@
-//! Services as kube-proxy and Docker make them, without overlay: two nodes, joined by a wire and by
-//! the kernel's vxlan device, pods with routes of their own, and nftables that picks a backend
-//! (`numgen`) and changes the destination, or IPVS that does (masquerading). There is no bridge,
-//! which favours this side.
+//! Services like those of kube-proxy and Docker, without overlay: two nodes, joined by a link and
+//! by the kernel's vxlan device, and pods with their own routes. Either nftables picks a backend
+//! (`numgen`) and changes the destination, or IPVS does (masquerading). There is no bridge, which
+//! favours this side.
 
 use std::{io::Write as _, net::Ipv4Addr};
 

@@ -180,7 +180,8 @@ fn established(rig: &mut Rig, services: u32) -> anyhow::Result<f64> {
         answer(rig);
         rig.time("from_container", &packet(service, Tcp::Data));
     }
-    // A step that shares no factor with any number of services, and is no neighbour in memory.
+    // A step that has no common factor with any number of services, and leads to no neighbour in
+    // memory.
     let service = |run: u32| 1 + run.wrapping_mul(61_803) % services;
     time(rig, ("from_container", REDIRECT), |run| packet(service(run), Tcp::Data))
 }

@@ -165,7 +165,7 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// Asks for the page as often as it goes. Returns thousands of requests a second and latencies,
+/// Requests the page as often as possible. Returns thousands of requests a second and latencies,
 /// under names that begin with that of the case.
 ///
 /// # Errors
