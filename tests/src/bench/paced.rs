@@ -128,8 +128,8 @@ pub fn send(
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Makes a signal interrupt this process's call at that time, and repeats it in case it came before
-/// the call. Without a time, no signal comes.
+/// Makes a signal interrupt this process's call after `duration`, and repeats it in case it came
+/// before the call. A duration of zero means that no signal comes.
 fn interrupt_after(duration: Duration) -> anyhow::Result<()> {
     // Without SA_RESTART.
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());

@@ -21,7 +21,7 @@ pub const CLIENT_CPU: usize = 0;
 /// Where the two sides run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Placement {
-    /// Both sides on one CPU: no wake-up of another CPU is measured with the path.
+    /// Both on one CPU: no wake-up of another CPU is measured with the path.
     Together,
     /// Each on its own CPU.
     Apart,
@@ -50,8 +50,7 @@ impl Placement {
 pub enum Side {
     /// It sends.
     Client = 1,
-    /// It receives, and has the higher priority if both are on one CPU: packets are received at
-    /// once.
+    /// It receives, and goes first where both are on one CPU: what arrives is taken at once.
     Server = 2,
 }
 
@@ -107,7 +106,7 @@ fn set_policy(thread: Pid, priority: libc::c_int, policy: libc::c_int) -> anyhow
 /// `nobody` and `nogroup` of Debian, and the kernel's overflow user and group.
 pub const NOBODY: u32 = 65_534;
 
-/// A program that does not place itself, and its CPU.
+/// A program that knows nothing of this, and where it runs.
 #[derive(Clone, Debug, Args)]
 pub struct PinnedArgs {
     /// CPU to run on.

@@ -26,7 +26,7 @@ struct Args {
     underlay: Choice,
 }
 
-/// The underlays to run on.
+/// Which underlays to run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
     /// IPv4.
