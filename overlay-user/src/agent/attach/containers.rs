@@ -84,7 +84,7 @@ impl Container {
         *lock(&self.phase) = phase;
     }
 
-    /// Whether it is wired, and stays so for now.
+    /// Whether its interfaces are in place and no detach has begun.
     pub fn is_attached(&self) -> bool {
         self.phase() == Phase::Attached
     }
